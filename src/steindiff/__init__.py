@@ -1,0 +1,33 @@
+"""Few-step diffusion sampling with step corrections by Stein's identity; see README.md for a tour."""
+
+from steindiff import denoisers, divergence, grids, rules, schedules, solvers
+from steindiff.correction import Corrected
+from steindiff.denoisers import Denoiser
+from steindiff.divergence import Hutchinson
+from steindiff.errors import InputError, ModelFileError, NonFiniteError, SteindiffError
+from steindiff.noise import generators, initial_noise
+from steindiff.sampling import SampleResult, sample, steps
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Corrected",
+    "Denoiser",
+    "Hutchinson",
+    "InputError",
+    "ModelFileError",
+    "NonFiniteError",
+    "SampleResult",
+    "SteindiffError",
+    "analytic",
+    "denoisers",
+    "divergence",
+    "generators",
+    "grids",
+    "initial_noise",
+    "rules",
+    "sample",
+    "schedules",
+    "solvers",
+    "steps",
+]

@@ -1,0 +1,181 @@
+"""The Stein correction as a wrapper: any solver in, a corrected solver out.
+
+One step of the wrapped solver proposes T(y). In the frame of the blend, where the state is x = α y, the residual is
+u = x − T(x) and the corrected state is
+
+    x' = (1−γ) x + γ T(x),        γ = [(1 − 1/α) E⟨u,x⟩ + (σ²/α) E[∇·u]] / E‖u‖²        (SteinDiff Eq. 11, Algorithm 1)
+
+with E the mean over the batch. In VE coordinates, where the solvers work, the same blend is y' = lerp(ρ y, T(y), γ) with
+ρ = α/α', and u/α' = ρ y − T(y); its divergence with respect to x is that of y ↦ y − T(y)/ρ with respect to y.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from steindiff.denoisers import Counter, Denoiser, schedule_of
+from steindiff.divergence import Choice, Estimator, Hutchinson
+from steindiff.errors import InputError
+from steindiff.rules import Decision, Moments, Need, Rule
+from steindiff.schedules import VE, Schedule
+from steindiff.solvers.base import Interval, Solver, State, Step
+
+__all__ = ["Corrected", "CorrectedState", "Correction"]
+
+
+class Correction(NamedTuple):
+    """What one corrected step did: its moments, its decision, and the network derivatives it took."""
+
+    moments: Moments
+    decision: Decision
+    noise_ratio: Tensor
+    """σ̂/σ, see `_noise_ratio`; NaN where no network derivative was taken."""
+    jvps: int
+    vjps: int
+
+
+@dataclass(frozen=True)
+class CorrectedState:
+    """The wrapped solver's state, the resolved estimator, what each step needs, and the last step's record."""
+
+    inner: State
+    estimator: Estimator
+    schedule: Schedule
+    needs: tuple[Need | None, ...]
+    last: Correction | None = None
+
+    @property
+    def choice(self) -> Choice | None:
+        """What the one-off probe of the network found, if there was one."""
+        return self.estimator.choice
+
+
+@dataclass(frozen=True)
+class Corrected(Solver):
+    """x' = lerp(x, T(x), γ) in the chosen frame, T a step of `solver`, γ from `rule`. With γ = 1 bitwise the plain solver.
+
+    History of a multistep solver is constant in the Jacobian; T is the finished step: Heun's with both evaluations, UniPC's
+    with its corrector (its stored evaluation is kept or refreshed as the solver says).
+
+    Args:
+        solver: any solver.
+        rule: what γ should be.
+        divergence: estimator of E[∇·u]; default `Hutchinson()`, one Rademacher probe, method chosen by a probe of the network.
+        frame: coordinates of the blend: "model", the model's own x = α y (the paper's choice; α from the denoiser adapter, 1
+            for a plain VE denoiser), or "ve".
+        active: which steps to correct (the paper's sparse activation): indices, or a predicate of (index, sigma); None: all.
+            Other steps are plain and cost nothing.
+
+    Raises:
+        InputError: an unknown frame; an index in `active` beyond the run.
+    """
+
+    solver: Solver
+    rule: Rule
+    divergence: Estimator | None = None
+    frame: Literal["model", "ve"] = "model"
+    active: Collection[int] | Callable[[int, float], bool] | None = None
+    order: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.frame not in ("model", "ve"):
+            raise InputError(f"frame={self.frame!r}: choose 'model' or 've'")
+        object.__setattr__(self, "order", self.solver.order)
+
+    def init(self, denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> CorrectedState:
+        """Decide once, on the host, what every step needs; probe the network if any needs a derivative."""
+        levels = sigmas.tolist()[:-1]
+        self.rule.check(len(levels))
+        needs = tuple(self.rule.need(s) if on else None for s, on in zip(levels, self._active(levels), strict=True))
+        estimator = self.divergence or Hutchinson()
+        if Need.FULL in needs:
+            estimator = estimator.resolve(denoiser, x, sigmas[0].to(x.dtype))
+        schedule = schedule_of(denoiser) if self.frame == "model" else VE()
+        return CorrectedState(self.solver.init(denoiser, x, sigmas), estimator, schedule, needs)
+
+    def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: CorrectedState) -> Step:
+        """Propose, measure, decide, blend."""
+        need = state.needs[interval.index]
+        if need is None:
+            proposal = self.solver.step(denoiser, x, interval, state.inner)
+            return proposal._replace(state=replace(state, inner=proposal.state, last=None))
+        a, a_next = (state.schedule.alpha_of(s) for s in (interval.sigma, interval.sigma_next))
+        rho = a / a_next
+        proposal, div, div_se, jvps, vjps = self._propose(denoiser, x, interval, state, need, rho)
+        ux, uu = _inner_products(x, proposal.x, rho)
+        # ⟨u,x⟩ = α α' ⟨ρy − T, y⟩ and ‖u‖² = α'² ‖ρy − T‖² in the frame of the blend.
+        moments = Moments(
+            a, a * interval.sigma, a_next, a_next * interval.sigma_next, a * a_next * ux, a_next**2 * uu, div, div_se
+        )
+        decision = self.rule.decide(moments, interval.index)
+        blended = torch.lerp(rho.to(x) * x, proposal.x, decision.gamma.to(x))
+        ratio = _noise_ratio(x, proposal.x, interval, rho, div) if need is Need.FULL else torch.full_like(uu, float("nan"))
+        done = Correction(moments, decision, ratio, jvps, vjps)
+        return Step(blended, proposal.denoised, replace(state, inner=proposal.state, last=done))
+
+    def nfe(self, sigmas: Tensor) -> int:
+        """The wrapped solver's, without what the estimator adds (forward-mode and finite differences evaluate again)."""
+        return self.solver.nfe(sigmas)
+
+    def linear(self, interval: Interval, state: CorrectedState) -> Tensor:
+        """The wrapped solver's."""
+        return self.solver.linear(interval, state.inner)
+
+    def seeded(self, seed: int | tuple[int, ...]) -> Corrected:
+        """The same, with probes from `seed`."""
+        return replace(self, solver=self.solver.seeded(seed), divergence=(self.divergence or Hutchinson()).seeded(seed))
+
+    def _propose(
+        self, denoiser: Denoiser, x: Tensor, interval: Interval, state: CorrectedState, need: Need, rho: Tensor
+    ) -> tuple[Step, Tensor, Tensor, int, int]:
+        """T(y) with E[∇·u] and its standard error by what the step needs, and the network's JVPs and VJPs."""
+        if need is not Need.FULL:
+            proposal = self.solver.step(denoiser, x, interval, state.inner)
+            if need is Need.NOTHING:
+                return proposal, x.new_tensor(float("nan")), x.new_tensor(float("nan")), 0, 0
+            div = (1 - self.solver.linear(interval, state.inner) / rho) * x[0].numel()
+            return proposal, div, torch.zeros_like(div), 0, 0
+        counted = Counter(denoiser)
+
+        def residual(z: Tensor) -> tuple[Tensor, Step]:
+            step = self.solver.step(counted, z, interval, state.inner)
+            return z - step.x / rho, step
+
+        estimate, proposal = state.estimator(residual, x, interval.index)
+        stages = counted.calls // estimate.primals
+        return proposal, estimate.mean, estimate.se, stages * estimate.jvps, stages * estimate.vjps
+
+    def _active(self, levels: list[float]) -> list[bool]:
+        match self.active:
+            case None:
+                return [True] * len(levels)
+            case Collection():
+                beyond = [i for i in self.active if not 0 <= i < len(levels)]
+                if beyond:
+                    raise InputError(f"active steps {beyond}: this run has steps 0 to {len(levels) - 1}")
+                return [i in self.active for i in range(len(levels))]
+        return [bool(self.active(i, s)) for i, s in enumerate(levels)]
+
+
+def _inner_products(y: Tensor, candidate: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
+    """Batch means of ⟨u, y⟩ and ‖u‖², u = ρy − T, summed in float32 or better."""
+    wide = torch.promote_types(y.dtype, torch.float32)
+    u, y = (rho * y - candidate).to(wide), y.to(wide)
+    return (u * y).flatten(1).sum(1).mean(), u.square().flatten(1).sum(1).mean()
+
+
+def _noise_ratio(y: Tensor, candidate: Tensor, interval: Interval, rho: Tensor, div: Tensor) -> Tensor:
+    """σ̂/σ, σ̂² = E‖y−D‖²/E[∇·(y−D)], read off the residual y − T, which is (1−r)(y−D) for a first-order step.
+
+    div is that of y − T/ρ, so E[∇·(y − T)] = d − ρ (d − div).
+    """
+    r = interval.sigma_next / interval.sigma
+    d = y[0].numel()
+    one = torch.ones_like(rho)
+    spread = _inner_products(y, candidate, one)[1]
+    return (spread / ((1 - r) * interval.sigma**2 * (d - rho * (d - div)))).sqrt()

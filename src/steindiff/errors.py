@@ -1,0 +1,37 @@
+"""Errors that name the offending value, the limit it broke and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["InputError", "ModelFileError", "NonFiniteError", "SteindiffError", "unknown_name"]
+
+
+class SteindiffError(Exception):
+    """Base class: everything this package raises on purpose."""
+
+
+class InputError(SteindiffError, ValueError):
+    """An argument is outside what the mathematics or the interface allows."""
+
+
+class ModelFileError(SteindiffError, ValueError):
+    """A model file is missing, truncated, corrupted or not one of ours."""
+
+
+class NonFiniteError(SteindiffError, ArithmeticError):
+    """A network output or a state became NaN or infinite; names the step and the noise level."""
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
+    """The error for a name that is not in a registry: lists the known names and suggests the nearest.
+
+    Example:
+        >>> print(unknown_name("solver", "dpmp_2m", ["ddim", "dpmpp_2m"]))
+        unknown solver 'dpmp_2m': did you mean 'dpmpp_2m'? Known: ddim, dpmpp_2m
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return InputError(f"unknown {kind} {name!r}: {hint}Known: {', '.join(names)}")

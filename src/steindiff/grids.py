@@ -1,0 +1,141 @@
+"""Noise grids: n steps need n+1 strictly decreasing noise levels σ₀ > σ₁ > … > σₙ ≥ 0, in VE coordinates, float64.
+
+Every grid ends at `sigma_min` (0.002 by default); `with_zero` appends the exact end σ = 0, as EDM's own sampler does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from steindiff.errors import InputError, unknown_name
+from steindiff.schedules import Schedule, VPLinear
+
+__all__ = [
+    "from_list",
+    "karras",
+    "log_snr",
+    "make",
+    "names",
+    "time_quadratic",
+    "time_uniform",
+    "validate",
+    "with_zero",
+]
+
+
+def karras(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
+    """The EDM grid: σ_i = (σ_max^(1/ρ) + i/n (σ_min^(1/ρ) − σ_max^(1/ρ)))^ρ, i = 0…n (Karras et al. 2022, Eq. 5).
+
+    Returns:
+        (n+1,) float64, from sigma_max down to sigma_min.
+
+    Raises:
+        InputError: n < 1, rho ≤ 0, or not 0 < sigma_min < sigma_max.
+    """
+    _check(n, sigma_min, sigma_max)
+    if not rho > 0:
+        raise InputError(f"rho={rho}: need rho > 0 (EDM uses 7)")
+    return _pin(_ramp(n, sigma_max ** (1 / rho), sigma_min ** (1 / rho)) ** rho, sigma_min, sigma_max)
+
+
+def log_snr(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Tensor:
+    """Uniform in λ = −log σ: σ_i = σ_max (σ_min/σ_max)^(i/n) (Lu et al. 2022). Arguments and errors as `karras`."""
+    _check(n, sigma_min, sigma_max)
+    ends = torch.tensor([sigma_max, sigma_min], dtype=torch.float64).log()
+    return _pin(_ramp(n, *ends.tolist()).exp(), sigma_min, sigma_max)
+
+
+def time_uniform(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, schedule: Schedule | None = None) -> Tensor:
+    """Uniform in the schedule's time, t_i = t_max + i/n (t_min − t_max) (default schedule: VPLinear). Errors as `karras`."""
+    return _in_time(n, sigma_min, sigma_max, schedule, power=1)
+
+
+def time_quadratic(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, schedule: Schedule | None = None) -> Tensor:
+    """Uniform in √t: denser at low noise (Song et al. 2021, DDIM). Arguments and errors as `time_uniform`."""
+    return _in_time(n, sigma_min, sigma_max, schedule, power=2)
+
+
+def from_list(values: Sequence[float] | Tensor) -> Tensor:
+    """An explicit grid, validated. Raises InputError as `validate`."""
+    return validate(torch.as_tensor(values, dtype=torch.float64))
+
+
+def with_zero(sigmas: Tensor) -> Tensor:
+    """(σ₀…σₙ) ↦ (σ₀…σₙ, 0): one more step, to the noise-free end. Raises InputError when the grid ends at 0 already."""
+    sigmas = validate(sigmas)
+    if float(sigmas[-1]) == 0:
+        raise InputError("the grid already ends at sigma = 0: use it as it is")
+    return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+_REGISTRY: dict[str, Callable[..., Tensor]] = {
+    "karras": karras,
+    "log_snr": log_snr,
+    "time_uniform": time_uniform,
+    "time_quadratic": time_quadratic,
+}
+
+
+def names() -> tuple[str, ...]:
+    """The grid names `make` accepts."""
+    return tuple(_REGISTRY)
+
+
+def make(name: str, n: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Tensor:
+    """The named grid with its default shape. Raises InputError for an unknown name, with a suggestion."""
+    if name not in _REGISTRY:
+        raise unknown_name("grid", name, _REGISTRY)
+    return _REGISTRY[name](n, sigma_min, sigma_max)
+
+
+def validate(sigmas: Tensor) -> Tensor:
+    """The same grid as float64, once it is known to be 1-D, finite, strictly decreasing and positive (the last may be 0).
+
+    Raises:
+        InputError: names the first offending value and its position.
+    """
+    if not isinstance(sigmas, Tensor) or sigmas.ndim != 1 or len(sigmas) < 2:
+        shape = tuple(sigmas.shape) if isinstance(sigmas, Tensor) else type(sigmas).__name__
+        raise InputError(f"sigmas of shape {shape}: need a 1-D tensor of n+1 ≥ 2 noise levels for n steps")
+    if not sigmas.is_floating_point():
+        raise InputError(f"sigmas has dtype {sigmas.dtype}: need floating point, float64 preferred (sigmas.double())")
+    values = sigmas.detach().to("cpu", torch.float64)
+    _refuse(~torch.isfinite(values), values, "is not finite")
+    positive = values > 0
+    positive[-1] |= values[-1] == 0
+    _refuse(~positive, values, "is not positive (only the last may be 0)")
+    _refuse(torch.cat([torch.zeros(1, dtype=torch.bool), values.diff() >= 0]), values, "is not below the one before it")
+    return sigmas.to(torch.float64) if sigmas.device.type != "mps" else sigmas
+
+
+def _refuse(bad: Tensor, values: Tensor, why: str) -> None:
+    if bool(bad.any()):
+        i = int(bad.nonzero()[0])
+        raise InputError(f"sigmas[{i}] = {float(values[i]):g} {why}: a grid runs from high noise to low, strictly decreasing")
+
+
+def _check(n: int, sigma_min: float, sigma_max: float) -> None:
+    if isinstance(n, bool) or int(n) != n or n < 1:
+        raise InputError(f"n={n!r} steps: need a whole number, at least 1")
+    if not 0 < sigma_min < sigma_max < float("inf"):
+        raise InputError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: need 0 < sigma_min < sigma_max < inf")
+
+
+def _ramp(n: int, start: float, end: float) -> Tensor:
+    return torch.linspace(start, end, int(n) + 1, dtype=torch.float64)
+
+
+def _pin(sigmas: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
+    """Ends exactly as asked, free of the rounding of powers and exponentials."""
+    sigmas[0], sigmas[-1] = sigma_max, sigma_min
+    return validate(sigmas)
+
+
+def _in_time(n: int, sigma_min: float, sigma_max: float, schedule: Schedule | None, power: int) -> Tensor:
+    _check(n, sigma_min, sigma_max)
+    schedule = schedule or VPLinear()
+    t = schedule.time(torch.tensor([sigma_max, sigma_min], dtype=torch.float64)) ** (1 / power)
+    return _pin(schedule.ratio(_ramp(n, *t.tolist()) ** power), sigma_min, sigma_max)

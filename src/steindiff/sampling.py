@@ -1,0 +1,238 @@
+"""The one loop: every solver, corrected or not, runs through `steps`.
+
+`steps` is a generator, so a caller may stop, look or time as it likes; `sample` runs it to the end and returns the state, a
+trace of every step and what it cost. Nothing in the loop waits for the device: the trace is moved to the host once, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from steindiff import grids
+from steindiff.correction import CorrectedState, Correction
+from steindiff.denoisers import Counter, Denoiser, forwards_per_call
+from steindiff.divergence import Choice
+from steindiff.errors import InputError, NonFiniteError
+from steindiff.noise import fresh_seed
+from steindiff.rules import Moments, Reason
+from steindiff.solvers import Grid, Interval, Solver, Step, make
+
+__all__ = ["Event", "Observer", "Record", "SampleResult", "Stats", "sample", "steps"]
+
+
+class Event(NamedTuple):
+    """One finished step, for observers: tensors on the device, nothing copied."""
+
+    interval: Interval
+    x_before: Tensor
+    step: Step
+    calls: int
+    """Network evaluations so far."""
+
+
+Observer = Callable[[Event], None]
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One step of the trace; plain numbers. Without a correction γ = 1, reason "plain", and the rest NaN."""
+
+    index: int
+    sigma: float
+    sigma_next: float
+    gamma: float
+    gamma_raw: float
+    reason: str
+    moments: dict[str, float]
+    noise_ratio: float
+    """σ̂/σ, σ̂² = E‖x−D‖²/E[∇·(x−D)] the noise level the batch really has, read off the step's residual; exact for a
+    first-order step, 1 on the ideal marginal. NaN where no network derivative was taken."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a run cost.
+
+    `nfe` counts every network evaluation, those of an estimator included; `forward_equivalents` adds the derivatives at the
+    cost a probe of this network measured, and counts both evaluations of a guided call.
+    """
+
+    nfe: int
+    jvps: int
+    vjps: int
+    forward_equivalents: float
+    batch: int
+    choice: Choice | None = None
+    """What the one-off probe found; its own evaluations are not part of nfe."""
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """The state at the last noise level, (B, *event) in VE coordinates, with its trace and cost."""
+
+    x: Tensor
+    trace: tuple[Record, ...]
+    stats: Stats
+
+
+class _Watched(Counter):
+    """Counts calls, refuses outputs of the wrong shape or dtype, and remembers where an output was not finite."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        super().__init__(inner)
+        self.step = 0
+        self.flags: list[tuple[int, Tensor, Tensor]] = []
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        out = super().__call__(x, sigma)
+        if not isinstance(out, Tensor) or out.shape != x.shape or out.dtype != x.dtype:
+            got = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
+            raise InputError(f"the denoiser returned {got} for {tuple(x.shape)} {x.dtype}: shape and dtype must stay unchanged")
+        finite = torch.isfinite(out.detach()).all()
+        if not finite.is_cpu:
+            self.flags.append((self.step, sigma, finite))
+        elif not finite:
+            raise _non_finite(self.step, float(sigma))
+        return out
+
+    def check(self) -> None:
+        """On an accelerator: one transfer, after the loop."""
+        if self.flags and not bool(torch.stack([f for _, _, f in self.flags]).all()):
+            step, sigma = next((i, float(s)) for i, s, f in self.flags if not f)
+            raise _non_finite(step, sigma)
+
+
+def _non_finite(step: int, sigma: float) -> NonFiniteError:
+    return NonFiniteError(
+        f"the network's output is NaN or infinite at step {step}, sigma = {sigma:g}: check its dtype (float16 overflows), its "
+        "input scale, and whether an unbounded correction has driven the state away (gamma_max=1 bounds it)"
+    )
+
+
+def steps(
+    solver: Solver | str, denoiser: Denoiser, x: Tensor, sigmas: Tensor, *, generator: Generators = None
+) -> Iterator[Event]:
+    """Integrate from sigmas[0] to sigmas[-1], yielding after each step. Arguments and errors as `sample`."""
+    solver = make(solver) if isinstance(solver, str) else solver
+    sigmas = grids.validate(sigmas).to(x.device)
+    _check_state(x)
+    if generator is not None:
+        solver = solver.seeded(_seeds(generator, len(x)))
+    watched = denoiser if isinstance(denoiser, _Watched) else _Watched(denoiser)
+    grid = Grid.of(sigmas)
+    with torch.no_grad():
+        state = solver.init(watched, x, sigmas)
+    watched.calls, watched.flags = 0, []
+    for i in range(grid.steps):
+        watched.step = i
+        interval = grid.interval(i)
+        with torch.no_grad():
+            step = solver.step(watched, x, interval, state)
+        yield Event(interval, x, step, watched.calls)
+        x, state = step.x, step.state
+
+
+def sample(
+    solver: Solver | str,
+    denoiser: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    generator: Generators = None,
+    on_step: Observer | Iterable[Observer] | None = None,
+    progress: bool = False,
+) -> SampleResult:
+    """Integrate the probability-flow ODE from σ₀ to σₙ.
+
+    Args:
+        solver: a Solver or its name.
+        denoiser: D(x, sigma), in VE coordinates.
+        x: (B, *event), the noisy state at sigmas[0] in VE coordinates (σ₀ ε to start from noise); float32 or float64.
+        sigmas: (n+1,) strictly decreasing noise levels; the last may be 0.
+        generator: source of the probes' seeds, one generator or one per image; None: a fixed seed. The state is not random.
+        on_step: observers of every step; they see, and cannot change, what happens.
+        progress: show a tqdm bar on stderr.
+
+    Raises:
+        InputError: x, sigmas or the denoiser's output malformed; an unknown solver.
+        NonFiniteError: the network's output is not finite; names the step and σ.
+    """
+    watched = _Watched(denoiser)
+    observers = (on_step,) if callable(on_step) else tuple(on_step or ())
+    events = steps(solver, watched, x, sigmas, generator=generator)
+    kept: list[tuple[Interval, Correction | None]] = []
+    choice, final = None, x
+    for event in _bar(events, len(sigmas) - 1) if progress else events:
+        state = event.step.state
+        kept.append((event.interval, state.last if isinstance(state, CorrectedState) else None))
+        choice = state.choice if isinstance(state, CorrectedState) else None
+        for observe in observers:
+            observe(event)
+        final = event.step.x
+    watched.check()
+    return SampleResult(final, _trace(kept), _stats(watched, [c for _, c in kept if c], choice, len(x)))
+
+
+def _check_state(x: Tensor) -> None:
+    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(
+            f"x is {got}: the state must be float32 or float64 (x.float()); a network's own dtype is the adapter's"
+        )
+    if x.ndim < 2 or x.shape[0] == 0 or x[0].numel() == 0:
+        raise InputError(f"x of shape {tuple(x.shape)}: need a batch of at least one, (B, *event) with B ≥ 1")
+    bad = int((~torch.isfinite(x)).sum())
+    if bad:
+        raise InputError(f"x holds {bad} NaN or infinite values of {x.numel()}: start from a finite state")
+
+
+def _seeds(generator: torch.Generator | Sequence[torch.Generator], batch: int) -> int | tuple[int, ...]:
+    if isinstance(generator, torch.Generator):
+        return fresh_seed(generator)
+    if len(generator) != batch:
+        raise InputError(f"{len(generator)} generators for a batch of {batch}: give one, or one per image")
+    return tuple(fresh_seed(g) for g in generator)
+
+
+def _bar(events: Iterator[Event], total: int) -> Iterable[Event]:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise InputError("progress=True needs tqdm: pip install 'steindiff[cli]'") from error
+    bar: Iterable[Event] = tqdm(events, total=total, unit="step")
+    return bar
+
+
+def _trace(kept: list[tuple[Interval, Correction | None]]) -> tuple[Record, ...]:
+    """Every number of the run in one transfer."""
+    rows = [_row(interval, correction) for interval, correction in kept]
+    table = torch.stack([torch.stack([z.to(torch.float64) for z in row]) for row in rows]).tolist() if rows else []
+    return tuple(_record(i, kept[i], row) for i, row in enumerate(table))
+
+
+def _row(interval: Interval, correction: Correction | None) -> list[Tensor]:
+    sigma, sigma_next = interval.sigma, interval.sigma_next
+    if correction is None:
+        one, nan = torch.ones_like(sigma), torch.full_like(sigma, float("nan"))
+        return [sigma, sigma_next, one, one, torch.zeros_like(sigma), nan, *[nan] * len(Moments._fields)]
+    m, d = correction.moments, correction.decision
+    return [sigma, sigma_next, d.gamma, d.raw, d.reason, correction.noise_ratio, *m]
+
+
+def _record(index: int, kept: tuple[Interval, Correction | None], row: list[float]) -> Record:
+    sigma, sigma_next, gamma, raw, reason, ratio, *moments = row
+    named = dict(zip(Moments._fields, moments, strict=True)) if kept[1] else {}
+    return Record(index, sigma, sigma_next, gamma, raw, Reason(int(reason)).name.lower(), named, ratio)
+
+
+def _stats(watched: Counter, corrections: list[Correction], choice: Choice | None, batch: int) -> Stats:
+    jvps, vjps = sum(c.jvps for c in corrections), sum(c.vjps for c in corrections)
+    costs = choice.costs if choice else {}
+    extra = jvps * (costs.get("jvp") or 0.0) + vjps * (costs.get("vjp") or 0.0)
+    return Stats(watched.calls, jvps, vjps, (watched.calls + extra) * forwards_per_call(watched.inner), batch, choice)
