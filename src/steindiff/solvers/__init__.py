@@ -7,6 +7,7 @@ from functools import partial
 
 from steindiff.errors import unknown_name
 from steindiff.solvers.base import Grid, History, Interval, Solver, State, Step
+from steindiff.solvers.budget import for_nfe
 from steindiff.solvers.ddim import DDIM
 from steindiff.solvers.deis import DEIS
 from steindiff.solvers.dpmpp import DPMpp2M, DPMpp2S, DPMpp3M, DPMpp3S
@@ -30,6 +31,7 @@ __all__ = [
     "State",
     "Step",
     "UniPC",
+    "for_nfe",
     "make",
     "names",
 ]

@@ -1,0 +1,33 @@
+# Both targets do all set-up on a fresh machine: a virtual environment in .venv, pinned by constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check slow clean
+
+demo: .venv/.user
+	$(BIN)/steindiff demo --outdir outputs/demo
+
+test: .venv/.dev check
+	$(BIN)/pytest -n 2 --dist loadfile
+
+check: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+slow: .venv/.dev
+	$(BIN)/pytest -m slow
+
+.venv/.user: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[cli,metrics]'
+	touch $@
+
+.venv/.dev: .venv/.user
+	$(PIP) -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv outputs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,12 @@
+"""Distances between sets of samples, each with a standard error."""
+
+from steindiff.metrics.distances import (
+    Value,
+    endpoint_rmse,
+    energy_difference,
+    energy_distance,
+    frechet_distance,
+    principal_features,
+)
+
+__all__ = ["Value", "endpoint_rmse", "energy_difference", "energy_distance", "frechet_distance", "principal_features"]
