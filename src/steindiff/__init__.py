@@ -1,6 +1,6 @@
 """Few-step diffusion sampling with step corrections by Stein's identity; see README.md for a tour."""
 
-from steindiff import denoisers, divergence, grids, rules, schedules, solvers
+from steindiff import analytic, denoisers, divergence, grids, models, rules, schedules, solvers
 from steindiff.correction import Corrected
 from steindiff.denoisers import Denoiser
 from steindiff.divergence import Hutchinson
@@ -25,6 +25,7 @@ __all__ = [
     "generators",
     "grids",
     "initial_noise",
+    "models",
     "rules",
     "sample",
     "schedules",

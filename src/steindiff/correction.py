@@ -13,15 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from steindiff.denoisers import Counter, Denoiser, schedule_of
 from steindiff.divergence import Choice, Estimator, Hutchinson
-from steindiff.errors import InputError
-from steindiff.rules import Decision, Moments, Need, Rule
+from steindiff.errors import InputError, SteindiffError
+from steindiff.rules import Decision, Moments, Need, Reason, Rule
 from steindiff.schedules import VE, Schedule
 from steindiff.solvers.base import Interval, Solver, State, Step
 
@@ -29,7 +30,7 @@ __all__ = ["Corrected", "CorrectedState", "Correction"]
 
 
 class Correction(NamedTuple):
-    """What one corrected step did: its moments, its decision, and the network derivatives it took."""
+    """What one step did: its moments, its decision, and the network derivatives it took; NaN moments for an inactive step."""
 
     moments: Moments
     decision: Decision
@@ -71,8 +72,13 @@ class Corrected(Solver):
         active: which steps to correct (the paper's sparse activation): indices, or a predicate of (index, sigma); None: all.
             Other steps are plain and cost nothing.
 
+    A step that estimates the divergence takes derivatives of its own, and γ depends on the whole batch: to differentiate a
+    corrected step, freeze its γ first (`FixedGamma`).
+
     Raises:
-        InputError: an unknown frame; an index in `active` beyond the run.
+        InputError: an unknown frame; a solver that is corrected already; `active` neither indices nor a predicate, or, at the
+            start of a run, an index beyond it.
+        SteindiffError: a step that estimates the divergence is being differentiated.
     """
 
     solver: Solver
@@ -85,6 +91,11 @@ class Corrected(Solver):
     def __post_init__(self) -> None:
         if self.frame not in ("model", "ve"):
             raise InputError(f"frame={self.frame!r}: choose 'model' or 've'")
+        if isinstance(self.solver, Corrected):
+            raise InputError("the solver is corrected already: one correction per step; wrap the plain solver with one rule")
+        indices = isinstance(self.active, Collection) and all(_is_index(i) for i in self.active)
+        if not (self.active is None or callable(self.active) or indices):
+            raise InputError(f"active={self.active!r}: give step indices, or a predicate of (index, sigma)")
         object.__setattr__(self, "order", self.solver.order)
 
     def init(self, denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> CorrectedState:
@@ -94,7 +105,7 @@ class Corrected(Solver):
         needs = tuple(self.rule.need(s) if on else None for s, on in zip(levels, self._active(levels), strict=True))
         estimator = self.divergence or Hutchinson()
         if Need.FULL in needs:
-            estimator = estimator.resolve(denoiser, x, sigmas[0].to(x.dtype))
+            estimator = estimator.resolve(denoiser, x, sigmas[0])
         schedule = schedule_of(denoiser) if self.frame == "model" else VE()
         return CorrectedState(self.solver.init(denoiser, x, sigmas), estimator, schedule, needs)
 
@@ -103,7 +114,7 @@ class Corrected(Solver):
         need = state.needs[interval.index]
         if need is None:
             proposal = self.solver.step(denoiser, x, interval, state.inner)
-            return proposal._replace(state=replace(state, inner=proposal.state, last=None))
+            return proposal._replace(state=replace(state, inner=proposal.state, last=_inactive(interval.sigma)))
         a, a_next = (state.schedule.alpha_of(s) for s in (interval.sigma, interval.sigma_next))
         rho = a / a_next
         proposal, div, div_se, jvps, vjps = self._propose(denoiser, x, interval, state, need, rho)
@@ -137,9 +148,11 @@ class Corrected(Solver):
         if need is not Need.FULL:
             proposal = self.solver.step(denoiser, x, interval, state.inner)
             if need is Need.NOTHING:
-                return proposal, x.new_tensor(float("nan")), x.new_tensor(float("nan")), 0, 0
+                nan = torch.full_like(rho, float("nan"))
+                return proposal, nan, nan, 0, 0
             div = (1 - self.solver.linear(interval, state.inner) / rho) * x[0].numel()
             return proposal, div, torch.zeros_like(div), 0, 0
+        _refuse_differentiation(x)
         counted = Counter(denoiser)
 
         def residual(z: Tensor) -> tuple[Tensor, Step]:
@@ -162,11 +175,34 @@ class Corrected(Solver):
         return [bool(self.active(i, s)) for i, s in enumerate(levels)]
 
 
+def _is_index(value: object) -> bool:
+    """A mask of booleans would pass for the indices 0 and 1."""
+    return isinstance(value, SupportsIndex) and not isinstance(value, bool)
+
+
+def _inactive(like: Tensor) -> Correction:
+    """The record of a step left plain."""
+    one, nan = torch.ones_like(like), torch.full_like(like, float("nan"))
+    moments = Moments(*[nan] * len(Moments._fields))
+    return Correction(moments, Decision(one, one, torch.full_like(like, Reason.INACTIVE)), nan, 0, 0)
+
+
+def _refuse_differentiation(x: Tensor) -> None:
+    """An estimator cuts the graph and the tangent of x: what came out would be a derivative with T's part missing."""
+    if (x.requires_grad and torch.is_grad_enabled()) or forward_ad.unpack_dual(x).tangent is not None:
+        raise SteindiffError(
+            "a step that estimates its divergence cannot itself be differentiated: run under torch.no_grad, or freeze γ "
+            "with FixedGamma"
+        )
+
+
 def _inner_products(y: Tensor, candidate: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
-    """Batch means of ⟨u, y⟩ and ‖u‖², u = ρy − T, summed in float32 or better."""
+    """Batch means of ⟨u, y⟩ and ‖u‖², u = ρy − T, summed in float32 or better; a residual that is all rounding counts as 0."""
     wide = torch.promote_types(y.dtype, torch.float32)
     u, y = (rho * y - candidate).to(wide), y.to(wide)
-    return (u * y).flatten(1).sum(1).mean(), u.square().flatten(1).sum(1).mean()
+    ux, uu, yy = ((a * b).flatten(1).sum(1).mean() for a, b in ((u, y), (u, u), (y, y)))
+    rounding = (4 * torch.finfo(candidate.dtype).eps * rho) ** 2 * yy
+    return ux, torch.where(uu > rounding, uu, uu * 0)  # times 0: NaN stays NaN
 
 
 def _noise_ratio(y: Tensor, candidate: Tensor, interval: Interval, rho: Tensor, div: Tensor) -> Tensor:

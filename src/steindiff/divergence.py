@@ -6,10 +6,13 @@ or a central difference. One call of an estimator also returns g's own value, so
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
 from statistics import median
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -52,7 +55,7 @@ class Estimate(NamedTuple):
         spread = self.values.mean(0) if self.values.shape[1] > 1 else self.values[:, 0]
         if len(spread) < 2:
             return torch.full_like(self.mean, float("nan"))
-        return torch.std(spread) / len(spread) ** 0.5
+        return torch.std(spread) / math.sqrt(len(spread))
 
 
 class Choice(NamedTuple):
@@ -182,7 +185,7 @@ def _by_vjp(g: Map[A], x: Tensor, probes: Iterator[Tensor], fd_step: float) -> t
     if torch.is_inference_mode_enabled():
         raise SteindiffError("inside torch.inference_mode no gradient exists: use torch.no_grad, or method='fd'")
     with torch.enable_grad():
-        z = x.detach().requires_grad_(True)
+        z = _fresh(x).requires_grad_(True)
         value, aux = g(z)
         rows = [_dot(v, torch.autograd.grad(value, z, v, retain_graph=True)[0]) for v in probes]
     return Estimate(torch.stack(rows).detach(), 1, 0, len(rows)), _map(Tensor.detach, aux)
@@ -190,11 +193,12 @@ def _by_vjp(g: Map[A], x: Tensor, probes: Iterator[Tensor], fd_step: float) -> t
 
 def _by_jvp(g: Map[A], x: Tensor, probes: Iterator[Tensor], fd_step: float) -> tuple[Estimate, A]:
     """One evaluation per probe, carrying its tangent; the first gives the by-product."""
+    _load_forward_rules()
     rows: list[Tensor] = []
     kept: list[A] = []
     for v in probes:
-        with forward_ad.dual_level():
-            value, aux = g(forward_ad.make_dual(x.detach(), v))
+        with torch.no_grad(), forward_ad.dual_level():
+            value, aux = g(forward_ad.make_dual(_fresh(x).clone(), v))  # a clone: x may be expanded
             tangent = forward_ad.unpack_dual(value).tangent
             if tangent is None:
                 raise SteindiffError("the tangent was lost on the way (inference mode, or an operation without forward rule)")
@@ -204,21 +208,40 @@ def _by_jvp(g: Map[A], x: Tensor, probes: Iterator[Tensor], fd_step: float) -> t
 
 
 def _by_fd(g: Map[A], x: Tensor, probes: Iterator[Tensor], fd_step: float) -> tuple[Estimate, A]:
-    """Vᵀ (g(x+hv) − g(x−hv))/(2h), h = fd_step · RMS(x) per sample: 1 + 2k evaluations."""
-    _, aux = g(x)
-    h = fd_step * x.flatten(1).square().mean(1).sqrt().clamp_min(torch.finfo(x.dtype).tiny)
-    h = h.reshape(-1, *[1] * (x.ndim - 1))
-    rows = [_dot(v, (g(x + h * v)[0] - g(x - h * v)[0]) / (2 * h)) for v in probes]
-    return Estimate(torch.stack(rows), 1 + 2 * len(rows), 0, 0), aux
+    """Vᵀ (g(x+hv) − g(x−hv))/(2h), h = fd_step · RMS(x) per sample (RMS 1 for x = 0): 1 + 2k evaluations."""
+    with torch.no_grad():
+        x = x.detach()
+        _, aux = g(x)
+        rms = x.flatten(1).square().mean(1).sqrt()
+        h = fd_step * torch.where(rms > 0, rms, 1.0).reshape(-1, *[1] * (x.ndim - 1))
+        rows = [_dot(v, (g(x + h * v)[0] - g(x - h * v)[0]) / (2 * h)) for v in probes]
+    return Estimate(torch.stack(rows), 1 + 2 * len(rows), 0, 0), _map(Tensor.detach, aux)
+
+
+@cache
+def _load_forward_rules() -> None:
+    """Torch compiles its forward-mode rules with the deprecated torch.jit.script at the first use: not its callers' concern."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
+
+
+def _fresh(x: Tensor) -> Tensor:
+    """X without graph or tangent; a copy where x was made in inference mode and could not be differentiated outside it."""
+    return x.detach().clone() if x.is_inference() and not torch.is_inference_mode_enabled() else x.detach()
 
 
 _PRODUCTS: dict[str, Callable[..., tuple[Estimate, Any]]] = {"vjp": _by_vjp, "jvp": _by_jvp, "fd": _by_fd}
 
 
 def _map(leaf: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """The same tree of tuples and frozen dataclasses with `leaf` applied to every tensor."""
+    """The same tree of tuples, lists, dicts and frozen dataclasses with `leaf` applied to every tensor."""
     if isinstance(tree, Tensor):
         return leaf(tree)
+    if isinstance(tree, list):
+        return [_map(leaf, part) for part in tree]
+    if isinstance(tree, dict):
+        return {key: _map(leaf, part) for key, part in tree.items()}
     if isinstance(tree, tuple):
         parts = [_map(leaf, part) for part in tree]
         return tuple(parts) if type(tree) is tuple else type(tree)(*parts)
@@ -237,17 +260,18 @@ def choose(
     samples: int = 8,
     repeats: int = 3,
 ) -> Choice:
-    """Try vᵀJv of D by each method on a few samples; time each against a plain forward.
+    """Try vᵀJv of D by each method on a few samples; check it against difference quotients; time it against a forward.
 
     Returns:
-        The first of `methods` that runs, and each one's cost beyond the primal, in forwards.
+        The first of `methods` that runs and gives the right number, and each one's cost beyond the primal, in forwards.
 
     Raises:
         SteindiffError: none of them works.
     """
     z = x[:samples].detach()
     v = torch.ones_like(z)
-    forward = _seconds(lambda: denoiser(z, sigma), z, repeats)
+    forward = max(_seconds(lambda: denoiser(z, sigma), z, repeats), 1e-9)
+    quotients = _quotients(denoiser, z, sigma)
     costs: dict[str, float | None] = {}
     notes: dict[str, str] = {}
     values: dict[str, Tensor] = {}
@@ -258,17 +282,47 @@ def choose(
             return estimate.values[0]
 
         try:
-            values[method] = attempt()
-            costs[method] = max(0.0, _seconds(attempt, z, repeats) / forward - 1)
-        except (RuntimeError, NotImplementedError, SteindiffError) as error:
-            costs[method], notes[method] = None, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            value = attempt()
+            if method != "fd":
+                _confirm(value, *quotients)
+            costs[method], values[method] = max(0.0, _seconds(attempt, z, repeats) / forward - 1), value
+        except Exception as error:  # the plain forward works, so whatever is raised here is about the derivative
+            costs[method], notes[method] = None, f"{type(error).__name__}: {error}".partition("\n")[0]
     if not values:
-        raise SteindiffError(f"no derivative of this network can be had: {notes}")
+        raise SteindiffError(f"no derivative of this network by {' or '.join(methods)}: {notes}; {_remedy(methods)}")
     first, reference = next(iter(values.items()))
     for method, value in values.items():
         gap = float((value - reference).norm() / reference.norm().clamp_min(1e-30))
         notes[method] = f"works; {gap:.1e} from {first}, relatively"
     return Choice(first, costs, notes)
+
+
+def _remedy(methods: tuple[str, ...]) -> str:
+    if set(methods) != set(_METHODS):
+        return "use Hutchinson(method='auto'), which takes whichever works"
+    return "use a rule or a mode that needs none (FixedGamma, mode='analytical')"
+
+
+def _quotients(denoiser: Denoiser, z: Tensor, sigma: Tensor) -> list[Tensor]:
+    """1ᵀJ1 by central differences along 1/√d, steps 0.1σ and 0.3σ: an exact denoiser is smooth on that scale."""
+    with torch.no_grad():
+        steps = [c * float(sigma.max()) / z[0].numel() ** 0.5 for c in (0.1, 0.3)]
+        return [((denoiser(z + h, sigma) - denoiser(z - h, sigma)) / (2 * h)).flatten(1).sum(1) for h in steps]
+
+
+def _confirm(value: Tensor, near: Tensor, far: Tensor) -> None:
+    """Refuse a product that differs from the difference quotients by far more than these from each other.
+
+    A part of the network that cuts the graph (no_grad, detach, numpy) raises nothing: its derivative is silently missing.
+    """
+    gap, doubt = float((value - near).norm()), float((near - far).norm())
+    size = max(float(value.norm()), float(near.norm()))
+    decided = min(float(near.norm()), float(far.norm())) > 0  # a coarse dtype may see no difference at all
+    if not torch.isfinite(value).all() or (decided and gap > 0.25 * size + 10 * doubt):
+        raise SteindiffError(
+            f"gives {value.mean():.3g} where finite differences give {near.mean():.3g}: is a part of the network under "
+            "torch.no_grad, detached, or outside torch?"
+        )
 
 
 def _seconds(run: Callable[[], object], x: Tensor, repeats: int) -> float:

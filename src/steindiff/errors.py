@@ -32,6 +32,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
         unknown solver 'dpmp_2m': did you mean 'dpmpp_2m'? Known: ddim, dpmpp_2m
     """
     names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    lower = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)
+    hint = f"did you mean {lower[near[0]]!r}? " if near else ""
     return InputError(f"unknown {kind} {name!r}: {hint}Known: {', '.join(names)}")

@@ -83,11 +83,13 @@ def build_solver(job: Job) -> tuple[Solver, int]:
     rule = corrections.make(job.correction)
     if rule is None:
         return solver, steps
-    bounds = {k: v for k, v in (("gamma_min", job.gamma_min), ("gamma_max", job.gamma_max)) if v is not None}
-    if bounds and not isinstance(rule, CleanTarget):
-        raise InputError(f"{', '.join(bounds)} given with correction {job.correction!r}: only the paper's rule takes bounds")
     if isinstance(rule, CleanTarget):
-        rule = replace(rule, **bounds)
+        low, high = job.gamma_min, job.gamma_max
+        rule = replace(
+            rule, gamma_min=rule.gamma_min if low is None else low, gamma_max=rule.gamma_max if high is None else high
+        )
+    elif job.gamma_min is not None or job.gamma_max is not None:
+        raise InputError(f"--gamma_min and --gamma_max with correction {job.correction!r}: only the paper's rule takes bounds")
     methods: dict[str, Method] = {"auto": "auto", "vjp": "vjp", "jvp": "jvp", "fd": "fd"}
     if job.divergence not in methods or job.probe_kind not in ("rademacher", "gaussian") or job.frame not in ("model", "ve"):
         raise InputError(

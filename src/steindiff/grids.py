@@ -6,6 +6,7 @@ Every grid ends at `sigma_min` (0.002 by default); `with_zero` appends the exact
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -117,8 +118,8 @@ def _refuse(bad: Tensor, values: Tensor, why: str) -> None:
         raise InputError(f"sigmas[{i}] = {float(values[i]):g} {why}: a grid runs from high noise to low, strictly decreasing")
 
 
-def _check(n: int, sigma_min: float, sigma_max: float) -> None:
-    if isinstance(n, bool) or int(n) != n or n < 1:
+def _check(n: object, sigma_min: float, sigma_max: float) -> None:
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise InputError(f"n={n!r} steps: need a whole number, at least 1")
     if not 0 < sigma_min < sigma_max < float("inf"):
         raise InputError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: need 0 < sigma_min < sigma_max < inf")

@@ -6,6 +6,7 @@ correction come from streams of their own, so switching it on never changes the 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -30,11 +31,27 @@ def mix(*values: int) -> int:
 
 
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One CPU generator per image. Raises InputError for a seed outside 0 … 2⁶³−1."""
-    for seed in seeds:
-        if not 0 <= seed < 2**63:
-            raise InputError(f"seed {seed}: need 0 ≤ seed < 2^63")
-    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    """One CPU generator per image; below 2³² the stream of `torch.manual_seed(seed)`.
+
+    Raises:
+        InputError: a seed that is not a whole number in 0 … 2⁶³−1.
+    """
+    return [_stream(_whole(seed)) for seed in seeds]
+
+
+def _whole(seed: int) -> int:
+    try:
+        value = operator.index(seed)
+    except TypeError:
+        value = -1
+    if not 0 <= value < 2**63:
+        raise InputError(f"seed {seed!r}: need a whole number, 0 ≤ seed < 2^63")
+    return value
+
+
+def _stream(seed: int) -> torch.Generator:
+    # torch's CPU generator reads the low 32 bits of a seed: mixing keeps s and s + 2^32 apart.
+    return torch.Generator().manual_seed(seed if seed < 2**32 else mix(seed))
 
 
 def fresh_seed(generator: torch.Generator) -> int:
@@ -52,9 +69,14 @@ def initial_noise(
 ) -> Tensor:
     """x = σ_max ε, one image per seed, in VE coordinates; (len(seeds), *event_shape).
 
-    Drawn in float64 and cast, so that every dtype sees the same noise. Raises InputError for an empty list of seeds.
+    Drawn in float64 and cast, so that every dtype sees the same noise.
+
+    Raises:
+        InputError: no seeds or a bad one, an empty event, or σ_max not positive and finite.
     """
     if len(seeds) == 0:
         raise InputError("no seeds: need at least one image")
-    draws = [torch.randn(*event_shape, generator=g, dtype=torch.float64) for g in generators(seeds)]
+    if len(event_shape) == 0 or any(n < 1 for n in event_shape) or not 0 < sigma_max < float("inf"):
+        raise InputError(f"event_shape={tuple(event_shape)}, sigma_max={sigma_max}: need sizes ≥ 1 and 0 < sigma_max < inf")
+    draws = [torch.randn(tuple(event_shape), generator=g, dtype=torch.float64) for g in generators(seeds)]
     return (sigma_max * torch.stack(draws)).to(dtype=dtype, device=device)

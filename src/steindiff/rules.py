@@ -88,8 +88,14 @@ def stein_ratio(m: Moments) -> Tensor:
     return ((1 - 1 / m.alpha) * m.ux + m.sigma**2 / m.alpha * m.div) / m.uu
 
 
+def _check_bounds(low: float | None, high: float | None) -> None:
+    bounds = [b for b in (low, high) if b is not None]
+    if not all(abs(b) < float("inf") for b in bounds) or bounds != sorted(bounds):
+        raise InputError(f"gamma_min={low}, gamma_max={high}: need finite bounds, gamma_min ≤ gamma_max (None: no bound)")
+
+
 def _bounded(raw: Tensor, low: float | None, high: float | None, uu: Tensor) -> Decision:
-    """γ = min(max(raw, low), high); 1 where the statistics say nothing."""
+    """γ = min(max(raw, low), high); 1 where the statistics say nothing, or what they say is no number in float32."""
     gamma, reason = raw, torch.full_like(raw, Reason.RULE)
     if low is not None:
         reason = torch.where(gamma < low, Reason.CLAMPED_LOW, reason)
@@ -97,8 +103,9 @@ def _bounded(raw: Tensor, low: float | None, high: float | None, uu: Tensor) -> 
     if high is not None:
         reason = torch.where(gamma > high, Reason.CLAMPED_HIGH, reason)
         gamma = gamma.clamp_max(high)
-    reason = torch.where(torch.isfinite(raw), reason, Reason.NON_FINITE)
-    reason = torch.where(uu > 0, reason, torch.where(uu == 0, Reason.ZERO_RESIDUAL, Reason.NON_FINITE))
+    finite = torch.isfinite(raw.to(torch.float32)) & torch.isfinite(uu)
+    reason = torch.where(finite, reason, Reason.NON_FINITE)
+    reason = torch.where(uu == 0, Reason.ZERO_RESIDUAL, reason)
     return Decision(torch.where(reason <= Reason.CLAMPED_HIGH, gamma, 1.0), raw, reason)
 
 
@@ -126,8 +133,9 @@ class CleanTarget(Rule):
     threshold: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.gamma_min <= (self.gamma_max or float("inf")):
-            raise InputError(f"gamma_min={self.gamma_min}, gamma_max={self.gamma_max}: need 0 < gamma_min ≤ gamma_max")
+        _check_bounds(self.gamma_min, self.gamma_max)
+        if not self.gamma_min > 0:
+            raise InputError(f"gamma_min={self.gamma_min}: need gamma_min > 0 (the paper's is 1e-6)")
         if self.mode not in ("full", "analytical", "adaptive") or not self.threshold > 0:
             raise InputError(f"mode={self.mode!r}, threshold={self.threshold}: choose full, analytical or adaptive, and > 0")
 
@@ -151,10 +159,16 @@ class NoiseConsistent(Rule):
     Args:
         gamma_min: lower bound, or None.
         gamma_max: upper bound, or None.
+
+    Raises:
+        InputError: bounds that are not finite, or out of order.
     """
 
     gamma_min: float | None = None
     gamma_max: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.gamma_min, self.gamma_max)
 
     def need(self, sigma: float) -> Need:
         """The divergence at every step."""
@@ -196,8 +210,10 @@ class FixedGamma(Rule):
         """Read a JSON list of numbers. Raises InputError where the file holds anything else."""
         try:
             values = json.loads(Path(path).read_text())
+            if not isinstance(values, list) or not all(type(g) in (int, float) for g in values):
+                raise InputError("it holds something else")
             return cls(tuple(float(g) for g in values))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             raise InputError(f"{path} is not a gamma table (a JSON list of numbers): {error}") from error
 
     def check(self, steps: int) -> None:

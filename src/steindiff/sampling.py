@@ -41,7 +41,7 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 @dataclass(frozen=True)
 class Record:
-    """One step of the trace; plain numbers. Without a correction γ = 1, reason "plain", and the rest NaN."""
+    """One step of the trace; plain numbers. Without a correction γ = 1, reason "plain", no moments, and noise_ratio NaN."""
 
     index: int
     sigma: float
@@ -52,7 +52,7 @@ class Record:
     moments: dict[str, float]
     noise_ratio: float
     """σ̂/σ, σ̂² = E‖x−D‖²/E[∇·(x−D)] the noise level the batch really has, read off the step's residual; exact for a
-    first-order step, 1 on the ideal marginal. NaN where no network derivative was taken."""
+    first-order step, 1 on the ideal marginal. NaN where no network derivative was taken or its estimate is not positive."""
 
 
 @dataclass(frozen=True)
@@ -93,19 +93,26 @@ class _Watched(Counter):
         out = super().__call__(x, sigma)
         if not isinstance(out, Tensor) or out.shape != x.shape or out.dtype != x.dtype:
             got = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
-            raise InputError(f"the denoiser returned {got} for {tuple(x.shape)} {x.dtype}: shape and dtype must stay unchanged")
+            raise InputError(
+                f"the denoiser returned {got} for {tuple(x.shape)} {x.dtype} at step {self.step}, sigma = {_level(sigma):g}: "
+                "shape and dtype must stay unchanged"
+            )
         finite = torch.isfinite(out.detach()).all()
         if not finite.is_cpu:
             self.flags.append((self.step, sigma, finite))
         elif not finite:
-            raise _non_finite(self.step, float(sigma))
+            raise _non_finite(self.step, _level(sigma))
         return out
 
     def check(self) -> None:
         """On an accelerator: one transfer, after the loop."""
         if self.flags and not bool(torch.stack([f for _, _, f in self.flags]).all()):
-            step, sigma = next((i, float(s)) for i, s, f in self.flags if not f)
+            step, sigma = next((i, _level(s)) for i, s, f in self.flags if not f)
             raise _non_finite(step, sigma)
+
+
+def _level(sigma: Tensor) -> float:
+    return float(sigma.max())
 
 
 def _non_finite(step: int, sigma: float) -> NonFiniteError:
@@ -120,11 +127,14 @@ def steps(
 ) -> Iterator[Event]:
     """Integrate from sigmas[0] to sigmas[-1], yielding after each step. Arguments and errors as `sample`."""
     solver = make(solver) if isinstance(solver, str) else solver
-    sigmas = grids.validate(sigmas).to(x.device)
     _check_state(x)
+    sigmas = _fresh(grids.validate(sigmas).to(x.device))
     if generator is not None:
         solver = solver.seeded(_seeds(generator, len(x)))
-    watched = denoiser if isinstance(denoiser, _Watched) else _Watched(denoiser)
+    return _run(solver, denoiser if isinstance(denoiser, _Watched) else _Watched(denoiser), _fresh(x), sigmas)
+
+
+def _run(solver: Solver, watched: _Watched, x: Tensor, sigmas: Tensor) -> Iterator[Event]:
     grid = Grid.of(sigmas)
     with torch.no_grad():
         state = solver.init(watched, x, sigmas)
@@ -136,6 +146,8 @@ def steps(
             step = solver.step(watched, x, interval, state)
         yield Event(interval, x, step, watched.calls)
         x, state = step.x, step.state
+    watched.check()
+    _check_end(x, grid)
 
 
 def sample(
@@ -156,12 +168,12 @@ def sample(
         x: (B, *event), the noisy state at sigmas[0] in VE coordinates (σ₀ ε to start from noise); float32 or float64.
         sigmas: (n+1,) strictly decreasing noise levels; the last may be 0.
         generator: source of the probes' seeds, one generator or one per image; None: a fixed seed. The state is not random.
-        on_step: observers of every step; they see, and cannot change, what happens.
+        on_step: observers of every step; they get copies of the states, and cannot change what happens.
         progress: show a tqdm bar on stderr.
 
     Raises:
         InputError: x, sigmas or the denoiser's output malformed; an unknown solver.
-        NonFiniteError: the network's output is not finite; names the step and σ.
+        NonFiniteError: the network's output or the last state is not finite; names the step and σ.
     """
     watched = _Watched(denoiser)
     observers = (on_step,) if callable(on_step) else tuple(on_step or ())
@@ -173,9 +185,8 @@ def sample(
         kept.append((event.interval, state.last if isinstance(state, CorrectedState) else None))
         choice = state.choice if isinstance(state, CorrectedState) else None
         for observe in observers:
-            observe(event)
+            observe(_copied(event))
         final = event.step.x
-    watched.check()
     return SampleResult(final, _trace(kept), _stats(watched, [c for _, c in kept if c], choice, len(x)))
 
 
@@ -192,9 +203,31 @@ def _check_state(x: Tensor) -> None:
         raise InputError(f"x holds {bad} NaN or infinite values of {x.numel()}: start from a finite state")
 
 
+def _check_end(x: Tensor, grid: Grid) -> None:
+    """No network sees the last state."""
+    if not bool(torch.isfinite(x).all()):
+        raise NonFiniteError(
+            f"the state is NaN or infinite after step {grid.steps - 1}, sigma = {float(grid.sigmas[-1]):g}: an unbounded "
+            "correction has driven it away (gamma_max=1 bounds it)"
+        )
+
+
+def _fresh(x: Tensor) -> Tensor:
+    """X without graph; a copy where it was made in inference mode, which no derivative could use outside it."""
+    return x.detach().clone() if x.is_inference() and not torch.is_inference_mode_enabled() else x.detach()
+
+
+def _copied(event: Event) -> Event:
+    """An observer that writes into what it is shown must not change the run."""
+    step = event.step
+    return event._replace(x_before=event.x_before.clone(), step=step._replace(x=step.x.clone(), denoised=step.denoised.clone()))
+
+
 def _seeds(generator: torch.Generator | Sequence[torch.Generator], batch: int) -> int | tuple[int, ...]:
     if isinstance(generator, torch.Generator):
         return fresh_seed(generator)
+    if not isinstance(generator, Sequence) or not all(isinstance(g, torch.Generator) for g in generator):
+        raise InputError(f"generator is {type(generator).__name__}: give one torch.Generator, or a list of one per image")
     if len(generator) != batch:
         raise InputError(f"{len(generator)} generators for a batch of {batch}: give one, or one per image")
     return tuple(fresh_seed(g) for g in generator)
@@ -212,7 +245,8 @@ def _bar(events: Iterator[Event], total: int) -> Iterable[Event]:
 def _trace(kept: list[tuple[Interval, Correction | None]]) -> tuple[Record, ...]:
     """Every number of the run in one transfer."""
     rows = [_row(interval, correction) for interval, correction in kept]
-    table = torch.stack([torch.stack([z.to(torch.float64) for z in row]) for row in rows]).tolist() if rows else []
+    wide = torch.float32 if rows and rows[0][0].device.type == "mps" else torch.float64
+    table = torch.stack([torch.stack([z.to(wide) for z in row]) for row in rows]).tolist() if rows else []
     return tuple(_record(i, kept[i], row) for i, row in enumerate(table))
 
 

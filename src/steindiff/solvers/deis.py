@@ -22,21 +22,12 @@ from steindiff.solvers.coefficients import combine, lagrange_integrals, noise_of
 
 __all__ = ["DEIS"]
 
-_VP = VPLinear()
-
-
-def _vp_density(t: Tensor) -> Tensor:
-    """dσ/dt = B'(t)(1+σ²)/(2σ) for the VP-linear schedule, σ = √(e^B − 1)."""
-    sigma = _VP.ratio(t)
-    return ((_VP.beta_max - _VP.beta_min) * t + _VP.beta_min) * (1 + sigma**2) / (2 * sigma)
-
-
-_VARIABLES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    # s(σ) and dσ/ds
-    "vp_time": (_VP.time, _vp_density),
-    "sigma": (lambda sigma: sigma, torch.ones_like),
-    "log_sigma": (torch.log, torch.exp),
+_VARIABLES: dict[str, Callable[[Tensor], Tensor]] = {
+    "vp_time": VPLinear().time,
+    "sigma": lambda sigma: sigma,
+    "log_sigma": torch.log,
 }
+"""s(σ)."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +77,5 @@ class DEIS(Solver):
         order = min(grid.order(i, self.order, self.lower_order_final), len(state.values) + 1)
         if order == 1:
             return [interval.sigma_next - interval.sigma]
-        variable, density = _VARIABLES[self.variable]
-        s = variable(grid.sigmas[i - order + 1 : i + 2])
-        return lagrange_integrals(list(s[:-1].flip(0)), s[-2], s[-1], density)
+        nodes = grid.sigmas[i - order + 1 : i + 1].flip(0)
+        return lagrange_integrals(list(nodes), interval.sigma, interval.sigma_next, _VARIABLES[self.variable])

@@ -18,28 +18,9 @@ from torch import Tensor
 from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError
 from steindiff.solvers.base import Grid, History, Interval, Solver, Step
-from steindiff.solvers.coefficients import ddim
+from steindiff.solvers.coefficients import ddim, phi
 
-__all__ = ["DPMpp2M", "DPMpp2S", "DPMpp3M", "DPMpp3S", "phi"]
-
-
-def phi(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """φ_k = ∫₀¹ h e^(−h(1−s)) s^k ds for k = 0, 1, 2.
-
-    The recursion φ_k = 1 − k φ_{k−1}/h cancels for small h; below h = 0.1 the power series Σ_j (−1)^j h^(j+1) k!/(k+j+1)!
-    is used instead (12 terms: full float64 accuracy).
-    """
-    phi0 = -torch.expm1(-h)
-    phi1 = 1 - phi0 / h
-    series = [torch.zeros_like(h), torch.zeros_like(h)]
-    for k in (1, 2):
-        term = h / (k + 1)
-        for j in range(12):
-            series[k - 1] = series[k - 1] + term
-            term = -term * h / (k + j + 2)
-    small = h < 0.1
-    phi1 = torch.where(small, series[0], phi1)
-    return phi0, phi1, torch.where(small, series[1], 1 - 2 * phi1 / h)
+__all__ = ["DPMpp2M", "DPMpp2S", "DPMpp3M", "DPMpp3S"]
 
 
 def _log_steps(grid: Grid, index: int, count: int) -> list[Tensor]:
@@ -95,12 +76,11 @@ class DPMpp2M(_Multistep):
 
 @dataclass(frozen=True)
 class DPMpp3M(_Multistep):
-    """x' = r x + φ₀ D₀ + φ₁ D' + c φ₂ D'', D' and D'' divided differences of D₀, D₁, D₂ in λ (units of h).
+    """x' = r x + φ₀ D₀ + φ₁ b + c φ₂ a, where D₀ + b s + a s², s = (τ−λ)/h, interpolates D₀ and the two values before.
 
-    c = 1 is the exact integral of the interpolating quadratic and third order. The published formula, which diffusers and
-    k-diffusion also use, has c = 1/2: it converges at second order, with a small constant (`docs/solvers.md`,
-    `tests/test_solver_order.py`). The published one is the default, since its numbers are those users know; `exact=True`
-    gives the other.
+    c = 1 is the exact integral of that quadratic, and third order. The published code, which diffusers and k-diffusion
+    follow, has c = 1/2: it converges at second order, with a small constant (`docs/solvers.md`). It is the default, since its
+    numbers are those users know; `exact=True` gives the other.
     """
 
     exact: bool = False

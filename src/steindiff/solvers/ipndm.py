@@ -25,8 +25,8 @@ _ADAMS_BASHFORTH = (
 class IPNDM(Solver):
     """x' = x + (σ'−σ) Σ_j c_j ε̂_j, c the Adams–Bashforth coefficients of *equal* steps, whatever the grid.
 
-    On a uniform σ grid the order is `order`; on any other the fixed coefficients leave first-order terms of the step-size
-    ratio, which shrink with the ratio's distance from 1 (`docs/solvers.md` says what was measured).
+    On a uniform σ grid the order is `order`. On any other the fixed coefficients extrapolate to the wrong place by a multiple
+    of (ratio of successive steps − 1): on smooth grids, where that is O(1/n), the order is 2 at most (`docs/solvers.md`).
 
     Args:
         order: 1 to 4; 1 is DDIM.

@@ -1,7 +1,13 @@
 """UniPC (Zhao et al. 2023): a unified predictor–corrector, data prediction, corrector on.
 
-With hh = −h and nodes r_m = (λ_m − λ)/h, the weights ρ solve Σ_m ρ_m r_m^(i−1) = b_i = i! φ_{i+1}(hh)/B(hh)·hh^…, so that
-every power of λ up to the order is integrated exactly. B(h) is hh ("bh1") or e^hh − 1 ("bh2").
+With D₀ the value at the current state, D_m those at earlier nodes (the corrector adds the one at λ', r = 1) and
+r_m = (λ_m − λ)/h, both halves have the form
+
+    x' = r x + (1−r) D₀ + B Σ_m ρ_m (D_m − D₀)/r_m,        Σ_m ρ_m r_m^(i−1) = φ_i(h)/B,  i = 1, 2, …
+
+which integrates every power of λ up to the number of nodes exactly; φ_i as in `coefficients.phi`. B is h ("bh1") or
+1 − e^(−h) ("bh2"); it matters only where a weight is set to one half instead, in the predictor of order 2 and the corrector
+of order 1. In the paper's notation hh = −h, and its right-hand side is b_i = i! hh φ_{i+1}(hh)/B(hh), the same number.
 """
 
 from __future__ import annotations
@@ -15,7 +21,7 @@ from torch import Tensor
 from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError
 from steindiff.solvers.base import Grid, History, Interval, Solver, Step
-from steindiff.solvers.coefficients import combine, ddim
+from steindiff.solvers.coefficients import combine, ddim, phi
 
 __all__ = ["UniPC"]
 
@@ -30,7 +36,7 @@ class UniPC(Solver):
 
     Args:
         order: p = 1, 2 or 3.
-        variant: B(h) = hh ("bh1") or e^hh − 1 ("bh2").
+        variant: B = h ("bh1") or 1 − e^(−h) ("bh2").
         corrector: False is UniP, the predictor alone.
         lower_order_final: lower the order towards the last step, as published (runs of any length).
         stored: the evaluation a step starts from was made at the predicted state. "keep" uses it as published and at no cost,
@@ -104,12 +110,10 @@ class _Rule:
         h = lam[-1] - lam[-2]
         self.order = order
         self.nodes = [(lam[-2 - j] - lam[-2]) / h for j in range(1, order)]
-        hh = -h
-        B = hh if variant == "bh1" else torch.expm1(hh)
-        self.scale = -B
-        ones = torch.ones_like(h)
-        self._matrix = torch.stack([torch.stack([*self.nodes, ones]) ** i for i in range(order)])
-        self._target = torch.stack(_moments(hh, order)) / B
+        phi0, *moments = phi(h, order)
+        self.scale = h if variant == "bh1" else phi0
+        self._matrix = torch.stack([torch.stack([*self.nodes, torch.ones_like(h)]) ** i for i in range(order)])
+        self._target = torch.stack(moments) / self.scale
 
     def predictor(self) -> list[Tensor]:
         """Weights of the past slopes; one half for order 2, as published."""
@@ -122,14 +126,6 @@ class _Rule:
         if self.order == 1:
             return [torch.full_like(self.scale, 0.5)]
         return list(_solve(self._matrix, self._target))
-
-
-def _moments(hh: Tensor, order: int) -> list[Tensor]:
-    """b_i = i! (hh φ_{i+1}(hh)): b_1 = (e^hh − 1)/hh − 1, b_i = i b_{i−1}/hh − 1."""
-    moments = [torch.expm1(hh) / hh - 1]
-    for i in range(2, order + 1):
-        moments.append(i * moments[-1] / hh - 1)
-    return moments
 
 
 def _solve(matrix: Tensor, target: Tensor) -> Tensor:

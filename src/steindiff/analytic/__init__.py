@@ -1,0 +1,10 @@
+"""Exact models: D(x, σ) = E[x* | x* + σ ε = x], its divergence, score, density and flow in closed form."""
+
+from __future__ import annotations
+
+from steindiff.analytic.base import ExactModel
+from steindiff.analytic.integrate import Flow
+from steindiff.analytic.laws import FactorMixture, Gaussian, GaussianMixture
+from steindiff.analytic.mixture import Mixture
+
+__all__ = ["ExactModel", "FactorMixture", "Flow", "Gaussian", "GaussianMixture", "Mixture"]

@@ -1,0 +1,583 @@
+"""Trace estimators: unbiased, honest about their error, consistent with each other, detached, seeded, and choosy."""
+
+import math
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import forward_ad
+
+from steindiff import solvers
+from steindiff.analytic import GaussianMixture
+from steindiff.correction import Corrected
+from steindiff.divergence import Choice, Estimate, Exact, Hutchinson, choose
+from steindiff.errors import InputError, SteindiffError
+from steindiff.noise import mix
+from steindiff.rules import CleanTarget
+from steindiff.sampling import sample
+from steindiff.solvers.base import Grid
+
+torch.set_num_threads(1)
+D64 = torch.float64
+SIGMA = torch.tensor(0.8, dtype=D64)
+
+
+class Mixture:
+    """Isotropic Gaussians N(μ_k, s_k²), weights p_k: exact D and exact tr ∂D/∂x, written independently of the package."""
+
+    def __init__(self, d=6, k=3, seed=0, dtype=D64):
+        g = torch.Generator().manual_seed(seed)
+        self.mu = torch.randn(k, d, generator=g, dtype=D64).to(dtype)
+        self.s2 = (0.05 + 0.3 * torch.rand(k, generator=g, dtype=D64)).to(dtype)
+        self.log_p = torch.softmax(torch.randn(k, generator=g, dtype=D64), 0).log().to(dtype)
+
+    def _parts(self, x, sigma):
+        v = self.s2 + sigma.to(x.dtype) ** 2
+        e = x[:, None] - self.mu
+        p = torch.softmax(self.log_p - x.shape[1] / 2 * v.log() - e.square().sum(-1) / (2 * v), 1)
+        gain = self.s2 / v
+        return v, e, p, gain, self.mu + gain[:, None] * e
+
+    def __call__(self, x, sigma):
+        _, _, p, _, m = self._parts(x, sigma)
+        return (p[..., None] * m).sum(1)
+
+    def divergence(self, x, sigma):
+        """tr ∂D/∂x = Σ p_k d s_k²/v_k + Σ p_k ⟨g_k − ḡ, m_k⟩, g_k = −(x − μ_k)/v_k."""
+        v, e, p, gain, m = self._parts(x, sigma)
+        g = -e / v[:, None]
+        mean = (p[..., None] * g).sum(1, keepdim=True)
+        return x.shape[1] * p @ gain + (p * ((g - mean) * m).sum(-1)).sum(1)
+
+    def draw(self, n, sigma, seed):
+        g = torch.Generator().manual_seed(seed)
+        k = torch.multinomial(self.log_p.exp(), n, replacement=True, generator=g)
+        noise = torch.randn(2, n, self.mu.shape[1], generator=g, dtype=self.mu.dtype)
+        return self.mu[k] + self.s2[k, None].sqrt() * noise[0] + sigma * noise[1]
+
+
+MIXTURE = Mixture()
+A = torch.randn(6, 6, generator=torch.Generator().manual_seed(1), dtype=D64)  # far from symmetric
+
+
+def twisted(x):
+    """g(x) = sin(Ax) + x₀ x: Jacobian diag(cos Ax) A + x₀ I + x e₀ᵀ, not symmetric."""
+    return torch.sin(x @ A.T) + x[:, :1] * x, "aux"
+
+
+def twisted_trace(x):
+    return torch.cos(x @ A.T) @ A.diagonal() + (x.shape[1] + 1) * x[:, 0]
+
+
+def through_mixture(x):
+    return MIXTURE(x, SIGMA), None
+
+
+LAW = GaussianMixture(
+    torch.tensor([0.3, 0.7], dtype=D64),
+    torch.randn(2, 6, generator=torch.Generator().manual_seed(4), dtype=D64),
+    torch.stack([A @ A.T / 20, torch.diag(torch.linspace(0.01, 0.5, 6, dtype=D64))]),
+)
+MAPS = {
+    "full covariances": (lambda x: (LAW(x, SIGMA), None), lambda x: LAW.divergence(x, SIGMA)),
+    "mixture": (through_mixture, lambda x: MIXTURE.divergence(x, SIGMA)),
+    "non-symmetric": (twisted, twisted_trace),
+}
+
+
+@pytest.fixture(scope="module")
+def x():
+    return MIXTURE.draw(5, SIGMA, seed=2)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_exact_is_the_closed_form(name, x):
+    g, trace = MAPS[name]
+    estimate, _ = Exact()(g, x, 0)
+    assert estimate.values.shape == (1, len(x))
+    torch.testing.assert_close(estimate.values[0], trace(x), rtol=1e-12, atol=1e-12)
+    assert (estimate.primals, estimate.jvps, estimate.vjps) == (1, 0, 6)
+    torch.testing.assert_close(Exact()(g, x[:1], 0)[0].mean, trace(x[:1])[0], rtol=1e-12, atol=1e-12)
+
+
+def test_exact_on_images():
+    x = torch.randn(2, 3, 2, 2, dtype=D64, generator=torch.Generator().manual_seed(0))
+    estimate, _ = Exact()(lambda z: (z**3, None), x, 0)
+    torch.testing.assert_close(estimate.values[0], 3 * x.square().flatten(1).sum(1))
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_the_mean_is_within_four_standard_errors_of_the_exact_trace(name, kind, k, x):
+    g, trace = MAPS[name]
+    many = x[:1].expand(4000, -1)  # one point, 4000 independent draws
+    estimate, _ = Hutchinson(k, kind, "jvp")(g, many, 3)
+    assert estimate.values.shape == (k, 4000)
+    draws = estimate.values.flatten()
+    se = draws.std() / math.sqrt(draws.numel())
+    assert se > 0
+    assert abs(estimate.mean - trace(x)[0]) < 4 * se
+    torch.testing.assert_close(estimate.se, estimate.values.mean(0).std() / math.sqrt(4000))
+
+
+def test_the_variance_of_a_probe_is_what_theory_says(x):
+    # Rademacher: Σ_{i≠j} (S_ij)² · 2 with S the symmetric part; Gaussian: 2‖S‖²
+    J = torch.autograd.functional.jacobian(lambda z: twisted(z[None])[0][0], x[0])
+    S = (J + J.T) / 2
+    off = 2 * (S.square().sum() - S.diagonal().square().sum())
+    many = x[:1].expand(40_000, -1)
+    for kind, variance in (("rademacher", off), ("gaussian", 2 * S.square().sum())):
+        got = Hutchinson(1, kind, "jvp")(twisted, many, 0)[0].values.var()
+        assert abs(got / variance - 1) < 0.06  # sampling error of a variance: about √(2…8)/200
+
+
+@pytest.mark.parametrize("batch, k", [(32, 1), (32, 3), (1, 12)])
+def test_the_standard_error_is_honest(batch, k):
+    """Spread of repeated estimates against the reported error: over batches, or over probes for a batch of one."""
+    means, errors = [], []
+    for i in range(200):
+        points = MIXTURE.draw(batch, SIGMA, seed=1000 + i) if batch > 1 else MIXTURE.draw(1, SIGMA, seed=7)
+        estimate, _ = Hutchinson(k, "rademacher", "vjp", seed=i)(through_mixture, points, 0)
+        means.append(estimate.mean)
+        errors.append(estimate.se)
+    spread, reported = torch.stack(means).std(), torch.stack(errors).square().mean().sqrt()
+    assert 0.8 < spread / reported < 1.25  # 200 repeats: the spread is known to about 5 %
+
+
+def test_a_single_draw_has_no_standard_error(x):
+    assert math.isnan(float(Hutchinson(1, method="vjp")(twisted, x[:1], 0)[0].se))
+
+
+@pytest.mark.parametrize("method", ["vjp", "jvp", "fd"])
+def test_rademacher_is_exact_for_a_diagonal_jacobian(method, x):
+    estimate, _ = Hutchinson(2, "rademacher", method)(lambda z: (torch.tanh(z), None), x, 0)
+    exact = (1 - torch.tanh(x) ** 2).sum(1)
+    torch.testing.assert_close(estimate.values, exact.expand(2, -1), rtol=0, atol=1e-12 if method != "fd" else 1e-5)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_methods_agree_probe_by_probe(name, x):
+    g, _ = MAPS[name]
+    values = {m: Hutchinson(3, "gaussian", m, fd_step=1e-4, seed=5)(g, x, 2)[0].values for m in ("vjp", "jvp", "fd")}
+    torch.testing.assert_close(values["jvp"], values["vjp"], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(values["fd"], values["vjp"], rtol=1e-6, atol=1e-6)
+    assert values["vjp"].std(0).min() > 1e-6  # the probes do differ
+
+
+def test_probes_are_the_ones_the_seed_promises(x):
+    """vᵀJv with v drawn as documented, J in full: pins the pairing of probe, sample and Jacobian side."""
+    seen = []
+    estimate, _ = Hutchinson(2, "gaussian", "fd", seed=9)(lambda z: (seen.append(z) or z, None), x, 4)
+    base, *shifted = seen
+    assert torch.equal(base, x)
+    J = torch.autograd.functional.jacobian(lambda z: twisted(z)[0].sum(0), x).permute(1, 0, 2)
+    expected = []
+    for plus, minus in (shifted[:2], shifted[2:]):
+        h = 1e-3 * x.square().mean(1, keepdim=True).sqrt()
+        v = (plus - minus) / (2 * h)
+        expected.append(torch.einsum("bi,bij,bj->b", v, J, v))
+    actual = Hutchinson(2, "gaussian", "vjp", seed=9)(twisted, x, 4)[0].values
+    torch.testing.assert_close(actual, torch.stack(expected), rtol=1e-9, atol=1e-9)
+    assert estimate.primals == 5
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_counts_are_what_was_done(k, x):
+    calls = []
+
+    def g(z):
+        calls.append(1)
+        return z * z, None
+
+    for method, (primals, jvps, vjps) in {"vjp": (1, 0, k), "jvp": (k, k, 0), "fd": (1 + 2 * k, 0, 0)}.items():
+        calls.clear()
+        estimate, _ = Hutchinson(k, method=method)(g, x, 0)
+        assert (estimate.primals, estimate.jvps, estimate.vjps) == (primals, jvps, vjps)
+        assert len(calls) == primals
+
+
+@pytest.mark.parametrize("method", ["vjp", "jvp", "fd"])
+def test_fd_error_scales_with_the_square_of_its_step_and_others_ignore_it(method, x):
+    def at(step):
+        return Hutchinson(1, "rademacher", method, fd_step=step, seed=1)(twisted, x, 0)[0].values
+
+    exact = at(1e-4) if method != "fd" else Hutchinson(1, "rademacher", "vjp", seed=1)(twisted, x, 0)[0].values
+    coarse, fine = (at(s) - exact for s in (2e-2, 1e-2))
+    if method == "fd":
+        torch.testing.assert_close(coarse / fine, torch.full_like(fine, 4.0), rtol=0.02, atol=0)
+    else:
+        assert torch.equal(coarse, torch.zeros_like(coarse))
+
+
+def test_fd_steps_follow_the_scale_of_each_sample(x):
+    """fd is equivariant under g ↦ c g(·/c): a per-sample relative step."""
+    scale = torch.tensor([1e-3, 1.0, 10.0, 1e3, 1e6], dtype=D64)[:, None]
+    fd = Hutchinson(1, method="fd")
+    scaled, _ = fd(lambda z: (scale * torch.sin(z / scale), None), scale * x, 0)
+    plain, _ = fd(lambda z: (torch.sin(z), None), x, 0)
+    torch.testing.assert_close(scaled.values, plain.values, rtol=1e-9, atol=1e-9)
+
+
+def test_fd_at_the_origin_has_a_step_too():
+    estimate, _ = Hutchinson(1, method="fd")(lambda z: (torch.sin(z), None), torch.zeros(2, 3), 0)
+    torch.testing.assert_close(estimate.values, torch.full((1, 2), 3.0), rtol=1e-4, atol=0)
+
+
+# ---------------------------------------------------------------- sharing, detachment, seeds
+
+
+def tensors(tree):
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, dict):
+        for part in tree.values():
+            yield from tensors(part)
+    elif isinstance(tree, (tuple, list)):
+        for part in tree:
+            yield from tensors(part)
+    elif hasattr(tree, "__dataclass_fields__"):
+        for name in tree.__dataclass_fields__:
+            yield from tensors(getattr(tree, name))
+
+
+def second_step(name):
+    """A solver's map at its second step (so that there is history), with the state it starts from."""
+    solver = solvers.make(name)
+    grid = torch.tensor([5.0, 2.0, 0.8, 0.3], dtype=D64)
+    start = MIXTURE.draw(3, 5.0, seed=0)
+    first = solver.step(MIXTURE, start, Grid.of(grid).interval(0), solver.init(MIXTURE, start, grid))
+    interval = Grid.of(grid).interval(1)
+    return lambda z: (lambda s: (s.x, s))(solver.step(MIXTURE, z, interval, first.state)), first.x
+
+
+@pytest.mark.parametrize("name", solvers.names())
+@pytest.mark.parametrize("method", ["vjp", "jvp", "fd"])
+def test_the_primal_is_shared_and_detached(name, method):
+    g, x = second_step(name)
+    plain = g(x)[1]
+    with torch.enable_grad():  # a caller's own gradient mode must not leak in
+        estimate, step = Hutchinson(2, method=method)(g, x, 0)
+    kept, expected = list(tensors(step)), list(tensors(plain))
+    assert len(kept) == len(expected) >= 2
+    for a, b in zip(kept, expected, strict=True):
+        if method == "jvp":
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        else:
+            assert torch.equal(a, b)
+    with forward_ad.dual_level():
+        for t in [*kept, estimate.values]:
+            assert t.grad_fn is None
+            assert not t.requires_grad
+            assert forward_ad.unpack_dual(t).tangent is None
+    assert not x.requires_grad
+
+
+@pytest.mark.parametrize("method", ["vjp", "jvp", "fd"])
+def test_by_products_in_lists_and_dicts_are_detached_too(method, x):
+    weight = torch.ones(6, dtype=D64, requires_grad=True)
+    _, aux = Hutchinson(1, method=method)(lambda z: (weight * z, [{"a": weight * z, "b": (z, 3, None)}]), x, 0)
+    assert torch.equal(aux[0]["a"], x)
+    assert not any(t.requires_grad for t in tensors(aux))
+
+
+def test_the_same_seed_and_index_repeat_and_others_do_not(x):
+    def at(seed, index):
+        return Hutchinson(1, "gaussian", "jvp", seed=seed)(twisted, x, index)[0].values
+
+    assert torch.equal(at(3, 4), at(3, 4))
+    assert torch.equal(at(3, 4), Hutchinson(1, "gaussian", "jvp").seeded(3)(twisted, x, 4)[0].values)
+    for other in ((3, 5), (4, 4), (4, 3)):
+        assert not torch.isclose(at(3, 4), at(*other)).any()
+
+
+def test_more_probes_begin_with_the_fewer(x):
+    few, many = (Hutchinson(k, "gaussian", "jvp")(twisted, x, 0)[0].values for k in (2, 5))
+    assert torch.equal(few, many[:2])
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
+def test_an_images_probes_do_not_depend_on_its_batch_mates(kind, x):
+    seeds = (11, 12, 13, 14, 15)
+
+    def at(rows):
+        estimator = Hutchinson(3, kind, "jvp").seeded(tuple(seeds[i] for i in rows))
+        return estimator(twisted, x[list(rows)], 2)[0].values
+
+    full = at(range(5))
+    for rows in ((2,), (4, 0), (3, 2, 1, 0, 4)):
+        torch.testing.assert_close(at(rows), full[:, list(rows)], rtol=1e-12, atol=1e-12)
+    shared = Hutchinson(3, kind, "jvp", seed=11)
+    assert not torch.allclose(shared(twisted, x, 2)[0].values[:, 1:], full[:, 1:])
+
+
+def test_probes_use_the_whole_seed(x):
+    low, high = (Hutchinson(1, "gaussian", "jvp", seed=s)(twisted, x, 0)[0].values for s in (1, 1 + 2**32))
+    assert not torch.isclose(low, high).any()
+    assert mix(1, 0) != mix(1 + 2**32, 0)
+
+
+def test_a_wrong_number_of_seeds_is_refused(x):
+    with pytest.raises(InputError, match="3 probe seeds for a batch of 5"):
+        Hutchinson(method="vjp", seed=(1, 2, 3))(twisted, x, 0)
+
+
+@pytest.mark.parametrize("bad", [{"probes": 0}, {"fd_step": 0.0}, {"fd_step": math.nan}, {"kind": "cauchy"}, {"method": "x"}])
+def test_bad_arguments_are_refused(bad):
+    with pytest.raises(InputError, match=r"need|choose"):
+        Hutchinson(**bad)
+
+
+def test_estimate_statistics_by_hand():
+    e = Estimate(torch.tensor([[1.0, 2.0, 6.0], [3.0, 4.0, 8.0]]), 1, 0, 2)
+    assert float(e.mean) == 4
+    assert float(e.se) == pytest.approx(math.sqrt(7) / math.sqrt(3))  # sample means 2, 3, 7: variance 7
+    one = Estimate(torch.tensor([[1.0], [3.0]]), 1, 0, 2)
+    assert float(one.se) == pytest.approx(1.0)  # draws 1, 3: deviation √2 over √2
+
+
+def test_auto_must_be_resolved(x):
+    with pytest.raises(InputError, match="resolve"):
+        Hutchinson()(twisted, x, 0)
+
+
+# ---------------------------------------------------------------- choosing a method
+
+
+def smooth(x, sigma):
+    """A Gaussian's denoiser with something non-linear on top."""
+    return x / (1 + sigma.to(x) ** 2) + 0.1 * torch.tanh(x / 2)
+
+
+class OldStyle(torch.autograd.Function):
+    """EDM's attention in miniature: backward, no forward mode, not functorch-ready."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * (1 - torch.tanh(x) ** 2)
+
+
+class NoBackward(torch.autograd.Function):
+    """Forward mode only; raises without a message in backward."""
+
+    @staticmethod
+    def forward(x):
+        return torch.tanh(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    def jvp(ctx, t):
+        return t * (1 - torch.tanh(ctx.saved_tensors[0]) ** 2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise NotImplementedError
+
+
+class Neither(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise TypeError("no backward here\nsecond line")
+
+
+def attention(x, sigma):
+    q = x.reshape(x.shape[0], 1, -1, 2)
+    return x / 2 + 0.3 * F.scaled_dot_product_attention(q, q, q).reshape(x.shape)
+
+
+def skip(inner):
+    """The usual preconditioning: a skip connection hides that `inner` cut the graph."""
+    return lambda x, sigma: x / (1 + sigma.to(x) ** 2) + 0.5 * inner(x)
+
+
+def in_inference_mode(x):
+    with torch.inference_mode():
+        return torch.tanh(x)
+
+
+NETWORKS = {
+    "smooth": (smooth, "vjp"),
+    "old-style Function": (skip(OldStyle.apply), "vjp"),
+    "no backward": (skip(NoBackward.apply), "jvp"),
+    "neither": (skip(Neither.apply), "fd"),
+    "no_grad inside": (skip(torch.no_grad()(torch.tanh)), "jvp"),
+    "no_grad around": (torch.no_grad()(smooth), "jvp"),
+    "detached": (skip(lambda x: torch.tanh(x.detach())), "fd"),
+    "inference mode inside": (skip(in_inference_mode), "fd"),
+    "numpy": (skip(lambda x: torch.from_numpy(x.numpy()).tanh()), "fd"),
+    "numpy behind detach": (skip(lambda x: torch.from_numpy(x.detach().numpy()).tanh()), "fd"),
+    "attention": (attention, "vjp"),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("dtype", [torch.float32, D64])
+def test_auto_takes_the_first_method_that_gives_the_right_number(name, dtype):
+    network, expected = NETWORKS[name]
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=D64).to(dtype)
+    sigma = torch.tensor(1.0, dtype=D64)
+    resolved = Hutchinson(2).resolve(network, x, sigma)
+    assert resolved.method == resolved.choice.method == expected
+    costs, notes = resolved.choice.costs, resolved.choice.notes
+    assert set(costs) == set(notes) == {"vjp", "jvp", "fd"}
+    assert all((cost is None) == ("works" not in notes[m]) for m, cost in costs.items())
+    assert all(cost is None or cost >= 0 for cost in costs.values())
+    assert not any("\n" in note for note in notes.values())
+    values = resolved(lambda z: (network(z, sigma), None), x, 0)[0].values
+    reference = Hutchinson(2, method="fd")(lambda z: (network(z, sigma), None), x, 0)[0].values
+    torch.testing.assert_close(values, reference, rtol=1e-2, atol=1e-2)
+
+
+def test_flash_attention_has_no_forward_mode_and_auto_does_not_need_it():
+    x = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    choice = choose(attention, x, torch.tensor(1.0))
+    assert choice.method == "vjp"
+    if choice.costs["jvp"] is None:  # torch without a forward rule for the fused kernel
+        with pytest.raises(SteindiffError, match=r"no derivative.*jvp.*method='auto'"):
+            Hutchinson(method="jvp").resolve(attention, x, torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("method", ["vjp", "jvp"])
+def test_an_unusable_method_is_refused_with_its_reason(method):
+    x = torch.randn(2, 4)
+    with pytest.raises(SteindiffError, match=rf"no derivative of this network by {method}.*auto"):
+        Hutchinson(method=method).resolve(skip(Neither.apply), x, torch.tensor(1.0))
+
+
+def test_a_silently_missing_derivative_is_refused_with_its_likely_cause():
+    with pytest.raises(SteindiffError, match=r"where finite differences give.*no_grad"):
+        Hutchinson(method="vjp").resolve(skip(torch.no_grad()(torch.tanh)), torch.randn(2, 4), torch.tensor(1.0))
+
+
+def test_exact_is_refused_where_vjp_does_not_work():
+    with pytest.raises(SteindiffError, match="by vjp"):
+        Exact().resolve(skip(Neither.apply), torch.randn(2, 4), torch.tensor(1.0))
+
+
+def test_nothing_works():
+    def hostile(x, sigma):
+        hostile.calls += 1
+        if hostile.calls > 8:  # survives the timing and the difference quotients, then dies
+            raise RuntimeError("worn out")
+        return x
+
+    hostile.calls = 0
+    with pytest.raises(SteindiffError, match=r"no derivative .*worn out.*FixedGamma"):
+        choose(hostile, torch.randn(2, 4), torch.tensor(1.0))
+
+
+def test_a_coarse_network_is_not_refused():
+    """bfloat16 inside: difference quotients are noise or zero there, and must not condemn a right VJP."""
+    layer = torch.nn.Linear(64, 64).to(torch.bfloat16)
+
+    def network(x, sigma):
+        return 0.01 * layer((x / sigma.to(x)).bfloat16()).float()
+
+    for sigma in (1e-3, 1.0, 80.0):
+        s = torch.tensor(sigma)
+        assert Hutchinson().resolve(network, sigma * torch.randn(4, 64), s).method == "vjp"
+
+
+@pytest.mark.parametrize("sigma", [80.0, 1.0, 0.002])
+@pytest.mark.parametrize("dtype", [torch.float32, D64])
+def test_a_right_derivative_is_never_refused(sigma, dtype):
+    model = Mixture(d=32, k=4, dtype=dtype)
+    s = torch.tensor(sigma, dtype=D64)
+    for x in (model.draw(8, sigma, seed=0), sigma * torch.randn(8, 32, dtype=dtype), torch.zeros(8, 32, dtype=dtype)):
+        choice = choose(model, x, s)
+        assert choice.method == "vjp"
+        assert choice.costs["jvp"] is not None
+
+
+@pytest.mark.parametrize("estimator, method", [(Hutchinson(), "fd"), (Hutchinson(method="fd"), "fd")])
+def test_inference_mode_falls_back_to_finite_differences(estimator, method, x):
+    with torch.inference_mode():
+        resolved = estimator.resolve(MIXTURE, x, SIGMA)
+        estimate, _ = resolved(through_mixture, x, 0)
+    assert resolved.method == method
+    reference, _ = Hutchinson(method="vjp")(through_mixture, x, 0)
+    torch.testing.assert_close(estimate.values.clone(), reference.values, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["vjp", "jvp"])
+def test_inference_mode_refuses_derivatives_clearly(method, x):
+    with torch.inference_mode(), pytest.raises(SteindiffError, match="inference"):
+        Hutchinson(method=method)(through_mixture, x, 0)
+
+
+@pytest.mark.parametrize("method", ["vjp", "jvp", "fd"])
+def test_a_state_made_in_inference_mode_can_be_differentiated_outside_it(method, x):
+    with torch.inference_mode():
+        made = x * 1
+    expected = Hutchinson(method=method)(through_mixture, x, 0)[0].values
+    torch.testing.assert_close(Hutchinson(method=method)(through_mixture, made, 0)[0].values, expected)
+
+
+# ---------------------------------------------------------------- cost
+
+
+def test_the_measured_cost_is_the_cost():
+    """A forward of 10 ms and a backward of 30 ms: a VJP costs three forwards beyond the primal."""
+
+    class Slow(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            time.sleep(0.01)
+            return x / 2
+
+        @staticmethod
+        def backward(ctx, grad):
+            time.sleep(0.03)
+            return grad / 2
+
+    choice = choose(lambda x, sigma: Slow.apply(x), torch.randn(2, 4), torch.tensor(1.0))
+    assert choice.method == "vjp"
+    assert 2 < choice.costs["vjp"] < 4.5
+    assert 1.5 < choice.costs["fd"] < 2.5  # two more forwards
+
+
+def test_the_choice_is_recorded_and_reusing_it_probes_nothing():
+    layer = torch.nn.Linear(64, 64, dtype=D64)
+    calls = []
+
+    def network(x, sigma):
+        calls.append(1)
+        return torch.tanh(layer(x)) / (1 + sigma)
+
+    grid = torch.tensor([5.0, 2.0, 0.5], dtype=D64)
+    x = torch.randn(16, 64, generator=torch.Generator().manual_seed(0), dtype=D64)
+    first = sample(Corrected(solvers.make("ddim"), CleanTarget(gamma_max=1.0)), network, x, grid)
+    probing = len(calls) - first.stats.nfe
+    assert probing > 0
+    choice = first.stats.choice
+    assert choice.method == "vjp"
+    assert choice.costs["vjp"] > 0
+    assert first.stats.forward_equivalents == pytest.approx(2 + 2 * choice.costs["vjp"])
+    calls.clear()
+    reused = Hutchinson(choice=choice)
+    again = sample(Corrected(solvers.make("ddim"), CleanTarget(gamma_max=1.0), divergence=reused), network, x, grid)
+    assert len(calls) == again.stats.nfe == 2
+    assert again.stats.choice is choice or again.stats.choice == choice
+    assert torch.equal(again.x, first.x)
+
+
+def test_a_choice_that_excludes_the_asked_method_is_refused(x):
+    choice = Choice("vjp", {"vjp": 1.0, "jvp": None}, {})
+    for method in ("jvp", "fd"):
+        with pytest.raises(SteindiffError, match=f"method='{method}' is not among"):
+            Hutchinson(method=method, choice=choice).resolve(MIXTURE, x, SIGMA)
+    assert Hutchinson(method="vjp", choice=choice).resolve(MIXTURE, x, SIGMA).method == "vjp"

@@ -1,0 +1,56 @@
+"""Writes are whole or absent; manifests name what made them."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from steindiff.errors import InputError
+from steindiff.files import atomic, manifest, sha256, writable_folder, write_json, write_text
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "a.txt"
+    write_text(target, "old")
+    with pytest.raises(KeyboardInterrupt), atomic(target) as temporary:
+        temporary.write_text("half of the n")
+        raise KeyboardInterrupt
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_full_disk_is_a_clear_error(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    target = tmp_path / "a.txt"
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(InputError, match=r"cannot write .*a\.txt: No space left on device; free space"):
+        write_text(target, "x")
+    assert os.listdir(tmp_path) == []
+
+
+def test_folders_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot make the folder"):
+        writable_folder(tmp_path / "file" / "below")
+    with pytest.raises(InputError, match="cannot make the folder"):
+        writable_folder(tmp_path / "file")
+
+
+def test_json_has_no_nan(tmp_path):
+    write_json(tmp_path / "a.json", {"a": float("nan"), "b": [1.5, float("inf")], "c": Path("x"), "d": None})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": None, "b": [1.5, None], "c": "x", "d": None}
+
+
+def test_sha256_of_known_bytes(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_manifest_says_versions_machine_and_command():
+    m = manifest(seeds=[1, 2])
+    assert {"steindiff", "git", "python", "torch", "numpy", "machine", "time", "command", "seeds"} <= set(m)
+    json.dumps(m)
