@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# Threads that wait should sleep: spinning ones slow torch tenfold where another process shares the cores.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: demo test check slow clean
 
 demo: .venv/.user

@@ -492,6 +492,12 @@ def test_a_coarse_network_is_not_refused():
         assert Hutchinson().resolve(network, sigma * torch.randn(4, 64), s).method == "vjp"
 
 
+def test_a_network_too_coarse_for_difference_quotients_is_not_refused():
+    x, sigma = torch.full((2, 4), 100.0), torch.tensor(0.01)
+    assert torch.equal((x + 0.01).bfloat16(), x.bfloat16())  # the quotients are exactly zero
+    assert choose(lambda y, s: (y.bfloat16() / 2).float(), x, sigma).method == "vjp"
+
+
 @pytest.mark.parametrize("sigma", [80.0, 1.0, 0.002])
 @pytest.mark.parametrize("dtype", [torch.float32, D64])
 def test_a_right_derivative_is_never_refused(sigma, dtype):

@@ -6,8 +6,9 @@ dy/dσ is not. Each row is integrated with n, 2n, 4n, ... equal steps until its 
     error = Δ · clip(Δ / Δ_before, 1/8, 1),    Δ = RMS over coordinates of y_2n − y_n,
 
 is below the tolerance. Order six would promise 1/64; 1/8 keeps the estimate honest before that rate sets in. Rows leave as
-they converge, so a row's result does not depend on its batch-mates. On mixtures from σ = 80 to 0.002 at tolerance 1e-4
-this costs 300 to 800 evaluations; fourth order took twice that, eighth order no less until tolerances below 1e-6.
+they converge, so a row's result does not depend on its batch-mates. On four mixtures (2 to 3072 dimensions, σ from 80 to
+0.002) an RMS error of 1e-5 took 390 to 840 evaluations, all grids counted; fourth order took 480 to over 1000, eighth
+order 720, and a scaled variable y/√(σ_d² + σ²) or a grid denser around the data's scale changed little.
 """
 
 from __future__ import annotations
@@ -91,8 +92,8 @@ def integrate(
 ) -> tuple[Tensor, Tensor, int]:
     """y (B, d) at σ_to from y at σ_from, both positive; each row's estimated error, (B,); the finest number of steps.
 
-    A row is given up, its error stated as Δ, when doubling would exceed `max_steps` or when Δ has stopped falling within
-    10⁴ rounding errors of the dtype.
+    A row is given up, with its last estimate, when doubling would exceed `max_steps`; and, with error Δ, when Δ has stopped
+    falling within 10⁴ rounding errors of the dtype.
 
     Raises:
         InputError: max_steps does not allow the two coarsest grids.

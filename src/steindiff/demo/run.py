@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from steindiff import corrections, grids, solvers
 from steindiff.correction import Corrected
 from steindiff.demo.testbed import SIGMA_MAX, SIGMA_MIN, Testbed, build
+from steindiff.divergence import Hutchinson, choose
 from steindiff.errors import NonFiniteError
 from steindiff.files import manifest, writable_folder, write_json
-from steindiff.metrics import Value, endpoint_rmse, energy_difference, energy_distance, frechet_distance
+from steindiff.metrics import Shares, Value, endpoint_rmse, frechet_distance
 from steindiff.noise import generators
 from steindiff.sampling import SampleResult, sample
 
@@ -30,28 +29,25 @@ CORRECTIONS = ("none", "literal", "clamped")
 
 @dataclass(frozen=True)
 class Cell:
-    """One run and its distances; `change` is the energy distance less that of the plain solver, paired."""
+    """One run and its distances.
+
+    Attributes:
+        energy: energy distance to the target.
+        excess: the same less that of the reference flow's end points, paired: what the solver loses.
+        change: the same less that of the plain solver, paired; None for the plain solver itself.
+    """
 
     model: str
     solver: str
     correction: str
     result: SampleResult | None
     energy: Value
+    excess: Value
     frechet: Value
     endpoint: Value
     change: Value | None
+    verdict: str
     failure: str = ""
-
-    @property
-    def verdict(self) -> str:
-        """Against the plain solver: better or worse beyond two standard errors of the paired difference, or within noise."""
-        if self.result is None or not self.energy.value < float("inf"):
-            return "diverged"
-        if self.change is None:
-            return ""
-        if abs(self.change.value) <= 2 * self.change.se:
-            return "within noise"
-        return "better" if self.change.value < 0 else "worse"
 
 
 @dataclass(frozen=True)
@@ -75,6 +71,7 @@ def run_demo(outdir: str | Path, *, nfe: int, samples: int, first_seed: int, con
     beds: list[Testbed] = []
     cells: list[Cell] = []
     floors: dict[str, Floor] = {}
+    config = {"nfe": nfe, "samples": samples, "first_seed": first_seed, "models": MODELS, "solvers": SOLVERS}
     total = len(MODELS) * (1 + len(SOLVERS) * len(CORRECTIONS))
     with tqdm(total=total, unit="run", desc="demo", mininterval=1.0) as bar:
         for name in MODELS:
@@ -88,7 +85,6 @@ def run_demo(outdir: str | Path, *, nfe: int, samples: int, first_seed: int, con
                 bar.set_postfix_str(f"{name}: {cell.solver}, {cell.correction}")
                 bar.update()
     seconds = time.perf_counter() - start
-    config = {"nfe": nfe, "samples": samples, "first_seed": first_seed, "models": MODELS, "solvers": SOLVERS}
     write_json(folder / "results.json", [_summary(cell) for cell in cells])
     write_report(folder, beds, cells, floors, nfe, console)
     models = {bed.model.name: {"sha256": bed.model.sha256, "reference": bed.reference} for bed in beds}
@@ -98,50 +94,67 @@ def run_demo(outdir: str | Path, *, nfe: int, samples: int, first_seed: int, con
 
 
 def _cells(bed: Testbed, name: str, nfe: int, first_seed: int) -> Iterator[Cell]:
+    """Plain first, then its corrections, solver by solver; derivatives are priced once per model, on the whole batch."""
+    price = choose(bed.model.denoiser, bed.noise, bed.noise.new_tensor(1.0), methods=("vjp",), samples=len(bed.noise))
     for solver_name in SOLVERS:
         solver, steps = solvers.for_nfe(solvers.make(solver_name), nfe)
         sigmas = grids.karras(steps, SIGMA_MIN, SIGMA_MAX)
-        base: Tensor | None = None
+        plain: tuple[Cell, Shares] | None = None
         for correction in CORRECTIONS:
             rule = corrections.make(correction)
-            chosen = solver if rule is None else Corrected(solver, rule)
+            chosen = solver if rule is None else Corrected(solver, rule, divergence=Hutchinson(choice=price))
             streams = generators(range(first_seed, first_seed + len(bed.noise)))
+            cell = Cell(name, solver_name, correction, None, *_NOWHERE)
             try:
                 result = sample(chosen, bed.model.denoiser, bed.noise, sigmas, generator=streams)
+                cell, shares = _measure(bed, cell, result, plain)
+                plain = plain or (cell, shares)
             except NonFiniteError as error:
-                nowhere = Value(float("inf"), float("nan"))
-                yield Cell(name, solver_name, correction, None, nowhere, nowhere, nowhere, None, str(error))
-                continue
-            yield _measure(bed, name, solver_name, correction, result, base)
-            base = result.x if base is None else base
+                cell = replace(cell, failure=str(error))
+            yield cell
 
 
-def _measure(bed: Testbed, name: str, solver: str, correction: str, result: SampleResult, base: Tensor | None) -> Cell:
-    x = result.x
-    if not bool(torch.isfinite(x).all()):
-        nowhere = Value(float("inf"), float("nan"))
-        return Cell(name, solver, correction, result, nowhere, nowhere, nowhere, None, "the state overflowed")
-    return Cell(
-        name,
-        solver,
-        correction,
-        result,
-        energy_distance(x, bed.target),
-        frechet_distance(bed.features(x), bed.features(bed.target)),
-        endpoint_rmse(x, bed.endpoints),
-        None if base is None else energy_difference(x, base, bed.target),
+_INFINITE = Value(float("inf"), float("nan"))
+_NOWHERE = (_INFINITE, _INFINITE, _INFINITE, _INFINITE, None, "diverged")
+
+
+def _measure(bed: Testbed, cell: Cell, result: SampleResult, plain: tuple[Cell, Shares] | None) -> tuple[Cell, Shares]:
+    shares = bed.energy.shares(result.x)
+    endpoint = endpoint_rmse(result.x, bed.endpoints)
+    change = shares.minus(plain[1]) if plain else None
+    measured = replace(
+        cell,
+        result=result,
+        energy=shares.value,
+        excess=shares.minus(bed.perfect),
+        frechet=frechet_distance(bed.features(result.x), bed.features(bed.target)),
+        endpoint=endpoint,
+        change=change,
+        verdict=_verdict(change, endpoint, plain[0] if plain else None),
     )
+    return measured, shares
+
+
+def _verdict(change: Value | None, endpoint: Value, plain: Cell | None) -> str:
+    """Against the plain solver: diverged where the endpoint error is over 10 times its; else by two standard errors."""
+    if change is None or plain is None:
+        return ""
+    if endpoint.value > 10 * plain.endpoint.value:
+        return "diverged"
+    if abs(change.value) <= 2 * change.se:
+        return "within noise"
+    return "better" if change.value < 0 else "worse"
 
 
 def _floor(bed: Testbed) -> Floor:
-    return Floor(
-        energy_distance(bed.endpoints, bed.target), frechet_distance(bed.features(bed.endpoints), bed.features(bed.target))
-    )
+    return Floor(bed.perfect.value, frechet_distance(bed.features(bed.endpoints), bed.features(bed.target)))
 
 
 def _summary(cell: Cell) -> dict[str, object]:
     stats = asdict(cell.result.stats) if cell.result else None
     trace = [asdict(r) for r in cell.result.trace] if cell.result else []
     kept = {k: getattr(cell, k) for k in ("model", "solver", "correction", "verdict", "failure")}
-    values = {k: v._asdict() if v else None for k in ("energy", "frechet", "endpoint", "change") for v in [getattr(cell, k)]}
+    values = {
+        k: v._asdict() if v else None for k in ("energy", "excess", "frechet", "endpoint", "change") for v in [getattr(cell, k)]
+    }
     return {**kept, **values, "stats": stats, "trace": trace}

@@ -15,7 +15,16 @@ from torch import Tensor
 
 from steindiff.errors import InputError
 
-__all__ = ["Value", "endpoint_rmse", "energy_difference", "energy_distance", "frechet_distance", "principal_features"]
+__all__ = [
+    "EnergyTarget",
+    "Shares",
+    "Value",
+    "endpoint_rmse",
+    "energy_difference",
+    "energy_distance",
+    "frechet_distance",
+    "principal_features",
+]
 
 
 class Value(NamedTuple):
@@ -33,6 +42,46 @@ class Value(NamedTuple):
         return f"{self.value:.{digits}f} ± {self.se:.{digits}f}"
 
 
+class Shares(NamedTuple):
+    """An energy distance with each sample's share in it (its Hájek projection up to a constant), from which errors follow."""
+
+    distance: float
+    of_x: Tensor
+    of_y: Tensor
+
+    @property
+    def value(self) -> Value:
+        """The distance with its standard error."""
+        return Value(self.distance, _standard_error(self.of_x, self.of_y))
+
+    def minus(self, other: Shares) -> Value:
+        """The difference of two distances to one target, from paired samples. Raises InputError where numbers differ."""
+        if len(self.of_x) != len(other.of_x) or len(self.of_y) != len(other.of_y):
+            raise InputError(f"{len(self.of_x)} samples against {len(other.of_x)}: pairs must start from the same noise")
+        return Value(self.distance - other.distance, _standard_error(self.of_x - other.of_x, self.of_y - other.of_y))
+
+
+class EnergyTarget:
+    """Energy distances to one set of samples, whose own E‖Y−Y'‖ is computed once.
+
+    Raises:
+        InputError: fewer than two samples, or shapes that differ.
+    """
+
+    def __init__(self, y: Tensor) -> None:
+        self._y = y
+        self._within: Tensor | None = None
+
+    def shares(self, x: Tensor) -> Shares:
+        """The distance of x to the target: 2 E‖X−Y‖ − E‖X−X'‖ − E‖Y−Y'‖, Euclidean norm, unbiased."""
+        x, y = _matrices(x, self._y, least=2)
+        if self._within is None:
+            self._within = _mean_distances(y)
+        cross, within = torch.cdist(x, y), _mean_distances(x)
+        distance = 2 * cross.mean() - within.mean() - self._within.mean()
+        return Shares(float(distance), 2 * (cross.mean(1) - within), 2 * (cross.mean(0) - self._within))
+
+
 def energy_distance(x: Tensor, y: Tensor) -> Value:
     """2 E‖X−Y‖ − E‖X−X'‖ − E‖Y−Y'‖, Euclidean norm, unbiased (Székely & Rizzo 2013); not its square root.
 
@@ -42,8 +91,7 @@ def energy_distance(x: Tensor, y: Tensor) -> Value:
     Raises:
         InputError: fewer than two samples, or shapes that differ.
     """
-    value, of_x, of_y = _energy(*_matrices(x, y, least=2))
-    return Value(value, _standard_error(of_x, of_y))
+    return EnergyTarget(y).shares(x).value
 
 
 def energy_difference(x: Tensor, base: Tensor, y: Tensor) -> Value:
@@ -54,19 +102,13 @@ def energy_difference(x: Tensor, base: Tensor, y: Tensor) -> Value:
     Raises:
         InputError: x and base differ in number, or as `energy_distance`.
     """
-    if len(x) != len(base):
-        raise InputError(f"{len(x)} samples against {len(base)}: pairs must start from the same noise")
-    value, of_x, of_y = _energy(*_matrices(x, y, least=2))
-    value_b, of_base, of_y_b = _energy(*_matrices(base, y, least=2))
-    return Value(value - value_b, _standard_error(of_x - of_base, of_y - of_y_b))
+    target = EnergyTarget(y)
+    return target.shares(x).minus(target.shares(base))
 
 
-def _energy(x: Tensor, y: Tensor) -> tuple[float, Tensor, Tensor]:
-    """The distance, and each sample's share in it (its Hájek projection up to a constant)."""
-    cross = torch.cdist(x, y)
-    within_x, within_y = (torch.cdist(z, z).sum(1) / (len(z) - 1) for z in (x, y))
-    value = 2 * cross.mean() - within_x.mean() - within_y.mean()
-    return float(value), 2 * (cross.mean(1) - within_x), 2 * (cross.mean(0) - within_y)
+def _mean_distances(x: Tensor) -> Tensor:
+    """Mean distance of each sample to the others."""
+    return torch.cdist(x, x).sum(1) / (len(x) - 1)
 
 
 def _standard_error(of_x: Tensor, of_y: Tensor) -> float:
