@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from steindiff import grids, solvers
 from steindiff.analytic import GaussianMixture
 from steindiff.correction import Corrected
-from steindiff.denoisers import Guided
+from steindiff.denoisers import Counter, Guided
 from steindiff.divergence import Exact, Hutchinson
 from steindiff.errors import InputError, NonFiniteError, SteindiffError
 from steindiff.noise import generators
@@ -380,6 +380,18 @@ def test_on_an_accelerator_the_check_waits_for_the_end():
         watched.check()
     watched.flags = watched.flags[:2]
     watched.check()
+
+
+@pytest.mark.parametrize("run", [sample, lambda *args: list(steps(*args))], ids=["sample", "steps"])
+def test_the_deferred_check_names_the_first_bad_step(monkeypatch, run):
+    def deferred(self, x, sigma):
+        out = Counter.__call__(self, x, sigma)
+        self.flags.append((self.step, sigma, torch.isfinite(out).all()))
+        return out
+
+    monkeypatch.setattr(_Watched, "__call__", deferred)
+    with pytest.raises(NonFiniteError, match=r"output is NaN or infinite at step 2, sigma = 1\.5"):
+        run("ddim", spoiled(lambda d: d * math.nan, 1.5), start(), GRID)
 
 
 # ---------------------------------------------------------------- gradients and inference mode

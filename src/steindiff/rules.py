@@ -88,12 +88,6 @@ def stein_ratio(m: Moments) -> Tensor:
     return ((1 - 1 / m.alpha) * m.ux + m.sigma**2 / m.alpha * m.div) / m.uu
 
 
-def _check_bounds(low: float | None, high: float | None) -> None:
-    bounds = [b for b in (low, high) if b is not None]
-    if not all(abs(b) < float("inf") for b in bounds) or bounds != sorted(bounds):
-        raise InputError(f"gamma_min={low}, gamma_max={high}: need finite bounds, gamma_min ≤ gamma_max (None: no bound)")
-
-
 def _bounded(raw: Tensor, low: float | None, high: float | None, uu: Tensor) -> Decision:
     """γ = min(max(raw, low), high); 1 where the statistics say nothing, or what they say is no number in float32."""
     gamma, reason = raw, torch.full_like(raw, Reason.RULE)
@@ -133,9 +127,11 @@ class CleanTarget(Rule):
     threshold: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_bounds(self.gamma_min, self.gamma_max)
-        if not self.gamma_min > 0:
-            raise InputError(f"gamma_min={self.gamma_min}: need gamma_min > 0 (the paper's is 1e-6)")
+        high = float("inf") if self.gamma_max is None else self.gamma_max
+        if not 0 < self.gamma_min <= high or float("inf") in (self.gamma_min, self.gamma_max):
+            raise InputError(
+                f"gamma_min={self.gamma_min}, gamma_max={self.gamma_max}: need 0 < gamma_min ≤ gamma_max < inf (None: no bound)"
+            )
         if self.mode not in ("full", "analytical", "adaptive") or not self.threshold > 0:
             raise InputError(f"mode={self.mode!r}, threshold={self.threshold}: choose full, analytical or adaptive, and > 0")
 
@@ -168,7 +164,11 @@ class NoiseConsistent(Rule):
     gamma_max: float | None = None
 
     def __post_init__(self) -> None:
-        _check_bounds(self.gamma_min, self.gamma_max)
+        bounds = [b for b in (self.gamma_min, self.gamma_max) if b is not None]
+        if not all(abs(b) < float("inf") for b in bounds) or bounds != sorted(bounds):
+            raise InputError(
+                f"gamma_min={self.gamma_min}, gamma_max={self.gamma_max}: need finite bounds, gamma_min ≤ gamma_max"
+            )
 
     def need(self, sigma: float) -> Need:
         """The divergence at every step."""

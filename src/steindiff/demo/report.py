@@ -15,7 +15,12 @@ from steindiff.images import to_uint8
 
 __all__ = ["write_report"]
 
-_LABELS = {"none": "plain", "literal": "Eq. 11 as printed", "clamped": "Eq. 11, γ ≤ 1"}
+_LABELS = {
+    "plain": "plain",
+    "literal": "Eq. 11 as printed",
+    "clamped": "Eq. 11, γ ≤ 1",
+    "plain_double": "plain, twice the NFE",
+}
 # Okabe–Ito colours: told apart by the colour-blind, readable on white and on black.
 _COLOURS = {"dpmpp_2m": "#0072B2", "heun": "#D55E00", "ipndm_3": "#009E73"}
 _COLUMNS = ("solver", "correction", "NFE", "fwd-eq.", "energy distance", "excess", "Fréchet", "endpoint RMSE", "verdict")
@@ -47,6 +52,7 @@ _NOTES = """## How to read the numbers
 - *Endpoint RMSE* per coordinate to where a fine solver takes the same noise.
 - *Floor*: what a perfect sampler would score at this sample size.
 - *Fwd-eq.*, forward-equivalents: network evaluations plus the derivative Eq. 11 needs, at the cost measured on this machine.
+- *Plain, twice the NFE* costs about what a corrected run does: the fair rival.
 - *Verdict*: energy distance against the plain solver, paired over seeds; "within noise" below two standard
   errors, "diverged" where the endpoint error is over ten times the plain solver's.
 """
@@ -56,21 +62,12 @@ def _row(cell: Cell) -> list[str]:
     stats = cell.result.stats if cell.result else None
     cost = [str(stats.nfe), f"{stats.forward_equivalents:.1f}"] if stats else ["–", "–"]
     numbers = [str(v) for v in (cell.energy, cell.excess, cell.frechet, cell.endpoint)]
-    return [cell.solver, _LABELS[cell.correction], *cost, *numbers, cell.verdict]
+    return [cell.solver, _LABELS[cell.run], *cost, *numbers, cell.verdict]
 
 
 def _floor_row(bed: Testbed, floor: Floor) -> list[str]:
-    return [
-        "reference flow",
-        "",
-        "",
-        "",
-        str(floor.energy),
-        "0",
-        str(floor.frechet),
-        f"{bed.endpoint_error:.1e} (est.)",
-        "floor",
-    ]
+    numbers = [str(floor.energy), "0", str(floor.frechet), f"{bed.endpoint_error:.1e} (est.)"]
+    return ["reference flow", "", "", "", *numbers, "floor"]
 
 
 def _print_table(console: Console, bed: Testbed, cells: list[Cell], floor: Floor) -> None:
@@ -78,7 +75,7 @@ def _print_table(console: Console, bed: Testbed, cells: list[Cell], floor: Floor
     for name in _COLUMNS:
         table.add_column(name, overflow="fold")
     for cell in cells:
-        table.add_row(*_row(cell), end_section=cell.correction == "clamped")
+        table.add_row(*_row(cell), end_section=cell.run == "plain_double")
     table.add_row(*_floor_row(bed, floor))
     console.print(table)
 
@@ -91,18 +88,18 @@ def _section(bed: Testbed, cells: list[Cell], floor: Floor) -> str:
 
 def _findings(cells: list[Cell]) -> list[str]:
     """Sentences made from the numbers, whatever they are."""
-    base = {(c.model, c.solver): c for c in cells if c.correction == "none"}
+    base = {(c.model, c.solver): c for c in cells if c.run == "plain"}
     lines = []
     for cell in cells:
         plain = base[cell.model, cell.solver].endpoint.value
         if cell.verdict == "diverged":
             largest = max((r.gamma for r in cell.result.trace), default=float("nan")) if cell.result else float("inf")
             lines.append(
-                f"- {_LABELS[cell.correction]}, the correction **diverges** on {cell.model} with {cell.solver}: endpoint error "
+                f"- {_LABELS[cell.run]} **diverges** on {cell.model} with {cell.solver}: endpoint error "
                 f"{cell.endpoint.value:.3g} against {plain:.3g} plain; largest γ {largest:.3g}."
             )
-    for name in ("literal", "clamped"):
-        verdicts = [c.verdict for c in cells if c.correction == name]
+    for name in ("literal", "clamped", "plain_double"):
+        verdicts = [c.verdict for c in cells if c.run == name]
         counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("better", "within noise", "worse", "diverged") if v in verdicts)
         lines.append(f"- {_LABELS[name]}, energy distance against the plain solver, {len(verdicts)} cells: {counts}.")
     return lines
@@ -112,7 +109,7 @@ def _draw_images(path: Path, bed: Testbed, cells: list[Cell], columns: int = 12)
     """One row per run and the reference flow below, one column per seed."""
     from matplotlib.figure import Figure
 
-    labels = [f"{c.solver}\n{_LABELS[c.correction]}" for c in cells] + ["reference\nflow"]
+    labels = [f"{c.solver}\n{_LABELS[c.run]}" for c in cells] + ["reference\nflow"]
     shown = [c.result.x[:columns] if c.result else bed.noise[:columns] * float("nan") for c in cells] + [
         bed.endpoints[:columns]
     ]
@@ -140,10 +137,10 @@ def _draw_gammas(path: Path, models: list[str], cells: list[Cell]) -> None:
     axes = figure.subplots(1, len(models), squeeze=False)[0]
     for axis, model in zip(axes, models, strict=True):
         for cell in cells:
-            if cell.model == model and cell.correction != "none" and cell.result:
-                style = ("--", "o") if cell.correction == "literal" else ("-", "s")
+            if cell.model == model and not cell.run.startswith("plain") and cell.result:
+                style = ("--", "o") if cell.run == "literal" else ("-", "s")
                 gammas = [r.gamma for r in cell.result.trace]
-                label = f"{cell.solver}, {_LABELS[cell.correction]}"
+                label = f"{cell.solver}, {_LABELS[cell.run]}"
                 axis.semilogy(gammas, style[0], marker=style[1], ms=4, color=_COLOURS[cell.solver], label=label)
         axis.axhline(1.0, color="0.5", lw=0.8)
         axis.set(title=model, xlabel="step", ylabel="γ (1 = plain solver)")

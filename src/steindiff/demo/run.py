@@ -20,11 +20,12 @@ from steindiff.metrics import Shares, Value, endpoint_rmse, frechet_distance
 from steindiff.noise import generators
 from steindiff.sampling import SampleResult, sample
 
-__all__ = ["CORRECTIONS", "MODELS", "SOLVERS", "Cell", "Floor", "run_demo"]
+__all__ = ["MODELS", "RUNS", "SOLVERS", "Cell", "Floor", "run_demo"]
 
 MODELS = ("digits", "cifar10_mixture")
 SOLVERS = ("dpmpp_2m", "heun", "ipndm_3")
-CORRECTIONS = ("none", "literal", "clamped")
+RUNS = {"plain": ("none", 1), "literal": ("literal", 1), "clamped": ("clamped", 1), "plain_double": ("none", 2)}
+"""Each run of a solver: its correction, and how many times the NFE; the last costs about what the corrected runs do."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Cell:
     """One run and its distances.
 
     Attributes:
+        run: a key of RUNS.
         energy: energy distance to the target.
         excess: the same less that of the reference flow's end points, paired: what the solver loses.
         change: the same less that of the plain solver, paired; None for the plain solver itself.
@@ -39,7 +41,7 @@ class Cell:
 
     model: str
     solver: str
-    correction: str
+    run: str
     result: SampleResult | None
     energy: Value
     excess: Value
@@ -72,7 +74,7 @@ def run_demo(outdir: str | Path, *, nfe: int, samples: int, first_seed: int, con
     cells: list[Cell] = []
     floors: dict[str, Floor] = {}
     config = {"nfe": nfe, "samples": samples, "first_seed": first_seed, "models": MODELS, "solvers": SOLVERS}
-    total = len(MODELS) * (1 + len(SOLVERS) * len(CORRECTIONS))
+    total = len(MODELS) * (1 + len(SOLVERS) * len(RUNS))
     with tqdm(total=total, unit="run", desc="demo", mininterval=1.0) as bar:
         for name in MODELS:
             bar.set_postfix_str(f"{name}: reference flow")
@@ -82,7 +84,7 @@ def run_demo(outdir: str | Path, *, nfe: int, samples: int, first_seed: int, con
             bar.update()
             for cell in _cells(bed, name, nfe, first_seed):
                 cells.append(cell)
-                bar.set_postfix_str(f"{name}: {cell.solver}, {cell.correction}")
+                bar.set_postfix_str(f"{name}: {cell.solver}, {cell.run}")
                 bar.update()
     seconds = time.perf_counter() - start
     write_json(folder / "results.json", [_summary(cell) for cell in cells])
@@ -97,14 +99,14 @@ def _cells(bed: Testbed, name: str, nfe: int, first_seed: int) -> Iterator[Cell]
     """Plain first, then its corrections, solver by solver; derivatives are priced once per model, on the whole batch."""
     price = choose(bed.model.denoiser, bed.noise, bed.noise.new_tensor(1.0), methods=("vjp",), samples=len(bed.noise))
     for solver_name in SOLVERS:
-        solver, steps = solvers.for_nfe(solvers.make(solver_name), nfe)
-        sigmas = grids.karras(steps, SIGMA_MIN, SIGMA_MAX)
         plain: tuple[Cell, Shares] | None = None
-        for correction in CORRECTIONS:
+        for run, (correction, times) in RUNS.items():
+            solver, steps = solvers.for_nfe(solvers.make(solver_name), times * nfe)
+            sigmas = grids.karras(steps, SIGMA_MIN, SIGMA_MAX)
             rule = corrections.make(correction)
             chosen = solver if rule is None else Corrected(solver, rule, divergence=Hutchinson(choice=price))
             streams = generators(range(first_seed, first_seed + len(bed.noise)))
-            cell = Cell(name, solver_name, correction, None, *_NOWHERE)
+            cell = Cell(name, solver_name, run, None, *_NOWHERE)
             try:
                 result = sample(chosen, bed.model.denoiser, bed.noise, sigmas, generator=streams)
                 cell, shares = _measure(bed, cell, result, plain)
@@ -153,7 +155,7 @@ def _floor(bed: Testbed) -> Floor:
 def _summary(cell: Cell) -> dict[str, object]:
     stats = asdict(cell.result.stats) if cell.result else None
     trace = [asdict(r) for r in cell.result.trace] if cell.result else []
-    kept = {k: getattr(cell, k) for k in ("model", "solver", "correction", "verdict", "failure")}
+    kept = {k: getattr(cell, k) for k in ("model", "solver", "run", "verdict", "failure")}
     values = {
         k: v._asdict() if v else None for k in ("energy", "excess", "frechet", "endpoint", "change") for v in [getattr(cell, k)]
     }
