@@ -269,7 +269,6 @@ def choose(
     """
     z = x[:samples].detach()
     v = torch.ones_like(z)
-    forward = max(_seconds(lambda: denoiser(z, sigma), z, repeats), 1e-9)
     quotients = _quotients(denoiser, z, sigma)
     costs: dict[str, float | None] = {}
     notes: dict[str, str] = {}
@@ -284,7 +283,8 @@ def choose(
             value = attempt()
             if method != "fd":
                 _confirm(value, *quotients)
-            costs[method], values[method] = max(0.0, _seconds(attempt, z, repeats) / forward - 1), value
+            costs[method] = _excess(attempt, lambda: denoiser(z, sigma), z, repeats)
+            values[method] = value
         except Exception as error:  # the plain forward works, so whatever is raised here is about the derivative
             costs[method], notes[method] = None, f"{type(error).__name__}: {error}".partition("\n")[0]
     if not values:
@@ -324,8 +324,13 @@ def _confirm(value: Tensor, near: Tensor, far: Tensor) -> None:
         )
 
 
-def _seconds(run: Callable[[], object], x: Tensor, repeats: int) -> float:
-    def once() -> float:
+def _excess(product: Callable[[], object], plain: Callable[[], object], x: Tensor, repeats: int) -> float:
+    """What `product` costs beyond `plain`, in units of `plain`: timed in turns, the least of each.
+
+    What else runs on the machine only ever adds, and in turns it adds to both.
+    """
+
+    def seconds(run: Callable[[], object]) -> float:
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
         start = time.perf_counter()
@@ -334,5 +339,5 @@ def _seconds(run: Callable[[], object], x: Tensor, repeats: int) -> float:
             torch.cuda.synchronize(x.device)
         return time.perf_counter() - start
 
-    once()
-    return min(once() for _ in range(repeats))  # what else runs on the machine only ever adds
+    rounds = [(seconds(product), seconds(plain)) for _ in range(repeats + 1)][1:]  # the first warms up
+    return max(0.0, min(p for p, _ in rounds) / max(min(f for _, f in rounds), 1e-9) - 1)
