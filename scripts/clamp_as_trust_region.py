@@ -2,8 +2,8 @@
 
     python scripts/clamp_as_trust_region.py --model digits --samples 512
 
-prints, per NFE, the energy distance above that of the exact flow (paired over seeds, ± one standard error) of 2M as published, of
-2M without lowering, and of the latter with γ ≤ 1. Seeds 0 … samples−1.
+prints, per NFE, the energy distance above that of the exact flow (paired over seeds, ± one standard error) of 2M as published,
+of 2M without lowering, and of the latter with γ ≤ 1. Seeds 0 … samples−1.
 """
 
 from __future__ import annotations
