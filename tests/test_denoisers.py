@@ -2,6 +2,7 @@
 
 import functools
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -159,4 +160,5 @@ def test_schedule_through_wrappers():
     adapter = FromV(_network(FromV, schedule), schedule)
     assert schedule_of(adapter) is schedule
     assert schedule_of(Counter(Guided(Counter(adapter), gaussian, 2.0))) is schedule
+    assert schedule_of(partial(adapter)) is schedule
     assert schedule_of(gaussian) == VE()

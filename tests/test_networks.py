@@ -11,10 +11,10 @@ from types import ModuleType
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from steindiff import models
 from steindiff.errors import InputError
 from steindiff.networks import EDMPrecond, UNet, UNetConfig
 
@@ -292,27 +292,21 @@ def test_smoke_training(training, tmp_path):
 
     path = tmp_path / "new" / "digits.safetensors"
     training.export(net, config, path, dataclasses.asdict(recipe))
-    with safe_open(path, framework="pt") as f:
-        d = json.loads(f.metadata()["steindiff"])
-        tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
-    assert (d["format"], d["kind"], d["event_shape"]) == (1, "edm_unet", [1, 8, 8])
+    info, tensors = models.read(path)
+    assert (info["kind"], info["name"], info["event_shape"]) == ("edm_unet", "digits", [1, 8, 8])
     assert all(v.dtype == torch.float16 for v in tensors.values())
-    again = EDMPrecond(UNet(UNetConfig(**d["unet"])), d["sigma_data"]).eval()
-    again.load_state_dict({k: v.float() for k, v in tensors.items()})
+    again = models.load(path).denoiser
     torch.testing.assert_close(again(held, 0.5), net(held, 0.5), rtol=1e-2, atol=1e-2)
 
 
-def test_interrupted_write_leaves_the_old_file(training, tmp_path, monkeypatch):
-    path = tmp_path / "model.safetensors"
-    training.save_file({"a": torch.ones(2)}, path, {"k": "v"})
-    before = path.read_bytes()
-
-    def fail(tensors, part, metadata):
-        Path(part).write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(training.safetensors.torch, "save_file", fail)
-    with pytest.raises(KeyboardInterrupt):
-        training.save_file({"a": torch.zeros(2)}, path, {})
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+def test_training_refuses_what_cannot_work_before_it_starts(training, tmp_path, capsys):
+    out = str(tmp_path / "d.safetensors")
+    for options, message in (
+        (["--out", out, "--steps", "0"], "--steps 0: must be at least 1"),
+        (["--out", out, "--p-std", "0"], "--p-std 0.0: must be positive"),
+        (["--out", out, "--heads", "7"], "heads = 7"),
+        (["--out", str(tmp_path / "d.bin")], "ends with .safetensors"),
+    ):
+        assert training.main(options) == 2
+        assert message in capsys.readouterr().err
+    assert not Path(out).exists()

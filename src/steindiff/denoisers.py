@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -152,8 +153,10 @@ class Counter:
 
 
 def schedule_of(denoiser: Denoiser) -> Schedule:
-    """The schedule whose α defines the model's own x; α ≡ 1 (VE) for a plain callable."""
+    """The schedule whose α defines the model's own x; seen through partials, counters and guidance; VE for a plain callable."""
     match denoiser:
+        case partial():
+            return schedule_of(denoiser.func)
         case Counter():
             return schedule_of(denoiser.inner)
         case Guided():
@@ -166,6 +169,8 @@ def schedule_of(denoiser: Denoiser) -> Schedule:
 def forwards_per_call(denoiser: Denoiser) -> int:
     """Network forwards behind one call: 2 for guidance (nested guidance adds up), 1 otherwise."""
     match denoiser:
+        case partial():
+            return forwards_per_call(denoiser.func)
         case Counter():
             return forwards_per_call(denoiser.inner)
         case Guided():

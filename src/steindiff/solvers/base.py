@@ -58,10 +58,6 @@ class Grid:
         """Step `index` of this grid."""
         return Interval(index, self.sigmas[index], self.sigmas[index + 1], index == self.steps - 1)
 
-    def ends_at_zero(self, interval: Interval) -> bool:
-        """Whether this interval is the one that ends at σ = 0, where log σ does not exist."""
-        return interval.last and self.to_zero
-
     def order(self, index: int, order: int, lower_final: bool) -> int:
         """The order a multistep method can have at step `index`: warm-up, the end of a short run, a step to σ = 0."""
         if index == self.steps - 1 and self.to_zero:
