@@ -26,7 +26,7 @@ from steindiff.rules import Decision, Moments, Need, Reason, Rule
 from steindiff.schedules import VE, Schedule
 from steindiff.solvers.base import Interval, Solver, State, Step
 
-__all__ = ["Corrected", "CorrectedState", "Correction"]
+__all__ = ["Corrected", "CorrectedState", "Correction", "WrappedState", "corrected_state"]
 
 
 class Correction(NamedTuple):
@@ -41,10 +41,25 @@ class Correction(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CorrectedState:
-    """The wrapped solver's state, the resolved estimator, what each step needs, and the last step's record."""
+class WrappedState:
+    """State of a solver that holds another solver."""
 
     inner: State
+
+
+def corrected_state(state: State) -> CorrectedState | None:
+    """The correction's state inside any nesting of wrappers; None for a plain solver."""
+    while isinstance(state, WrappedState):
+        if isinstance(state, CorrectedState):
+            return state
+        state = state.inner
+    return None
+
+
+@dataclass(frozen=True)
+class CorrectedState(WrappedState):
+    """The wrapped solver's state, the resolved estimator, what each step needs, and the last step's record."""
+
     estimator: Estimator
     schedule: Schedule
     needs: tuple[Need | None, ...]

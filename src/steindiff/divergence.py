@@ -29,6 +29,8 @@ Method = Literal["auto", "jvp", "vjp", "fd"]
 A = TypeVar("A")
 Map = Callable[[Tensor], tuple[Tensor, A]]
 """g(x) -> (value, whatever else was computed on the way)."""
+Contract = Callable[[Tensor, Tensor], Tensor]
+"""(v, product of the Jacobian or its transpose with v) -> (B,) or (B, n)."""
 
 _METHODS = ("vjp", "jvp", "fd")
 _PROBE_TAG = 0x57E1
@@ -38,15 +40,15 @@ class Estimate(NamedTuple):
     """Estimates of ∇·g, and what they cost in evaluations of g."""
 
     values: Tensor
-    """(k, B): one estimate per probe and sample."""
+    """(k, B), or (k, B, n) where products were contracted to n numbers: one estimate per probe and sample."""
     primals: int
     jvps: int
     vjps: int
 
     @property
     def mean(self) -> Tensor:
-        """Batch mean, 0-dim."""
-        return torch.mean(self.values)
+        """Batch mean, () or (n,)."""
+        return self.values.flatten(0, 1).mean(0)
 
     @property
     def se(self) -> Tensor:
@@ -54,7 +56,7 @@ class Estimate(NamedTuple):
         spread = self.values.mean(0) if self.values.shape[1] > 1 else self.values[:, 0]
         if len(spread) < 2:
             return torch.full_like(self.mean, float("nan"))
-        return torch.std(spread) / math.sqrt(len(spread))
+        return torch.std(spread, dim=0) / math.sqrt(len(spread))
 
 
 class Choice(NamedTuple):
@@ -74,8 +76,12 @@ class Estimator(ABC):
     """What a probe of the network found, once resolved."""
 
     @abstractmethod
-    def __call__(self, g: Map[A], x: Tensor, index: int) -> tuple[Estimate, A]:
-        """∇·g at x, (B, *event), and g's by-product detached; `index` (the step) picks the probes."""
+    def __call__(self, g: Map[A], x: Tensor, index: int, contract: Contract | None = None) -> tuple[Estimate, A]:
+        """∇·g at x, (B, *event), and g's by-product detached; `index` (the step) picks the probes.
+
+        `contract(v, Jv)` makes the estimate from a product, by default vᵀJv, (B,); one that returns (B, n) estimates n partial
+        traces tr P_b J at once, from the products of one.
+        """
 
     @abstractmethod
     def resolve(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Estimator:
@@ -131,11 +137,11 @@ class Hutchinson(Estimator):
             raise SteindiffError(f"method={method!r} is not among the usable ones of {choice}: use method='auto'")
         return replace(self, choice=choice, method=method)  # type: ignore[arg-type]
 
-    def __call__(self, g: Map[A], x: Tensor, index: int) -> tuple[Estimate, A]:
+    def __call__(self, g: Map[A], x: Tensor, index: int, contract: Contract | None = None) -> tuple[Estimate, A]:
         """k products; see `Estimator`. Method "auto" must have been resolved."""
         if self.method == "auto":
             raise InputError("method='auto' is chosen per network: call resolve(denoiser, x, sigma) first")
-        return _PRODUCTS[self.method](g, x, self._draw(x, index), self.fd_step)
+        return _PRODUCTS[self.method](g, x, self._draw(x, index), self.fd_step, contract or dot)
 
     def _draw(self, x: Tensor, index: int) -> Iterator[Tensor]:
         """The probes of step `index`: k tensors shaped like x."""
@@ -159,11 +165,11 @@ class Exact(Estimator):
         """The same, with the cost of a VJP measured."""
         return replace(self, choice=self.choice or choose(denoiser, x, sigma, methods=("vjp",)))
 
-    def __call__(self, g: Map[A], x: Tensor, index: int) -> tuple[Estimate, A]:
+    def __call__(self, g: Map[A], x: Tensor, index: int, contract: Contract | None = None) -> tuple[Estimate, A]:
         """See `Estimator`; one row of values, exact up to rounding."""
         dim = x[0].numel()
         basis = torch.eye(dim, dtype=x.dtype, device=x.device).reshape(dim, 1, *x.shape[1:])
-        estimate, aux = _by_vjp(g, x, (e.expand_as(x) for e in basis), 0.0)
+        estimate, aux = _by_vjp(g, x, (e.expand_as(x) for e in basis), 0.0, contract or dot)
         return estimate._replace(values=estimate.values.sum(0, keepdim=True)), aux
 
 
@@ -173,24 +179,24 @@ def _probe(shape: torch.Size, stream: torch.Generator, kind: str) -> Tensor:
     return torch.randint(2, shape, generator=stream, dtype=torch.int64).mul_(2).sub_(1)
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
+def dot(a: Tensor, b: Tensor) -> Tensor:
     """⟨a, b⟩ per sample, (B,), accumulated in float32 or better."""
     wide = torch.promote_types(a.dtype, torch.float32)
     return (a.to(wide) * b.to(wide)).flatten(1).sum(1)
 
 
-def _by_vjp(g: Map[A], x: Tensor, probes: Iterator[Tensor], fd_step: float) -> tuple[Estimate, A]:
+def _by_vjp(g: Map[A], x: Tensor, probes: Iterator[Tensor], fd_step: float, contract: Contract) -> tuple[Estimate, A]:
     """One evaluation with a graph, one backward pass per probe."""
     if torch.is_inference_mode_enabled():
         raise SteindiffError("inside torch.inference_mode no gradient exists: use torch.no_grad, or method='fd'")
     with torch.enable_grad():
         z = _fresh(x).requires_grad_(True)
         value, aux = g(z)
-        rows = [_dot(v, torch.autograd.grad(value, z, v, retain_graph=True)[0]) for v in probes]
+        rows = [contract(v, torch.autograd.grad(value, z, v, retain_graph=True)[0]) for v in probes]
     return Estimate(torch.stack(rows).detach(), 1, 0, len(rows)), _map(Tensor.detach, aux)
 
 
-def _by_jvp(g: Map[A], x: Tensor, probes: Iterator[Tensor], fd_step: float) -> tuple[Estimate, A]:
+def _by_jvp(g: Map[A], x: Tensor, probes: Iterator[Tensor], fd_step: float, contract: Contract) -> tuple[Estimate, A]:
     """One evaluation per probe, carrying its tangent; the first gives the by-product."""
     _load_forward_rules()
     rows: list[Tensor] = []
@@ -201,19 +207,19 @@ def _by_jvp(g: Map[A], x: Tensor, probes: Iterator[Tensor], fd_step: float) -> t
             tangent = forward_ad.unpack_dual(value).tangent
             if tangent is None:
                 raise SteindiffError("the tangent was lost on the way (inference mode, or an operation without forward rule)")
-            rows.append(_dot(v, tangent))
+            rows.append(contract(v, tangent))
             kept = kept or [_map(lambda t: forward_ad.unpack_dual(t).primal.detach(), aux)]
     return Estimate(torch.stack(rows).detach(), len(rows), len(rows), 0), kept[0]
 
 
-def _by_fd(g: Map[A], x: Tensor, probes: Iterator[Tensor], fd_step: float) -> tuple[Estimate, A]:
+def _by_fd(g: Map[A], x: Tensor, probes: Iterator[Tensor], fd_step: float, contract: Contract) -> tuple[Estimate, A]:
     """Vᵀ (g(x+hv) − g(x−hv))/(2h), h = fd_step · RMS(x) per sample (RMS 1 for x = 0): 1 + 2k evaluations."""
     with torch.no_grad():
         x = x.detach()
         _, aux = g(x)
         rms = x.flatten(1).square().mean(1).sqrt()
         h = fd_step * torch.where(rms > 0, rms, 1.0).reshape(-1, *[1] * (x.ndim - 1))
-        rows = [_dot(v, (g(x + h * v)[0] - g(x - h * v)[0]) / (2 * h)) for v in probes]
+        rows = [contract(v, (g(x + h * v)[0] - g(x - h * v)[0]) / (2 * h)) for v in probes]
     return Estimate(torch.stack(rows), 1 + 2 * len(rows), 0, 0), _map(Tensor.detach, aux)
 
 
@@ -276,7 +282,7 @@ def choose(
     for method in methods:
 
         def attempt(product: Any = _PRODUCTS[method]) -> Tensor:
-            estimate: Estimate = product(lambda y: (denoiser(y, sigma), None), z, iter([v]), fd_step)[0]
+            estimate: Estimate = product(lambda y: (denoiser(y, sigma), None), z, iter([v]), fd_step, dot)[0]
             return estimate.values[0]
 
         try:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from steindiff import grids
-from steindiff.correction import CorrectedState, Correction
+from steindiff.correction import Correction, corrected_state
 from steindiff.denoisers import Counter, Denoiser, forwards_per_call
 from steindiff.divergence import Choice
 from steindiff.errors import InputError, NonFiniteError
@@ -181,9 +181,9 @@ def sample(
     kept: list[tuple[Interval, Correction | None]] = []
     choice, final = None, x
     for event in _bar(events, len(sigmas) - 1) if progress else events:
-        state = event.step.state
-        kept.append((event.interval, state.last if isinstance(state, CorrectedState) else None))
-        choice = state.choice if isinstance(state, CorrectedState) else None
+        state = corrected_state(event.step.state)
+        kept.append((event.interval, state.last if state else None))
+        choice = state.choice if state else None
         for observe in observers:
             observe(_copied(event))
         final = event.step.x
