@@ -30,7 +30,6 @@ from steindiff.solvers import DDIM, DPMpp2M, Grid, History
 
 D64 = torch.float64
 DIM = 8
-COLUMNS = ("ux", "uu", "div", "ue", "ee", "uw")
 
 
 class Estimate(NamedTuple):
@@ -44,8 +43,10 @@ class Estimate(NamedTuple):
         return (self.value - other.value) / math.hypot(self.se, other.se)
 
     def __str__(self) -> str:
-        digits = 3 if self.se == 0 else max(0, 1 - math.floor(math.log10(self.se)))
-        return f"{self.value:.{digits}f} ± {self.se:.{digits}f}" if self.se else f"{self.value:.4g}"
+        if not self.se > 1e-9 * abs(self.value):  # constant over the draws, up to rounding
+            return f"{self.value:.4g}"
+        digits = max(0, 1 - math.floor(math.log10(self.se)))
+        return f"{self.value:.{digits}f} ± {self.se:.{digits}f}"
 
 
 def delta(f: Callable[[Tensor], Tensor], columns: Tensor) -> Estimate:
@@ -53,7 +54,7 @@ def delta(f: Callable[[Tensor], Tensor], columns: Tensor) -> Estimate:
     means = columns.mean(0).requires_grad_(True)
     value = f(means)
     (slope,) = torch.autograd.grad(value, means)
-    return Estimate(float(value), float((columns @ slope).std() / math.sqrt(len(columns))))
+    return Estimate(float(value.detach()), float((columns @ slope).std() / math.sqrt(len(columns))))
 
 
 def mean_of(values: Tensor) -> Estimate:
@@ -63,8 +64,10 @@ def mean_of(values: Tensor) -> Estimate:
 
 @cache
 def law(name: str) -> ExactModel:
-    """"gaussian": spectrum 1/i, D linear; "mixture": four correlated Gaussians, D not linear. Both of 8 dimensions."""
+    """Of d = 8: "gaussian", spectrum 1/i, D linear; "mixture", four correlated Gaussians, D not linear; "unit", N(0, I)."""
     g = torch.Generator().manual_seed(0)
+    if name == "unit":
+        return Gaussian(torch.zeros(DIM, dtype=D64), torch.eye(DIM, dtype=D64))
     if name == "gaussian":
         basis = torch.linalg.qr(torch.randn(DIM, DIM, generator=g, dtype=D64)).Q
         spectrum = 1 / torch.arange(1, DIM + 1, dtype=D64)
@@ -104,8 +107,9 @@ class Case:
         solver: "ddim" or "dpmpp_2m".
         level: which of the schedule's TIMES.
         noise: the noise the state really has, in units of the one the step assumes; 1 is the coupling.
-        shape: of the noise, variance one either way.
-        history: of 2M: the denoised value of an independent noise on the same x*, or of the state's own past on the flow.
+        shape: of the noise: Gaussian, or a skewed law of two points with the same mean and variance.
+        history: of 2M, the denoised value at: "independent", a state with other noise on the same x*; "flow", the state's
+            own past on the exact flow; "frozen", the same, but constant in the derivative, as in the paper's algorithm.
         fixed: one x* for all draws: the conditional law.
     """
 
@@ -115,8 +119,8 @@ class Case:
     solver: str = "ddim"
     level: int = 0
     noise: float = 1.0
-    shape: Literal["normal", "uniform"] = "normal"
-    history: Literal["independent", "flow"] = "independent"
+    shape: Literal["normal", "skewed"] = "normal"
+    history: Literal["independent", "flow", "frozen"] = "independent"
     fixed: bool = False
 
     @property
@@ -176,27 +180,32 @@ def draw(case: Case, n: int, seed: int) -> Draw:
     noise = _noise(case.shape, n, g)
     y = clean + case.noise * case.sigmas[1] * noise
     other = clean + case.sigmas[0] * torch.randn(n, DIM, generator=g, dtype=D64)
-    return Draw(case, clean, noise, y, _step(case, other))
+    return Draw(case, clean, noise, y, _step(case, y, other))
 
 
 def _noise(shape: str, n: int, g: torch.Generator) -> Tensor:
     if shape == "normal":
         return torch.randn(n, DIM, generator=g, dtype=D64)
-    return math.sqrt(12) * (torch.rand(n, DIM, generator=g, dtype=D64) - 0.5)
+    p = 0.03
+    return ((torch.rand(n, DIM, generator=g, dtype=D64) < p).double() - p) / math.sqrt(p * (1 - p))
 
 
-def _step(case: Case, other: Tensor) -> Callable[[Tensor], Tensor]:
-    """T(y) of step 1 of the case's three levels; `other` is the state that made an independent history."""
+def _step(case: Case, y: Tensor, other: Tensor) -> Callable[[Tensor], Tensor]:
+    """T(y) of step 1 of the case's three levels; `other` is the state behind an independent history."""
     denoiser, sigmas = case.denoiser, case.sigmas
     grid = Grid.of(sigmas)
     if case.solver == "ddim":
         return lambda y: DDIM().step(denoiser, y, grid.interval(1), None).x
     solver = DPMpp2M(lower_order_final=False)
-    kept = denoiser(other, sigmas[0]) if case.history == "independent" else None
 
-    def step(y: Tensor) -> Tensor:
-        past = kept if kept is not None else denoiser(flow(law(case.law), y, sigmas[1], sigmas[0]), sigmas[0])
-        return solver.step(denoiser, y, grid.interval(1), History(grid, (past,))).x
+    def past_of(z: Tensor) -> Tensor:
+        return denoiser(other if case.history == "independent" else flow(law(case.law), z, sigmas[1], sigmas[0]), sigmas[0])
+
+    kept = None if case.history == "flow" else past_of(y)
+
+    def step(z: Tensor) -> Tensor:
+        past = past_of(z) if kept is None else kept
+        return solver.step(denoiser, z, grid.interval(1), History(grid, (past,))).x
 
     return step
 
@@ -276,14 +285,16 @@ def terms(drawn: Draw) -> Sample:
     """⟨u,x⟩, ‖u‖², ∇·u, ⟨u,e⟩, ‖e‖², ⟨u,w⟩ of every draw, in the frame of the blend."""
     case = drawn.case
     a, a_next = case.alphas
-    parts = []
-    for y, step in [(drawn.y, drawn.step)]:
-        estimate, T = Exact()(lambda z: (z - step(z) * a_next / a, z - step(z) * a_next / a), y, 0)  # noqa: B023
-        x, u = a * y, a * T
-        e, w = x - drawn.clean, x - a * drawn.clean
-        pairs = ((u, x), (u, u), None, (u, e), (e, e), (u, w))
-        parts.append(torch.stack([estimate.values[0] if p is None else (p[0] * p[1]).sum(1) for p in pairs], 1))
-    return Sample(case, torch.cat(parts))
+
+    def residual(y: Tensor) -> tuple[Tensor, Tensor]:
+        out = y - drawn.step(y) * a_next / a  # u/α as a function of y = x/α: the same divergence as u of x
+        return out, out
+
+    divergence, scaled = Exact()(residual, drawn.y, 0)
+    x, u = a * drawn.y, a * scaled
+    e, w = x - drawn.clean, x - a * drawn.clean
+    ux, uu, ue, ee, uw = ((p * q).sum(1) for p, q in ((u, x), (u, u), (u, e), (e, e), (u, w)))
+    return Sample(case, torch.stack([ux, uu, divergence.values[0], ue, ee, uw], 1))
 
 
 def sample_of(case: Case, n: int, seed: int) -> Sample:
@@ -326,9 +337,7 @@ def minimiser(a: Sample, b: Sample) -> Comparison:
 
 def gain(a: Sample, b: Sample) -> Comparison:
     """Thm 4.4: (c−b)²/c against J(1) − J(γ)."""
-    return _apart(
-        a.estimate(lambda m: (m.c - m.b) ** 2 / m.c), b.estimate(lambda m: m.loss(1.0) - m.loss(m.gamma))
-    )
+    return _apart(a.estimate(lambda m: (m.c - m.b) ** 2 / m.c), b.estimate(lambda m: m.loss(1.0) - m.loss(m.gamma)))
 
 
 def reference_free(a: Sample, b: Sample) -> Comparison:
@@ -338,24 +347,18 @@ def reference_free(a: Sample, b: Sample) -> Comparison:
 
 def recursion(a: Sample, b: Sample) -> Comparison:
     """Thm 4.8: (1−ρ) E_k, ρ = b²/(c E_k), against J(γ)."""
-    return _apart(
-        a.estimate(lambda m: (1 - m.b**2 / (m.c * m.ee)) * m.ee), b.estimate(lambda m: m.loss(m.gamma))
-    )
+    return _apart(a.estimate(lambda m: (1 - m.b**2 / (m.c * m.ee)) * m.ee), b.estimate(lambda m: m.loss(m.gamma)))
 
 
 def displacement(a: Sample, b: Sample) -> Comparison:
     """Cor. 4.9: (1−γ*)² c against J(1) − J(γ*), what is left of E‖T − x*‖² over the minimum."""
-    return _apart(
-        a.estimate(lambda m: (1 - m.gamma) ** 2 * m.c), b.estimate(lambda m: m.loss(1.0) - m.loss(m.best))
-    )
+    return _apart(a.estimate(lambda m: (1 - m.gamma) ** 2 * m.c), b.estimate(lambda m: m.loss(1.0) - m.loss(m.best)))
 
 
 def excess(a: Sample, b: Sample, away: float = 0.3) -> Comparison:
     """Cor. 4.12: c (γ̂−γ*)² against J(γ̂) − J(γ*), γ̂ = γ* + `away` rounded to a fixed number."""
     g = round(float(a.means.gamma) + away, 2)
-    return _apart(
-        a.estimate(lambda m: m.c * (g - m.gamma) ** 2), b.estimate(lambda m: m.loss(g) - m.loss(m.gamma))
-    )
+    return _apart(a.estimate(lambda m: m.c * (g - m.gamma) ** 2), b.estimate(lambda m: m.loss(g) - m.loss(m.gamma)))
 
 
 STATEMENTS: dict[str, Callable[[Sample, Sample], Comparison]] = {
@@ -369,13 +372,19 @@ STATEMENTS: dict[str, Callable[[Sample, Sample], Comparison]] = {
 }
 
 
-def improvement(a: Sample, b: Sample, offsets: Tensor) -> Iterator[tuple[bool, bool, bool]]:
-    """Thm 4.11 per γ̂: predicted by |γ̂−γ*| < |1−γ*|, measured by J(γ̂) < J(1), and whether that difference is 4 errors."""
+OFFSETS = torch.linspace(-2, 2, 16, dtype=D64)
+"""(γ̂−γ*)/|1−γ*|; never ±1, where both sides of Thm 4.11 are equal."""
+
+
+def improvement(a: Sample, b: Sample) -> Iterator[tuple[bool, bool, bool]]:
+    """Thm 4.11 per γ̂: |γ̂−γ*| < |1−γ*| by one sample, J(γ̂) < J(1) by the other, and whether both are 4 errors clear."""
     star = float(a.means.gamma)
-    for offset in offsets.tolist():
+    for offset in OFFSETS.tolist():
         g = star + offset * abs(1 - star)
-        gap = b.estimate(lambda m, g=g: m.loss(1.0) - m.loss(g))  # type: ignore[misc]
-        yield abs(offset) < 1, gap.value > 0, abs(gap.value) > 4 * gap.se
+        predicted = a.estimate(lambda m, g=g: (1 - m.gamma) ** 2 - (g - m.gamma) ** 2)  # type: ignore[misc]
+        measured = b.estimate(lambda m, g=g: m.loss(1.0) - m.loss(g))  # type: ignore[misc]
+        clear = all(abs(z.value) > 4 * z.se for z in (predicted, measured))
+        yield predicted.value > 0, measured.value > 0, clear
 
 
 def violated(case: Case, n: int, seed: int, **change: object) -> Comparison:

@@ -2,7 +2,9 @@
 
 import math
 import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,8 @@ from torch.autograd import forward_ad
 from steindiff import solvers
 from steindiff.analytic import GaussianMixture
 from steindiff.correction import Corrected
-from steindiff.divergence import Choice, Estimate, Exact, Hutchinson, choose
+from steindiff.divergence import Choice, Estimate, Exact, Hutchinson, HutchPlusPlus, choose, dot
+from steindiff.divergence.products import Options, linearise
 from steindiff.errors import InputError, SteindiffError
 from steindiff.noise import mix
 from steindiff.rules import CleanTarget
@@ -587,3 +590,371 @@ def test_a_choice_that_excludes_the_asked_method_is_refused(x):
         with pytest.raises(SteindiffError, match=f"method='{method}' is not among"):
             Hutchinson(method=method, choice=choice).resolve(MIXTURE, x, SIGMA)
     assert Hutchinson(method="vjp", choice=choice).resolve(MIXTURE, x, SIGMA).method == "vjp"
+
+
+# ---------------------------------------------------------------- Hutch++, forward differences, one pass, sub-batches
+
+
+def linear(matrix):
+    return lambda z: (z @ matrix.T, None)
+
+
+def spectrum(decay, d=24, seed=0, symmetric=True):
+    g = torch.Generator().manual_seed(seed)
+    q, p = (torch.linalg.qr(torch.randn(d, d, generator=g, dtype=D64))[0] for _ in range(2))
+    return q @ torch.diag(torch.as_tensor(decay, dtype=D64)) @ (q if symmetric else p).T
+
+
+ESTIMATORS = {
+    "hutch++ 3": HutchPlusPlus(3, method="vjp"),
+    "hutch++ 5 gaussian": HutchPlusPlus(5, "gaussian", "vjp"),
+    "hutch++ 8 jvp": HutchPlusPlus(8, method="jvp"),
+    "hutch++ 6 batched": HutchPlusPlus(6, method="jvp", batched=True),
+    "vjp batched": Hutchinson(3, method="vjp", batched=True),
+    "jvp batched": Hutchinson(3, "gaussian", "jvp", batched=True),
+    "central differences": Hutchinson(2, method="fd", fd_step=1e-4),
+    "forward differences": Hutchinson(2, method="fd", fd_step=1e-7, antithetic=False),
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
+def test_every_estimator_is_unbiased(name, estimator, x):
+    g, trace = MAPS[name]
+    estimate, _ = estimator(g, x[:1].expand(4000, -1), 3)
+    per_point = estimate.values.mean(0)
+    assert abs(estimate.mean - trace(x)[0]) < 4 * per_point.std() / math.sqrt(4000)
+    torch.testing.assert_close(estimate.se, per_point.std() / math.sqrt(4000))
+
+
+@pytest.mark.parametrize("rank, k", [(1, 3), (2, 6), (2, 8), (4, 12)])
+@pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_hutch_plus_plus_is_exact_for_low_rank(rank, k, kind, symmetric):
+    J = spectrum([3.0, -2.0, 1.0, 0.5][:rank] + [0.0] * (24 - rank), symmetric=symmetric)
+    x = torch.randn(4, 24, dtype=D64, generator=torch.Generator().manual_seed(0))
+    for method in ("vjp", "jvp"):
+        values = HutchPlusPlus(k, kind, method)(linear(J), x, 0)[0].values
+        torch.testing.assert_close(values, J.trace().expand_as(values), rtol=1e-10, atol=1e-10)
+    assert Hutchinson(k, kind, "vjp")(linear(J), x, 0)[0].values.std() > 1e-2
+
+
+def test_hutch_plus_plus_with_a_sketch_of_everything_is_exact_and_leaves_the_rest_out(x):
+    estimate, _ = HutchPlusPlus(30, method="vjp")(twisted, x, 0)
+    assert estimate.vjps == 12
+    torch.testing.assert_close(estimate.values, twisted_trace(x)[None], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(estimate.se, estimate.values[0].std() / math.sqrt(5))
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
+def test_hutch_plus_plus_pays_where_the_spectrum_decays_and_not_where_it_is_flat(kind):
+    x = torch.zeros(3000, 24, dtype=D64)
+
+    def variance(J, estimator):
+        return estimator(linear(J), x, 0)[0].values.mean(0).var()
+
+    for k, limit in ((6, 0.5), (12, 0.05)):
+        fast, flat = spectrum(0.4 ** torch.arange(24.0)), spectrum(torch.ones(24).cumsum(0).cos())
+        ratio = [variance(J, HutchPlusPlus(k, kind, "vjp")) / variance(J, Hutchinson(k, kind, "vjp")) for J in (fast, flat)]
+        assert ratio[0] < limit
+        assert ratio[1] > 1.2
+
+
+def test_the_variance_of_the_residual_is_what_theory_says():
+    """Conditionally on Q: 2‖S‖² for Gaussian probes, S the symmetric part of (1−QQᵀ)J(1−QQᵀ); averaged over Q."""
+    J = spectrum(0.7 ** torch.arange(24.0), symmetric=False)
+    x, seeds = torch.zeros(20_000, 24, dtype=D64), range(400)
+    got = HutchPlusPlus(3, "gaussian", "jvp")(linear(J), x, 0)[0].values.var()
+    g = torch.Generator().manual_seed(0)
+    expected = []
+    for _ in seeds:
+        q = torch.linalg.qr(J @ torch.randn(24, 1, generator=g, dtype=D64))[0]
+        P = torch.eye(24, dtype=D64) - q @ q.T
+        S = P @ (J + J.T) @ P / 2
+        expected.append(2 * S.square().sum())
+    assert abs(got / torch.stack(expected).mean() - 1) < 0.1
+
+
+@pytest.mark.parametrize("k", [3, 5, 6, 16])
+def test_hutch_plus_plus_takes_k_products(k):
+    x = torch.zeros(2, 24)
+    for method, counts in {"vjp": (1, 0, k), "jvp": (k, k, 0), "fd": (1 + 2 * k, 0, 0)}.items():
+        estimate, _ = HutchPlusPlus(k, method=method)(linear(torch.eye(24)), x, 0)
+        assert (estimate.primals, estimate.jvps, estimate.vjps) == counts
+        assert estimate.values.shape == (k - 2 * (k // 3), 2)
+
+
+def halves(a, b):
+    """⟨a, P_b b⟩ for the first and the second half of the coordinates."""
+    return (a * b).reshape(len(a), 2, -1).sum(-1)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
+def test_partial_traces_are_unbiased_and_add_up(estimator, x):
+    J = torch.autograd.functional.jacobian(lambda z: twisted(z[None])[0][0], x[0])
+    exact = J.diagonal().reshape(2, 3).sum(1)
+    estimate, _ = estimator(twisted, x[:1].expand(4000, -1), 1, contract=halves)
+    se = estimate.values.mean(0).std(0) / math.sqrt(4000)
+    assert (abs(estimate.mean - exact) < 4 * se).all()
+    whole, _ = estimator(twisted, x[:1].expand(4000, -1), 1)
+    torch.testing.assert_close(estimate.values.sum(-1), whole.values, rtol=1e-5, atol=1e-5)
+
+
+def test_forward_differences_cost_half_and_err_in_first_order(x):
+    exact = Hutchinson(2, method="vjp")(twisted, x, 0)[0].values
+    error = []
+    for step in (2e-3, 1e-3):
+        estimate, _ = Hutchinson(2, method="fd", fd_step=step, antithetic=False)(twisted, x, 0)
+        assert estimate.primals == 3
+        error.append(estimate.values - exact)
+    torch.testing.assert_close(error[0] / error[1], torch.full_like(exact, 2.0), rtol=0.1, atol=0)
+
+
+def test_a_sign_changes_nothing_in_an_exact_product(x):
+    """Antithetic pairs are for difference quotients."""
+    for method in ("vjp", "jvp"):
+        products = linearise(method, twisted, x, Options())
+        v = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=D64)
+        torch.testing.assert_close(dot(v, products.one(v)), dot(-v, products.one(-v)), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("kind", [Hutchinson, HutchPlusPlus])
+@pytest.mark.parametrize("method", ["vjp", "jvp"])
+@pytest.mark.parametrize("name", [*MAPS, "heun", "unipc_3", "dpmpp_2m", "dpmpp_3s"])
+def test_batched_equals_the_loop(kind, method, name, x):
+    g = MAPS[name][0] if name in MAPS else second_step(name)[0]
+    x = x if name in MAPS else second_step(name)[1]
+    looped, by_product = kind(8, "gaussian", method)(g, x, 0)
+    batched, same = kind(8, "gaussian", method, batched=True)(g, x, 0)
+    torch.testing.assert_close(batched.values, looped.values, rtol=1e-10, atol=1e-10)
+    assert (batched.jvps, batched.vjps) == (looped.jvps, looped.vjps)
+    assert batched.primals == (1 if method == "vjp" or kind is Hutchinson else 3)
+    for a, b in zip(tensors(same), tensors(by_product), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        assert a.grad_fn is None
+        assert (a + 1).shape == b.shape  # alive outside vmap
+
+
+@pytest.mark.parametrize("batched", [True, "auto"])
+@pytest.mark.parametrize("method", ["vjp", "jvp"])
+def test_batched_is_measured_recorded_and_reused(batched, method, x):
+    calls = []
+
+    def network(y, sigma):
+        calls.append(1)
+        return smooth(y, sigma)
+
+    resolved = Hutchinson(4, method=method, batched=batched).resolve(network, x, SIGMA)
+    key = f"{method}_batched"
+    assert resolved.choice.costs[key] >= 0
+    assert "at once" in resolved.choice.notes[key]
+    assert resolved.batched is resolved.choice.batched
+    assert batched == "auto" or resolved.batched
+    used = key if resolved.batched else method
+    assert resolved.choice.cost(method) == resolved.choice.costs[used]
+    calls.clear()
+    again = Hutchinson(4, method=method, batched=batched, choice=resolved.choice).resolve(network, x, SIGMA)
+    assert again == resolved
+    assert not calls
+    looped = Hutchinson(4, method=method, choice=resolved.choice).resolve(network, x, SIGMA)
+    assert looped.choice.cost(method) == resolved.choice.costs[method]
+    assert not Hutchinson(1, method=method, batched=batched).resolve(network, x, SIGMA).batched
+
+
+class LoopOnly(torch.autograd.Function):
+    """A derivative outside torch: fine one by one, impossible under vmap."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return torch.from_numpy(grad.numpy() * (1 - np.tanh(x.detach().numpy()) ** 2))
+
+
+def test_what_cannot_be_vmapped_falls_back_with_a_note_or_is_refused():
+    x, network = torch.randn(4, 6), skip(LoopOnly.apply)
+    resolved = Hutchinson(3, batched="auto").resolve(network, x, torch.tensor(1.0))
+    assert (resolved.method, resolved.batched) == ("vjp", False)
+    assert resolved.choice.costs["vjp_batched"] is None
+    assert "Error" in resolved.choice.notes["vjp_batched"]
+    resolved(lambda z: (network(z, torch.tensor(1.0)), None), x, 0)
+    with pytest.raises(SteindiffError, match=r"batched=True does not work by vjp.*batched='auto'"):
+        Hutchinson(3, batched=True).resolve(network, x, torch.tensor(1.0))
+    only_fd = skip(Neither.apply)
+    assert Hutchinson(3, batched="auto").resolve(only_fd, x, torch.tensor(1.0)).batched is False
+    with pytest.raises(SteindiffError, match="no batched pass"):
+        Hutchinson(3, batched=True).resolve(only_fd, x, torch.tensor(1.0))
+
+
+def test_batched_is_found_cheaper_where_it_is():
+    """A pass that takes 10 ms however many probes it carries."""
+
+    class Slow(torch.autograd.Function):
+        @staticmethod
+        def forward(x):
+            return x / 2
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+        @staticmethod
+        def backward(ctx, grad):
+            time.sleep(0.01)
+            return grad / 2
+
+    def network(x, sigma):
+        time.sleep(0.002)
+        return Slow.apply(x)
+
+    resolved = Hutchinson(8, batched="auto").resolve(network, torch.randn(2, 4), torch.tensor(1.0))
+    assert resolved.batched
+    assert resolved.choice.cost("vjp") < resolved.choice.costs["vjp"] / 3
+
+
+def test_inference_mode_refuses_a_batched_jvp_clearly(x):
+    with torch.inference_mode(), pytest.raises(SteindiffError, match="inference"):
+        Hutchinson(2, method="jvp", batched=True)(through_mixture, x, 0)
+
+
+FREE = Choice("vjp", {"vjp": 2.5, "jvp": 1.5, "fd": 2.0, "vjp_batched": 0.5, "jvp_batched": 0.25}, {}, batched=True)
+GRID = torch.tensor([10.0, 4.0, 1.5, 0.5, 0.1], dtype=D64)
+
+
+def one_step(name):
+    """A step with history as `through` wants it, its state, and the divergence of z − T(z) by Exact."""
+    solver, grid = solvers.make(name), Grid.of(GRID)
+    first = solver.step(MIXTURE, MIXTURE.draw(6, 10.0, seed=0), grid.interval(0), solver.init(MIXTURE, MIXTURE.mu, GRID))
+
+    def g(network, z):
+        step = solver.step(network, z, grid.interval(1), first.state)
+        return z - step.x, step
+
+    return g, first.x
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "dpmpp_3m", "unipc_2", "heun", "dpmpp_3s", "deis_3", "ipndm_3"])
+@pytest.mark.parametrize("method", ["vjp", "jvp", "fd"])
+@pytest.mark.parametrize("m", [1, 2, 5])
+def test_a_sub_batch_is_the_first_rows_of_the_batch(name, method, m):
+    """Same numbers for its images, the same step for all, and no evaluation that is not needed."""
+    g, x = one_step(name)
+    seen, k, seeds = [], 3, (1, 2, 3, 4, 5, 6)
+
+    def network(y, sigma):
+        seen.append(len(y))
+        return MIXTURE(y, sigma)
+
+    whole, step = Hutchinson(k, method=method, seed=seeds).through(g, MIXTURE, x, 1)
+    seen.clear()
+    part, same = Hutchinson(k, method=method, seed=seeds, samples=m).through(g, network, x, 1)
+    torch.testing.assert_close(part.values, whole.values[:, :m], rtol=1e-9, atol=1e-9)
+    for a, b in zip(tensors(same), tensors(step), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+        assert a.grad_fn is None
+    assert part.share == m / 6
+    assert (part.primals, part.jvps, part.vjps) == (whole.primals, whole.jvps, whole.vjps)
+    stages = {"heun": 2, "dpmpp_3s": 3}.get(name, 1)
+    later = {"vjp": 0, "jvp": k - 1, "fd": 2 * k}[method]
+    assert sorted(seen) == sorted(stages * [m, 6 - m] + stages * later * [m])
+    direct, _ = Hutchinson(k, method=method, seed=seeds, samples=m)(lambda z: g(MIXTURE, z), x, 1)
+    torch.testing.assert_close(direct.values, part.values, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("estimator", [*ESTIMATORS.values()], ids=ESTIMATORS)
+def test_a_sub_batch_is_unbiased(estimator):
+    x = MIXTURE.draw(1, SIGMA, seed=2).expand(6000, -1)
+    estimate, _ = replace(estimator, samples=4000).through(lambda D, z: (D(z, SIGMA), None), MIXTURE, x, 0)
+    assert estimate.values.shape[1] == 4000
+    assert abs(estimate.mean - MIXTURE.divergence(x[:1], SIGMA)[0]) < 4 * estimate.se
+
+
+def test_a_sub_batch_of_everything_is_the_batch(x):
+    for m in (5, 6, 100):
+        part, _ = Hutchinson(2, method="vjp", samples=m)(twisted, x, 0)
+        assert torch.equal(part.values, Hutchinson(2, method="vjp")(twisted, x, 0)[0].values)
+        assert part.share == 1
+
+
+@pytest.mark.parametrize("sigma", [SIGMA, torch.full((5,), 0.8, dtype=D64)])
+def test_a_noise_level_per_image_is_split_too(sigma, x):
+    shape = []
+
+    def network(y, s):
+        shape.append((len(y), tuple(s.shape)))
+        return MIXTURE(y, SIGMA)
+
+    Hutchinson(2, method="jvp", samples=2).through(lambda D, z: (D(z, sigma), None), network, x, 0)
+    assert all(s in ((), (n,)) for n, s in shape)
+    assert len({len(s) for _, s in shape}) == 1
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "unipc_2", "heun"])
+@pytest.mark.parametrize("method", ["vjp", "jvp", "fd"])
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("kind", [Hutchinson, HutchPlusPlus])
+def test_the_bill_of_a_sub_batch_is_exact(name, method, batched, kind):
+    if batched and method == "fd":
+        pytest.skip("no batched pass")
+    images, k, m, B = [], 3, 2, 5
+
+    def network(y, sigma):
+        images.append(len(y))
+        return MIXTURE(y, sigma)
+
+    estimator = kind(k, method=method, choice=FREE, samples=m, batched=batched)
+    run = sample(Corrected(solvers.make(name), CleanTarget(gamma_max=1.0), estimator), network, MIXTURE.draw(B, 10.0, 0), GRID)
+    plain = solvers.make(name).nfe(GRID)
+    one_pass = batched and kind is Hutchinson  # Hutch++'s blocks are of one probe here
+    passes = {"vjp": 1, "jvp": 1 if one_pass else k, "fd": 1 + 2 * k}[method]
+    products = {"vjp": k, "jvp": k, "fd": 0}[method] * plain
+    assert run.stats.nfe == sum(images) / B == pytest.approx(plain * (1 + (passes - 1) * m / B))
+    assert isinstance(run.stats.nfe, int) == (sum(images) % B == 0)
+    assert run.stats.jvps + run.stats.vjps == products
+    each = FREE.costs.get(f"{method}_batched" if one_pass else method)
+    assert run.stats.forward_equivalents == pytest.approx(run.stats.nfe + each * products * m / B)
+
+
+def test_a_sub_batch_of_a_run_keeps_each_images_probes():
+    """With a γ that depends on one image, that image's whole path is its own."""
+    x = MIXTURE.draw(5, 10.0, 0)
+    generators = [torch.Generator().manual_seed(i) for i in range(5)]
+    solver = Corrected(solvers.make("ddim"), CleanTarget(gamma_max=1.0), Hutchinson(method="vjp", choice=FREE, samples=1))
+    moments = [r.moments["div"] for r in sample(solver, MIXTURE, x, GRID[:2], generator=generators).trace]
+    generators = [torch.Generator().manual_seed(i) for i in range(1)]
+    alone = [r.moments["div"] for r in sample(solver, MIXTURE, x[:1], GRID[:2], generator=generators).trace]
+    assert moments == pytest.approx(alone)
+
+
+@pytest.mark.parametrize(
+    "bad, match",
+    [
+        ({"samples": 0}, "at least one image"),
+        ({"batched": "yes"}, "choose 'auto' or False"),
+        ({"batched": True, "method": "fd"}, "fd has no batched pass"),
+    ],
+)
+@pytest.mark.parametrize("kind", [Hutchinson, HutchPlusPlus])
+def test_bad_options_are_refused(bad, match, kind):
+    with pytest.raises(InputError, match=match):
+        kind(**bad)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_hutch_plus_plus_needs_three_probes(k):
+    with pytest.raises(InputError, match=f"probes={k}: Hutch.* needs 3 or more"):
+        HutchPlusPlus(k)
+
+
+def test_a_sub_batch_wants_seeds_for_the_batch(x):
+    with pytest.raises(InputError, match="2 probe seeds for a batch of 5"):
+        Hutchinson(method="vjp", seed=(1, 2), samples=2)(twisted, x, 0)
+
+
+def test_hutch_plus_plus_keeps_its_kind():
+    assert HutchPlusPlus(4).seeded(3) == HutchPlusPlus(4, seed=3)
+    assert isinstance(HutchPlusPlus(4).resolve(smooth, torch.randn(2, 4), torch.tensor(1.0)), HutchPlusPlus)

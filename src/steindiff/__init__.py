@@ -1,6 +1,6 @@
 """Few-step diffusion sampling with step corrections by Stein's identity; see README.md for a tour."""
 
-from steindiff import analytic, denoisers, divergence, grids, models, rules, schedules, solvers
+from steindiff import analytic, bands, denoisers, divergence, grids, matching, models, rules, schedules, solvers, variants
 from steindiff.correction import Corrected
 from steindiff.denoisers import Denoiser
 from steindiff.divergence import Hutchinson
@@ -20,15 +20,18 @@ __all__ = [
     "SampleResult",
     "SteindiffError",
     "analytic",
+    "bands",
     "denoisers",
     "divergence",
     "generators",
     "grids",
     "initial_noise",
+    "matching",
     "models",
     "rules",
     "sample",
     "schedules",
     "solvers",
     "steps",
+    "variants",
 ]

@@ -1,4 +1,4 @@
-"""The command line: `steindiff sample`, `steindiff demo`, `steindiff models`."""
+"""The command line: `steindiff sample`, `steindiff demo`, `steindiff diagnose`, `steindiff models`."""
 
 from __future__ import annotations
 
@@ -91,6 +91,36 @@ def demo(
     from steindiff.demo import run_demo
 
     run_demo(outdir, nfe=nfe, samples=samples, first_seed=seed, console=_console())
+
+
+_DIAGNOSE_EXAMPLES = """
+
+[bold]Examples[/bold]
+
+  steindiff diagnose --outdir outputs/diagnose
+
+  steindiff diagnose --model digits --solver dpmpp_2m,heun --nfe 5,6,8,10 --outdir outputs/diagnose-digits
+"""
+
+
+@app.command(epilog=_DIAGNOSE_EXAMPLES)
+def diagnose(
+    outdir: Annotated[Path, typer.Option(help="Where report.md and the pictures go.")] = Path("outputs/diagnose"),
+    preset: Annotated[
+        str, typer.Option(help="quick (minutes; long runs at some steps only) or full (every solver, every step; hours).")
+    ] = "quick",
+    model: Annotated[str, typer.Option(help="Embedded models or .safetensors files, comma-separated; default: all.")] = "",
+    solver: Annotated[str, typer.Option(help="Solvers, comma-separated; default: the preset's.")] = "",
+    all_solvers: Annotated[bool, typer.Option("--all", help="Every solver.")] = False,
+    nfe: Annotated[str, typer.Option(help="Network evaluations, comma-separated; default: the preset's.")] = "",
+    samples: Annotated[int | None, typer.Option(help="Trajectories per model; default: the preset's.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="First of the image seeds.", min=0)] = 0,
+) -> None:
+    """Local Lipschitz constants of solver steps against the actual error's growth; gamma and noise-level traces; a toy."""
+    from steindiff.diagnose import configure, run_diagnose
+
+    setup = configure(preset, model=model, solver=solver, all_solvers=all_solvers, nfe=nfe, samples=samples, first_seed=seed)
+    run_diagnose(outdir, setup, _console())
 
 
 @app.command("models")

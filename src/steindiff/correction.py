@@ -22,7 +22,8 @@ from torch.autograd import forward_ad
 from steindiff.denoisers import Counter, Denoiser, schedule_of
 from steindiff.divergence import Choice, Estimator, Hutchinson
 from steindiff.errors import InputError, SteindiffError
-from steindiff.rules import Decision, Moments, Need, Reason, Rule
+from steindiff.matching import Matched, match_energy, measure_second_moment
+from steindiff.rules import Decision, Energy, GammaRule, Moments, Need, Reason, Rule, strongest
 from steindiff.schedules import VE, Schedule
 from steindiff.solvers.base import Interval, Solver, State, Step
 
@@ -38,6 +39,10 @@ class Correction(NamedTuple):
     """σ̂/σ, see `_noise_ratio`; NaN where no network derivative was taken."""
     jvps: int
     vjps: int
+    eta: Tensor | None = None
+    """η per band, (n,), of `rules.Energy`; the decision holds its mean over dimensions."""
+    share: float = 1.0
+    """m/B where the derivatives were taken for m of the B images."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class CorrectedState(WrappedState):
     estimator: Estimator
     schedule: Schedule
     needs: tuple[Need | None, ...]
+    second_moment: Tensor | None = None
+    """M_b of `rules.Energy`, (n,), once known."""
     last: Correction | None = None
 
     @property
@@ -117,12 +124,16 @@ class Corrected(Solver):
         """Decide once, on the host, what every step needs; probe the network if any needs a derivative."""
         levels = sigmas.tolist()[:-1]
         self.rule.check(len(levels))
-        needs = tuple(self.rule.need(s) if on else None for s, on in zip(levels, self._active(levels), strict=True))
+        active = self._active(levels)
+        planned = iter(self.rule.plan([s for s, on in zip(levels, active, strict=True) if on]))
+        needs = tuple(next(planned) if on else None for on in active)
         estimator = self.divergence or Hutchinson()
         if Need.FULL in needs:
             estimator = estimator.resolve(denoiser, x, sigmas[0])
         schedule = schedule_of(denoiser) if self.frame == "model" else VE()
-        return CorrectedState(self.solver.init(denoiser, x, sigmas), estimator, schedule, needs)
+        second = self.rule.second_moment if isinstance(self.rule, Energy) else None
+        known = None if second is None else torch.as_tensor(second, device=x.device)
+        return CorrectedState(self.solver.init(denoiser, x, sigmas), estimator, schedule, needs, known)
 
     def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: CorrectedState) -> Step:
         """Propose, measure, decide, blend."""
@@ -130,19 +141,47 @@ class Corrected(Solver):
         if need is None:
             proposal = self.solver.step(denoiser, x, interval, state.inner)
             return proposal._replace(state=replace(state, inner=proposal.state, last=_inactive(interval.sigma)))
+        match self.rule:
+            case Energy():
+                return self._match(self.rule, denoiser, x, interval, state, need)
+            case GammaRule():
+                return self._blend(self.rule, denoiser, x, interval, state, need)
+        raise InputError(f"rule {type(self.rule).__name__}: need a GammaRule or Energy from steindiff.rules")
+
+    def _blend(
+        self, rule: GammaRule, denoiser: Denoiser, x: Tensor, interval: Interval, state: CorrectedState, need: Need
+    ) -> Step:
+        """x' = lerp(x, T, γ) in the chosen frame."""
         a, a_next = (state.schedule.alpha_of(s) for s in (interval.sigma, interval.sigma_next))
         rho = a / a_next
-        proposal, div, div_se, jvps, vjps = self._propose(denoiser, x, interval, state, need, rho)
+        proposal, div, div_se, jvps, vjps, share = self._propose(denoiser, x, interval, state, need, rho)
         ux, uu = _inner_products(x, proposal.x, rho)
         # ⟨u,x⟩ = α α' ⟨ρy − T, y⟩ and ‖u‖² = α'² ‖ρy − T‖² in the frame of the blend.
         moments = Moments(
             a, a * interval.sigma, a_next, a_next * interval.sigma_next, a * a_next * ux, a_next**2 * uu, div, div_se
         )
-        decision = self.rule.decide(moments, interval.index)
+        decision = rule.decide(moments, interval.index)
         blended = torch.lerp(rho.to(x) * x, proposal.x, decision.gamma.to(x))
         ratio = _noise_ratio(x, proposal.x, interval, rho, div) if need is Need.FULL else torch.full_like(uu, float("nan"))
-        done = Correction(moments, decision, ratio, jvps, vjps)
+        done = Correction(moments, decision, ratio, jvps, vjps, share=share)
         return Step(blended, proposal.denoised, replace(state, inner=proposal.state, last=done))
+
+    def _match(
+        self, rule: Energy, denoiser: Denoiser, x: Tensor, interval: Interval, state: CorrectedState, need: Need
+    ) -> Step:
+        """x' = T₁ + Σ_b η_b P_b (T − T₁), in VE coordinates whatever the frame."""
+        second, jvps, vjps = state.second_moment, 0, 0
+        if need is Need.FULL:
+            _refuse_differentiation(x)
+            second, proposal, jvps, vjps = measure_second_moment(
+                rule, self.solver, state.estimator, denoiser, x, interval, state.inner
+            )
+        else:
+            proposal = self.solver.step(denoiser, x, interval, state.inner)
+        assert second is not None  # planned: the first corrected step measures it where it was not given
+        matched = match_energy(rule, x, proposal, interval, second)
+        done = _band_record(matched, interval, rule.bands.sizes(x.shape[1:]).to(x.device), jvps, vjps)
+        return Step(matched.x, proposal.denoised, replace(state, inner=proposal.state, second_moment=second, last=done))
 
     def nfe(self, sigmas: Tensor) -> int:
         """The wrapped solver's, without what the estimator adds (forward-mode and finite differences evaluate again)."""
@@ -158,25 +197,24 @@ class Corrected(Solver):
 
     def _propose(
         self, denoiser: Denoiser, x: Tensor, interval: Interval, state: CorrectedState, need: Need, rho: Tensor
-    ) -> tuple[Step, Tensor, Tensor, int, int]:
-        """T(y) with E[∇·u] and its standard error by what the step needs, and the network's JVPs and VJPs."""
+    ) -> tuple[Step, Tensor, Tensor, int, int, float]:
+        """T(y) with E[∇·u] and its standard error by what the step needs, and the network's JVPs and VJPs, with their share."""
         if need is not Need.FULL:
             proposal = self.solver.step(denoiser, x, interval, state.inner)
             if need is Need.NOTHING:
                 nan = torch.full_like(rho, float("nan"))
-                return proposal, nan, nan, 0, 0
+                return proposal, nan, nan, 0, 0, 1.0
             div = (1 - self.solver.linear(interval, state.inner) / rho) * x[0].numel()
-            return proposal, div, torch.zeros_like(div), 0, 0
+            return proposal, div, torch.zeros_like(div), 0, 0, 1.0
         _refuse_differentiation(x)
-        counted = Counter(denoiser)
 
-        def residual(z: Tensor) -> tuple[Tensor, Step]:
+        def residual(network: Denoiser, z: Tensor) -> tuple[Tensor, tuple[Step, int]]:
+            counted = Counter(network)
             step = self.solver.step(counted, z, interval, state.inner)
-            return z - step.x / rho, step
+            return z - step.x / rho, (step, counted.calls)
 
-        estimate, proposal = state.estimator(residual, x, interval.index)
-        stages = counted.calls // estimate.primals
-        return proposal, estimate.mean, estimate.se, stages * estimate.jvps, stages * estimate.vjps
+        estimate, (proposal, stages) = state.estimator.through(residual, denoiser, x, interval.index)
+        return proposal, estimate.mean, estimate.se, stages * estimate.jvps, stages * estimate.vjps, estimate.share
 
     def _active(self, levels: list[float]) -> list[bool]:
         match self.active:
@@ -188,6 +226,16 @@ class Corrected(Solver):
                     raise InputError(f"active steps {beyond}: this run has steps 0 to {len(levels) - 1}")
                 return [i in self.active for i in range(len(levels))]
         return [bool(self.active(i, s)) for i, s in enumerate(levels)]
+
+
+def _band_record(matched: Matched, interval: Interval, sizes: Tensor, jvps: int, vjps: int) -> Correction:
+    """One step of `rules.Energy` for the trace: η averaged over dimensions, the strongest reason, E‖w‖² as E‖u‖²."""
+    share = sizes / sizes.sum()
+    eta, raw, reasons = matched.decision
+    nan, one = torch.full_like(interval.sigma, float("nan")), torch.ones_like(interval.sigma)
+    moments = Moments(one, interval.sigma, one, interval.sigma_next, nan, matched.move, nan, nan)
+    decision = Decision((share * eta).sum(), (share * raw.nan_to_num(1.0)).sum(), strongest(reasons))
+    return Correction(moments, decision, nan, jvps, vjps, eta)
 
 
 def _is_index(value: object) -> bool:

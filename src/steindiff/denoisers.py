@@ -20,12 +20,14 @@ from steindiff.schedules import VE, Schedule
 __all__ = [
     "Counter",
     "Denoiser",
+    "EpsilonScaled",
     "FromEps",
     "FromFlow",
     "FromV",
     "FromX0",
     "Guided",
     "Network",
+    "TimeShifted",
     "expand",
     "forwards_per_call",
     "schedule_of",
@@ -132,6 +134,54 @@ class Guided:
         return unconditional + self.scale * (self.conditional(x, sigma) - unconditional)
 
 
+@dataclass(frozen=True, eq=False)
+class EpsilonScaled:
+    """ε-scaling: ε̂ ← ε̂/b, hence D ← x + (D − x)/b, against exposure bias (Ning et al. 2024).
+
+    Args:
+        denoiser: D.
+        b: 1.0048 in the paper for CIFAR-10 and 13 Euler steps; near 1, and it depends on solver and NFE.
+
+    Raises:
+        InputError: b ≤ 0.
+    """
+
+    denoiser: Denoiser
+    b: float = 1.0048
+
+    def __post_init__(self) -> None:
+        if not 0 < self.b < float("inf"):
+            raise InputError(f"b={self.b}: need a positive scale")
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """X + (D − x)/b."""
+        return torch.lerp(x, self.denoiser(x, sigma), 1 / self.b)
+
+
+@dataclass(frozen=True, eq=False)
+class TimeShifted:
+    """The network is told another noise level than the state has: D(x, (1+ξ) σ) (time-shift sampling, Li et al. 2023).
+
+    Args:
+        denoiser: D.
+        shift: ξ, relative; positive tells more noise than there is.
+
+    Raises:
+        InputError: shift ≤ −1.
+    """
+
+    denoiser: Denoiser
+    shift: float
+
+    def __post_init__(self) -> None:
+        if not -1 < self.shift < float("inf"):
+            raise InputError(f"shift={self.shift}: need a relative shift above -1")
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """D(x, (1+ξ) σ)."""
+        return self.denoiser(x, (1 + self.shift) * sigma)
+
+
 class Counter:
     """Counts the calls of a denoiser: one call is one NFE. The only mutable object of a run.
 
@@ -161,6 +211,8 @@ def schedule_of(denoiser: Denoiser) -> Schedule:
             return schedule_of(denoiser.inner)
         case Guided():
             return schedule_of(denoiser.conditional)
+        case EpsilonScaled() | TimeShifted():
+            return schedule_of(denoiser.denoiser)
         case _Adapter():
             return denoiser.schedule
     return VE()
@@ -175,4 +227,6 @@ def forwards_per_call(denoiser: Denoiser) -> int:
             return forwards_per_call(denoiser.inner)
         case Guided():
             return forwards_per_call(denoiser.conditional) + forwards_per_call(denoiser.unconditional)
+        case EpsilonScaled() | TimeShifted():
+            return forwards_per_call(denoiser.denoiser)
     return 1

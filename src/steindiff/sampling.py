@@ -31,8 +31,8 @@ class Event(NamedTuple):
     interval: Interval
     x_before: Tensor
     step: Step
-    calls: int
-    """Network evaluations so far."""
+    calls: float
+    """Network evaluations so far, of the whole batch."""
 
 
 Observer = Callable[[Event], None]
@@ -53,6 +53,8 @@ class Record:
     noise_ratio: float
     """σ̂/σ, σ̂² = E‖x−D‖²/E[∇·(x−D)] the noise level the batch really has, read off the step's residual; exact for a
     first-order step, 1 on the ideal marginal. NaN where no network derivative was taken or its estimate is not positive."""
+    eta: tuple[float, ...] = ()
+    """η per band, of `rules.Energy`; gamma is then their mean over dimensions."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,11 @@ class Stats:
     """What a run cost.
 
     `nfe` counts every network evaluation, those of an estimator included; `forward_equivalents` adds the derivatives at the
-    cost a probe of this network measured, and counts both evaluations of a guided call.
+    cost a probe of this network measured, and counts both evaluations of a guided call. In both, an evaluation or a derivative
+    of m of the B images counts m/B; a whole nfe is an int.
     """
 
-    nfe: int
+    nfe: float
     jvps: int
     vjps: int
     forward_equivalents: float
@@ -82,15 +85,26 @@ class SampleResult:
 
 
 class _Watched(Counter):
-    """Counts calls, refuses outputs of the wrong shape or dtype, and remembers where an output was not finite."""
+    """Counts evaluated images, refuses outputs of the wrong shape or dtype, and remembers where an output was not finite."""
 
     def __init__(self, inner: Denoiser) -> None:
         super().__init__(inner)
-        self.step = 0
+        self.start(1)
+
+    def start(self, batch: int) -> None:
+        """Nothing has happened yet, to a batch of this size."""
+        self.batch, self.step, self.images = batch, 0, 0
         self.flags: list[tuple[int, Tensor, Tensor]] = []
+
+    @property
+    def evaluations(self) -> float:
+        """Of the whole batch: an estimator may evaluate a part of it."""
+        whole, rest = divmod(self.images, self.batch)
+        return self.images / self.batch if rest else whole
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         out = super().__call__(x, sigma)
+        self.images += len(x)
         if not isinstance(out, Tensor) or out.shape != x.shape or out.dtype != x.dtype:
             got = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
             raise InputError(
@@ -138,13 +152,13 @@ def _run(solver: Solver, watched: _Watched, x: Tensor, sigmas: Tensor) -> Iterat
     grid = Grid.of(sigmas)
     with torch.no_grad():
         state = solver.init(watched, x, sigmas)
-    watched.calls, watched.flags = 0, []
+    watched.start(len(x))
     for i in range(grid.steps):
         watched.step = i
         interval = grid.interval(i)
         with torch.no_grad():
             step = solver.step(watched, x, interval, state)
-        yield Event(interval, x, step, watched.calls)
+        yield Event(interval, x, step, watched.evaluations)
         x, state = step.x, step.state
     watched.check()
     _check_end(x, grid)
@@ -262,11 +276,12 @@ def _row(interval: Interval, correction: Correction | None) -> list[Tensor]:
 def _record(index: int, kept: tuple[Interval, Correction | None], row: list[float]) -> Record:
     sigma, sigma_next, gamma, raw, reason, ratio, *moments = row
     named = dict(zip(Moments._fields, moments, strict=True)) if kept[1] else {}
-    return Record(index, sigma, sigma_next, gamma, raw, Reason(int(reason)).name.lower(), named, ratio)
+    eta = () if kept[1] is None or kept[1].eta is None else tuple(kept[1].eta.tolist())
+    return Record(index, sigma, sigma_next, gamma, raw, Reason(int(reason)).name.lower(), named, ratio, eta)
 
 
-def _stats(watched: Counter, corrections: list[Correction], choice: Choice | None, batch: int) -> Stats:
+def _stats(watched: _Watched, corrections: list[Correction], choice: Choice | None, batch: int) -> Stats:
     jvps, vjps = sum(c.jvps for c in corrections), sum(c.vjps for c in corrections)
-    costs = choice.costs if choice else {}
-    extra = jvps * (costs.get("jvp") or 0.0) + vjps * (costs.get("vjp") or 0.0)
-    return Stats(watched.calls, jvps, vjps, (watched.calls + extra) * forwards_per_call(watched.inner), batch, choice)
+    extra = sum(c.share * (c.jvps * choice.cost("jvp") + c.vjps * choice.cost("vjp")) for c in corrections) if choice else 0.0
+    nfe = watched.evaluations
+    return Stats(nfe, jvps, vjps, (nfe + extra) * forwards_per_call(watched.inner), batch, choice)

@@ -1,0 +1,182 @@
+"""Orthogonal bands: a state's energy split into parts, ‖x‖² = Σ_b ‖P_b x‖², so that each can be set right on its own.
+
+A set of bands is an orthonormal basis and a label for each coefficient. For images: the 2-D cosine transform, radial frequency
+bands, luma and chroma apart; for latents: channels; for anything: one band, or random directions.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from steindiff.errors import InputError
+
+__all__ = ["Bands", "Channels", "Cosine", "RandomBands", "Whole"]
+
+
+class Bands(ABC):
+    """P_b, b = 0…n−1: orthogonal projections that sum to the identity."""
+
+    @abstractmethod
+    def analyse(self, x: Tensor) -> Tensor:
+        """Coefficients of x: (B, *event) in the orthonormal basis, (B, d)."""
+
+    @abstractmethod
+    def synthesise(self, coefficients: Tensor, event: torch.Size) -> Tensor:
+        """The state with these coefficients, (B, *event)."""
+
+    @abstractmethod
+    def labels(self, event: torch.Size) -> Tensor:
+        """The band of each coefficient, (d,) int64 from 0 to n−1, every band used."""
+
+    def sizes(self, event: torch.Size) -> Tensor:
+        """d_b, the dimension of each band, (n,)."""
+        return torch.bincount(self.labels(event))
+
+    def inner(self, a: Tensor, b: Tensor) -> Tensor:
+        """⟨P_b x, P_b y⟩ per sample and band, (B, n), in float32 or better; a and b the states x and y."""
+        wide = torch.promote_types(a.dtype, torch.float32)
+        products = self.analyse(a).to(wide) * self.analyse(b).to(wide)
+        labels = self.labels(a.shape[1:]).to(a.device)
+        total = torch.zeros(len(a), int(labels.max()) + 1, dtype=wide, device=a.device)
+        return total.index_add(1, labels, products)
+
+    def scale(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Σ_b w_b P_b x, weights (n,)."""
+        event = x.shape[1:]
+        return self.synthesise(self.analyse(x) * weights.to(x)[self.labels(event).to(x.device)], event)
+
+
+@dataclass(frozen=True)
+class Whole(Bands):
+    """One band: the identity."""
+
+    def analyse(self, x: Tensor) -> Tensor:
+        """The state, flattened."""
+        return x.flatten(1)
+
+    def synthesise(self, coefficients: Tensor, event: torch.Size) -> Tensor:
+        """The state again."""
+        return coefficients.reshape(-1, *event)
+
+    def labels(self, event: torch.Size) -> Tensor:
+        """All 0."""
+        return torch.zeros(math.prod(event), dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class Channels(Whole):
+    """One band per channel, the first axis of the event: for latents."""
+
+    def labels(self, event: torch.Size) -> Tensor:
+        """The channel's index."""
+        return torch.arange(event[0]).repeat_interleave(math.prod(event[1:]))
+
+
+@dataclass(frozen=True)
+class Cosine(Bands):
+    """2-D cosine transform of (C, H, W) images: `radial` rings of equal width in frequency, times luma and chroma if C = 3.
+
+    Luma is the mean of the three channels (up to a factor), chroma the plane orthogonal to it. Rings that hold no coefficient
+    of a small image are left out.
+
+    Args:
+        radial: number of rings, ≥ 1.
+
+    Raises:
+        InputError: radial < 1; at use, a state that is not (B, C, H, W) with C = 1 or 3.
+    """
+
+    radial: int = 8
+
+    def __post_init__(self) -> None:
+        if self.radial < 1:
+            raise InputError(f"radial={self.radial}: need at least one ring")
+
+    def analyse(self, x: Tensor) -> Tensor:
+        """Rotate the channels, transform rows and columns."""
+        rotation, rows, columns = self._bases(x.shape[1:], x)
+        return torch.einsum("dc,hi,wj,bcij->bdhw", rotation, rows, columns, x).flatten(1)
+
+    def synthesise(self, coefficients: Tensor, event: torch.Size) -> Tensor:
+        """The transposed maps."""
+        rotation, rows, columns = self._bases(event, coefficients)
+        return torch.einsum("dc,hi,wj,bdhw->bcij", rotation, rows, columns, coefficients.reshape(-1, *event))
+
+    def labels(self, event: torch.Size) -> Tensor:
+        """Ring, and luma before chroma, numbered without gaps."""
+        channels, height, width = self._check(event)
+        fy, fx = (torch.arange(n, dtype=torch.float64) / n for n in (height, width))
+        radius = (fy[:, None] ** 2 + fx[None, :] ** 2).sqrt() / math.sqrt(2)
+        ring = (radius * self.radial).floor().long().clamp(max=self.radial - 1)
+        kind = torch.arange(channels).clamp(max=1)
+        labels: Tensor = torch.unique(kind[:, None, None] * self.radial + ring, return_inverse=True)[1]
+        return labels.flatten()
+
+    def _bases(self, event: torch.Size, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        channels, height, width = self._check(event)
+        rotation = torch.eye(1) if channels == 1 else _luma_chroma()
+        return rotation.to(like), _cosine_basis(height).to(like), _cosine_basis(width).to(like)
+
+    def _check(self, event: torch.Size) -> tuple[int, int, int]:
+        if len(event) != 3 or event[0] not in (1, 3):
+            raise InputError(f"states of shape {tuple(event)}: Cosine bands need (1 or 3, H, W); use Channels or RandomBands")
+        return event[0], event[1], event[2]
+
+
+@dataclass(frozen=True)
+class RandomBands(Bands):
+    """`count` random orthogonal subspaces of equal size (up to rounding), fixed by a seed: for states without structure.
+
+    Needs a d × d matrix: d up to a few thousand. Raises InputError for count < 1, or at use for count > d.
+    """
+
+    count: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise InputError(f"count={self.count}: need at least one band")
+
+    def analyse(self, x: Tensor) -> Tensor:
+        """Qᵀ x."""
+        return x.flatten(1) @ _haar(x[0].numel(), self.seed).to(x)
+
+    def synthesise(self, coefficients: Tensor, event: torch.Size) -> Tensor:
+        """Q c."""
+        return (coefficients @ _haar(math.prod(event), self.seed).T.to(coefficients)).reshape(-1, *event)
+
+    def labels(self, event: torch.Size) -> Tensor:
+        """Equal runs of coefficients."""
+        d = math.prod(event)
+        if self.count > d:
+            raise InputError(f"{self.count} random bands for states of dimension {d}: ask for at most {d}")
+        return torch.arange(d) * self.count // d
+
+
+@cache
+def _haar(d: int, seed: int) -> Tensor:
+    """A Haar-distributed orthogonal matrix; kept, since every call wants the same one."""
+    draw = torch.randn(d, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    q, r = torch.linalg.qr(draw)
+    return torch.as_tensor(q * r.diagonal().sign())
+
+
+def _cosine_basis(n: int) -> Tensor:
+    """Rows k: √(2/n) cos(π(2i+1)k/(2n)), the first divided by √2; orthonormal (DCT-II)."""
+    k, i = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)[None, :]
+    basis = torch.cos(math.pi * (2 * i + 1) * k / (2 * n)) * math.sqrt(2 / n)
+    basis[0] /= math.sqrt(2)
+    return basis
+
+
+def _luma_chroma() -> Tensor:
+    """Rows: the grey axis, then an orthonormal basis of the plane across it."""
+    rows = [[1.0, 1.0, 1.0], [1.0, -1.0, 0.0], [1.0, 1.0, -2.0]]
+    matrix = torch.tensor(rows, dtype=torch.float64)
+    return matrix / matrix.square().sum(1, keepdim=True).sqrt()

@@ -1,0 +1,284 @@
+"""Products with the Jacobian of a step, and the largest singular value of it.
+
+J = ∂f/∂x of a map f that acts on each sample alone. Three answers to "how much does f stretch differences?":
+
+    worst direction      ‖J‖₂ = max_v ‖Jv‖/‖v‖, the local Lipschitz constant
+    random directions    ‖Jv‖/‖v‖ for v ~ N(0, I); its RMS is ‖J‖_F/√d
+    actual discrepancy   see `discrepancy_amplification`
+
+‖J‖₂ comes from power iteration on JᵀJ (one JVP and one VJP each), accelerated: the best vector of the space spanned by the
+iterates (Rayleigh–Ritz, i.e. Lanczos) replaces the last iterate. It is never above ‖J‖₂ but for rounding.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from steindiff.denoisers import Denoiser
+from steindiff.errors import InputError, NonFiniteError, SteindiffError
+from steindiff.noise import mix
+
+__all__ = [
+    "Linearization",
+    "Lipschitz",
+    "Map",
+    "Push",
+    "gains",
+    "largest_singular_value",
+    "linearize",
+    "lipschitz",
+    "local_denoiser_lipschitz",
+    "norms",
+    "random_directions",
+]
+
+Map = Callable[[Tensor], Tensor]
+"""f: (B, *event) → (B, *event), acting on each sample alone."""
+Push = Literal["auto", "double", "forward", "fd"]
+
+_TAG = 0xD1A6
+
+
+@dataclass(frozen=True, eq=False)
+class Linearization:
+    """f near x, sample by sample: f(x), v ↦ Jv and w ↦ Jᵀw.
+
+    Attributes:
+        value: f(x), (B, *event).
+        push: v (B, *event) to Jv.
+        pull: w (B, *event) to Jᵀw.
+        method: where Jv comes from: "double", "forward" or "fd".
+    """
+
+    value: Tensor
+    push: Map
+    pull: Map
+    method: str
+
+
+def linearize(f: Map, x: Tensor, method: Push = "auto") -> Linearization:
+    """One evaluation of f with its graph; Jᵀw is a backward pass through it.
+
+    A part of f that cuts the graph without an error (no_grad, detach) counts as a constant; `along_trajectory` checks for it.
+
+    Args:
+        f: the map.
+        x: where, (B, *event).
+        method: of Jv: "double", the derivative of the linear w ↦ Jᵀw, which evaluates f no more; "forward", forward mode;
+            "fd", a central difference; "auto", the first of these that agrees with Jᵀ: ⟨w, Jv⟩ = ⟨Jᵀw, v⟩.
+
+    Raises:
+        InputError: an unknown method.
+        SteindiffError: f(x) has no gradient, or no method gives Jv.
+    """
+    if method not in ("auto", *_PUSHES):
+        raise InputError(f"method={method!r}: choose auto, double, forward or fd")
+    if torch.is_inference_mode_enabled():
+        raise SteindiffError("inside torch.inference_mode no gradient exists: use torch.no_grad")
+    with torch.enable_grad():
+        z = x.detach().clone().requires_grad_(True)  # a clone: x may have been made in inference mode
+        value = f(z)
+    if not value.requires_grad:
+        raise SteindiffError("f(x) carries no gradient: is a part of the network under torch.no_grad, or outside torch?")
+
+    def pull(w: Tensor) -> Tensor:
+        return torch.autograd.grad(value, z, w, retain_graph=True)[0].detach()
+
+    notes: dict[str, str] = {}
+    for name in _PUSHES if method == "auto" else (method,):
+        try:
+            push = _PUSHES[name](f, z, value)
+            _check_adjoint(push, pull, x)
+            return Linearization(value.detach(), push, pull, name)
+        except (RuntimeError, SteindiffError) as error:  # NotImplementedError is a RuntimeError
+            notes[name] = str(error).partition("\n")[0]
+    raise SteindiffError(f"no Jacobian-vector product of this map: {notes}; try method='auto', or a float64 model")
+
+
+def _double(f: Map, z: Tensor, value: Tensor) -> Map:
+    """Jv = ∂⟨Jᵀw, v⟩/∂w."""
+    w = torch.zeros_like(value, requires_grad=True)
+    pulled = torch.autograd.grad(value, z, w, create_graph=True)[0]
+    return lambda v: torch.autograd.grad(pulled, w, v, retain_graph=True)[0].detach()
+
+
+def _forward(f: Map, z: Tensor, value: Tensor) -> Map:
+    def push(v: Tensor) -> Tensor:
+        with warnings.catch_warnings(), torch.no_grad(), forward_ad.dual_level():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, on the first use of its forward rules
+            tangent = forward_ad.unpack_dual(f(forward_ad.make_dual(z.detach().clone(), v))).tangent
+        if tangent is None:
+            raise SteindiffError("the tangent was lost on the way")
+        detached: Tensor = tangent.detach()
+        return detached
+
+    return push
+
+
+def _central(f: Map, z: Tensor, value: Tensor) -> Map:
+    """(f(x + hv) − f(x − hv))/(2h), h ‖v‖ = ε^(1/3) ‖x‖ per sample (‖x‖ := √d for x = 0)."""
+    x = z.detach()
+    size = norms(x)
+    scale = torch.finfo(x.dtype).eps ** (1 / 3) * torch.where(size > 0, size, math.sqrt(x[0].numel()))
+
+    def push(v: Tensor) -> Tensor:
+        h = _like(scale / norms(v).clamp_min(torch.finfo(x.dtype).tiny), x)
+        with torch.no_grad():
+            return (f(x + h * v) - f(x - h * v)) / (2 * h)
+
+    return push
+
+
+_PUSHES: dict[str, Callable[[Map, Tensor, Tensor], Map]] = {"double": _double, "forward": _forward, "fd": _central}
+
+
+def _check_adjoint(push: Map, pull: Map, x: Tensor) -> None:
+    """⟨w, Jv⟩ = ⟨Jᵀw, v⟩: a derivative rule that is missing a part fails it."""
+    v, w = (_gaussian(x, k) for k in (1, 2))
+    jv, jw = push(v), pull(w)
+    gap = (_dot(w, jv) - _dot(jw, v)).abs()
+    if bool((gap > 0.01 * (norms(w) * norms(jv) + norms(jw) * norms(v))).any()):
+        raise SteindiffError("Jv and Jᵀw are not adjoint: a derivative rule of the network is incomplete")
+
+
+@dataclass(frozen=True, eq=False)
+class Lipschitz:
+    """The largest singular value of J, per sample.
+
+    Attributes:
+        value: θ^½, (B,); not above ‖J‖₂ but for rounding.
+        residual: ‖JᵀJv − θv‖/θ, (B,): a singular value lies within this relative distance of `value`. That it is the largest
+            follows from the random start, with probability close to one.
+        converged: residual ≤ tol, (B,).
+        iterations: JVP–VJP pairs until then, (B,); all of them where not converged.
+        direction: v, the direction it stretches most, unit norm, (B, *event).
+    """
+
+    value: Tensor
+    residual: Tensor
+    converged: Tensor
+    iterations: Tensor
+    direction: Tensor
+
+
+def lipschitz(
+    f: Map, x: Tensor, *, tol: float = 1e-3, max_iterations: int = 100, seed: int = 0, method: Push = "auto"
+) -> Lipschitz:
+    """‖∂f/∂x‖₂ per sample, by accelerated power iteration on JᵀJ.
+
+    Args:
+        f: a map of each sample alone, (B, *event) to (B, *event).
+        x: where, (B, *event).
+        tol: relative residual at which a sample is done.
+        max_iterations: JVP–VJP pairs.
+        seed: of the start vector.
+        method: see `linearize`.
+
+    Raises:
+        InputError: tol or max_iterations not positive.
+        SteindiffError: no derivative.
+        NonFiniteError: a product is NaN or infinite.
+
+    Example:
+        >>> import torch
+        >>> A = torch.tensor([[1.0, 4.0], [0.0, 1.0]])
+        >>> result = lipschitz(lambda z: z @ A.mT, torch.zeros(1, 2))
+        >>> result.value, result.converged
+        (tensor([4.2361]), tensor([True]))
+    """
+    return largest_singular_value(linearize(f, x, method), x, tol, max_iterations, seed)
+
+
+def largest_singular_value(J: Linearization, x: Tensor, tol: float, max_iterations: int, seed: int) -> Lipschitz:
+    """`lipschitz` of a map linearized already.
+
+    Lanczos on A = JᵀJ with full reorthogonalisation; A V = V T + β v⁺ eᵀ, so a Ritz pair's residual is β |y_last|.
+    """
+    if not tol > 0 or max_iterations < 1:
+        raise InputError(f"tol={tol}, max_iterations={max_iterations}: need tol > 0 and max_iterations ≥ 1")
+    v = _gaussian(x, 0, seed)
+    v = v / _like(norms(v), x)
+    basis: list[Tensor] = []
+    diagonal: list[Tensor] = []
+    off: list[Tensor] = []
+    iterations = torch.full((len(x),), max_iterations, device=x.device)
+    for k in range(1, max_iterations + 1):
+        basis.append(v)
+        w = J.pull(J.push(v))
+        diagonal.append(_dot(v, w))
+        size = norms(w)
+        for _ in range(2):  # twice is enough (Kahan)
+            for u in basis:
+                w = w - _like(_dot(u, w), x) * u
+        beta = norms(w)
+        beta = torch.where(beta > 8 * torch.finfo(x.dtype).eps * size, beta, 0.0)  # an invariant space has been exhausted
+        theta, y = _ritz(diagonal, off)
+        residual = torch.where(theta > 0, beta * y[:, -1].abs() / theta.clamp_min(torch.finfo(x.dtype).tiny), 0.0)
+        iterations = torch.where((residual <= tol) & (iterations > k), k, iterations)
+        if bool((residual <= tol).all()):
+            break
+        off.append(beta)
+        v = w * _like(torch.where(beta > 0, 1 / beta, 0.0), x)
+    direction = torch.stack([_like(c, x) * u for c, u in zip(y.unbind(1), basis, strict=True)]).sum(0)
+    return Lipschitz(theta.sqrt(), residual, residual <= tol, iterations, direction)
+
+
+def _ritz(diagonal: list[Tensor], off: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalue (B,) of the tridiagonal matrix and its eigenvector (B, k)."""
+    T = torch.diag_embed(torch.stack(diagonal, -1))
+    if off:
+        T = T + torch.diag_embed(torch.stack(off, -1), 1) + torch.diag_embed(torch.stack(off, -1), -1)
+    if not bool(torch.isfinite(T).all()):
+        raise NonFiniteError("a Jacobian product is NaN or infinite: check the state's scale and the network's dtype")
+    values, vectors = torch.linalg.eigh(T.to("cpu", torch.float64))
+    return values[:, -1].clamp_min(0).to(T), vectors[..., -1].to(T)
+
+
+def local_denoiser_lipschitz(
+    denoiser: Denoiser, x: Tensor, sigma: Tensor, *, tol: float = 1e-3, max_iterations: int = 100, seed: int = 0
+) -> Lipschitz:
+    """L_D = ‖∂D(x, σ)/∂x‖₂ per sample, in VE coordinates; in a model's own x = αy it is L_D/α. Arguments as `lipschitz`."""
+    return lipschitz(lambda z: denoiser(z, sigma), x, tol=tol, max_iterations=max_iterations, seed=seed)
+
+
+def random_directions(f: Map, x: Tensor, k: int = 8, *, seed: int = 0, method: Push = "auto") -> Tensor:
+    """‖Jv‖/‖v‖ for k Gaussian directions, (k, B). Raises InputError for k < 1, SteindiffError as `linearize`."""
+    return gains(linearize(f, x, method), x, k, seed)
+
+
+def gains(J: Linearization, x: Tensor, k: int, seed: int) -> Tensor:
+    """`random_directions` of a map linearized already."""
+    if k < 1:
+        raise InputError(f"k={k} random directions: need at least one")
+    probes = [_gaussian(x, 3 + i, seed) for i in range(k)]
+    return torch.stack([norms(J.push(v)) / norms(v) for v in probes])
+
+
+def _gaussian(like: Tensor, *seed: int) -> Tensor:
+    """v ~ N(0, I), shaped like the batch; drawn on the CPU in float64, so that every dtype and device sees the same."""
+    stream = torch.Generator().manual_seed(mix(_TAG, *seed))
+    return torch.randn(like.shape, generator=stream, dtype=torch.float64).to(like)
+
+
+def norms(v: Tensor) -> Tensor:
+    """‖v‖ per sample, (B,)."""
+    size: Tensor = torch.linalg.vector_norm(v.flatten(1), dim=1)
+    return size
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """⟨a, b⟩ per sample, (B,)."""
+    return (a * b).flatten(1).sum(1)
+
+
+def _like(scale: Tensor, x: Tensor) -> Tensor:
+    """(B,) made broadcastable against x (B, *event)."""
+    return scale.reshape(-1, *[1] * (x.ndim - 1))

@@ -1,0 +1,86 @@
+"""The noise a batch really has, and what a trace says in a few numbers.
+
+Under the exact coupling E‖x − D‖² = σ² E[∇·(x − D)] (Stein), so σ̂² = E‖x − D‖²/E[∇·(x − D)] is the noise level the batch
+has, whatever level it is told; σ̂/σ = 1 on the ideal marginal.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steindiff.denoisers import Denoiser
+from steindiff.diagnostics.jacobian import norms
+from steindiff.divergence import Estimator, Hutchinson
+from steindiff.errors import InputError
+from steindiff.sampling import Record
+
+__all__ = ["TraceSummary", "noise_mismatch", "summarize"]
+
+
+def noise_mismatch(
+    denoiser: Denoiser, x: Tensor, sigma: Tensor, *, estimator: Estimator | None = None, index: int = 0
+) -> Tensor:
+    """σ̂/σ of a batch, 0-dim: below 1 it is cleaner than it is told, above 1 noisier. NaN where the estimate is not positive.
+
+    Unlike a trace's `noise_ratio`, which is read off a solver's residual and exact for first-order steps only, this asks the
+    denoiser itself: one evaluation and one derivative.
+
+    Args:
+        denoiser: D(x, sigma), VE coordinates.
+        x: the batch, (B, *event).
+        sigma: the level it is told, ().
+        estimator: of E[∇·(x − D)]; default `Hutchinson(method="vjp")`, one Rademacher probe.
+        index: picks the probes, as a step index does.
+
+    Raises:
+        SteindiffError: the derivative failed.
+    """
+
+    def residual(z: Tensor) -> tuple[Tensor, Tensor]:
+        u = z - denoiser(z, sigma)
+        return u, u
+
+    estimate, u = (estimator or Hutchinson(method="vjp"))(residual, x, index)
+    return (norms(u).square().mean() / (sigma.to(u) ** 2 * estimate.mean)).sqrt()
+
+
+@dataclass(frozen=True)
+class TraceSummary:
+    """A trace in a few numbers; γ over the steps, σ̂/σ over the steps where it was measured (NaN: nowhere).
+
+    Attributes:
+        steps: of the run.
+        gamma_min: smallest γ used.
+        gamma_median: its median.
+        gamma_max: largest γ used.
+        raw_max: largest γ before any bound.
+        reasons: how many steps had their γ for which reason.
+        noise_min: smallest σ̂/σ.
+        noise_max: largest σ̂/σ.
+    """
+
+    steps: int
+    gamma_min: float
+    gamma_median: float
+    gamma_max: float
+    raw_max: float
+    reasons: dict[str, int]
+    noise_min: float
+    noise_max: float
+
+
+def summarize(trace: Sequence[Record]) -> TraceSummary:
+    """The summary of `SampleResult.trace`. Raises InputError for an empty trace."""
+    if not trace:
+        raise InputError("an empty trace: summarise the trace of a run with at least one step")
+    gammas = sorted(r.gamma for r in trace)
+    ratios = [r.noise_ratio for r in trace if r.noise_ratio == r.noise_ratio]
+    low, high = (min(ratios), max(ratios)) if ratios else (float("nan"), float("nan"))
+    median = float(torch.tensor(gammas, dtype=torch.float64).quantile(0.5))
+    raw = max(r.gamma_raw for r in trace)
+    return TraceSummary(len(trace), gammas[0], median, gammas[-1], raw, dict(Counter(r.reason for r in trace)), low, high)

@@ -1,0 +1,304 @@
+"""One solver's steps along its own trajectory: worst direction, random directions, and the error that is really there.
+
+A step with its state frozen is a map T_k of the noisy state. With x̄_k the exact flow from the same noise, Φ_k,
+
+    x_{k+1} − x̄_{k+1} = [T_k(x_k) − T_k(x̄_k)] + [T_k(x̄_k) − Φ_k(x̄_k)],
+
+propagated error and new error; the first bracket over ‖x_k − x̄_k‖ is the amplification of the actual discrepancy. The
+paper's certificate (SteinDiff Sec. 3) for the first-order step, h = α_t/σ_t − α_s/σ_s:
+
+    L_T ≤ σ_t/σ_s + σ_t h L_D,        lost (L_T < 1 no longer implied) once L_D ≥ (σ_s − σ_t)/(α_t σ_s − α_s σ_t).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from steindiff import grids
+from steindiff.analytic.integrate import runge_kutta
+from steindiff.denoisers import Denoiser
+from steindiff.diagnostics.jacobian import Map, gains, largest_singular_value, linearize, norms
+from steindiff.divergence import choose
+from steindiff.errors import InputError
+from steindiff.solvers import Grid, Interval, Solver
+
+__all__ = [
+    "Reference",
+    "StepMap",
+    "StepReport",
+    "along_trajectory",
+    "certificate_threshold",
+    "discrepancy_amplification",
+    "reference_flow",
+    "step_bound",
+    "step_maps",
+]
+
+
+def certificate_threshold(sigma: float, sigma_next: float, alpha: float = 1.0, alpha_next: float = 1.0) -> float:
+    """(σ_s − σ_t)/(α_t σ_s − α_s σ_t): from this L_D on, the certificate no longer gives L_T < 1. 1 for VE/EDM, ≤ 1/α_t.
+
+    Args:
+        sigma: σ_s, of the model's own x = α x* + σ ε.
+        sigma_next: σ_t, ≥ 0.
+        alpha: α_s.
+        alpha_next: α_t ≥ α_s.
+
+    Raises:
+        InputError: not a step towards less noise.
+    """
+    _check_step(sigma, sigma_next, alpha, alpha_next)
+    return (sigma - sigma_next) / (alpha_next * sigma - alpha * sigma_next)
+
+
+def step_bound(lipschitz: float, sigma: float, sigma_next: float, alpha: float = 1.0, alpha_next: float = 1.0) -> float:
+    """σ_t/σ_s + σ_t h L_D, σ_t h = α_t − α_s σ_t/σ_s: the certificate's bound on L_T of a first-order step.
+
+    Args:
+        lipschitz: L_D, of D as a function of the model's own x.
+        sigma: σ_s.
+        sigma_next: σ_t, ≥ 0.
+        alpha: α_s.
+        alpha_next: α_t ≥ α_s.
+
+    Raises:
+        InputError: as `certificate_threshold`.
+    """
+    _check_step(sigma, sigma_next, alpha, alpha_next)
+    return sigma_next / sigma + (alpha_next - alpha * sigma_next / sigma) * lipschitz
+
+
+def _check_step(sigma: float, sigma_next: float, alpha: float, alpha_next: float) -> None:
+    if not (0 <= sigma_next < sigma and 0 < alpha <= alpha_next):
+        raise InputError(
+            f"sigma {sigma} to {sigma_next}, alpha {alpha} to {alpha_next}: need 0 ≤ sigma_next < sigma, 0 < alpha ≤ alpha_next"
+        )
+
+
+class StepMap(NamedTuple):
+    """Step `interval` as a function of the state alone: `map(z) = solver.step(D, z, interval, state).x`."""
+
+    interval: Interval
+    x: Tensor
+    """Where the trajectory is, (B, *event)."""
+    map: Map
+
+
+def step_maps(solver: Solver, denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[StepMap]:
+    """The plain solver's steps along its own trajectory, each with its state frozen.
+
+    Frozen means: the history of a multistep solver, and UniPC's evaluation stored at the predicted state, are constants. A
+    `Corrected` step that estimates its divergence cannot be differentiated (`FixedGamma` can).
+
+    Args:
+        solver: the solver.
+        denoiser: D(x, sigma), VE coordinates.
+        x: the state at sigmas[0], (B, *event).
+        sigmas: the grid, (n+1,).
+
+    Raises:
+        InputError: sigmas malformed.
+    """
+    sigmas = grids.validate(sigmas).to(x.device)
+    grid, x = Grid.of(sigmas), x.detach()
+    with torch.no_grad():
+        state = solver.init(denoiser, x, sigmas)
+    for i in range(grid.steps):
+        interval = grid.interval(i)
+
+        def step(z: Tensor, interval: Interval = interval, state: object = state) -> Tensor:
+            return solver.step(denoiser, z, interval, state).x
+
+        yield StepMap(interval, x, step)
+        with torch.no_grad():
+            x, _, state = solver.step(denoiser, x, interval, state)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step on a batch of trajectories; plain numbers, one per trajectory.
+
+    Attributes:
+        lipschitz: ‖∂T/∂x‖₂.
+        converged: to the tolerance asked for.
+        iterations: JVP–VJP pairs that took.
+        random: ‖Jv‖/‖v‖ of every random direction and trajectory.
+        actual: ‖T(x) − T(x̄)‖/‖x − x̄‖; NaN where x − x̄ is within the error of x̄ (always at the first step).
+        discrepancy: ‖x − x̄‖/√d; NaN without a reference.
+    """
+
+    index: int
+    sigma: float
+    sigma_next: float
+    lipschitz: tuple[float, ...]
+    converged: tuple[bool, ...]
+    iterations: tuple[int, ...]
+    random: tuple[float, ...]
+    actual: tuple[float, ...]
+    discrepancy: tuple[float, ...]
+
+
+def along_trajectory(
+    solver: Solver,
+    denoiser: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    reference: Reference | None = None,
+    only: Collection[int] | None = None,
+    tol: float = 0.01,
+    max_iterations: int = 100,
+    directions: int = 8,
+    seed: int = 0,
+    check: bool = True,
+) -> Iterator[StepReport]:
+    """A `StepReport` for every step of a run, or for the steps in `only`.
+
+    Args:
+        solver: see `step_maps`.
+        denoiser: D(x, sigma), VE coordinates.
+        x: the state at sigmas[0], (B, *event).
+        sigmas: the grid, (n+1,).
+        reference: the flow from the same x, at all levels measured; None: no actual discrepancy.
+        only: step indices; None: all.
+        tol: relative residual of the Lipschitz constant, see `Lipschitz`.
+        max_iterations: JVP–VJP pairs a step.
+        directions: random directions a step.
+        seed: of start vectors and directions.
+        check: compare the denoiser's derivative with finite differences first, once, at the middle of the grid.
+
+    Raises:
+        InputError: a level missing from the reference; options out of range.
+        SteindiffError: no derivative, or one that finite differences contradict.
+    """
+    if check:
+        _check_derivative(denoiser, x, sigmas)
+    for i, (interval, z, T) in enumerate(step_maps(solver, denoiser, x, sigmas)):
+        if only is not None and i not in only:
+            continue
+        J = linearize(T, z)
+        top = largest_singular_value(J, z, tol, max_iterations, seed)
+        actual = size = torch.full((len(z),), float("nan"))
+        if reference is not None:
+            y, error = reference.at(interval.sigma)
+            actual = discrepancy_amplification(T, z, y, floor=error, value=J.value)
+            size = norms(z - y) / math.sqrt(z[0].numel())
+        yield StepReport(
+            i,
+            float(interval.sigma),
+            float(interval.sigma_next),
+            tuple(top.value.tolist()),
+            tuple(top.converged.tolist()),
+            tuple(top.iterations.tolist()),
+            tuple(gains(J, z, directions, seed).flatten().tolist()),
+            tuple(actual.tolist()),
+            tuple(size.tolist()),
+        )
+
+
+def _check_derivative(denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> None:
+    """A network that cuts its graph raises nothing, and every step would look like a contraction by r."""
+    positive = sigmas[sigmas > 0]
+    middle = (positive[0] * positive[-1]).sqrt()
+    choose(denoiser, x / positive[0].to(x) * middle.to(x), middle, methods=("vjp",), samples=2, repeats=1)
+
+
+def discrepancy_amplification(
+    f: Map, x: Tensor, reference: Tensor, *, floor: Tensor | float = 0.0, value: Tensor | None = None
+) -> Tensor:
+    """‖f(x) − f(x̄)‖/‖x − x̄‖ per sample, (B,): what the map does to the error that is really there.
+
+    Args:
+        f: the step map, state frozen.
+        x: the solver's state, (B, *event).
+        reference: x̄, the reference flow at the same noise level and from the same noise, (B, *event).
+        floor: NaN where ‖x − x̄‖ is not above this (the uncertainty of x̄), or within 100 roundings of ‖x‖.
+        value: f(x), where already known.
+
+    Raises:
+        InputError: shapes differ.
+    """
+    if x.shape != reference.shape:
+        raise InputError(f"reference of shape {tuple(reference.shape)} for a state of shape {tuple(x.shape)}: need the same")
+    with torch.no_grad():
+        size = norms(x - reference)
+        gain = norms((f(x) if value is None else value) - f(reference)) / size
+    rounding = 100 * torch.finfo(x.dtype).eps * norms(x)
+    return torch.where(size > torch.maximum(rounding, torch.as_tensor(floor).to(rounding)), gain, torch.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The exact flow from one noise, at the levels of a grid.
+
+    Attributes:
+        sigmas: (n+1,), decreasing, float64.
+        states: (n+1, B, *event).
+        errors: estimated ‖error‖ per level and sample, (n+1, B): the change when the steps double, which order six
+            overestimates at least eightfold on smooth stretches.
+    """
+
+    sigmas: Tensor
+    states: Tensor
+    errors: Tensor
+
+    def at(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """State and error at a level. Raises InputError where the level is not on the grid."""
+        gap, i = (self.sigmas / sigma.to(self.sigmas) - 1).abs().min(0)
+        if gap > 1e-9:
+            raise InputError(f"sigma = {float(sigma):g} is not on the reference's grid: pass all levels to reference_flow")
+        return self.states[i], self.errors[i]
+
+
+def reference_flow(denoiser: Denoiser, x: Tensor, sigmas: Tensor, *, max_step: float = 0.2) -> Reference:
+    """dy/d log σ = y − D(y, σ) from sigmas[0], by Runge–Kutta steps of order six, ≤ max_step in log σ between levels.
+
+    Args:
+        denoiser: any denoiser, exact or not: the reference is *its* flow.
+        x: the state at sigmas[0], (B, *event).
+        sigmas: the levels wanted, decreasing, the last above 0.
+        max_step: of the fine solution; the error is its distance to one with steps up to twice as long.
+
+    Raises:
+        InputError: sigmas malformed or ending at 0; max_step not positive.
+    """
+    levels = grids.validate(sigmas).tolist()
+    if levels[-1] == 0 or not max_step > 0:
+        raise InputError(f"last sigma {levels[-1]:g}, max_step={max_step}: need both positive")
+
+    def velocity(y: Tensor, sigma: float) -> Tensor:
+        return y - denoiser(y, torch.tensor(sigma, dtype=torch.float64, device=y.device))
+
+    with torch.no_grad():
+        fine = _flow(velocity, x, [math.log(s) for s in levels], max_step)
+        errors = torch.zeros(len(levels), len(x), dtype=x.dtype, device=x.device)
+        # The coarse solution skips levels closer than its step: in between, the larger estimate holds.
+        kept = _thinned([math.log(s) for s in levels], 2 * max_step)
+        coarse = _flow(velocity, x, [math.log(levels[i]) for i in kept], 2 * max_step)
+        gaps = [norms(y - fine[i]) for i, y in zip(kept, coarse, strict=True)]
+        for j, (a, b) in enumerate(pairwise(kept)):
+            errors[a : b + 1] = torch.maximum(gaps[j], gaps[j + 1])
+    return Reference(torch.tensor(levels, dtype=torch.float64), torch.stack(fine), errors)
+
+
+def _flow(velocity: Callable[[Tensor, float], Tensor], y: Tensor, logs: list[float], max_step: float) -> list[Tensor]:
+    states = [y]
+    for a, b in pairwise(logs):
+        states.append(runge_kutta(velocity, states[-1], a, b, max(1, math.ceil((a - b) / max_step))))
+    return states
+
+
+def _thinned(logs: list[float], gap: float) -> list[int]:
+    """Indices of levels about `gap` apart, the first and the last among them."""
+    kept = [0]
+    for i, level in enumerate(logs[1:], 1):
+        if logs[kept[-1]] - level >= gap or i == len(logs) - 1:
+            kept.append(i)
+    return kept

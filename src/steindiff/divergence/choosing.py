@@ -1,0 +1,163 @@
+"""Which derivative a network supports, and what it costs: measured once at the start of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from steindiff.denoisers import Denoiser
+from steindiff.divergence.products import METHODS, Options, dot, linearise
+from steindiff.errors import SteindiffError
+
+__all__ = ["Choice", "choose", "priced_batched"]
+
+
+class Choice(NamedTuple):
+    """What a one-off probe of a network found: the method chosen, and each method's cost in forwards (None: unusable)."""
+
+    method: str
+    costs: dict[str, float | None]
+    """Forward-equivalents of one vᵀJv beyond the primal evaluation; "vjp_batched", "jvp_batched": of one of several at once."""
+    notes: dict[str, str]
+    """Why a method cannot be used, or how far it is from the reference product."""
+    batched: bool = False
+    """Whether the products of a step share one pass; after batched="auto", what was found cheaper."""
+
+    def cost(self, product: str) -> float:
+        """What a "vjp" or "jvp" of the run is charged, in forwards."""
+        return self.costs.get(f"{product}_batched" if self.batched else product) or 0.0
+
+
+def choose(
+    denoiser: Denoiser,
+    x: Tensor,
+    sigma: Tensor,
+    *,
+    methods: tuple[str, ...] = METHODS,
+    fd_step: float = 1e-3,
+    antithetic: bool = True,
+    samples: int = 8,
+    repeats: int = 5,
+) -> Choice:
+    """Try vᵀJv of D by each method on a few samples; check it against difference quotients; time it against a forward.
+
+    Returns the first of `methods` that runs and gives the right number, and each one's cost beyond the primal, in forwards.
+
+    Raises:
+        SteindiffError: none of them works.
+    """
+    z = x[:samples].detach()
+    v, quotients = torch.ones_like(z), _quotients(denoiser, z, sigma)
+    costs: dict[str, float | None] = {}
+    notes, values = dict[str, str](), dict[str, Tensor]()
+    for method in methods:
+
+        def attempt(method: str = method) -> Tensor:
+            products = linearise(method, lambda y: (denoiser(y, sigma), None), z, Options(fd_step, antithetic))
+            return dot(v, products.one(v)).detach()
+
+        try:
+            value = attempt()
+            if method != "fd":
+                _confirm(value, *quotients)
+            costs[method] = _excess(attempt, lambda: denoiser(z, sigma), z, repeats)
+            values[method] = value
+        except Exception as error:  # the plain forward works, so whatever is raised here is about the derivative
+            costs[method], notes[method] = None, f"{type(error).__name__}: {error}".partition("\n")[0]
+    if not values:
+        raise SteindiffError(f"no derivative of this network by {' or '.join(methods)}: {notes}; {_remedy(methods)}")
+    return Choice(next(iter(values)), costs, {**notes, **_gaps(values)})
+
+
+def _gaps(values: dict[str, Tensor]) -> dict[str, str]:
+    """How far each method's product is from the first one's."""
+    first, reference = next(iter(values.items()))
+    scale = reference.norm().clamp_min(1e-30)
+    return {m: f"works; {float((v - reference).norm() / scale):.1e} from {first}, relatively" for m, v in values.items()}
+
+
+def priced_batched(
+    choice: Choice,
+    denoiser: Denoiser,
+    x: Tensor,
+    sigma: Tensor,
+    *,
+    method: str,
+    probes: int,
+    samples: int = 8,
+    repeats: int = 5,
+) -> Choice:
+    """`choice` with the cost of a product when `probes` of them share a pass, and whether that beats one by one.
+
+    Both are timed in turns with a forward. A network whose operations cannot be vmapped, or whose batched products differ
+    from the others, gets the cost None and a note.
+    """
+    z = x[:samples].detach()
+    stream = torch.Generator().manual_seed(0)
+    probe = [torch.randn(z.shape, generator=stream, dtype=torch.float64).to(z) for _ in range(probes)]
+
+    def run(batched: bool) -> Tensor:
+        products = linearise(method, lambda y: (denoiser(y, sigma), None), z, Options(batched=batched))
+        return torch.stack([dot(v, w) for v, w in products.pairs(probe)]).detach()
+
+    costs, notes, key = dict(choice.costs), dict(choice.notes), f"{method}_batched"
+    try:
+        torch.testing.assert_close(run(True), run(False), rtol=1e-3, atol=1e-3)
+        together, single = (_excess(lambda b=b: run(b), lambda: denoiser(z, sigma), z, repeats) for b in (True, False))  # type: ignore[misc]
+    except Exception as error:  # products one by one work, so whatever is raised here is about vmap
+        costs[key], notes[key] = None, f"{type(error).__name__}: {error}".partition("\n")[0]
+        return choice._replace(costs=costs, notes=notes, batched=False)
+    costs[key] = together / probes
+    notes[key] = f"works; {probes} products beyond the primal: {together:.2f} forwards at once, {single:.2f} one by one"
+    return choice._replace(costs=costs, notes=notes, batched=together < single)
+
+
+def _remedy(methods: tuple[str, ...]) -> str:
+    if set(methods) != set(METHODS):
+        return "use Hutchinson(method='auto'), which takes whichever works"
+    return "use a rule or a mode that needs none (FixedGamma, mode='analytical')"
+
+
+def _quotients(denoiser: Denoiser, z: Tensor, sigma: Tensor) -> list[Tensor]:
+    """1ᵀJ1 by central differences along 1/√d, steps 0.1σ and 0.3σ: an exact denoiser is smooth on that scale."""
+    with torch.no_grad():
+        steps = [c * float(sigma.max()) / z[0].numel() ** 0.5 for c in (0.1, 0.3)]
+        return [((denoiser(z + h, sigma) - denoiser(z - h, sigma)) / (2 * h)).flatten(1).sum(1) for h in steps]
+
+
+def _confirm(value: Tensor, near: Tensor, far: Tensor) -> None:
+    """Refuse a product that differs from the difference quotients by far more than these from each other.
+
+    A part of the network that cuts the graph (no_grad, detach, numpy) raises nothing: its derivative is silently missing.
+    """
+    gap, doubt = float((value - near).norm()), float((near - far).norm())
+    size = max(float(value.norm()), float(near.norm()))
+    decided = min(float(near.norm()), float(far.norm())) > 0  # a coarse dtype may see no difference at all
+    if not torch.isfinite(value).all() or (decided and gap > 0.25 * size + 10 * doubt):
+        raise SteindiffError(
+            f"gives {value.mean():.3g} where finite differences give {near.mean():.3g}: is a part of the network under "
+            "torch.no_grad, detached, or outside torch?"
+        )
+
+
+def _excess(product: Callable[[], object], plain: Callable[[], object], x: Tensor, repeats: int) -> float:
+    """What `product` costs beyond `plain`, in units of `plain`: timed in turns, the least of each.
+
+    What else runs on the machine only ever adds, and in turns it adds to both.
+    """
+
+    def seconds(run: Callable[[], object]) -> float:
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        start = time.perf_counter()
+        run()
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        return time.perf_counter() - start
+
+    rounds = [(seconds(product), seconds(plain)) for _ in range(repeats + 1)][1:]  # the first warms up
+    return max(0.0, min(p for p, _ in rounds) / max(min(f for _, f in rounds), 1e-9) - 1)

@@ -1,0 +1,307 @@
+"""Estimators of ∇·g: Hutchinson's, Hutch++, and the exact trace."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain, islice, repeat
+from typing import Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from steindiff.denoisers import Denoiser
+from steindiff.divergence.choosing import Choice, choose, priced_batched
+from steindiff.divergence.products import METHODS, Contract, Map, Options, Products, dot, linearise
+from steindiff.errors import InputError, SteindiffError
+from steindiff.noise import mix
+
+__all__ = ["Estimate", "Estimator", "Exact", "HutchPlusPlus", "Hutchinson", "Method", "Through"]
+
+Method = Literal["auto", "jvp", "vjp", "fd"]
+A = TypeVar("A")
+Through = Callable[[Denoiser, Tensor], tuple[Tensor, A]]
+"""g(denoiser, x) -> (value, by-product): a map that sees its network as an argument, image by image."""
+
+_PROBE_TAG = 0x57E1
+
+
+class Estimate(NamedTuple):
+    """Estimates of ∇·g, and what they cost in evaluations of g."""
+
+    values: Tensor
+    """(k, B), or (k, B, n) where products were contracted to n numbers: one estimate per probe and sample."""
+    primals: int
+    jvps: int
+    vjps: int
+    share: float = 1.0
+    """m/B where all but the first evaluation, and every product, are of m of the B images."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Batch mean, () or (n,)."""
+        return self.values.flatten(0, 1).mean(0)
+
+    @property
+    def se(self) -> Tensor:
+        """Standard error of the batch mean: spread over samples, over probes for a batch of one, NaN for a single draw."""
+        spread = self.values.mean(0) if self.values.shape[1] > 1 else self.values[:, 0]
+        if len(spread) < 2:
+            return torch.full_like(self.mean, float("nan"))
+        return torch.std(spread, dim=0) / math.sqrt(len(spread))
+
+
+class Estimator(ABC):
+    """Estimates ∇·g from a few products with its Jacobian."""
+
+    choice: Choice | None
+    """What a probe of the network found, once resolved."""
+
+    @abstractmethod
+    def __call__(self, g: Map[A], x: Tensor, index: int, contract: Contract | None = None) -> tuple[Estimate, A]:
+        """∇·g at x, (B, *event), and g's by-product detached; `index` (the step) picks the probes.
+
+        `contract(v, Jv)` makes the estimate from a product, by default vᵀJv, (B,); one that returns (B, n) estimates n partial
+        traces tr P_b J at once, from the products of one.
+        """
+
+    @abstractmethod
+    def resolve(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Estimator:
+        """This estimator with its method chosen and its cost measured on `denoiser`."""
+
+    def through(
+        self, g: Through[A], denoiser: Denoiser, x: Tensor, index: int, contract: Contract | None = None
+    ) -> tuple[Estimate, A]:
+        """`self(lambda z: g(denoiser, z), …)`; an estimator may spare the network what it does not need."""
+
+        def bound(z: Tensor) -> tuple[Tensor, A]:
+            return g(denoiser, z)
+
+        return self(bound, x, index) if contract is None else self(bound, x, index, contract)
+
+    def seeded(self, seed: int | tuple[int, ...]) -> Estimator:
+        """This estimator with probes from other seeds."""
+        return self
+
+
+@dataclass(frozen=True)
+class Hutchinson(Estimator):
+    """∇·g ≈ (1/k) Σ_i v_iᵀ (∂g/∂x) v_i (Hutchinson 1990; SteinDiff Algorithm 1).
+
+    Args:
+        probes: k; the paper uses 5 and finds that one works.
+        kind: "rademacher" (±1) or "gaussian" probes.
+        method: "vjp", "jvp", "fd" (finite difference of step `fd_step` times the RMS of x), or "auto", which probes the
+            network once at the start of a run and takes vjp where it works, then jvp, then fd.
+        fd_step: relative step of the finite difference.
+        seed: of the probes; one int, or one per image, which makes an image's probes independent of its batch.
+        choice: a probe's result to reuse (`result.stats.choice` of an earlier run); None probes anew.
+        antithetic: fd takes the pair x ± hv: O(h²) off, two evaluations a probe; False: x + hv alone, O(h) off, one
+            evaluation. An exact derivative is linear in v: ±v give the same vᵀJv there, and a pair would gain nothing.
+        batched: the k products of vjp or jvp in one vmapped pass: True, or "auto": where a measurement at the start of the
+            run finds it cheaper. Equal to False up to rounding; memory grows with k.
+        samples: m: products for the first m images of the batch only; E[∇·g] is then a mean over these. The others are
+            evaluated once, without derivative. None, or m ≥ B: all. The network must take a part of the batch.
+
+    Raises:
+        InputError: probes < 1, fd_step ≤ 0, samples < 1, or unknown names.
+    """
+
+    probes: int = 1
+    kind: Literal["rademacher", "gaussian"] = "rademacher"
+    method: Method = "auto"
+    fd_step: float = 1e-3
+    seed: int | tuple[int, ...] = 0
+    choice: Choice | None = None
+    antithetic: bool = True
+    batched: bool | Literal["auto"] = False
+    samples: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.probes < 1 or not self.fd_step > 0:
+            raise InputError(f"probes={self.probes}, fd_step={self.fd_step}: need probes ≥ 1 and fd_step > 0")
+        if self.kind not in ("rademacher", "gaussian") or self.method not in ("auto", *METHODS):
+            raise InputError(
+                f"kind={self.kind!r}, method={self.method!r}: choose rademacher or gaussian, and auto, vjp, jvp or fd"
+            )
+        if self.samples is not None and self.samples < 1:
+            raise InputError(f"samples={self.samples}: need at least one image, or None for the whole batch")
+        if self.batched not in (False, True, "auto") or (self.batched is True and self.method == "fd"):
+            raise InputError(
+                f"batched={self.batched!r}, method={self.method!r}: choose 'auto' or False; fd has no batched pass"
+            )
+
+    def seeded(self, seed: int | tuple[int, ...]) -> Hutchinson:
+        """The same, with probes from `seed`."""
+        return replace(self, seed=seed)
+
+    def resolve(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Hutchinson:
+        """The same, with `choice` filled in (kept if given). Raises SteindiffError where the method cannot work."""
+        methods = METHODS if self.method == "auto" else (self.method,)
+        choice = self.choice or choose(denoiser, x, sigma, methods=methods, fd_step=self.fd_step, antithetic=self.antithetic)
+        method = choice.method if self.method == "auto" else self.method
+        if choice.costs.get(method) is None:
+            raise SteindiffError(f"method={method!r} is not among the usable ones of {choice}: use method='auto'")
+        choice, batched = self._resolve_batched(choice, method, denoiser, x, sigma)
+        return replace(self, choice=choice._replace(batched=batched), method=method, batched=batched)  # type: ignore[arg-type]
+
+    def _resolve_batched(
+        self, choice: Choice, method: str, denoiser: Denoiser, x: Tensor, sigma: Tensor
+    ) -> tuple[Choice, bool]:
+        """Whether products share a pass, measured unless `choice` says it."""
+        if not self.batched or self._at_once() < 2 or (self.batched == "auto" and method == "fd"):
+            return choice, False
+        key = f"{method}_batched"
+        if key not in choice.costs and method != "fd":
+            choice = priced_batched(choice, denoiser, x, sigma, method=method, probes=self._at_once())
+        if self.batched == "auto":
+            return choice, choice.batched
+        if choice.costs.get(key) is None:
+            why = choice.notes.get(key, "finite differences have no batched pass")
+            raise SteindiffError(f"batched=True does not work by {method} on this network: {why}; use batched='auto' or False")
+        return choice, True
+
+    def __call__(self, g: Map[A], x: Tensor, index: int, contract: Contract | None = None) -> tuple[Estimate, A]:
+        """k products; see `Estimator`. Method "auto" must have been resolved. g is evaluated on all of x."""
+        if self.method == "auto":
+            raise InputError("method='auto' is chosen per network: call resolve(denoiser, x, sigma) first")
+        m = self._attended(x)
+        options = Options(self.fd_step, self.antithetic, self.batched is True)
+
+        def on_head(z: Tensor) -> tuple[Tensor, A]:
+            value, aux = g(torch.cat([z, x[m:].detach()]))
+            return value[:m], aux
+
+        products = linearise(self.method, g if m == len(x) else on_head, x[:m], options)
+        values = self._values(products, self._draw(x, index), contract or dot)
+        return Estimate(values.detach(), products.primals, products.jvps, products.vjps), products.aux
+
+    def through(
+        self, g: Through[A], denoiser: Denoiser, x: Tensor, index: int, contract: Contract | None = None
+    ) -> tuple[Estimate, A]:
+        """As `__call__`; with `samples`, later images meet the network once, and never its derivative."""
+        m = self._attended(x)
+        if m == len(x):
+            return super().through(g, denoiser, x, index, contract)
+        passes = chain([_split(denoiser, m)], repeat(_head_only(denoiser, m)))
+        estimate, aux = self(lambda z: g(next(passes), z), x, index, contract)
+        return estimate._replace(share=m / len(x)), aux
+
+    def _attended(self, x: Tensor) -> int:
+        """Images whose divergence is estimated."""
+        return min(self.samples or len(x), len(x))
+
+    def _at_once(self) -> int:
+        """Probes of the largest block."""
+        return self.probes
+
+    def _values(self, products: Products[A], probes: Iterator[Tensor], contract: Contract) -> Tensor:
+        """(k, B) or (k, B, n)."""
+        return torch.stack([contract(v, w) for v, w in products.pairs(probes)])
+
+    def _draw(self, x: Tensor, index: int) -> Iterator[Tensor]:
+        """The probes of step `index` for the images attended to: k tensors (m, *event)."""
+        seeds = (self.seed,) if isinstance(self.seed, int) else self.seed
+        if len(seeds) not in (1, len(x)):
+            raise InputError(f"{len(seeds)} probe seeds for a batch of {len(x)}: give one, or one per image")
+        x = x[: self._attended(x)]
+        seeds = seeds[: len(x)]
+        shape = x.shape if len(seeds) == 1 else x.shape[1:]
+        streams = [torch.Generator().manual_seed(mix(_PROBE_TAG, s, index)) for s in seeds]
+        for _ in range(self.probes):
+            draws = [_probe(shape, s, self.kind) for s in streams]
+            yield (draws[0] if len(seeds) == 1 else torch.stack(draws)).reshape(x.shape).to(x)
+
+
+@dataclass(frozen=True)
+class HutchPlusPlus(Hutchinson):
+    """∇·g ≈ tr QᵀJQ + (1/r) Σ_j h_jᵀ J h_j, Q = orth(JS), h_j = (1 − QQᵀ) v_j (Meyer, Musco, Musco & Woodruff 2021).
+
+    Of k products per sample, s = ⌊k/3⌋ sketch the range, s take its trace exactly, and r = k − 2s estimate the rest, with
+    S and v random probes. Unbiased. The variance is 2/r ‖(1−QQᵀ)J(1−QQᵀ)‖² for a symmetric J (less the diagonal for
+    Rademacher): below Hutchinson's 2/k ‖J‖² only where few directions hold most of ‖J‖². Exact for rank ≤ s.
+    Arguments as `Hutchinson`'s; the sketch of d directions makes it exact, and the residual is then left out.
+
+    Raises:
+        InputError: probes < 3, and as `Hutchinson`.
+    """
+
+    probes: int = 6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.probes < 3:
+            raise InputError(f"probes={self.probes}: Hutch++ needs 3 or more (sketch, projection, residual), or use Hutchinson")
+
+    def _at_once(self) -> int:
+        return self.probes - 2 * (self.probes // 3)
+
+    def _values(self, products: Products[A], probes: Iterator[Tensor], contract: Contract) -> Tensor:
+        """(r, B) or (r, B, n): every residual probe's estimate, with the projection's trace in each."""
+        d = products.x[0].numel()
+        s = min(self.probes // 3, d)
+        columns = [w.flatten(1) for _, w in products.pairs(islice(probes, s))]
+        wide = torch.promote_types(products.x.dtype, torch.float32)
+        q = torch.linalg.qr(torch.stack(columns, -1).to(wide))[0]  # (B, d, s)
+        basis = (column.reshape(products.x.shape).to(products.x) for column in q.unbind(-1))
+        captured = torch.stack([contract(v, w) for v, w in products.pairs(basis)]).sum(0)
+        if s == d:
+            return captured[None]
+        rest = _orthogonal_to(q, islice(probes, self.probes - 2 * s))
+        return torch.stack([captured + contract(v, w) for v, w in products.pairs(rest)])
+
+
+@dataclass(frozen=True)
+class Exact(Estimator):
+    """∇·g = Σ_i e_iᵀ (∂g/∂x) e_i, d products by VJP: for tests and small d."""
+
+    choice: Choice | None = None
+
+    def resolve(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Exact:
+        """The same, with the cost of a VJP measured."""
+        return replace(self, choice=self.choice or choose(denoiser, x, sigma, methods=("vjp",)))
+
+    def __call__(self, g: Map[A], x: Tensor, index: int, contract: Contract | None = None) -> tuple[Estimate, A]:
+        """See `Estimator`; one row of values, exact up to rounding."""
+        dim = x[0].numel()
+        basis = torch.eye(dim, dtype=x.dtype, device=x.device).reshape(dim, 1, *x.shape[1:])
+        products = linearise("vjp", g, x, Options())
+        bilinear = contract or dot
+        values = torch.stack([bilinear(v, w) for v, w in products.pairs(e.expand_as(x) for e in basis)])
+        return Estimate(values.sum(0, keepdim=True).detach(), 1, 0, products.vjps), products.aux
+
+
+def _probe(shape: torch.Size, stream: torch.Generator, kind: str) -> Tensor:
+    if kind == "gaussian":
+        return torch.randn(shape, generator=stream, dtype=torch.float64)
+    return torch.randint(2, shape, generator=stream, dtype=torch.int64).mul_(2).sub_(1)
+
+
+def _orthogonal_to(q: Tensor, probes: Iterable[Tensor]) -> Iterator[Tensor]:
+    """(1 − QQᵀ) v for every probe, Q (B, d, s)."""
+    for v in probes:
+        flat = v.flatten(1).to(q)[..., None]
+        yield (flat - q @ (q.mT @ flat)).reshape(v.shape).to(v)
+
+
+def _split(denoiser: Denoiser, m: int) -> Denoiser:
+    """D with a derivative for the first m images, and without one for the others: the same evaluations in two parts."""
+
+    def parts(x: Tensor, sigma: Tensor) -> Tensor:
+        head = denoiser(x[:m], sigma[:m] if sigma.ndim else sigma)
+        with torch.no_grad():
+            tail = denoiser(x[m:].detach(), sigma[m:] if sigma.ndim else sigma)  # detach drops a tangent too
+        return torch.cat([head, tail])
+
+    return parts
+
+
+def _head_only(denoiser: Denoiser, m: int) -> Denoiser:
+    """D of the first m images; the others, whose value is known from the first pass and not asked for, pass unseen."""
+
+    def part(x: Tensor, sigma: Tensor) -> Tensor:
+        return torch.cat([denoiser(x[:m], sigma[:m] if sigma.ndim else sigma), x[m:].detach()])
+
+    return part

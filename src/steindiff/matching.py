@@ -1,0 +1,73 @@
+"""Apply `rules.Energy` to one step: measure the band energies, decide η, move the candidate along w = T − T₁."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from steindiff.bands import Bands, Whole
+from steindiff.denoisers import Denoiser
+from steindiff.divergence import Estimator
+from steindiff.errors import InputError
+from steindiff.rules import BandMoments, Decision, Energy
+from steindiff.solvers.base import Interval, Solver, State, Step
+from steindiff.solvers.coefficients import ddim
+
+__all__ = ["Matched", "match_energy", "measure_second_moment", "second_moment"]
+
+
+class Matched(NamedTuple):
+    """The corrected state, η per band, and E‖w‖² over all bands."""
+
+    x: Tensor
+    decision: Decision
+    move: Tensor
+
+
+def match_energy(rule: Energy, x: Tensor, proposal: Step, interval: Interval, second: Tensor) -> Matched:
+    """x' = T + Σ_b (η_b − 1) P_b w, w = T − T₁, T₁ the first-order step from the same denoised value; bitwise T where η = 1.
+
+    x is the state before the step, (B, *event), VE coordinates; second is M_b, (n,).
+
+    Raises:
+        InputError: M_b does not have one entry per band.
+    """
+    first = ddim(x, proposal.denoised, interval.sigma, interval.sigma_next)
+    move = proposal.x - first
+    sizes = rule.bands.sizes(x.shape[1:]).to(x.device)
+    if second.shape != sizes.shape:
+        raise InputError(f"second_moment has {len(second)} entries for {len(sizes)} bands: give one per band")
+    inner = rule.bands.inner
+    moments = BandMoments(
+        inner(first, first), inner(first, move), inner(move, move), inner(proposal.denoised, proposal.denoised),
+        second.to(x), sizes, interval.sigma, interval.sigma_next,
+    )  # fmt: skip
+    decision = rule.decide(moments)
+    moved = proposal.x + rule.bands.scale(move, decision.gamma - 1)
+    return Matched(moved, decision, moments.move.mean(0).sum())
+
+
+def measure_second_moment(
+    rule: Energy, solver: Solver, estimator: Estimator, denoiser: Denoiser, x: Tensor, interval: Interval, state: State
+) -> tuple[Tensor, Step, int, int]:
+    """M_b = E‖P_b D‖² + σ² E[tr P_b ∂D/∂x] from the run's own batch, with the step itself and the JVPs and VJPs taken.
+
+    The partial traces of all bands come from the same products, vᵀP_b (∂D/∂x) v.
+    """
+
+    def denoised(z: Tensor) -> tuple[Tensor, Step]:
+        step = solver.step(denoiser, z, interval, state)
+        return step.denoised, step
+
+    estimate, proposal = estimator(denoised, x, interval.index, contract=rule.bands.inner)
+    energy = rule.bands.inner(proposal.denoised, proposal.denoised).mean(0)
+    posterior = interval.sigma**2 * estimate.mean
+    return energy + posterior.clamp_min(0), proposal, estimate.jvps, estimate.vjps
+
+
+def second_moment(samples: Tensor, bands: Bands | None = None) -> Tensor:
+    """M_b = E‖P_b x*‖² of clean samples (n, *event), data or a fine run of the model: a one-off calibration, (bands,)."""
+    bands = bands or Whole()
+    return torch.cat([bands.inner(chunk, chunk) for chunk in samples.split(512)]).mean(0)
