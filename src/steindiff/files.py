@@ -62,9 +62,9 @@ def writable_folder(path: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror}; choose another with --outdir") from error
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}; choose another folder") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"the folder {folder} is not writable: change its permissions or choose another with --outdir")
+        raise InputError(f"the folder {folder} is not writable: change its permissions or choose another folder")
     return folder
 
 
