@@ -28,7 +28,8 @@ from cifar10 import DATA_HELP, EVENT_SHAPE, LEVEL, bits_per_dim, read_images, sh
 from factor_em import Factors, fit, log_joint, mixture
 from steindiff import models
 from steindiff.analytic import ExactModel, FactorMixture, Gaussian
-from steindiff.errors import InputError, SteindiffError
+from steindiff.command import run_command
+from steindiff.errors import InputError
 from steindiff.metrics import EnergyTarget, Value, frechet_distance
 from steindiff.models import Model
 
@@ -157,13 +158,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; bad input ends with exit status 2 and one line that says what to change."""
-    p = parser()
-    try:
-        evaluate(p.parse_args(argv))
-    except SteindiffError as error:
-        print(f"{p.prog}: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser(), evaluate, argv)
 
 
 if __name__ == "__main__":

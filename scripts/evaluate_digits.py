@@ -27,8 +27,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from steindiff import grids, initial_noise, models, sample
+from steindiff.command import run_command
 from steindiff.denoisers import Denoiser
-from steindiff.errors import InputError, SteindiffError
+from steindiff.errors import InputError
 from steindiff.images import contact_sheet, save_png, to_uint8
 from steindiff.metrics import EnergyTarget, energy_distance, frechet_distance
 from steindiff.solvers import Heun
@@ -151,13 +152,7 @@ def evaluate(a: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; bad input ends with exit status 2 and one line that says what to change."""
-    p = parser()
-    try:
-        evaluate(p.parse_args(argv))
-    except SteindiffError as error:
-        print(f"{p.prog}: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser(), evaluate, argv)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from torch import Tensor
 from cifar10 import DATA_HELP, EVENT_SHAPE, bits_per_dim, read_images, shuffled, to_points
 from factor_em import INNER_STEPS, WARM_RANK, Factors, Fit, check_sizes, fit, mean_log_likelihood, mixture
 from steindiff import models
-from steindiff.errors import InputError, SteindiffError
+from steindiff.command import run_command
+from steindiff.errors import InputError
 from steindiff.files import sha256, writable_folder
 from steindiff.metrics import energy_distance
 
@@ -182,13 +183,7 @@ def report_held_out(f: Factors, held: Tensor, seed: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; bad input ends with exit status 2 and one line that says what to change."""
-    p = parser()
-    try:
-        fit_and_write(p.parse_args(argv))
-    except SteindiffError as error:
-        print(f"{p.prog}: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser(), fit_and_write, argv)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from steindiff import models
-from steindiff.errors import InputError, SteindiffError
+from steindiff.command import run_command
+from steindiff.errors import InputError
 from steindiff.files import manifest, writable_folder
 from steindiff.networks import EDMPrecond, UNet, UNetConfig
 
@@ -238,13 +239,7 @@ def run(a: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; bad input ends with exit status 2 and one line that says what to change."""
-    p = parser()
-    try:
-        run(p.parse_args(argv))
-    except SteindiffError as error:
-        print(f"{p.prog}: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import steindiff
 from steindiff import models
 from steindiff.cli import main
 from steindiff.errors import InputError
+from steindiff.files import plain
 from steindiff.generate import parse_seeds
 from steindiff.images import to_uint8
 
@@ -152,3 +153,13 @@ def test_any_text_is_seeds_or_a_clear_error(text):
         assert all(isinstance(s, int) and s >= 0 for s in seeds)
     except InputError as error:
         assert "write 0-63" in str(error)  # noqa: PT017
+
+
+def test_the_trace_is_valid_json_whatever_the_numbers(tmp_path, monkeypatch, capsys):
+    """An inactive or plain step has NaN fields, a still one an infinite raw γ: null, on either side of zero."""
+    args = ["--model", "digits", "--nfe", "5", "--seeds", "0-7", "--correction", "energy", "--outdir", str(tmp_path)]
+    assert run(monkeypatch, capsys, "sample", *args)[0] == 0
+    rows = [json.loads(line) for line in (tmp_path / "trace.jsonl").read_text().splitlines()]
+    assert len(rows) == 5
+    assert rows[0]["noise_ratio"] is None
+    assert plain({"a": [float("-inf"), float("inf"), 1.0]}) == {"a": [None, None, 1.0]}

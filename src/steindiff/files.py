@@ -20,7 +20,7 @@ import torch
 
 from steindiff.errors import InputError
 
-__all__ = ["atomic", "manifest", "sha256", "writable_folder", "write_json", "write_text"]
+__all__ = ["atomic", "manifest", "plain", "sha256", "writable_folder", "write_json", "write_text"]
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write readable JSON atomically; NaN and infinities become null."""
-    write_text(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
 
 
 def writable_folder(path: str | Path) -> Path:
@@ -109,11 +109,12 @@ def _git_revision() -> str | None:
     return run.stdout.strip() or None if run.returncode == 0 else None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The same tree for JSON, which has no NaN and no infinity: they become None, and unknown objects their text."""
     if isinstance(value, float):
         return value if abs(value) < float("inf") else None
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value if isinstance(value, (str, int, bool, type(None))) else str(value)

@@ -17,7 +17,7 @@ from steindiff.correction import Corrected
 from steindiff.denoisers import Denoiser
 from steindiff.divergence import Hutchinson, Method
 from steindiff.errors import InputError
-from steindiff.files import atomic, manifest, writable_folder, write_json, write_text
+from steindiff.files import atomic, manifest, plain, writable_folder, write_json, write_text
 from steindiff.images import Image, contact_sheet, save_png, to_uint8
 from steindiff.models import Model
 from steindiff.noise import generators, initial_noise
@@ -167,8 +167,8 @@ def _write_summary(
         np.savez_compressed(buffer, arr_0=images)
         with atomic(folder / "samples.npz") as temporary:
             temporary.write_bytes(buffer.getvalue())
-    lines = [json.dumps({"batch": b, **asdict(r)}) for b, result in enumerate(results) for r in result.trace]
-    write_text(folder / "trace.jsonl", "\n".join(lines).replace("NaN", "null").replace("Infinity", "null") + "\n")
+    rows = ({"batch": b, **asdict(r)} for b, result in enumerate(results) for r in result.trace)
+    write_text(folder / "trace.jsonl", "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows))
     stats = [asdict(result.stats) for result in results]
     about = {"name": model.name, "sha256": model.sha256, "info": model.info}
     write_json(folder / "run.json", manifest(job=asdict(job), sigmas=sigmas.tolist(), model=about, stats=stats))

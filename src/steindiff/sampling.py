@@ -17,6 +17,7 @@ from steindiff import grids
 from steindiff.correction import Correction, corrected_state
 from steindiff.denoisers import Counter, Denoiser, forwards_per_call
 from steindiff.divergence import Choice
+from steindiff.divergence.products import fresh
 from steindiff.errors import InputError, NonFiniteError
 from steindiff.noise import fresh_seed
 from steindiff.rules import Moments, Reason
@@ -142,10 +143,10 @@ def steps(
     """Integrate from sigmas[0] to sigmas[-1], yielding after each step. Arguments and errors as `sample`."""
     solver = make(solver) if isinstance(solver, str) else solver
     _check_state(x)
-    sigmas = _fresh(grids.validate(sigmas).to(x.device))
+    sigmas = fresh(grids.validate(sigmas).to(x.device))
     if generator is not None:
         solver = solver.seeded(_seeds(generator, len(x)))
-    return _run(solver, denoiser if isinstance(denoiser, _Watched) else _Watched(denoiser), _fresh(x), sigmas)
+    return _run(solver, denoiser if isinstance(denoiser, _Watched) else _Watched(denoiser), fresh(x), sigmas)
 
 
 def _run(solver: Solver, watched: _Watched, x: Tensor, sigmas: Tensor) -> Iterator[Event]:
@@ -224,11 +225,6 @@ def _check_end(x: Tensor, grid: Grid) -> None:
             f"the state is NaN or infinite after step {grid.steps - 1}, sigma = {float(grid.sigmas[-1]):g}: an unbounded "
             "correction has driven it away (gamma_max=1 bounds it)"
         )
-
-
-def _fresh(x: Tensor) -> Tensor:
-    """X without graph; a copy where it was made in inference mode, which no derivative could use outside it."""
-    return x.detach().clone() if x.is_inference() and not torch.is_inference_mode_enabled() else x.detach()
 
 
 def _copied(event: Event) -> Event:

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 
 from steindiff.errors import SteindiffError
 
-__all__ = ["METHODS", "Contract", "Map", "Options", "Products", "dot", "linearise"]
+__all__ = ["METHODS", "Contract", "Map", "Options", "Products", "dot", "fresh", "linearise"]
 
 METHODS = ("vjp", "jvp", "fd")
 A = TypeVar("A")
@@ -74,7 +74,7 @@ class _Vjp(Products[A]):
         if torch.is_inference_mode_enabled():
             raise SteindiffError("inside torch.inference_mode no gradient exists: use torch.no_grad, or method='fd'")
         with torch.enable_grad():
-            self.z = _fresh(x).requires_grad_(True)
+            self.z = fresh(x).requires_grad_(True)
             self.value, aux = g(self.z)
         self.aux = mapped(Tensor.detach, aux)
         self.primals = 1
@@ -98,7 +98,7 @@ class _Jvp(Products[A]):
 
     def one(self, v: Tensor) -> Tensor:
         with torch.no_grad(), forward_ad.dual_level():
-            value, aux = self.g(forward_ad.make_dual(_fresh(self.x).clone(), v))  # a clone: x may be expanded
+            value, aux = self.g(forward_ad.make_dual(fresh(self.x).clone(), v))  # a clone: x may be expanded
             tangent: Tensor | None = forward_ad.unpack_dual(value).tangent
             if tangent is None:
                 raise SteindiffError("the tangent was lost on the way (inference mode, or an operation without forward rule)")
@@ -119,7 +119,7 @@ class _Jvp(Products[A]):
             return value, tuple(leaves)
 
         def push(v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-            _, *rest = torch.func.jvp(g, (_fresh(self.x).clone(),), (v,), has_aux=True)
+            _, *rest = torch.func.jvp(g, (fresh(self.x).clone(),), (v,), has_aux=True)
             return rest[0], rest[1]
 
         with torch.no_grad():
@@ -178,7 +178,7 @@ def _load_forward_rules() -> None:
         forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
 
 
-def _fresh(x: Tensor) -> Tensor:
+def fresh(x: Tensor) -> Tensor:
     """X without graph or tangent; a copy where x was made in inference mode and could not be differentiated outside it."""
     return x.detach().clone() if x.is_inference() and not torch.is_inference_mode_enabled() else x.detach()
 
