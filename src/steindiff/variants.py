@@ -5,7 +5,7 @@ Both work in VE coordinates. Details the paper does not give are ours and marked
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,10 @@ class _Wrapper(Solver):
     def linear(self, interval: Interval, state: WrappedState) -> Tensor:
         """The wrapped solver's, which is not this map's own where it blends."""
         return self.solver.linear(interval, state.inner)
+
+    def seeded(self, seed: int | tuple[int, ...]) -> _Wrapper:
+        """The same, with the wrapped solver's probes from `seed`."""
+        return replace(self, solver=self.solver.seeded(seed))
 
 
 @dataclass(frozen=True)
@@ -87,10 +91,6 @@ class FastKM(_Wrapper):
         c, inertia, momentum = s * a / (2 * (k + a)), (1 - s) * k / (k + a), s * k / (k + a)
         blended = combine((1 - c, inertia, c, momentum), (x, x - x_before, image, image - image_before))
         return Step(blended, proposal.denoised, FastKMState(proposal.state, x, image))
-
-    def seeded(self, seed: int | tuple[int, ...]) -> FastKM:
-        """The same, with the wrapped solver's probes from `seed`."""
-        return FastKM(self.solver.seeded(seed), self.a, self.s)
 
 
 @dataclass(frozen=True)
@@ -146,10 +146,6 @@ class SelfConsistent(_Wrapper):
         weight = self.eta * compatibility(delta, self.scale * x[0].numel() ** 0.5 * interval.sigma_next)
         moved = proposal.x + weight.to(x).reshape(-1, *[1] * (x.ndim - 1)) * delta
         return Step(moved, proposal.denoised, SelfConsistentState(proposal.state, grid, weight))
-
-    def seeded(self, seed: int | tuple[int, ...]) -> SelfConsistent:
-        """The same, with the wrapped solver's probes from `seed`."""
-        return SelfConsistent(self.solver.seeded(seed), self.eta, self.scale)
 
 
 def interpolated(x: Tensor, denoised: Tensor, sigmas: Tensor) -> Tensor:
