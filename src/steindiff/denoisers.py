@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from steindiff.errors import InputError
-from steindiff.schedules import VE, Schedule
+from steindiff.schedules import VE, DiscreteBetas, Schedule
 
 __all__ = [
     "Counter",
@@ -27,6 +28,7 @@ __all__ = [
     "FromX0",
     "Guided",
     "Network",
+    "TimeSelected",
     "TimeShifted",
     "expand",
     "forwards_per_call",
@@ -49,6 +51,12 @@ def expand(sigma: Tensor, x: Tensor) -> Tensor:
     return sigma.reshape(-1, *[1] * (x.ndim - 1))
 
 
+def _wide(sigma: Tensor, x: Tensor) -> Tensor:
+    """σ on x's device in float64: discrete schedules' times and small σ lose several digits in float32."""
+    s = torch.as_tensor(sigma, device=x.device)
+    return s if s.device.type == "mps" else s.to(torch.float64)
+
+
 @dataclass(frozen=True, eq=False)
 class _Adapter(ABC):
     """D(y, s): x = α y, t = t(s), prediction F(x, t), then x0-hat by the parametrisation's formula.
@@ -65,9 +73,7 @@ class _Adapter(ABC):
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D(x, sigma): x (B, *event) in VE coordinates, sigma (B,) or ()."""
-        # Times are computed in float64: discrete schedules and small σ lose several digits in float32.
-        s = torch.as_tensor(sigma, device=x.device)
-        s = s if s.device.type == "mps" else s.to(torch.float64)
+        s = _wide(sigma, x)
         alpha = self.schedule.alpha_of(s)
         a, b = (expand(z, x).to(x.dtype) for z in (alpha, alpha * s))
         inner = self.dtype or x.dtype
@@ -182,6 +188,74 @@ class TimeShifted:
         return self.denoiser(x, (1 + self.shift) * sigma)
 
 
+@dataclass(frozen=True, eq=False)
+class TimeSelected:
+    """The network is told the time whose marginal variance is nearest the state's (time-shift sampler, Li et al. 2024).
+
+        τ = argmin over t−w/2, …, t+w/2 of |var(x) − (α_τ² v0 + σ_τ²)| if t > t_c, else t;      D(x/α_τ, σ_τ/α_τ)
+
+    x = α_t y is the state, t its nominal time, var the unbiased variance over one image's coordinates: every image has its
+    own τ (Algorithm 3; per image in its code). Derivatives take τ as constant: it is a step function of x.
+
+    Args:
+        denoiser: D.
+        window: w, in indices; published for CIFAR-10: 40, 30, 8, 2 at 10, 20, 50, 100 DDIM steps (Fig. 7).
+        cutoff: t_c, an index; published: 300 of 1000 (σ/α = 1.24). 0: select everywhere.
+        data_variance: v0, the mean variance over the coordinates of one clean image. 0 is published and tells too much noise
+            on the marginal itself; the true v0 does not, but in a variance-preserving x v0 = 1 leaves nothing to measure.
+        frame: "model", x as the network sees it (published), or "ve", x = y; they select different times off the marginal.
+
+    Rebuilt: v0 ≠ 0 and "ve"; indices are those of the denoiser's own schedule if discrete, else of DDPM's linear one at the
+    same σ/α; the window lies about the state's own t; every call selects, where the published first step does not; only the
+    network is told τ, where Algorithm 3 steps from τ too.
+
+    Raises:
+        InputError: window, cutoff or data_variance negative or not finite; an unknown frame; images of one coordinate.
+    """
+
+    denoiser: Denoiser
+    window: int = 40
+    cutoff: float = 300.0
+    data_variance: float = 0.0
+    frame: Literal["model", "ve"] = "model"
+    _clock: DiscreteBetas = field(init=False, repr=False)
+    _schedule: Schedule = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.window < 0 or self.window % 1 != 0:
+            raise InputError(f"window={self.window}: need a whole number of indices, ≥ 0 (40 is published for 10 steps)")
+        if not 0 <= self.cutoff < float("inf"):
+            raise InputError(f"cutoff={self.cutoff}: need an index ≥ 0 (300 of 1000 is published; 0 selects everywhere)")
+        if not 0 <= self.data_variance < float("inf"):
+            raise InputError(f"data_variance={self.data_variance}: need a variance ≥ 0 (0 is published)")
+        if self.frame not in ("model", "ve"):
+            raise InputError(f"frame={self.frame!r}: choose 'model' or 've'")
+        own = schedule_of(self.denoiser)
+        object.__setattr__(self, "_clock", own if isinstance(own, DiscreteBetas) else DiscreteBetas.linear())
+        object.__setattr__(self, "_schedule", own if self.frame == "model" else VE())
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """D(x/α_τ, σ_τ/α_τ) at x = α_t y; the argument is y."""
+        told = self.told(x, sigma)
+        nominal, alpha_of = _wide(sigma, x).expand_as(told), self._schedule.alpha_of
+        return self.denoiser(expand(alpha_of(nominal) / alpha_of(_wide(told, x)), x).to(x.dtype) * x, told)
+
+    def told(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """σ_τ/α_τ, (B,), in σ's dtype."""
+        if x.shape[1:].numel() < 2:
+            raise InputError(f"x of shape {tuple(x.shape)}: one coordinate has no variance; need images of two or more")
+        s = expand(_wide(sigma, x), x).reshape(-1, 1).expand(len(x), 1)
+        t, half = self._clock.time(s), self.window // 2
+        # Ratios, so that τ = t is the nominal level to the bit, and where σ lies beyond the clock's ends too.
+        levels = s * (self._clock.ratio(t + torch.arange(-half, half + 1, device=x.device)) / self._clock.ratio(t))
+        marginal = self._schedule.alpha_of(levels) ** 2 * (self.data_variance + levels**2)
+        measured = self._schedule.alpha_of(s) ** 2 * x.detach().flatten(1).var(1, keepdim=True)
+        nearest = (measured - marginal).abs().argmin(1, keepdim=True)
+        # Rounded: the published times are whole, and t = t_c must not depend on the last digit of σ.
+        selected = torch.where(t.round() > self.cutoff, levels.gather(1, nearest), s)
+        return selected.squeeze(1).to(torch.as_tensor(sigma).dtype)
+
+
 class Counter:
     """Counts the calls of a denoiser: one call is one NFE. The only mutable object of a run.
 
@@ -211,7 +285,7 @@ def schedule_of(denoiser: Denoiser) -> Schedule:
             return schedule_of(denoiser.inner)
         case Guided():
             return schedule_of(denoiser.conditional)
-        case EpsilonScaled() | TimeShifted():
+        case EpsilonScaled() | TimeShifted() | TimeSelected():
             return schedule_of(denoiser.denoiser)
         case _Adapter():
             return denoiser.schedule
@@ -227,6 +301,6 @@ def forwards_per_call(denoiser: Denoiser) -> int:
             return forwards_per_call(denoiser.inner)
         case Guided():
             return forwards_per_call(denoiser.conditional) + forwards_per_call(denoiser.unconditional)
-        case EpsilonScaled() | TimeShifted():
+        case EpsilonScaled() | TimeShifted() | TimeSelected():
             return forwards_per_call(denoiser.denoiser)
     return 1
