@@ -12,6 +12,7 @@ from steindiff.analytic import FactorMixture
 from steindiff.denoisers import schedule_of
 from steindiff.errors import InputError, ModelFileError
 from steindiff.models.store import WEIGHTS
+from steindiff.networks import EDMPrecond, UNet, UNetConfig
 
 
 def test_the_embedded_models_are_small_and_have_cards():
@@ -110,3 +111,56 @@ def test_foreign_and_inconsistent_files_are_refused(tmp_path):
     save_file(tensors, path, {"steindiff": json.dumps(info)})
     with pytest.raises(ModelFileError, match="does not hold what its description says"):
         models.load(path)
+
+
+PARTS = {"kind": "edm_unet", "name": "big", "event_shape": [1, 8, 8], "sigma_data": 0.5, "unet": {"channels": 16, "heads": 1}}
+
+
+def _state(seed):
+    torch.manual_seed(seed)
+    return EDMPrecond(UNet(UNetConfig(channels=16, heads=1)), 0.5).state_dict()
+
+
+def test_large_models_lie_in_parts_and_load_whole(tmp_path):
+    whole, path = tmp_path / "whole.safetensors", tmp_path / "big.safetensors"
+    models.save(whole, _state(0), PARTS)
+    files = models.save(path, _state(0), PARTS, part_bytes=100_000)
+    assert len(files) > 2
+    assert not path.exists()
+    assert all(f.stat().st_size < 110_000 for f in files)
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    want = models.load(whole).denoiser(x, torch.tensor(0.5))
+    for name in (path, files[1]):
+        model = models.load(name)
+        assert torch.equal(model.denoiser(x, torch.tensor(0.5)), want)
+        assert model.name == "big"
+    assert models.load(path).sha256 == models.load(files[0]).sha256 != models.load(whole).sha256
+
+
+def test_parts_that_are_missing_mixed_or_cut_are_refused(tmp_path):
+    path = tmp_path / "big.safetensors"
+    files = models.save(path, _state(0), PARTS, part_bytes=100_000)
+    kept = files[1].read_bytes()
+    files[1].unlink()
+    with pytest.raises(ModelFileError, match=f"{len(files) - 1} of {len(files)} parts"):
+        models.load(path)
+    files[1].write_bytes(kept[:-100])
+    with pytest.raises(ModelFileError, match="may be truncated"):
+        models.load(path)
+    other = models.save(tmp_path / "other" / "big.safetensors", _state(1), PARTS, part_bytes=100_000)
+    files[1].write_bytes(other[1].read_bytes())
+    with pytest.raises(ModelFileError, match="parts of different models"):
+        models.load(path)
+    with pytest.raises(InputError, match="more than the 1,000 of a part"):
+        models.save(path, _state(0), PARTS, part_bytes=1000)
+
+
+def test_a_new_model_replaces_the_parts_of_the_old(tmp_path):
+    path = tmp_path / "big.safetensors"
+    old = models.save(path, _state(0), PARTS, part_bytes=100_000)
+    assert models.save(path, _state(1), PARTS) == [path]
+    assert not any(p.exists() for p in old)
+    models.load(path)
+    models.save(path, _state(1), PARTS, part_bytes=100_000)
+    assert not path.exists()
+    models.load(path)

@@ -1,12 +1,15 @@
 """Model files: safetensors with a JSON description in the header. Loading one never executes code.
 
 A file holds tensors and, under the metadata key "steindiff", {"format": 1, "kind": …, "name": …, "event_shape": […], …}.
+Large models lie in several files, NAME-00001-of-00003.safetensors and so on.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ from steindiff.networks import EDMPrecond, UNet, UNetConfig
 __all__ = ["Model", "load", "names", "read", "save"]
 
 FORMAT = 1
+PART_BYTES = 15 * 2**20
+_PART = re.compile(r"-\d{5}-of-\d{5}$")
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -49,15 +54,15 @@ class Model:
 
 def names() -> tuple[str, ...]:
     """The models shipped with the package."""
-    return tuple(sorted(p.stem for p in WEIGHTS.glob("*.safetensors")))
+    return tuple(sorted({_PART.sub("", p.stem) for p in WEIGHTS.glob("*.safetensors")}))
 
 
 def load(name: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Model:
-    """A shipped model by name, or a model file by path.
+    """A shipped model by name, or a model file by path: the file's, that of any of its parts, or the name without a part.
 
     Raises:
         InputError: no such name, or no such file; a dtype that is not float32 or float64.
-        ModelFileError: the file is truncated, corrupted, or not a steindiff model.
+        ModelFileError: the file is truncated, corrupted, or not a steindiff model; a part is missing.
     """
     if dtype not in (torch.float32, torch.float64):
         raise InputError(f"dtype={dtype}: models run in float32 or float64")
@@ -66,7 +71,7 @@ def load(name: str | Path, dtype: torch.dtype = torch.float32, device: str | tor
         path = Path(name)
         if path.suffix != ".safetensors":
             raise unknown_name("model", name, [*names(), "<path to a .safetensors file>"])
-        if not path.is_file():
+        if not _files(path):
             raise InputError(f"no model file at {path}: give an existing path, or one of {', '.join(names())}")
     info, tensors = read(path)
     try:
@@ -74,11 +79,28 @@ def load(name: str | Path, dtype: torch.dtype = torch.float32, device: str | tor
         denoiser = _BUILDERS[info["kind"]](info, tensors, event_shape, dtype, torch.device(device))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelFileError(f"{path} does not hold what its description says: {error}; make or fetch it again") from error
-    return Model(str(info.get("name", path.stem)), denoiser, event_shape, info, path, sha256(path))
+    files = _files(path)
+    digest = sha256(files[0]) if len(files) == 1 else hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
+    return Model(str(info.get("name", path.stem)), denoiser, event_shape, info, path, digest)
 
 
-def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The description and the tensors of a model file. Raises ModelFileError as `load`."""
+def read(path: str | Path, kinds: Collection[str] | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and tensors of a model file of one of `kinds` (default: denoisers). Raises ModelFileError as `load`."""
+    kinds = _BUILDERS if kinds is None else kinds
+    files = _files(Path(path)) or [Path(path)]
+    info, tensors = _read_one(files[0], kinds)
+    parts = info.pop("parts", 1)
+    if parts != len(files):
+        raise ModelFileError(f"{path}: {len(files)} of {parts} parts are there: copy the missing ones beside them")
+    for file in files[1:]:
+        more, others = _read_one(file, kinds)
+        if more.pop("parts", 1) != parts or more != info:
+            raise ModelFileError(f"{file} and {files[0]} are parts of different models: copy all parts of one again")
+        tensors |= others
+    return info, tensors
+
+
+def _read_one(path: Path, kinds: Collection[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -91,24 +113,85 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ModelFileError(
             f"{path} has no 'steindiff' description in its header: it is not a model of this package"
         ) from None
-    if not isinstance(info, dict) or info.get("format") != FORMAT or info.get("kind") not in _BUILDERS:
+    if not isinstance(info, dict) or info.get("format") != FORMAT or info.get("kind") not in kinds:
         got = f"format {info.get('format')!r}, kind {info.get('kind')!r}" if isinstance(info, dict) else repr(info)
-        raise ModelFileError(f"{path} is of {got}: this version reads format {FORMAT}, kinds {', '.join(_BUILDERS)}")
+        raise ModelFileError(f"{path} is of {got}: this version reads format {FORMAT}, kinds {', '.join(kinds)}")
     return info, tensors
 
 
-def save(path: str | Path, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
-    """Write a model file atomically; `info` needs kind, name and event_shape.
+def save(
+    path: str | Path,
+    tensors: dict[str, Tensor],
+    info: dict[str, Any],
+    kinds: Collection[str] | None = None,
+    part_bytes: int = PART_BYTES,
+) -> list[Path]:
+    """Write a model file of one of `kinds` (default: denoisers) atomically; `info` needs kind, name and event_shape.
+
+    More than `part_bytes` of tensors go to files NAME-00001-of-0000n.safetensors, each whole by itself and of one digest, so
+    that parts of different models do not mix.
+
+    Returns:
+        The files written; those of an earlier model of this name that are not among them are removed.
 
     Raises:
-        InputError: an entry is missing, or the folder cannot be written to.
+        InputError: an entry is missing, a tensor is larger than a part, or the folder cannot be written to.
     """
+    kinds = _BUILDERS if kinds is None else kinds
     missing = {"kind", "name", "event_shape"} - set(info)
-    if missing or info["kind"] not in _BUILDERS:
-        raise InputError(f"model description lacks {sorted(missing)} or has an unknown kind; kinds: {', '.join(_BUILDERS)}")
-    contiguous = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
-    with atomic(path) as temporary:
-        save_file(contiguous, temporary, {"steindiff": json.dumps({"format": FORMAT, **info})})
+    if missing or info["kind"] not in kinds:
+        raise InputError(f"model description lacks {sorted(missing)} or has an unknown kind; kinds: {', '.join(kinds)}")
+    path = Path(path)
+    parts = _parts({key: t.detach().cpu().contiguous() for key, t in tensors.items()}, part_bytes)
+    targets = [path]
+    if len(parts) > 1:
+        targets = [path.with_name(f"{path.stem}-{i:05d}-of-{len(parts):05d}.safetensors") for i in range(1, len(parts) + 1)]
+        info = {**info, "parts": len(parts), "tensors_sha256": _digest(parts)}
+    stale = _siblings(path)
+    for target, part in zip(targets, parts, strict=True):
+        with atomic(target) as temporary:
+            save_file(part, temporary, {"steindiff": json.dumps({"format": FORMAT, **info})})
+    for old in stale:
+        if old not in targets:
+            old.unlink(missing_ok=True)
+    return targets
+
+
+def _parts(tensors: dict[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
+    """Tensors in their order, as many to a part as stay below the limit."""
+    parts: list[dict[str, Tensor]] = [{}]
+    used = 0
+    for key, tensor in tensors.items():
+        if tensor.nbytes > limit:
+            raise InputError(f"{key} has {tensor.nbytes:,} bytes: more than the {limit:,} of a part; allow larger parts")
+        if used + tensor.nbytes > limit:
+            parts.append({})
+            used = 0
+        parts[-1][key] = tensor
+        used += tensor.nbytes
+    return parts
+
+
+def _digest(parts: list[dict[str, Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        for key, tensor in part.items():
+            digest.update(key.encode())
+            digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.ndim else tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of a model: itself, or all its parts in order; none where there is no such model."""
+    if path.is_file() and not _PART.search(path.stem):
+        return [path]
+    return [p for p in _siblings(path) if _PART.search(p.stem)]
+
+
+def _siblings(path: Path) -> list[Path]:
+    """The files that bear a model's name, as one file or as parts."""
+    stem = _PART.sub("", path.stem)
+    return sorted(p for p in path.parent.glob("*.safetensors") if _PART.sub("", p.stem) == stem)
 
 
 def _factor_mixture(
