@@ -7,8 +7,9 @@ import torch
 import steindiff as sd
 from steindiff import grids, rules, solvers
 from steindiff.bands import Channels, Cosine, RandomBands, Whole
+from steindiff.divergence import Choice, Hutchinson
 from steindiff.errors import InputError, SteindiffError
-from steindiff.matching import second_moment
+from steindiff.matching import measure_second_moment, second_moment
 from steindiff.metrics import energy_difference
 from steindiff.rules import Energy
 from steindiff.solvers import Grid
@@ -67,6 +68,110 @@ def test_second_moment_of_a_model_and_of_the_run_itself():
     target = second_moment(clean, Cosine(3))
     assert torch.allclose(own, target, rtol=0.05)
     assert float(own.sum()) == pytest.approx(exact, rel=0.03)
+
+
+def _exact_moments(bands):
+    """M_b = Σ_k w_k (‖P_b μ_k‖² + tr P_b C_k), from the law's parameters."""
+    basis = bands.analyse(torch.eye(16, dtype=torch.float64).reshape(16, *EVENT))  # rows: images of the coordinates
+    second = sum(
+        w * (torch.outer(m.flatten(), m.flatten()) + c)
+        for w, m, c in zip(MODEL.weights, MODEL.means, MODEL.covariances, strict=True)
+    )
+    each = (basis.T @ second @ basis).diagonal()
+    labels = bands.labels(torch.Size(EVENT))
+    return torch.zeros(int(labels.max()) + 1, dtype=torch.float64).index_add(0, labels, each)
+
+
+def _measured(estimator, x, bands, solver="heun", index=0, state=None, denoiser=MODEL, sigmas=(1.5, 0.5, 0.1)):
+    grid = Grid.of(torch.tensor(sigmas, dtype=torch.float64))
+    solver = solvers.make(solver)
+    state = solver.init(denoiser, x, grid.sigmas) if state is None else state
+    return measure_second_moment(Energy(bands=bands), solver, estimator, denoiser, x, grid.interval(index), state)
+
+
+@pytest.mark.parametrize("bands", BANDS)
+@pytest.mark.parametrize("m", [4, 16, None])
+def test_the_measured_second_moment_is_unbiased_on_a_sub_batch_too(bands, m):
+    """Mean over 300 batches of 16 states, products for the first m: within four standard errors of the law's own M_b."""
+    exact = _exact_moments(bands)
+    assert float(exact.sum()) == pytest.approx(float(MODEL.second_moment()))
+    found = torch.stack([
+        _measured(Hutchinson(method="vjp", seed=i, samples=m), _marginal(16, 1.5, seed=100 + i)[1], bands)[0]
+        for i in range(300)
+    ])  # fmt: skip
+    _within(found.mean(0), exact, found)
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "heun", "dpmpp_3s", "unipc_2"])
+@pytest.mark.parametrize("method", ["vjp", "jvp", "fd"])
+@pytest.mark.parametrize("m", [3, None])
+def test_the_second_moment_evaluates_what_it_needs_and_no_more(name, method, m):
+    """The step's own evaluations, of every image once; further products evaluate D alone, at the first m images alone."""
+    seen, k, size = [], 2, 8
+    _, x = _marginal(size, 1.5)
+
+    def network(y, sigma):
+        seen.append((len(y), y.requires_grad))
+        return MODEL(y, sigma)
+
+    estimator = Hutchinson(k, method=method, seed=5, samples=m)
+    second, step, jvps, vjps = _measured(estimator, x, Cosine(3), name, denoiser=network)[:4]
+    later = {"vjp": 0, "jvp": k - 1, "fd": 2 * k}[method]
+    inner = {"heun": 1, "dpmpp_3s": 2, "unipc_2": 1}.get(name, 0)
+    first = [size] if m is None else [m, size - m]
+    assert sorted(n for n, _ in seen) == sorted([*first, *[m or size] * later, *[size] * inner])
+    assert sum(n for n, graph in seen if graph) == (0 if method != "vjp" else m or size)
+    assert (jvps, vjps) == {"vjp": (0, k), "jvp": (k, 0), "fd": (0, 0)}[method]
+    grid = Grid.of(torch.tensor([1.5, 0.5, 0.1], dtype=torch.float64))
+    plain = solvers.make(name).step(MODEL, x, grid.interval(0), solvers.make(name).init(MODEL, x, grid.sigmas))
+    torch.testing.assert_close(step.x, plain.x, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(step.denoised, plain.denoised, rtol=1e-12, atol=1e-12)
+    assert not step.x.requires_grad
+    products = Hutchinson(k, method="vjp", seed=5, samples=m)(
+        lambda z: (MODEL(z, grid.sigmas[0]), None), x, 0, contract=Cosine(3).inner
+    )[0]
+    energy = Cosine(3).inner(plain.denoised, plain.denoised).mean(0)
+    torch.testing.assert_close(second, energy + 1.5**2 * products.mean.clamp_min(0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "whole", "part"), [("vjp", 10, 10), ("jvp", 12, 10.5), ("fd", 16, 11.5)])
+def test_a_sub_batch_is_cheaper_in_a_run(method, whole, part):
+    """Heun, five steps, three probes: the bill as stated and as counted, with products for 8 of 32 images."""
+    x = sd.initial_noise(range(32), EVENT, dtype=torch.float64)
+    choice = Choice("vjp", {"vjp": 1.0, "jvp": 1.0, "fd": 2.0}, {})
+    for m, expected in ((None, whole), (8, part)):
+        images = []
+
+        def network(y, sigma, images=images):
+            images.append(len(y))
+            return MODEL(y, sigma)
+
+        solver = sd.Corrected(solvers.make("heun"), Energy(), Hutchinson(3, method=method, choice=choice, samples=m))
+        stats = sd.sample(solver, network, x, grids.karras(5)).stats
+        assert stats.nfe == sum(images) / 32 == expected
+        assert (stats.jvps, stats.vjps) == {"vjp": (0, 3), "jvp": (3, 0), "fd": (0, 0)}[method]
+        products = 0 if method == "fd" else 3 * (m or 32) / 32
+        assert stats.forward_equivalents == pytest.approx(expected + products)
+
+
+@pytest.mark.parametrize("method", ["vjp", "jvp", "fd"])
+def test_the_second_moment_is_that_of_the_state_where_a_solver_keeps_an_evaluation(method):
+    """UniPC's stored value is a constant of its step: M is measured at the state itself, with one evaluation more."""
+    sigmas = torch.tensor([3.0, 1.5, 0.5, 0.1], dtype=torch.float64)
+    _, start = _marginal(16, 3.0)
+    unipc = solvers.make("unipc_2")
+    first = unipc.step(MODEL, start, Grid.of(sigmas).interval(0), unipc.init(MODEL, start, sigmas))
+    assert len(first.state.values) == 2
+    estimator = Hutchinson(2, method=method)
+    kept = _measured(estimator, first.x, Cosine(3), "unipc_2", 1, first.state, sigmas=sigmas.tolist())
+    fresh = _measured(estimator, first.x, Cosine(3), "ddim", 1, sigmas=sigmas.tolist())
+    assert torch.equal(kept[0], fresh[0])
+    again = unipc.step(MODEL, first.x, Grid.of(sigmas).interval(1), first.state)
+    assert torch.equal(kept[1].x, again.x)
+    x = sd.initial_noise(range(32), EVENT, dtype=torch.float64)
+    run = sd.sample(sd.Corrected(unipc, Energy(), Hutchinson(method="vjp"), active=[2]), MODEL, x, grids.karras(5))
+    assert (run.stats.nfe, run.stats.vjps) == (6, 1)
+    assert [r.reason == "inactive" for r in run.trace] == [True, True, False, True, True]
 
 
 @pytest.mark.parametrize("deficit", ["local", "track"])

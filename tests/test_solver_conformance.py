@@ -9,8 +9,11 @@ from torch.autograd import forward_ad
 
 from problems import gaussian, mixture, noisy_state, run
 from steindiff import grids, sampling, solvers
+from steindiff.correction import Corrected
 from steindiff.denoisers import Counter
+from steindiff.divergence import Choice, Exact
 from steindiff.errors import InputError
+from steindiff.rules import CleanTarget
 from steindiff.solvers import DDIM, DEIS, IPNDM, DPMpp2S, DPMpp3M, DPMpp3S, Grid, Heun, History, UniPC
 from steindiff.solvers.coefficients import phi
 
@@ -197,6 +200,41 @@ def test_derivatives_agree(solver):
         difference = (v * (move(x + h * w) - move(x - h * w))).sum() / (2 * h)
         torch.testing.assert_close(forward, reverse, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(difference, reverse, rtol=1e-6, atol=1e-7)
+
+
+FREE = Choice("vjp", {"vjp": 1.0}, {})
+
+
+def _trace_by_differences(step, x):
+    """tr ∂T/∂x per sample, by central differences along every coordinate."""
+    h = 1e-5 * (1 + x.abs().max())
+    return sum((step(x + h * e) - step(x - h * e)) @ e for e in torch.eye(x.shape[1], dtype=x.dtype)) / (2 * h)
+
+
+@every_solver
+@every_end
+def test_the_divergence_of_eq_11_is_that_of_the_finished_step(solver, end):
+    """At every step of a corrected run: E[∇·u] = d − E[tr ∂T/∂x] by differences, with the history which that run has frozen.
+
+    T is the whole step, every stage and UniPC's corrector, and γ is made of this number. First step, warm-up, full history,
+    lowered order, last step. (Frames and VP models, at one step: tests/test_correction.py.)
+    """
+    corrected, history = Corrected(solver, CleanTarget(gamma_max=0.9), Exact(FREE)), []
+    for x, interval, state, step in _steps(corrected, mixture, noisy_state(80.0), ENDS[end](8)):
+
+        def move(z, at=interval, frozen=state.inner):
+            return solver.step(mixture, z, at, frozen).x
+
+        moments, decision = step.state.last.moments, step.state.last.decision
+        expected = 3 - _trace_by_differences(move, x).mean()
+        torch.testing.assert_close(moments.div, expected, rtol=1e-6, atol=1e-8)
+        uu = (x - move(x)).square().sum(1).mean()
+        torch.testing.assert_close(decision.raw, interval.sigma**2 * expected / uu, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(step.x, torch.lerp(x, move(x), decision.gamma))
+        history.append(len(getattr(state.inner, "values", ())))
+    assert history[0] == 0
+    if isinstance(step.state.inner, History):  # step 4 of 8: full order, not yet lowered
+        assert history[4] >= solver.order - 1
 
 
 @every_solver

@@ -170,10 +170,10 @@ class Corrected(Solver):
         self, rule: Energy, denoiser: Denoiser, x: Tensor, interval: Interval, state: CorrectedState, need: Need
     ) -> Step:
         """x' = T₁ + Σ_b η_b P_b (T − T₁), in VE coordinates whatever the frame."""
-        second, jvps, vjps = state.second_moment, 0, 0
+        second, jvps, vjps, share = state.second_moment, 0, 0, 1.0
         if need is Need.FULL:
             _refuse_differentiation(x)
-            second, proposal, jvps, vjps = measure_second_moment(
+            second, proposal, jvps, vjps, share = measure_second_moment(
                 rule, self.solver, state.estimator, denoiser, x, interval, state.inner
             )
         else:
@@ -181,6 +181,7 @@ class Corrected(Solver):
         assert second is not None  # planned: the first corrected step measures it where it was not given
         matched = match_energy(rule, x, proposal, interval, second)
         done = _band_record(matched, interval, rule.bands.sizes(x.shape[1:]).to(x.device), jvps, vjps)
+        done = done._replace(share=share)
         return Step(matched.x, proposal.denoised, replace(state, inner=proposal.state, second_moment=second, last=done))
 
     def nfe(self, sigmas: Tensor) -> int:

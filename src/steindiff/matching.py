@@ -51,20 +51,27 @@ def match_energy(rule: Energy, x: Tensor, proposal: Step, interval: Interval, se
 
 def measure_second_moment(
     rule: Energy, solver: Solver, estimator: Estimator, denoiser: Denoiser, x: Tensor, interval: Interval, state: State
-) -> tuple[Tensor, Step, int, int]:
-    """M_b = E‖P_b D‖² + σ² E[tr P_b ∂D/∂x] from the run's own batch, with the step itself and the JVPs and VJPs taken.
+) -> tuple[Tensor, Step, int, int, float]:
+    """M_b = E‖P_b D‖² + σ² E[tr P_b ∂D/∂x] from the run's own batch, with the step itself, the JVPs and VJPs, and their share.
 
-    The partial traces of all bands come from the same products, vᵀP_b (∂D/∂x) v.
+    The partial traces of all bands come from the same products, vᵀP_b (∂D/∂x) v, of D(x, σ) alone: what else the step evaluates
+    is evaluated once, without derivative, and its value of D(x, σ) is the one already at hand. With `Hutchinson(samples=m)` the
+    products are of the first m images; E‖P_b D‖² is the mean over all of them.
     """
 
-    def denoised(z: Tensor) -> tuple[Tensor, Step]:
-        step = solver.step(denoiser, z, interval, state)
-        return step.denoised, step
+    def value(network: Denoiser, z: Tensor) -> tuple[Tensor, Tensor]:
+        denoised = network(z, interval.sigma)
+        return denoised, denoised
 
-    estimate, proposal = estimator(denoised, x, interval.index, contract=rule.bands.inner)
-    energy = rule.bands.inner(proposal.denoised, proposal.denoised).mean(0)
+    estimate, denoised = estimator.through(value, denoiser, x, interval.index, contract=rule.bands.inner)
+
+    def known(z: Tensor, sigma: Tensor) -> Tensor:
+        return denoised if z is x and sigma is interval.sigma else denoiser(z, sigma)
+
+    proposal = solver.step(known, x, interval, state)
+    energy = rule.bands.inner(denoised, denoised).mean(0)
     posterior = interval.sigma**2 * estimate.mean
-    return energy + posterior.clamp_min(0), proposal, estimate.jvps, estimate.vjps
+    return energy + posterior.clamp_min(0), proposal, estimate.jvps, estimate.vjps, estimate.share
 
 
 def second_moment(samples: Tensor, bands: Bands | None = None) -> Tensor:
