@@ -25,7 +25,7 @@ slow: .venv/.dev
 .venv/.user: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) torch==2.13.0
-	$(PIP) -e '.[cli,metrics]'
+	$(PIP) -e '.[cli,metrics,train]'
 	touch $@
 
 .venv/.dev: .venv/.user

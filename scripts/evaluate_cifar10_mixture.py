@@ -66,14 +66,6 @@ def full_gaussian(x: Tensor, floor: float, event_shape: Sequence[int] = EVENT_SH
     return Gaussian(mean.reshape(*event_shape), (covariance + covariance.mT) / 2)
 
 
-def pixel_frechet(x: Tensor, y: Tensor) -> Value:
-    """`frechet_distance` in an orthonormal basis of the points' span: the same number, cheaper where n is below d."""
-    z = torch.cat([x, y]).flatten(1)
-    centre = z.mean(0)
-    Q, _ = torch.linalg.qr((z - centre).mT)
-    return frechet_distance((x - centre) @ Q, (y - centre) @ Q)
-
-
 def print_likelihoods(model: Model, law: FactorMixture, gaussian: Gaussian, train: Tensor, test: Tensor) -> None:
     """The first table of the model card: the mean over all test images, ± its standard error."""
     rank, recipe = law.loadings.shape[2], model.info["recipe"]
@@ -96,7 +88,7 @@ def print_distances(rows: dict[str, Tensor], test: Tensor, n: int, n_frechet: in
     print(f"| points against test images | energy distance, {n} each | pixel Fréchet distance, {n_frechet} each |")
     print("|---|---|---|")
     for name, points in rows.items():
-        energy, frechet = target.shares(points).value, pixel_frechet(points[:n_frechet], test[:n_frechet])
+        energy, frechet = target.shares(points).value, frechet_distance(points[:n_frechet], test[:n_frechet])
         print(f"| {name} | {energy} | {frechet} |", flush=True)
 
 

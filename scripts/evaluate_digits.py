@@ -28,13 +28,14 @@ from tqdm import tqdm
 
 from steindiff import grids, initial_noise, models, sample
 from steindiff.command import run_command
+from steindiff.datasets import load_digits
 from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError
 from steindiff.images import contact_sheet, save_png, to_uint8
 from steindiff.metrics import EnergyTarget, energy_distance, frechet_distance
 from steindiff.solvers import Heun
-from train_digits import EVENT_SHAPE, load_split
 
+EVENT_SHAPE = (1, 8, 8)
 LEAST = 40  # two samples in each of the jackknife's 20 groups
 SIGMA_MAX = 80.0
 BATCH = 250
@@ -116,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
         "  python scripts/evaluate_digits.py --n 200 --steps 20 --resplits 20 --image outputs/digits.png",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--model", default="digits", help="a model's name, or a file of train_digits.py; default: %(default)s")
+    p.add_argument("--model", default="digits", help="a model's name, or a file of `steindiff train`; default: %(default)s")
     p.add_argument("--n", type=int, default=1500, help="samples; 1500, as many as training digits, by default")
     p.add_argument("--steps", type=int, default=100, help="noise levels above 0; default: %(default)s")
     p.add_argument("--seed", type=int, default=0, help="first of the image seeds, and of the re-splits; default: %(default)s")
@@ -138,7 +139,7 @@ def evaluate(a: argparse.Namespace) -> None:
     check_options(a)
     torch.set_num_threads(a.threads)
     denoiser = load_denoiser(a.model)
-    train, held, _ = load_split()
+    train, held = (images.points() for images in load_digits())
     start = time.perf_counter()
     samples, nfe = draw(denoiser, a.n, a.steps, a.seed)
     print(f"{a.n} samples with {nfe} evaluations each, {time.perf_counter() - start:.0f} s")

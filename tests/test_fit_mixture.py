@@ -9,8 +9,10 @@ import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.distributions import MultivariateNormal
 
 from steindiff import models
@@ -206,10 +208,10 @@ def test_bad_archives_are_refused(scripts, tmp_path, capsys):
     archive = tmp_path / "train.tar.xz"
     make_archive(archive, size=(16, 16))
     assert scripts.fit.main(["--data", str(tmp_path), "--dry-run"]) == 2
-    assert "32×32" in capsys.readouterr().err
+    assert "(3, 16, 16): need (3, 32, 32)" in capsys.readouterr().err
     archive.write_bytes(archive.read_bytes()[:100])
     assert scripts.fit.main(["--data", str(tmp_path), "--dry-run"]) == 2
-    assert "not a readable .tar.xz" in capsys.readouterr().err
+    assert "not a readable archive" in capsys.readouterr().err
 
 
 def test_small_run_end_to_end(scripts, tmp_path, capsys):
@@ -245,8 +247,11 @@ def test_images_are_read_in_the_order_of_their_names(scripts, tmp_path):
     assert -1 <= x.min() < x.max() <= 1
     with tarfile.open(tmp_path / "a.tar.xz") as tar:
         assert tar.getnames()[0] > tar.getnames()[-1]
-    first = scripts.data.decode(tmp_path / "a.tar.xz")["train/noise/0001.jpg"]
-    assert torch.equal(images[0], torch.tensor(first).permute(2, 0, 1))
+        stream = tar.extractfile("train/noise/0001.jpg")
+        assert stream is not None
+        with Image.open(stream) as image:
+            first = torch.tensor(np.asarray(image))
+    assert torch.equal(images[0], first.permute(2, 0, 1))
 
 
 def test_bits_per_dim_of_the_uniform_density_is_log2_of_the_levels(scripts):
@@ -261,16 +266,3 @@ def test_full_gaussian_equals_the_dense_formula(scripts, truth):
     torch.testing.assert_close(gaussian.log_density(y, 0.0), dense, rtol=1e-9, atol=0)
     raised = scripts.evaluate.full_gaussian(x, floor=0.5, event_shape=(D,))
     assert float(torch.linalg.eigvalsh(raised.covariance)[0]) == pytest.approx(0.5, rel=1e-9)
-
-
-def test_frechet_distance_in_the_span_of_the_points_is_that_of_the_pixels(scripts):
-    g = torch.Generator().manual_seed(11)
-    scale = torch.linspace(0.1, 2, 150, dtype=torch.float64)
-    x, y = (shift + scale * torch.randn(n, 150, generator=g, dtype=torch.float64) for n, shift in ((60, 0.0), (45, 0.3)))
-    a, b = x - x.mean(0), y - y.mean(0)
-    # tr (C_x C_y)^½ is the nuclear norm of X Yᵀ/√((n−1)(m−1)): no covariance formed.
-    cross = torch.linalg.svdvals(a @ b.mT).sum() / math.sqrt(59 * 44)
-    expected = (x.mean(0) - y.mean(0)).square().sum() + a.square().sum() / 59 + b.square().sum() / 44 - 2 * cross
-    got = scripts.evaluate.pixel_frechet(x, y)
-    assert got.value == pytest.approx(float(expected), rel=1e-5)
-    assert 0 < got.se < got.value

@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
 from steindiff.errors import InputError
-from steindiff.metrics import Value, endpoint_rmse, energy_difference, energy_distance, frechet_distance, principal_features
+from steindiff.metrics import (
+    EnergyTarget,
+    FrechetTarget,
+    SampleMoments,
+    Value,
+    distances,
+    endpoint_rmse,
+    energy_difference,
+    energy_distance,
+    frechet_distance,
+    moments,
+    principal_features,
+)
 
 
 def _normal(seed: int, n: int, d: int, shift: float = 0.0, scale: float = 1.0) -> torch.Tensor:
@@ -36,9 +48,13 @@ def test_energy_distance_is_unbiased_at_zero_and_symmetric():
     assert energy_distance(x, y).value == pytest.approx(energy_distance(y, x).value, rel=1e-12)
 
 
-@pytest.mark.parametrize("distance", [energy_distance, lambda x, y: frechet_distance(x, y, groups=20)])
-def test_standard_errors_agree_with_the_spread_of_repeated_draws(distance):
-    draws = [distance(_normal(2 * i, 200, 2), _normal(2 * i + 1, 200, 2, shift=0.7, scale=1.3)) for i in range(80)]
+@pytest.mark.parametrize(
+    ("distance", "n", "d"),
+    [(energy_distance, 200, 2), (frechet_distance, 200, 2), (lambda x, y: frechet_distance(x, y, groups=10), 50, 70)],
+)
+def test_standard_errors_agree_with_the_spread_of_repeated_draws(distance, n, d):
+    """The last with fewer samples than dimensions."""
+    draws = [distance(_normal(2 * i, n, d), _normal(2 * i + 1, n, d, shift=0.7, scale=1.3)) for i in range(50)]
     spread = float(torch.tensor([v.value for v in draws]).std())
     stated = sum(v.se for v in draws) / len(draws)
     assert 0.7 < stated / spread < 1.4
@@ -63,6 +79,120 @@ def test_frechet_against_scipy_and_against_moments():
     assert frechet_distance(x, x).value == pytest.approx(0.0, abs=1e-9)
     far = frechet_distance(_normal(3, 20000, 2), _normal(4, 20000, 2, shift=1.0, scale=2.0))
     assert abs(far.value - (2 * 1.0 + 2 * 1.0)) < 4 * far.se  # d·shift² + d·(2−1)²
+
+
+def _close(got: SampleMoments, expected: SampleMoments) -> None:
+    assert got.n == expected.n
+    torch.testing.assert_close(got.mean, expected.mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got.scatter, expected.scatter, rtol=1e-11, atol=1e-11)
+
+
+def test_moments_are_those_of_the_samples_far_from_the_origin_too():
+    x = _normal(0, 200, 4, shift=1e4)
+    got = SampleMoments.of(x)
+    torch.testing.assert_close(got.mean, x.mean(0), rtol=1e-14, atol=0)
+    torch.testing.assert_close(got.covariance, torch.cov(x.T), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(got.root() @ got.root(), torch.cov(x.T), rtol=1e-9, atol=1e-9)
+
+
+def test_moments_of_two_points_by_hand():
+    got = SampleMoments.of(torch.tensor([[0.0, 1.0], [2.0, 5.0]]))
+    assert got.mean.tolist() == [1.0, 3.0]
+    assert got.covariance.tolist() == [[2.0, 4.0], [4.0, 8.0]]
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.randoms())
+@settings(max_examples=25, deadline=None)
+def test_moments_do_not_depend_on_parts_or_order(sizes, random):
+    x = _normal(sum(sizes), sum(sizes), 3, shift=2.0)
+    parts = [SampleMoments.of(part) for part in x.split(sizes)]
+    random.shuffle(parts)
+    merged = parts[0]
+    for part in parts[1:]:
+        merged = merged.merge(part)
+    _close(merged, SampleMoments.of(x))
+    if len(parts) > 1:
+        _close(merged.without(parts[0]).merge(parts[0]), merged)
+
+
+def test_moments_in_chunks_and_without_a_part(monkeypatch):
+    x = _normal(0, 103, 3)
+    whole = SampleMoments.of(x)
+    _close(whole.without(SampleMoments.of(x[:40])), SampleMoments.of(x[40:]))
+    monkeypatch.setattr(moments, "CHUNK", 10)
+    _close(SampleMoments.of(x.float()), SampleMoments.of(x.float().double()))
+    _close(SampleMoments.of(x), whole)
+
+
+def test_moments_refuse_what_has_none():
+    one = SampleMoments.of(torch.zeros(1, 2))
+    for call, message in (
+        (lambda: SampleMoments.of(torch.zeros(0, 2)), "n ≥ 1"),
+        (lambda: one.covariance, "no covariance"),
+        (lambda: one.without(one), "leave at least one"),
+        (lambda: one.merge(SampleMoments.of(torch.zeros(1, 3))), "need the same"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+def test_frechet_of_gaussians_with_given_moments():
+    """Samples moved and stretched to have exactly the moments of the closed form."""
+    z = _normal(0, 50, 3)
+    z = (z - z.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(z.T))).T
+    a, b = torch.diag(torch.tensor([1.0, 2.0, 3.0])).double(), torch.diag(torch.tensor([2.0, 0.5, 3.0])).double()
+    expected = 3 * 0.25 + (1 - 2) ** 2 + (2 - 0.5) ** 2  # commuting: Σ(√λ − √μ)²
+    assert frechet_distance(z @ a, 0.5 + z @ b).value == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(60, 50, 8), (44, 90, 60), (90, 44, 60), (44, 46, 300)])
+def test_frechet_from_samples_equals_frechet_from_covariances(n, m, d):
+    """Rounding of eigenvalues that are zero limits the second to about √ε of the largest, each."""
+    scale = torch.linspace(0.1, 2, d, dtype=torch.float64)
+    x, y = (FrechetTarget(scale * _normal(i, k, d, shift=0.3 * i)) for i, k in enumerate((n, m)))
+    samples, covariances = distances._by_samples(x, y), distances._by_moments(x, y)
+    assert samples[0] == pytest.approx(covariances[0], rel=1e-6)
+    for got, expected in zip(samples[1], covariances[1], strict=True):
+        assert got == pytest.approx(expected, rel=1e-6)
+    chosen = y.distance(x)
+    assert chosen.value == (samples if min(n, m) < d else covariances)[0]
+    assert chosen.se > 0
+
+
+def test_frechet_jackknife_leaves_out_groups():
+    x, y = _normal(0, 60, 3), _normal(1, 50, 3, shift=0.5)
+    without_x = [frechet_distance(x[torch.arange(60) % 5 != i], y, groups=2).value for i in range(5)]
+    without_y = [frechet_distance(x, y[torch.arange(50) % 5 != i], groups=2).value for i in range(5)]
+    variance = sum(4 / 5 * 5 * float(torch.tensor(v, dtype=torch.float64).var(correction=0)) for v in (without_x, without_y))
+    assert frechet_distance(x, y, groups=5).se == pytest.approx(math.sqrt(variance), rel=1e-9)
+
+
+def test_targets_may_be_used_again_and_on_either_side():
+    x, y, z = _normal(0, 50, 3), _normal(1, 60, 3, shift=0.5), _normal(2, 40, 3)
+    for make, distance, measure in (
+        (FrechetTarget, frechet_distance, lambda target, other: target.distance(other)),
+        (EnergyTarget, energy_distance, lambda target, other: target.shares(other).value),
+    ):
+        target = make(y)
+        for other in (x, z):
+            assert measure(target, make(other)) == pytest.approx(distance(other, y), rel=1e-12)
+            assert measure(target, other) == pytest.approx(distance(other, y), rel=1e-12)
+            assert measure(make(other), target) == pytest.approx(distance(y, other), rel=1e-12)
+    with pytest.raises(InputError, match="make both with the same"):
+        FrechetTarget(x, groups=5).distance(FrechetTarget(y, groups=4))
+
+
+def test_energy_distance_in_blocks_equals_the_double_sums(monkeypatch):
+    x, y = _normal(0, 37, 5), _normal(1, 41, 5, shift=0.4)
+    pairs = {name: (p[:, None] - q).norm(dim=-1) for name, p, q in (("xy", x, y), ("xx", x, x), ("yy", y, y))}
+    within_x, within_y = pairs["xx"].sum(1) / 36, pairs["yy"].sum(1) / 40
+    expected = 2 * pairs["xy"].mean() - within_x.mean() - within_y.mean()
+    for rows in (8, 1024):
+        monkeypatch.setattr(distances, "ROWS", rows)
+        shares = EnergyTarget(y).shares(x)
+        assert shares.distance == pytest.approx(float(expected), rel=1e-10)
+        torch.testing.assert_close(shares.of_x, 2 * (pairs["xy"].mean(1) - within_x), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(shares.of_y, 2 * (pairs["xy"].mean(0) - within_y), rtol=1e-9, atol=1e-9)
 
 
 def test_endpoint_rmse_and_its_error():
@@ -97,6 +227,8 @@ def test_energy_distance_of_any_size_is_finite(n, m, d):
         (lambda: energy_distance(torch.zeros(1, 2), torch.zeros(5, 2)), "at least 2 each"),
         (lambda: energy_distance(torch.zeros(5, 2), torch.zeros(5, 3)), "need equal dimension"),
         (lambda: frechet_distance(torch.zeros(10, 2), torch.zeros(10, 2)), "at least 40 each"),
+        (lambda: frechet_distance(torch.zeros(50, 2), torch.zeros(50, 3)), "need equal dimension"),
+        (lambda: FrechetTarget(torch.zeros(50, 2), groups=1), "at least 2"),
         (lambda: endpoint_rmse(torch.zeros(3, 2), torch.zeros(4, 2)), "same noise"),
         (lambda: energy_difference(torch.zeros(3, 2), torch.zeros(4, 2), torch.zeros(4, 2)), "same noise"),
     ],

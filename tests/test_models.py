@@ -20,7 +20,8 @@ def test_the_embedded_models_are_small_and_have_cards():
     for name in models.names():
         assert (WEIGHTS / f"{name}.md").is_file()
     assert (WEIGHTS / "cifar10_mixture.safetensors").stat().st_size <= 4_000_000
-    assert sum(p.stat().st_size for p in WEIGHTS.glob("*.safetensors")) <= 8_000_000
+    assert all(p.stat().st_size <= 16 * 2**20 for p in WEIGHTS.glob("*.safetensors"))
+    assert sum(p.stat().st_size for p in WEIGHTS.glob("*.safetensors")) <= 48 * 2**20
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10_mixture"])
@@ -153,6 +154,13 @@ def test_parts_that_are_missing_mixed_or_cut_are_refused(tmp_path):
         models.load(path)
     with pytest.raises(InputError, match="more than the 1,000 of a part"):
         models.save(path, _state(0), PARTS, part_bytes=1000)
+
+
+@pytest.mark.parametrize("event_shape", [[3, 8, 8], [1, 7, 8], [64]])
+def test_a_description_whose_images_do_not_fit_the_network_is_refused(tmp_path, event_shape):
+    models.save(tmp_path / "odd.safetensors", _state(0), {**PARTS, "event_shape": event_shape})
+    with pytest.raises(ModelFileError, match="for a network of 1 channels"):
+        models.load(tmp_path / "odd.safetensors")
 
 
 def test_a_new_model_replaces_the_parts_of_the_old(tmp_path):

@@ -1,20 +1,15 @@
-"""The UNet and its preconditioning: shapes, limits, derivatives, configuration, errors, and a smoke training."""
+"""The UNet and its preconditioning: shapes, limits, derivatives, configuration, errors."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from steindiff import models
 from steindiff.errors import InputError
 from steindiff.networks import EDMPrecond, UNet, UNetConfig
 
@@ -22,7 +17,6 @@ from steindiff.networks import EDMPrecond, UNet, UNetConfig
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 
 SMALL = UNetConfig(channels=8, mults=(1, 2), blocks=1, groups=4)
-ROOT = Path(__file__).parents[1]
 
 
 def make(config: UNetConfig = SMALL, dtype: torch.dtype = torch.float64, sigma_data: float = 0.75) -> EDMPrecond:
@@ -45,20 +39,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def training() -> ModuleType:
-    path = ROOT / "scripts/train_digits.py"
-    if not path.exists():
-        pytest.skip("the scripts are not part of this installation")
-    spec = importlib.util.spec_from_file_location("train_digits", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_digits"] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(
@@ -273,40 +253,3 @@ def test_bad_labels(classes, labels, message):
     net = make(dataclasses.replace(SMALL, num_classes=classes), torch.float32)
     with pytest.raises(InputError, match=message):
         net(torch.zeros(2, 1, 8, 8), 1.0, labels)
-
-
-def test_smoke_training(training, tmp_path):
-    x_train, x_held, _ = training.load_split()
-    assert x_train.shape == (1500, 1, 8, 8)
-    assert x_held.shape == (297, 1, 8, 8)
-    assert x_train.min() == -1
-    assert x_train.max() == 1
-    joined = {row.numpy().tobytes() for row in x_train}
-    assert not any(row.numpy().tobytes() in joined for row in x_held)
-
-    config, held = dataclasses.replace(SMALL, dropout=0.1), x_held[:64]
-    start = EDMPrecond(UNet(config), x_train.std().item()).eval()
-    recipe = training.Recipe(steps=20, batch=32, lr=5e-3, warmup=5, ema=2.0)
-    net = training.train(config, recipe, x_train, held, quiet=True)
-    assert sum(training.loss_per_bin(net, held, 1)) < 0.97 * sum(training.loss_per_bin(start, held, 1))
-
-    path = tmp_path / "new" / "digits.safetensors"
-    training.export(net, config, path, dataclasses.asdict(recipe))
-    info, tensors = models.read(path)
-    assert (info["kind"], info["name"], info["event_shape"]) == ("edm_unet", "digits", [1, 8, 8])
-    assert all(v.dtype == torch.float16 for v in tensors.values())
-    again = models.load(path).denoiser
-    torch.testing.assert_close(again(held, 0.5), net(held, 0.5), rtol=1e-2, atol=1e-2)
-
-
-def test_training_refuses_what_cannot_work_before_it_starts(training, tmp_path, capsys):
-    out = str(tmp_path / "d.safetensors")
-    for options, message in (
-        (["--out", out, "--steps", "0"], "--steps 0: must be at least 1"),
-        (["--out", out, "--p-std", "0"], "--p-std 0.0: must be positive"),
-        (["--out", out, "--heads", "7"], "heads = 7"),
-        (["--out", str(tmp_path / "d.bin")], "ends with .safetensors"),
-    ):
-        assert training.main(options) == 2
-        assert message in capsys.readouterr().err
-    assert not Path(out).exists()

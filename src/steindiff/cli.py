@@ -1,4 +1,4 @@
-"""The command line: `steindiff sample`, `steindiff demo`, `steindiff diagnose`, `steindiff models`."""
+"""The command line: `steindiff sample`, `train`, `evaluate`, `demo`, `diagnose`, `models`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from rich.markup import escape
 
 from steindiff import corrections, grids, models, solvers
 from steindiff.errors import SteindiffError
+from steindiff.quality.command import EXAMPLES as EVALUATE_EXAMPLES
+from steindiff.quality.command import evaluate_command
+from steindiff.train.command import EXAMPLES as TRAIN_EXAMPLES
+from steindiff.train.command import train_command
 
 __all__ = ["app", "main"]
 
@@ -121,6 +125,10 @@ def diagnose(
 
     setup = configure(preset, model=model, solver=solver, all_solvers=all_solvers, nfe=nfe, samples=samples, first_seed=seed)
     run_diagnose(outdir, setup, _console())
+
+
+app.command("train", epilog=TRAIN_EXAMPLES)(train_command)
+app.command("evaluate", epilog=EVALUATE_EXAMPLES)(evaluate_command)
 
 
 @app.command("models")

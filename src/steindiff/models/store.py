@@ -206,7 +206,14 @@ def _edm_unet(
     info: dict[str, Any], tensors: dict[str, Tensor], event_shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Denoiser:
     """An EDM-preconditioned UNet; weights are stored in float16 and run in float32 or better."""
-    network = EDMPrecond(UNet(UNetConfig(**info["unet"])), float(info["sigma_data"]))
+    config = UNetConfig(**info["unet"])
+    factor = 2 ** (len(config.mults) - 1)
+    if len(event_shape) != 3 or event_shape[0] != config.image_channels or event_shape[1] % factor or event_shape[2] % factor:
+        raise ValueError(
+            f"images of shape {event_shape} for a network of {config.image_channels} channels that halves them "
+            f"{len(config.mults) - 1} times"
+        )
+    network = EDMPrecond(UNet(config), float(info["sigma_data"]))
     network.load_state_dict(tensors)
     return network.to(device, dtype).eval().requires_grad_(False)
 

@@ -1,0 +1,240 @@
+"""Images to train and measure on: a folder, a zip, a tar, or scikit-learn's digits, as one uint8 tensor in memory.
+
+Pixels v in 0…top become x = 2v/top − 1 in [−1, 1]. Images are taken in the order of their names; labels are those of an
+EDM `dataset.json` where there is one, else the names of the folders that hold the images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import lzma
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steindiff.errors import InputError
+
+__all__ = ["ImageSet", "load_digits", "load_images", "load_pair"]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+ARCHIVES = (".zip", ".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tgz")
+DIGITS_SPLIT_SEED, DIGITS_TRAIN = 1797, 1500
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images with what identifies them.
+
+    Attributes:
+        pixels: uint8, (N, C, H, W), values 0…top.
+        labels: class indices, int64 (N,); None without classes.
+        classes: their names.
+        source: what the user named.
+        top: the value of white; 255, or 16 for scikit-learn's digits.
+    """
+
+    pixels: Tensor
+    labels: Tensor | None
+    classes: tuple[str, ...]
+    source: str
+    top: int = 255
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Of one image, (C, H, W)."""
+        return tuple(self.pixels.shape[1:])
+
+    @property
+    def sha256(self) -> str:
+        """Of shape, pixels and labels: what was decoded, not how it was packed."""
+        digest = hashlib.sha256(repr((tuple(self.pixels.shape), self.top)).encode())
+        digest.update(self.pixels.contiguous().numpy().tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.numpy().tobytes())
+        return digest.hexdigest()
+
+    def points(self, index: Tensor | slice = slice(None)) -> Tensor:
+        """The images as float32 in [−1, 1], on the device of the pixels."""
+        return self.pixels[index].float().mul_(2 / self.top).sub_(1)
+
+    def take(self, index: Tensor | slice) -> ImageSet:
+        """Some of the images."""
+        return replace(self, pixels=self.pixels[index], labels=None if self.labels is None else self.labels[index])
+
+    def split(self, held_out: int, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+        """Training and held-out images, by a permutation that the seed fixes. Raises InputError where none would be left."""
+        if not 0 < held_out < len(self):
+            raise InputError(f"{held_out} of {len(self)} images held out: leave at least one for either side")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.take(order[held_out:].sort().values), self.take(order[:held_out].sort().values)
+
+
+def load_digits() -> tuple[ImageSet, ImageSet]:
+    """scikit-learn's 8×8 digits, 1500 for training and 297 held out, split once and for all."""
+    try:
+        from sklearn.datasets import load_digits as sklearn_digits
+    except ModuleNotFoundError as error:
+        raise InputError("the digits are scikit-learn's: pip install 'steindiff[metrics]'") from error
+
+    bunch = sklearn_digits()
+    order = np.random.default_rng(DIGITS_SPLIT_SEED).permutation(len(bunch.data))
+    pixels = torch.from_numpy(bunch.data[order].astype(np.uint8)).reshape(-1, 1, 8, 8)
+    labels = torch.from_numpy(bunch.target[order].astype(np.int64))
+    whole = ImageSet(pixels, labels, tuple("0123456789"), "digits", top=16)
+    return whole.take(slice(DIGITS_TRAIN)), whole.take(slice(DIGITS_TRAIN, None))
+
+
+def load_images(path: str | Path, resolution: int | None = None, grey: bool = False, progress: bool = False) -> ImageSet:
+    """All images below a folder or in a zip or tar archive.
+
+    Args:
+        path: the folder or archive. Nothing is unpacked to disk.
+        resolution: images are cropped to a centred square and resized to this; None: all must have one size.
+        grey: one channel instead of three.
+        progress: a bar on stderr.
+
+    Raises:
+        InputError: no such path, an unreadable archive or image, no image, or sizes that differ.
+    """
+    place = Path(path)
+    if resolution is not None and resolution < 1:
+        raise InputError(f"resolution={resolution}: need at least 1 pixel")
+    names: list[str] = []
+    arrays: list[np.ndarray] = []
+    table: dict[str, int] | None = None
+    for name, data in _bar(_entries(place), progress):
+        if PurePosixPath(name).name == "dataset.json":
+            table = _labels_of(data, name)
+            continue
+        names.append(name)
+        arrays.append(_decode(data, f"{path}: {name}", resolution, grey))
+        if arrays[-1].shape != arrays[0].shape:
+            (h, w), (h0, w0) = arrays[-1].shape[:2], arrays[0].shape[:2]
+            raise InputError(f"{path}: {name} has {h}×{w} pixels, {names[0]} {h0}×{w0}: give a resolution to resize all to")
+    if not names:
+        raise InputError(f"{path} holds no images ({', '.join(SUFFIXES)}): name a folder or archive that does")
+    order = sorted(range(len(names)), key=names.__getitem__)
+    pixels = torch.from_numpy(np.stack([arrays[i] for i in order])).permute(0, 3, 1, 2).contiguous()
+    labels, classes = _classes([names[i] for i in order], table)
+    return ImageSet(pixels, labels, classes, str(path))
+
+
+def load_pair(
+    data: str, held_out: str, resolution: int | None = None, grey: bool = False, progress: bool = False
+) -> tuple[ImageSet, ImageSet]:
+    """Training and held-out images: two sources, or one and how many images to hold out of it; "digits" is split already.
+
+    Raises:
+        InputError: as `load_images`; nothing held out; digits beside other data.
+    """
+    if "digits" in (data, held_out):
+        if data != "digits" or held_out not in ("digits", ""):
+            raise InputError(f"data {data!r}, held out {held_out!r}: digits bring their own split, name nothing else")
+        return load_digits()
+    if not held_out:
+        raise InputError("no held-out images: name them by --held-out, or give the number to hold out of --data, such as 1000")
+    train = load_images(data, resolution, grey, progress)
+    if held_out.isdecimal():
+        return train.split(int(held_out))
+    held = load_images(held_out, resolution, grey, progress)
+    return train, held if held.classes == train.classes else replace(held, labels=None, classes=())
+
+
+def _entries(place: Path) -> Iterator[tuple[str, bytes]]:
+    """Names (relative, with /) and bytes of the images and of dataset.json."""
+    if place.is_dir():
+        for file in sorted(p for p in place.rglob("*") if p.is_file() and _wanted(p.name)):
+            yield file.relative_to(place).as_posix(), file.read_bytes()
+        return
+    if not place.is_file():
+        raise InputError(f"no such folder or archive: {place}")
+    if not place.name.lower().endswith(ARCHIVES):
+        raise InputError(f"{place} is neither a folder nor one of {', '.join(ARCHIVES)}")
+    reader = _zip_entries if place.suffix.lower() == ".zip" else _tar_entries
+    try:
+        yield from reader(place)
+    except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
+        raise InputError(f"{place} is not a readable archive ({error}): it may be truncated; copy it again") from error
+
+
+def _zip_entries(place: Path) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(place) as archive:
+        for name in archive.namelist():
+            if _wanted(name):
+                yield name, archive.read(name)
+
+
+def _tar_entries(place: Path) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(place) as archive:
+        for member in archive:
+            stream = archive.extractfile(member) if member.isfile() and _wanted(member.name) else None
+            if stream is not None:
+                yield member.name, stream.read()
+
+
+def _wanted(name: str) -> bool:
+    last = PurePosixPath(name).name
+    return not last.startswith(".") and (last.lower().endswith(SUFFIXES) or last == "dataset.json")
+
+
+def _decode(data: bytes, name: str, resolution: int | None, grey: bool) -> np.ndarray:
+    """One image, (H, W, C) uint8."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            image = opened.convert("L" if grey else "RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{name} is not a readable image ({error}): remove or replace it") from error
+    if resolution is not None and image.size != (resolution, resolution):
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        # BOX is the exact average over blocks, where the factor is whole; LANCZOS is the usual choice elsewhere.
+        how = Image.Resampling.BOX if side % resolution == 0 else Image.Resampling.LANCZOS
+        image = image.resize((resolution, resolution), how, box=(left, top, left + side, top + side))
+    array = np.array(image, dtype=np.uint8)
+    return array[..., None] if grey else array
+
+
+def _labels_of(data: bytes, name: str) -> dict[str, int] | None:
+    """EDM's dataset.json: {"labels": [["00000/img00000000.png", 6], …]} or {"labels": null}."""
+    try:
+        labels = json.loads(data)["labels"]
+        return None if labels is None else {str(file): int(label) for file, label in labels}
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f'{name} is not {{"labels": [[file, class], …]}} ({error}): repair or remove it') from error
+
+
+def _classes(names: list[str], table: dict[str, int] | None) -> tuple[Tensor | None, tuple[str, ...]]:
+    if table is not None:
+        missing = [name for name in names if name not in table]
+        if missing or min(table.values()) < 0:
+            raise InputError(f"dataset.json has no class for {missing[:3]}, or a negative one: add them, or remove the file")
+        count = max(table[name] for name in names) + 1
+        return torch.tensor([table[name] for name in names]), tuple(map(str, range(count)))
+    folders = [PurePosixPath(name).parent.name for name in names]
+    classes = tuple(sorted(set(folders)))
+    if len(classes) < 2:
+        return None, ()
+    index = {name: i for i, name in enumerate(classes)}
+    return torch.tensor([index[f] for f in folders]), classes
+
+
+def _bar(entries: Iterator[tuple[str, bytes]], progress: bool) -> Iterator[tuple[str, bytes]]:
+    if not progress:
+        return entries
+    from tqdm.auto import tqdm
+
+    return iter(tqdm(entries, unit="image", desc="reading", leave=False))

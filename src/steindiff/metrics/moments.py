@@ -1,0 +1,89 @@
+"""Mean and covariance of samples in float64, from parts in any order.
+
+    n = n₁ + n₂,    μ = μ₁ + (n₂/n) δ,    S = S₁ + S₂ + (n₁n₂/n) δδᵀ,    δ = μ₂ − μ₁,    S = Σ (x − μ)(x − μ)ᵀ
+
+Source: Chan, Golub & LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances" (1979).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steindiff.errors import InputError
+
+__all__ = ["SampleMoments"]
+
+CHUNK = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class SampleMoments:
+    """Number, mean and scatter of samples; `of` the parts, merged, are `of` the whole up to rounding.
+
+    Attributes:
+        n: number of samples.
+        mean: μ, (d,) float64.
+        scatter: S = Σ (x − μ)(x − μ)ᵀ, (d, d) float64.
+    """
+
+    n: int
+    mean: Tensor
+    scatter: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor) -> SampleMoments:
+        """Of samples (n, …), each flattened to d numbers; only a chunk of them is float64 at a time.
+
+        Raises:
+            InputError: no samples.
+        """
+        if x.ndim < 2 or len(x) == 0:
+            raise InputError(f"samples of shape {tuple(x.shape)}: need (n, …) with n ≥ 1")
+        first, *rest = (cls._of_chunk(chunk.flatten(1).double()) for chunk in x.split(CHUNK))
+        for part in rest:
+            first = first.merge(part)
+        return first
+
+    @classmethod
+    def _of_chunk(cls, x: Tensor) -> SampleMoments:
+        mean = x.mean(0)
+        centred = x - mean
+        return cls(len(x), mean, centred.mT @ centred)
+
+    def merge(self, other: SampleMoments) -> SampleMoments:
+        """Of both sets together. Raises InputError where dimensions differ."""
+        self._check(other)
+        n = self.n + other.n
+        step = other.mean - self.mean
+        scatter = (self.scatter + other.scatter).addr_(step, step, alpha=self.n * other.n / n)
+        return SampleMoments(n, self.mean + step * (other.n / n), scatter)
+
+    def without(self, part: SampleMoments) -> SampleMoments:
+        """Of the samples less a part of them: `merge` undone. Raises InputError where nothing would be left."""
+        self._check(part)
+        n = self.n - part.n
+        if n < 1:
+            raise InputError(f"{part.n} of {self.n} samples taken away: leave at least one")
+        mean = self.mean + (self.mean - part.mean) * (part.n / n)
+        step = part.mean - mean
+        return SampleMoments(n, mean, (self.scatter - part.scatter).addr_(step, step, alpha=-n * part.n / self.n))
+
+    @property
+    def covariance(self) -> Tensor:
+        """S/(n − 1). Raises InputError for a single sample."""
+        if self.n < 2:
+            raise InputError("one sample has no covariance: need at least 2")
+        return self.scatter / (self.n - 1)
+
+    def root(self) -> Tensor:
+        """The symmetric root of the covariance, C^½."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
+        return root
+
+    def _check(self, other: SampleMoments) -> None:
+        if self.mean.shape != other.mean.shape:
+            raise InputError(f"moments of {len(self.mean)} and of {len(other.mean)} numbers a sample: need the same")

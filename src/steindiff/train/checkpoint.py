@@ -1,0 +1,101 @@
+"""Training state on disk: whole or not there, loaded without executing code, and refused where it belongs to another run."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steindiff.errors import InputError
+from steindiff.files import atomic
+
+__all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint", "steps_of"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that the next step depends on.
+
+    Attributes:
+        step: optimiser steps done.
+        seconds: of training so far, over all sessions.
+        identity: what makes the run: recipe, network, data hashes; a resumed run must have the same.
+        network, average, optimizer, scaler: state dicts; the scaler's is empty but for fp16.
+    """
+
+    step: int
+    seconds: float
+    identity: dict[str, Any]
+    network: dict[str, Any]
+    average: dict[str, Any]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+
+
+def save_checkpoint(path: Path, state: Checkpoint) -> None:
+    """Write atomically, and to the disk before the old one goes: a power cut leaves one of the two.
+
+    Raises:
+        InputError: the folder cannot be written to, or the disk is full.
+    """
+    with atomic(path) as temporary:
+        try:
+            with open(temporary, "wb") as file:
+                torch.save({"format": FORMAT, **state.__dict__}, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except RuntimeError as error:  # torch's writer reports a full disk so
+            raise OSError(None, str(error).splitlines()[0]) from error
+
+
+def load_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint:
+    """The state to go on from.
+
+    Raises:
+        InputError: unreadable, or of a run with another recipe, network or data; names what differs.
+    """
+    state = _read(path)
+    differing = _differences(state.identity, identity)
+    if differing:
+        raise InputError(
+            f"{path} belongs to another run ({'; '.join(differing)}): use the same settings, another --outdir, or --overwrite"
+        )
+    return state
+
+
+def steps_of(path: Path) -> int | None:
+    """The steps of the run that a checkpoint belongs to; None where there is no checkpoint. Raises InputError as above."""
+    return int(_read(path).identity["recipe"]["steps"]) if path.exists() else None
+
+
+def _read(path: Path) -> Checkpoint:
+    try:
+        with warnings.catch_warnings():  # of pickles that are none of ours, and are refused anyway
+            warnings.simplefilter("ignore", UserWarning)
+            held = torch.load(path, map_location="cpu", weights_only=True)
+        if held.pop("format") != FORMAT:
+            raise InputError(f"{path} was written by another version: pass --overwrite to start anew, or another --outdir")
+        return Checkpoint(**held)
+    except (OSError, EOFError, RuntimeError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{path} is not a readable checkpoint ({reason}): remove it to start anew, or put back a copy"
+        ) from error
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key} was {a!r}, is {b!r}")
+    return found

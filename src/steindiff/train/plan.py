@@ -1,0 +1,106 @@
+"""What to train: a preset, the user's changes to it, and the data; and the command that says it again."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from steindiff.datasets import ImageSet, load_pair
+from steindiff.errors import InputError, unknown_name
+from steindiff.networks import UNetConfig
+from steindiff.train.presets import preset
+from steindiff.train.recipe import Recipe
+
+__all__ = ["SETTINGS", "Plan"]
+
+_Settings = TypeVar("_Settings", Recipe, UNetConfig)
+_OF_RECIPE = tuple(f.name for f in dataclasses.fields(Recipe))
+_OF_NETWORK = tuple(f.name for f in dataclasses.fields(UNetConfig) if f.name not in ("image_channels", "num_classes"))
+SETTINGS = (*_OF_RECIPE, *_OF_NETWORK)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train.
+
+    Args:
+        preset: where recipe and network start from.
+        data: folder or archive of images, or "digits".
+        held_out: the same, or a number of images to hold out of `data`.
+        changes: "name=value", to the recipe or the network.
+        resolution: crop to squares and resize; None: the preset's.
+        grey: one channel.
+        classes: class-conditional.
+
+    Raises:
+        InputError: a setting that neither has, or a value of another type.
+    """
+
+    preset: str
+    data: str
+    held_out: str = ""
+    changes: tuple[str, ...] = ()
+    resolution: int | None = None
+    grey: bool = False
+    classes: bool = False
+
+    def __post_init__(self) -> None:
+        for change in self.changes:
+            name, equals, _ = change.partition("=")
+            if not equals or name not in SETTINGS:
+                raise unknown_name("setting (write NAME=VALUE)", name, SETTINGS)
+
+    def load(self, progress: bool = True) -> tuple[ImageSet, ImageSet]:
+        """Training and held-out images. Raises InputError as `load_pair`."""
+        resolution = self.resolution or preset(self.preset).resolution
+        return load_pair(self.data, self.held_out, resolution, self.grey, progress)
+
+    def recipe(self) -> Recipe:
+        """The preset's recipe with the changes."""
+        return _changed(preset(self.preset).recipe, self.changes, _OF_RECIPE)
+
+    def network(self, data: ImageSet) -> UNetConfig:
+        """The preset's network with the changes, for these images. Raises InputError where it should have classes they lack."""
+        if self.classes and not data.classes:
+            raise InputError(f"--classes: {self.data} has no classes; give each class its own folder, or leave the flag away")
+        base = replace(preset(self.preset).unet, image_channels=data.event_shape[0])
+        return _changed(replace(base, num_classes=len(data.classes) if self.classes else 0), self.changes, _OF_NETWORK)
+
+    def command(self, recipe: Recipe, name: str) -> str:
+        """The command that does it again, without this machine's folders."""
+        base = preset(self.preset)
+        parts = ["steindiff train", f"--preset {self.preset}", f"--data {Path(self.data).name}"]
+        if self.data != "digits":
+            parts.append(f"--held-out {Path(self.held_out).name}")
+        if self.resolution and self.resolution != base.resolution:
+            parts.append(f"--resolution {self.resolution}")
+        parts += [flag for flag, on in (("--grey", self.grey), ("--classes", self.classes)) if on]
+        changes = [c for c in self.changes if not c.startswith("steps=")]
+        if recipe.steps != base.recipe.steps:
+            changes.append(f"steps={recipe.steps}")
+        return " ".join([*parts, *(f"--set {c}" for c in changes), f"--outdir outputs/{name}"])
+
+
+def _changed(base: _Settings, changes: Sequence[str], names: Sequence[str]) -> _Settings:
+    pairs = (change.partition("=") for change in changes)
+    values: dict[str, Any] = {name: _parse(name, text, getattr(base, name)) for name, _, text in pairs if name in names}
+    return replace(base, **values)
+
+
+def _parse(name: str, text: str, old: object) -> object:
+    """A value of the type of the old one; tuples as 1,2,2."""
+    if isinstance(old, str):
+        return text
+    try:
+        value = ast.literal_eval(f"({text},)" if isinstance(old, tuple) and text else text or "()")
+    except (ValueError, SyntaxError):
+        value = None
+    if isinstance(old, float) and type(value) is int:
+        value = float(value)
+    if type(value) is not type(old) or (isinstance(old, tuple) and not all(type(v) is int for v in cast(tuple[object], value))):
+        raise InputError(f"{name}={text}: need a value like {old!r}; flags are True or False, tuples 1,2,2")
+    return value

@@ -1,0 +1,106 @@
+"""What trained weights depend on, besides the network's shape, the data and the machine; and the two schedules in it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from steindiff.errors import InputError
+
+__all__ = ["EMAS", "PRECISIONS", "Recipe", "average_weight", "learning_rate", "power_exponent"]
+
+EMAS = ("half_life", "power")
+PRECISIONS = ("no", "bf16", "fp16")
+_POSITIVE = ("lr", "ema_length", "p_std", "clip_norm")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The recipe of a training run; two runs with equal recipes, data and machines give equal weights.
+
+    Args:
+        steps: optimiser steps.
+        batch: images a step, over all processes.
+        lr: peak learning rate of AdamW.
+        warmup: steps of linear warm-up.
+        decay: share of the run, at its end, over which the learning rate falls to zero by a half cosine; 1: all of it.
+        weight_decay: decoupled.
+        beta2: AdamW's second moment decay; β₁ is 0.9.
+        clip_norm: gradients of a larger norm are scaled down to it.
+        ema: "half_life" (classic) or "power" (the power function of Karras et al. 2024).
+        ema_length: half-life in steps, or σ_rel, the width of the power function's profile as a share of the run.
+        p_mean: mean of ln σ in training.
+        p_std: its standard deviation.
+        flip: mirror half of the images.
+        precision: of the network's arithmetic: "no" (float32), "bf16", "fp16".
+        seed: of initialisation, dropout, order, noise levels and noise.
+
+    Raises:
+        InputError: a value outside its range.
+    """
+
+    steps: int = 2500
+    batch: int = 128
+    lr: float = 2e-3
+    warmup: int = 100
+    decay: float = 1.0
+    weight_decay: float = 0.0
+    beta2: float = 0.99
+    clip_norm: float = 10.0
+    ema: str = "half_life"
+    ema_length: float = 300.0
+    p_mean: float = -1.2
+    p_std: float = 1.2
+    flip: bool = False
+    precision: str = "no"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "warmup"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)}: must be at least 1")
+        for name in _POSITIVE:
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name}={getattr(self, name)}: must be positive and finite")
+        if not 0 < self.decay <= 1 or not 0 < self.beta2 < 1 or not 0 <= self.weight_decay < math.inf:
+            raise InputError(
+                f"decay={self.decay}, beta2={self.beta2}, weight_decay={self.weight_decay}: need 0 < decay ≤ 1, "
+                "0 < beta2 < 1, weight_decay ≥ 0"
+            )
+        if self.ema not in EMAS or self.precision not in PRECISIONS:
+            raise InputError(
+                f"ema={self.ema!r}, precision={self.precision!r}: choose from {', '.join(EMAS)} and {', '.join(PRECISIONS)}"
+            )
+        if self.ema == "power" and not self.ema_length < 0.28:
+            raise InputError(f"ema_length={self.ema_length}: the width σ_rel of a power function is below 0.28, say 0.1")
+        if self.seed < 0:
+            raise InputError(f"seed={self.seed}: must be at least 0")
+
+
+def learning_rate(step: int, recipe: Recipe) -> float:
+    """Linear warm-up, then constant, then a half cosine to zero over the last `decay` of the run; step counts from 0."""
+    warm = min(1.0, (step + 1) / recipe.warmup)
+    late = max(0.0, (step / recipe.steps - (1 - recipe.decay)) / recipe.decay)
+    return recipe.lr * warm * 0.5 * (1 + math.cos(math.pi * late))
+
+
+def average_weight(step: int, recipe: Recipe) -> float:
+    """The weight that the average gives the newest parameters, after step 0, 1, ….
+
+    half_life   1 − 2^{−1/h},            h = min(ema_length, 1 + step/20)
+    power       1 − (1 − 1/t)^{1+γ},     t = step + 1: the average has the profile s^γ over the run so far
+
+    Source: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models" (2024), section 3.1.
+    """
+    if recipe.ema == "power":
+        return float(1 - (1 - 1 / (step + 1)) ** (1 + power_exponent(recipe.ema_length)))
+    return float(1 - 0.5 ** (1 / min(recipe.ema_length, 1 + step / 20)))
+
+
+def power_exponent(sigma_rel: float) -> float:
+    """γ of the profile s^γ on [0, 1] whose standard deviation is σ_rel: σ_rel² = (γ+1)/((γ+2)²(γ+3)), γ > 0."""
+    inverse = sigma_rel**-2
+    roots = np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse])
+    return float(roots.real.max())
