@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from steindiff.denoisers import Counter, Denoiser, schedule_of
+from steindiff.distributed import Gather, alone
 from steindiff.divergence import Choice, Estimator, Hutchinson
 from steindiff.errors import InputError, SteindiffError
 from steindiff.matching import Matched, match_energy, measure_second_moment
@@ -93,6 +94,8 @@ class Corrected(Solver):
             for a plain VE denoiser), or "ve".
         active: which steps to correct (the paper's sparse activation): indices, or a predicate of (index, sigma); None: all.
             Other steps are plain and cost nothing.
+        gather: joins per-image numbers before a batch mean: `distributed.gather` where several processes hold one batch, with
+            one generator per image (`sample(generator=…)`), so that γ is that of the whole batch.
 
     A step that estimates the divergence takes derivatives of its own, and γ depends on the whole batch: to differentiate a
     corrected step, freeze its γ first (`FixedGamma`).
@@ -108,6 +111,7 @@ class Corrected(Solver):
     divergence: Estimator | None = None
     frame: Literal["model", "ve"] = "model"
     active: Collection[int] | Callable[[int, float], bool] | None = None
+    gather: Gather = alone
     order: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -155,14 +159,16 @@ class Corrected(Solver):
         a, a_next = (state.schedule.alpha_of(s) for s in (interval.sigma, interval.sigma_next))
         rho = a / a_next
         proposal, div, div_se, jvps, vjps, share = self._propose(denoiser, x, interval, state, need, rho)
-        ux, uu = _inner_products(x, proposal.x, rho)
+        ux, uu = _inner_products(x, proposal.x, rho, self.gather)
         # ⟨u,x⟩ = α α' ⟨ρy − T, y⟩ and ‖u‖² = α'² ‖ρy − T‖² in the frame of the blend.
         moments = Moments(
             a, a * interval.sigma, a_next, a_next * interval.sigma_next, a * a_next * ux, a_next**2 * uu, div, div_se
         )
         decision = rule.decide(moments, interval.index)
         blended = torch.lerp(rho.to(x) * x, proposal.x, decision.gamma.to(x))
-        ratio = _noise_ratio(x, proposal.x, interval, rho, div) if need is Need.FULL else torch.full_like(uu, float("nan"))
+        ratio = torch.full_like(uu, float("nan"))
+        if need is Need.FULL:
+            ratio = _noise_ratio(_inner_products(x, proposal.x, torch.ones_like(rho), self.gather)[1], x, interval, rho, div)
         done = Correction(moments, decision, ratio, jvps, vjps, share=share)
         return Step(blended, proposal.denoised, replace(state, inner=proposal.state, last=done))
 
@@ -174,12 +180,12 @@ class Corrected(Solver):
         if need is Need.FULL:
             _refuse_differentiation(x)
             second, proposal, jvps, vjps, share = measure_second_moment(
-                rule, self.solver, state.estimator, denoiser, x, interval, state.inner
+                rule, self.solver, state.estimator, denoiser, x, interval, state.inner, self.gather
             )
         else:
             proposal = self.solver.step(denoiser, x, interval, state.inner)
         assert second is not None  # planned: the first corrected step measures it where it was not given
-        matched = match_energy(rule, x, proposal, interval, second)
+        matched = match_energy(rule, x, proposal, interval, second, self.gather)
         done = _band_record(matched, interval, rule.bands.sizes(x.shape[1:]).to(x.device), jvps, vjps)
         done = done._replace(share=share)
         return Step(matched.x, proposal.denoised, replace(state, inner=proposal.state, second_moment=second, last=done))
@@ -215,6 +221,7 @@ class Corrected(Solver):
             return z - step.x / rho, (step, counted.calls)
 
         estimate, (proposal, stages) = state.estimator.through(residual, denoiser, x, interval.index)
+        estimate = estimate.over(self.gather)
         return proposal, estimate.mean, estimate.se, stages * estimate.jvps, stages * estimate.vjps, estimate.share
 
     def _active(self, levels: list[float]) -> list[bool]:
@@ -260,22 +267,20 @@ def _refuse_differentiation(x: Tensor) -> None:
         )
 
 
-def _inner_products(y: Tensor, candidate: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
+def _inner_products(y: Tensor, candidate: Tensor, rho: Tensor, gather: Gather) -> tuple[Tensor, Tensor]:
     """Batch means of ⟨u, y⟩ and ‖u‖², u = ρy − T, summed in float32 or better; a residual that is all rounding counts as 0."""
     wide = torch.promote_types(y.dtype, torch.float32)
     u, y = (rho * y - candidate).to(wide), y.to(wide)
-    ux, uu, yy = ((a * b).flatten(1).sum(1).mean() for a, b in ((u, y), (u, u), (y, y)))
+    ux, uu, yy = (gather((a * b).flatten(1).sum(1)).mean() for a, b in ((u, y), (u, u), (y, y)))
     rounding = (4 * torch.finfo(candidate.dtype).eps * rho) ** 2 * yy
     return ux, torch.where(uu > rounding, uu, uu * 0)  # times 0: NaN stays NaN
 
 
-def _noise_ratio(y: Tensor, candidate: Tensor, interval: Interval, rho: Tensor, div: Tensor) -> Tensor:
-    """σ̂/σ, σ̂² = E‖y−D‖²/E[∇·(y−D)], read off the residual y − T, which is (1−r)(y−D) for a first-order step.
+def _noise_ratio(spread: Tensor, y: Tensor, interval: Interval, rho: Tensor, div: Tensor) -> Tensor:
+    """σ̂/σ, σ̂² = E‖y−D‖²/E[∇·(y−D)], read off spread = E‖y − T‖²: y − T is (1−r)(y−D) for a first-order step.
 
     div is that of y − T/ρ, so E[∇·(y − T)] = d − ρ (d − div).
     """
     r = interval.sigma_next / interval.sigma
     d = y[0].numel()
-    one = torch.ones_like(rho)
-    spread = _inner_products(y, candidate, one)[1]
     return (spread / ((1 - r) * interval.sigma**2 * (d - rho * (d - div)))).sqrt()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from steindiff.bands import Bands, Whole
 from steindiff.denoisers import Denoiser
+from steindiff.distributed import Gather, alone
 from steindiff.divergence import Estimator
 from steindiff.errors import InputError
 from steindiff.rules import BandMoments, Decision, Energy
@@ -26,7 +27,9 @@ class Matched(NamedTuple):
     move: Tensor
 
 
-def match_energy(rule: Energy, x: Tensor, proposal: Step, interval: Interval, second: Tensor) -> Matched:
+def match_energy(
+    rule: Energy, x: Tensor, proposal: Step, interval: Interval, second: Tensor, gather: Gather = alone
+) -> Matched:
     """x' = T + Σ_b (η_b − 1) P_b w, w = T − T₁, T₁ the first-order step from the same denoised value; bitwise T where η = 1.
 
     x is the state before the step, (B, *event), VE coordinates; second is M_b, (n,).
@@ -39,19 +42,18 @@ def match_energy(rule: Energy, x: Tensor, proposal: Step, interval: Interval, se
     sizes = rule.bands.sizes(x.shape[1:]).to(x.device)
     if second.shape != sizes.shape:
         raise InputError(f"second_moment has {len(second)} entries for {len(sizes)} bands: give one per band")
-    inner = rule.bands.inner
-    moments = BandMoments(
-        inner(first, first), inner(first, move), inner(move, move), inner(proposal.denoised, proposal.denoised),
-        second.to(x), sizes, interval.sigma, interval.sigma_next,
-    )  # fmt: skip
+    pairs = ((first, first), (first, move), (move, move), (proposal.denoised, proposal.denoised))
+    ff, fm, mm, dd = (gather(rule.bands.inner(a, b)) for a, b in pairs)
+    moments = BandMoments(ff, fm, mm, dd, second.to(x), sizes, interval.sigma, interval.sigma_next)
     decision = rule.decide(moments)
     moved = proposal.x + rule.bands.scale(move, decision.gamma - 1)
     return Matched(moved, decision, moments.move.mean(0).sum())
 
 
 def measure_second_moment(
-    rule: Energy, solver: Solver, estimator: Estimator, denoiser: Denoiser, x: Tensor, interval: Interval, state: State
-) -> tuple[Tensor, Step, int, int, float]:
+    rule: Energy, solver: Solver, estimator: Estimator, denoiser: Denoiser, x: Tensor, interval: Interval, state: State,
+    gather: Gather = alone,
+) -> tuple[Tensor, Step, int, int, float]:  # fmt: skip
     """M_b = E‖P_b D‖² + σ² E[tr P_b ∂D/∂x] from the run's own batch, with the step itself, the JVPs and VJPs, and their share.
 
     The partial traces of all bands come from the same products, vᵀP_b (∂D/∂x) v, of D(x, σ) alone: what else the step evaluates
@@ -69,7 +71,7 @@ def measure_second_moment(
         return denoised if z is x and sigma is interval.sigma else denoiser(z, sigma)
 
     proposal = solver.step(known, x, interval, state)
-    energy = rule.bands.inner(denoised, denoised).mean(0)
+    energy, estimate = gather(rule.bands.inner(denoised, denoised)).mean(0), estimate.over(gather)
     posterior = interval.sigma**2 * estimate.mean
     return energy + posterior.clamp_min(0), proposal, estimate.jvps, estimate.vjps, estimate.share
 

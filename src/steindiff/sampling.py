@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steindiff import grids
+from steindiff import distributed, grids
 from steindiff.correction import Correction, corrected_state
 from steindiff.denoisers import Counter, Denoiser, forwards_per_call
 from steindiff.divergence import Choice
@@ -113,14 +113,15 @@ class _Watched(Counter):
                 "shape and dtype must stay unchanged"
             )
         finite = torch.isfinite(out.detach()).all()
-        if not finite.is_cpu:
+        # Beside other processes too: one that stopped in the middle of a run would leave them waiting for its moments.
+        if not finite.is_cpu or distributed.active():
             self.flags.append((self.step, sigma, finite))
         elif not finite:
             raise _non_finite(self.step, _level(sigma))
         return out
 
     def check(self) -> None:
-        """On an accelerator: one transfer, after the loop."""
+        """On an accelerator and beside other processes: one transfer, after the loop."""
         if self.flags and not bool(torch.stack([f for _, _, f in self.flags]).all()):
             step, sigma = next((i, _level(s)) for i, s, f in self.flags if not f)
             raise _non_finite(step, sigma)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from steindiff.denoisers import Denoiser
+from steindiff.distributed import Gather
 from steindiff.divergence.choosing import Choice, choose, priced_batched
 from steindiff.divergence.products import METHODS, Contract, Map, Options, Products, dot, linearise
 from steindiff.errors import InputError, SteindiffError
@@ -38,6 +39,10 @@ class Estimate(NamedTuple):
     vjps: int
     share: float = 1.0
     """m/B where all but the first evaluation, and every product, are of m of the B images."""
+
+    def over(self, gather: Gather) -> Estimate:
+        """The same, of the images of all processes."""
+        return self._replace(values=gather(self.values, 1))
 
     @property
     def mean(self) -> Tensor:

@@ -1,0 +1,69 @@
+"""One batch of images over several processes: per-image numbers are gathered, so a batch statistic is that of the whole batch.
+
+Every process works on a block of the images, in order of rank. A batch mean E[·] that decides γ or η is taken over the
+gathered per-image numbers, in the order a single process would have them; γ, η and the images then agree with a
+single-process run up to the rounding of a network that meets another batch size.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["Gather", "active", "alone", "gather", "rank", "share", "world_size"]
+
+
+def active() -> bool:
+    """Whether this process is one of several that work together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """Which of them; 0 for a process by itself."""
+    return dist.get_rank() if active() else 0
+
+
+def world_size() -> int:
+    """How many there are; 1 for a process by itself."""
+    return dist.get_world_size() if active() else 1
+
+
+def share(count: int) -> range:
+    """This process's block of `count` images: sizes differ by one at most, the larger ones first."""
+    whole, rest = divmod(count, world_size())
+    start = rank() * whole + min(rank(), rest)
+    return range(start, start + whole + (rank() < rest))
+
+
+class Gather(Protocol):
+    """Per-image numbers of this process in, those of the whole batch out; images along `dim`."""
+
+    def __call__(self, x: Tensor, dim: int = 0) -> Tensor:
+        """Joined along `dim`."""
+        ...
+
+
+def alone(x: Tensor, dim: int = 0) -> Tensor:
+    """x itself: this process has the whole batch."""
+    return x
+
+
+def gather(x: Tensor, dim: int = 0) -> Tensor:
+    """x of all processes, joined along `dim`, where sizes may differ; x itself for a process by itself.
+
+    x: any shape with the same other dimensions everywhere; detached.
+    """
+    if not active():
+        return x
+    local = x.detach().movedim(dim, 0).contiguous()
+    sizes = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world_size())]
+    dist.all_gather(sizes, torch.tensor([len(local)], device=x.device))
+    longest = int(max(sizes))
+    padded = local.new_zeros(longest, *local.shape[1:])
+    padded[: len(local)] = local
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(n)] for part, n in zip(parts, sizes, strict=True)]).movedim(0, dim)

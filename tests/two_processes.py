@@ -1,0 +1,73 @@
+"""Not a test by itself: samples a share of one batch under torchrun, and writes end states and traces for test_distributed."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import steindiff as sd
+from steindiff import distributed
+from steindiff.analytic import GaussianMixture
+from steindiff.bands import RandomBands
+from steindiff.errors import NonFiniteError
+from steindiff.noise import generators
+
+RULES = {
+    "clamped": ("dpmpp_2m", sd.rules.CleanTarget(gamma_max=1.0)),
+    "heun": ("heun", sd.rules.CleanTarget(gamma_max=1.5)),
+    "energy": ("dpmpp_3m", sd.rules.Energy(bands=RandomBands(2), significance=1.0)),
+}
+BATCH = 13
+
+
+def law():
+    generator = torch.Generator().manual_seed(5)
+    means = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    spreads = torch.stack([torch.diag(0.1 + torch.rand(4, generator=generator, dtype=torch.float64)) for _ in range(3)])
+    return GaussianMixture(torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64), means, spreads)
+
+
+def run(name, seeds, gather):
+    solver, rule = RULES[name]
+    x = sd.initial_noise(seeds, (4,), dtype=torch.float64)
+    corrected = sd.Corrected(sd.solvers.make(solver), rule, gather=gather)
+    return sd.sample(corrected, law(), x, sd.grids.karras(6), generator=generators(seeds))
+
+
+def summary(result):
+    keys = ("gamma", "gamma_raw", "reason", "moments", "noise_ratio", "eta")
+    return {"x": result.x.tolist(), "trace": [{k: getattr(r, k) for k in keys} for r in result.trace]}
+
+
+def main(folder):
+    dist.init_process_group("gloo")
+    mine = distributed.share(BATCH)
+    found = {name: summary(run(name, mine, distributed.gather)) for name in RULES}
+    found["seeds"] = list(mine)
+    found["failure"] = broken()
+    (folder / f"{distributed.rank()}.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def broken():
+    """A network that fails on one process only: that one says so after the run, and nobody waits for it."""
+
+    def denoiser(x, sigma):
+        bad = distributed.rank() == 1 and float(sigma) < 1
+        return x * float("nan") if bad else x / (1 + sigma**2)
+
+    x = sd.initial_noise(distributed.share(4), (4,), dtype=torch.float64)
+    rule = sd.rules.NoiseConsistent()
+    try:
+        sd.sample(sd.Corrected(sd.solvers.make("ddim"), rule, gather=distributed.gather), denoiser, x, sd.grids.karras(6))
+    except NonFiniteError as error:
+        return str(error)
+    return ""
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
