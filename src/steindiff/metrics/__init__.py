@@ -1,30 +1,57 @@
-"""Distances between sets of samples, each with a standard error; moments; features of images."""
+"""Distances between sets of samples, each with a standard error; moments, references and features of images."""
 
+from steindiff.metrics.components import ComponentWeights, component_weights
 from steindiff.metrics.distances import (
     EnergyTarget,
     FrechetTarget,
-    Shares,
-    Value,
     endpoint_rmse,
     energy_difference,
     energy_distance,
     frechet_distance,
     principal_features,
 )
+from steindiff.metrics.extractors import dinov2, inception
 from steindiff.metrics.features import Features, load_features
+from steindiff.metrics.inception_score import inception_score
+from steindiff.metrics.manifold import Manifold, ManifoldTarget, precision_recall
 from steindiff.metrics.moments import SampleMoments
+from steindiff.metrics.references import Reference, read_reference, write_reference
+from steindiff.metrics.resampling import Halves, Replicates, jackknife, jackknife_difference
+from steindiff.metrics.sliced import SlicedTarget, sliced_wasserstein
+from steindiff.metrics.spectrum import Spectrum, SpectrumTarget, spectrum_error
+from steindiff.metrics.values import Shares, Value
 
 __all__ = [
+    "ComponentWeights",
     "EnergyTarget",
     "Features",
     "FrechetTarget",
+    "Halves",
+    "Manifold",
+    "ManifoldTarget",
+    "Reference",
+    "Replicates",
     "SampleMoments",
     "Shares",
+    "SlicedTarget",
+    "Spectrum",
+    "SpectrumTarget",
     "Value",
+    "component_weights",
+    "dinov2",
     "endpoint_rmse",
     "energy_difference",
     "energy_distance",
     "frechet_distance",
+    "inception",
+    "inception_score",
+    "jackknife",
+    "jackknife_difference",
     "load_features",
+    "precision_recall",
     "principal_features",
+    "read_reference",
+    "sliced_wasserstein",
+    "spectrum_error",
+    "write_reference",
 ]

@@ -7,15 +7,16 @@ same number between two independent sets from the reference law, of the same siz
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from steindiff.errors import InputError
 from steindiff.metrics.moments import SampleMoments
+from steindiff.metrics.resampling import Replicates
+from steindiff.metrics.values import Shares, Value
 
 __all__ = [
     "EnergyTarget",
@@ -31,40 +32,6 @@ __all__ = [
 
 ROWS = 1024
 """Of a matrix of distances, at a time: 10,000 against 10,000 samples then take 80 MB, not 800."""
-
-
-class Value(NamedTuple):
-    """A number with its standard error."""
-
-    value: float
-    se: float
-
-    def __str__(self) -> str:
-        if not abs(self.value) < float("inf"):
-            return "diverged"
-        if abs(self.value) >= 1000:
-            return f"{self.value:.1e} ± {self.se:.0e}"
-        digits = 1 if self.value >= 100 else 2 if self.value >= 10 else 4
-        return f"{self.value:.{digits}f} ± {self.se:.{digits}f}"
-
-
-class Shares(NamedTuple):
-    """An energy distance with each sample's share in it (its Hájek projection up to a constant), from which errors follow."""
-
-    distance: float
-    of_x: Tensor
-    of_y: Tensor
-
-    @property
-    def value(self) -> Value:
-        """The distance with its standard error."""
-        return Value(self.distance, _standard_error(self.of_x, self.of_y))
-
-    def minus(self, other: Shares) -> Value:
-        """The difference of two distances to one target, from paired samples. Raises InputError where numbers differ."""
-        if len(self.of_x) != len(other.of_x) or len(self.of_y) != len(other.of_y):
-            raise InputError(f"{len(self.of_x)} samples against {len(other.of_x)}: pairs must start from the same noise")
-        return Value(self.distance - other.distance, _standard_error(self.of_x - other.of_x, self.of_y - other.of_y))
 
 
 class EnergyTarget:
@@ -139,10 +106,6 @@ def _cross_distances(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(of_x), of_y / len(x)
 
 
-def _standard_error(of_x: Tensor, of_y: Tensor) -> float:
-    return float((of_x.var() / len(of_x) + of_y.var() / len(of_y)).sqrt())
-
-
 class FrechetTarget:
     """Fréchet distances to one set of samples, whose moments and covariance root are computed once.
 
@@ -167,7 +130,13 @@ class FrechetTarget:
         _check(self._y, self._y, least=2 * groups)
 
     def distance(self, x: Tensor | FrechetTarget) -> Value:
-        """The distance of x to the target; where x is itself a target, what it has computed is used again.
+        """The distance of x to the target, with its standard error. Raises InputError as `replicates`."""
+        return self.replicates(x).value
+
+    def replicates(self, x: Tensor | FrechetTarget) -> Replicates:
+        """The same with its jackknife: `target.replicates(x).minus(target.replicates(base))` is a paired difference.
+
+        Where x is itself a target, what it has computed is used again.
 
         Raises:
             InputError: another dimension, too few samples, or a target of another number of groups.
@@ -177,8 +146,9 @@ class FrechetTarget:
         if other._groups != self._groups:
             raise InputError(f"targets of {other._groups} and {self._groups} groups: make both with the same")
         few = min(len(other._y), len(self._y)) < self._y.shape[1]
-        value, left_out = _by_samples(other, self) if few else _by_moments(other, self)
-        return Value(value, sum(_jackknife(values) for values in left_out) ** 0.5)
+        value, (without_x, without_y) = _by_samples(other, self) if few else _by_moments(other, self)
+        of_x, of_y = (torch.tensor(values, dtype=torch.float64) for values in (without_x, without_y))
+        return Replicates(value, of_x, of_y, (len(other._y), len(self._y)))
 
     @cached_property
     def _index(self) -> Tensor:
@@ -241,12 +211,6 @@ def _by_samples(x: FrechetTarget, y: FrechetTarget) -> tuple[float, tuple[list[f
     without_x = [distance(x._index != i, all_y) for i in range(x._groups)]
     without_y = [distance(all_x, y._index != i) for i in range(y._groups)]
     return distance(all_x, all_y), (without_x, without_y)
-
-
-def _jackknife(left_out: Sequence[float]) -> float:
-    """Variance of a statistic from its values θ_(i) without group i: (g−1)/g Σ (θ_(i) − θ̄)²."""
-    values = torch.tensor(left_out, dtype=torch.float64)
-    return float((len(values) - 1) / len(values) * (values - values.mean()).square().sum())
 
 
 def endpoint_rmse(x: Tensor, reference: Tensor) -> Value:

@@ -1,0 +1,85 @@
+"""Which components of an exact mixture samples came from: a sampler that prefers some modes shows it here.
+
+    p̂_k = (1/n) Σ_i p_k(x_i),    p_k(x) ∝ w_k N(x; μ_k, Σ_k + σ²),    TV = ½ Σ_k |p̂_k − w_k|.
+
+E p_k(X) = w_k where X follows the law itself, whether components overlap or not, so the responsibilities need no threshold.
+Their mean has the standard error s_k/√n, and a sample's share in TV is ½ Σ_k sign(p̂_k − w_k) p_k(x_i). TV of samples of the law
+itself is not 0 but about ½ Σ_k √(2/π) s_k/√n, the noise floor, where s_k² ≤ w_k(1 − w_k), equal if components lie apart.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steindiff.analytic import Mixture
+from steindiff.errors import InputError
+from steindiff.metrics.values import Shares, Value
+
+__all__ = ["ComponentWeights", "component_weights"]
+
+
+@dataclass(frozen=True, eq=False)
+class ComponentWeights:
+    """Responsibilities of samples, beside the weights they should have on average.
+
+    Attributes:
+        responsibilities: p_k(x_i), (n, K) float64.
+        weights: w_k, (K,) float64.
+    """
+
+    responsibilities: Tensor
+    weights: Tensor
+
+    @property
+    def errors(self) -> Tensor:
+        """p̂_k − w_k, (K,)."""
+        return self.responsibilities.mean(0) - self.weights
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """p̂_k with its standard error, component by component."""
+        mean, se = self.responsibilities.mean(0).tolist(), self._standard_errors.tolist()
+        return tuple(Value(*pair) for pair in zip(mean, se, strict=True))
+
+    @property
+    def z(self) -> Tensor:
+        """(p̂_k − w_k)/se_k, (K,): about standard normal for samples of the law; −∞ where none is near component k."""
+        return self.errors / self._standard_errors
+
+    @property
+    def total_variation(self) -> Shares:
+        """½ Σ_k |p̂_k − w_k|; of two runs from the same noise, `.minus` compares."""
+        shares = self.responsibilities @ self.errors.sign() / 2
+        return Shares(float(self.errors.abs().sum() / 2), shares, shares.new_zeros(2))  # the law itself has no error
+
+    @property
+    def floor(self) -> float:
+        """At most the mean TV of as many samples of the law itself: ½ Σ_k √(2/π) √(w_k(1 − w_k)/n)."""
+        spread = (self.weights * (1 - self.weights)).sqrt().sum()
+        return float(spread) / math.sqrt(2 * math.pi * len(self.responsibilities))
+
+    @property
+    def _standard_errors(self) -> Tensor:
+        se: Tensor = self.responsibilities.std(0) / len(self.responsibilities) ** 0.5
+        return se
+
+
+def component_weights(x: Tensor, law: Mixture, sigma: float = 0.0) -> ComponentWeights:
+    """Responsibilities of samples x, (n, *event), under the mixture, in float64.
+
+    Args:
+        x: samples of any floating dtype.
+        law: the exact mixture.
+        sigma: the noise left in the samples; 0 for finished ones.
+
+    Raises:
+        InputError: fewer than two samples, of another shape than the law's, or sigma = 0 for a law without a density.
+    """
+    if len(x) < 2:
+        raise InputError(f"samples of shape {tuple(x.shape)}: need at least 2")
+    wide = law.to(torch.float64)
+    return ComponentWeights(wide.responsibilities(x.detach().to(wide.device, torch.float64), sigma), wide.weights)

@@ -1,0 +1,109 @@
+"""Error of the power spectrum by frequency band: does a sampler lose detail, or make too much of it?
+
+    r_b = log( E‖P_b x‖² / E‖P_b y‖² ),      rms = √( Σ_b r_b² / n ),
+
+P_b orthogonal bands, for images rings of the 2-D cosine transform. r_b < 0 is a band too weak; 0.1 is about ten per cent of
+power. By the delta method a sample's share in r_b is ‖P_b x_i‖²/E‖P_b x‖², and in the rms Σ_b (r_b/(n rms)) of those. The rms
+of two sets of one law is not 0: the noise floor says how far above.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from steindiff.bands import Bands, Cosine
+from steindiff.errors import InputError
+from steindiff.metrics.values import Shares, Value
+
+__all__ = ["Spectrum", "SpectrumTarget", "spectrum_error"]
+
+ROWS = 1024
+"""Samples at a time in float64."""
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Log ratios of power by band, with every sample's share.
+
+    Attributes:
+        ratios: r_b, (n,) float64.
+        of_x: shares of the samples of x, (samples, n).
+        of_y: shares of those of y.
+    """
+
+    ratios: Tensor
+    of_x: Tensor
+    of_y: Tensor
+
+    def __len__(self) -> int:
+        """The number of bands."""
+        return len(self.ratios)
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """r_b with its standard error, band by band."""
+        return tuple(self.band(b).value for b in range(len(self)))
+
+    def band(self, b: int) -> Shares:
+        """r_b."""
+        return Shares(float(self.ratios[b]), self.of_x[:, b], self.of_y[:, b])
+
+    def error(self, b: int) -> Shares:
+        """|r_b|: what a correction should make smaller, `error(b).minus(base.error(b))` < 0."""
+        sign = self.ratios[b].sign()
+        return Shares(float(self.ratios[b].abs()), sign * self.of_x[:, b], sign * self.of_y[:, b])
+
+    @property
+    def rms(self) -> Shares:
+        """√(Σ_b r_b²/n)."""
+        rms = self.ratios.square().mean().sqrt()
+        slopes = self.ratios / (len(self) * rms) if rms > 0 else torch.zeros_like(self.ratios)
+        return Shares(float(rms), self.of_x @ slopes, self.of_y @ slopes)
+
+
+class SpectrumTarget:
+    """Spectrum errors against one set of samples, whose power is computed once.
+
+    Args:
+        y: the samples, (m, *event).
+        bands: how the event is split; for images, rings of equal width in frequency, luma before chroma, each from low to high.
+
+    Raises:
+        InputError: fewer than two samples, or an event the bands do not fit.
+    """
+
+    def __init__(self, y: Tensor, bands: Bands | None = None) -> None:
+        if len(y) < 2:
+            raise InputError(f"samples of shape {tuple(y.shape)}: need at least 2")
+        self._event, self._bands = y.shape[1:], Cosine(8) if bands is None else bands
+        self._power = torch.cat([self._bands.inner(part, part) for part in map(Tensor.double, y.split(ROWS))])
+
+    def spectrum(self, x: Tensor | SpectrumTarget) -> Spectrum:
+        """Of x against the target. Where x is itself a target, its power is not computed again.
+
+        Raises:
+            InputError: samples of another shape, a target of other bands, or a band in which the target has no power.
+        """
+        other = x if isinstance(x, SpectrumTarget) else SpectrumTarget(x, self._bands)
+        if other._event != self._event or other._bands != self._bands:
+            raise InputError(
+                f"samples of shapes {tuple(other._event)} and {tuple(self._event)}, bands {other._bands} and {self._bands}: "
+                "need the same"
+            )
+        if bool((self._mean == 0).any()):
+            empty = (self._mean == 0).nonzero()[:, 0].tolist()
+            raise InputError(f"the reference has no power in bands {empty}: ratios to it do not exist; use fewer bands")
+        return Spectrum((other._mean / self._mean).log(), other._power / other._mean, -self._power / self._mean)
+
+    @cached_property
+    def _mean(self) -> Tensor:
+        return self._power.mean(0)
+
+
+def spectrum_error(x: Tensor, y: Tensor, bands: Bands | None = None) -> Value:
+    """√(Σ_b r_b²/n): `SpectrumTarget(y, bands).spectrum(x).rms.value`. Raises InputError as `SpectrumTarget`."""
+    return SpectrumTarget(y, bands).spectrum(x).rms.value

@@ -1,0 +1,49 @@
+"""A number with its standard error, and the shares of samples in it from which paired errors follow."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from steindiff.errors import InputError
+
+__all__ = ["Shares", "Value"]
+
+
+class Value(NamedTuple):
+    """A number with its standard error."""
+
+    value: float
+    se: float
+
+    def __str__(self) -> str:
+        if not abs(self.value) < float("inf"):
+            return "diverged"
+        if abs(self.value) >= 1000:
+            return f"{self.value:.1e} ± {self.se:.0e}"
+        digits = 1 if self.value >= 100 else 2 if self.value >= 10 else 4
+        return f"{self.value:.{digits}f} ± {self.se:.{digits}f}"
+
+
+class Shares(NamedTuple):
+    """An energy distance with each sample's share in it (its Hájek projection up to a constant), from which errors follow."""
+
+    distance: float
+    of_x: Tensor
+    of_y: Tensor
+
+    @property
+    def value(self) -> Value:
+        """The distance with its standard error."""
+        return Value(self.distance, _standard_error(self.of_x, self.of_y))
+
+    def minus(self, other: Shares) -> Value:
+        """The difference of two distances to one target, from paired samples. Raises InputError where numbers differ."""
+        if len(self.of_x) != len(other.of_x) or len(self.of_y) != len(other.of_y):
+            raise InputError(f"{len(self.of_x)} samples against {len(other.of_x)}: pairs must start from the same noise")
+        return Value(self.distance - other.distance, _standard_error(self.of_x - other.of_x, self.of_y - other.of_y))
+
+
+def _standard_error(of_x: Tensor, of_y: Tensor) -> float:
+    return float((of_x.var() / len(of_x) + of_y.var() / len(of_y)).sqrt())
