@@ -294,6 +294,8 @@ def test_a_budget_chooses_the_steps_and_a_resumed_run_keeps_them(tmp_path, capsy
     assert model.info["recipe"]["steps"] == steps
     assert f"--set steps={steps}" in model.info["recipe"]["command"]
     assert f"--set steps={steps}" in (tmp_path / "tiny.md").read_text()
+    assert run_training(plan, tmp_path, EAGER, output, budget_minutes=0.05) == files
+    assert models.load(files[0]).sha256 == model.sha256  # the same weights are not written anew
 
 
 def test_class_conditional_training_from_folders(tmp_path):
@@ -313,7 +315,7 @@ def test_class_conditional_training_from_folders(tmp_path):
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     assert model.denoiser(x, torch.tensor(1.0), torch.tensor([0, 1])).shape == x.shape
     card = (tmp_path / "out" / "pets.md").read_text()
-    assert "class-conditional (2 classes)" in card
+    assert "A class-conditional (2 classes)" in card
     assert "Not a real model." in card
     assert str(tmp_path) not in card + json.dumps(model.info)
     with pytest.raises(InputError, match="has no classes"):

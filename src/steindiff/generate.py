@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -80,16 +81,6 @@ def build_solver(job: Job) -> tuple[Solver, int]:
     steps = job.steps
     if steps is None:
         solver, steps = solvers.for_nfe(solver, job.nfe or 0)
-    rule = corrections.make(job.correction)
-    if rule is None:
-        return solver, steps
-    if isinstance(rule, CleanTarget):
-        low, high = job.gamma_min, job.gamma_max
-        rule = replace(
-            rule, gamma_min=rule.gamma_min if low is None else low, gamma_max=rule.gamma_max if high is None else high
-        )
-    elif job.gamma_min is not None or job.gamma_max is not None:
-        raise InputError(f"--gamma_min and --gamma_max with correction {job.correction!r}: only the paper's rule takes bounds")
     methods: dict[str, Method] = {"auto": "auto", "vjp": "vjp", "jvp": "jvp", "fd": "fd"}
     if job.divergence not in methods or job.probe_kind not in ("rademacher", "gaussian") or job.frame not in ("model", "ve"):
         raise InputError(
@@ -97,7 +88,20 @@ def build_solver(job: Job) -> tuple[Solver, int]:
             "rademacher or gaussian; model or ve"
         )
     probe = Hutchinson(job.probes, "gaussian" if job.probe_kind == "gaussian" else "rademacher", methods[job.divergence])
-    return Corrected(solver, rule, divergence=probe, frame="ve" if job.frame == "ve" else "model"), steps
+    frame: Literal["model", "ve"] = "ve" if job.frame == "ve" else "model"
+    return _bounded(corrections.apply(job.correction, solver, divergence=probe, frame=frame), job), steps
+
+
+def _bounded(solver: Solver, job: Job) -> Solver:
+    """With the bounds of γ that the job names."""
+    low, high = job.gamma_min, job.gamma_max
+    if low is None and high is None:
+        return solver
+    if not isinstance(solver, Corrected) or not isinstance(solver.rule, CleanTarget):
+        raise InputError(f"--gamma_min and --gamma_max with correction {job.correction!r}: only the paper's rule takes bounds")
+    rule = solver.rule
+    bounds = replace(rule, gamma_min=rule.gamma_min if low is None else low, gamma_max=rule.gamma_max if high is None else high)
+    return replace(solver, rule=bounds)
 
 
 def build_grid(job: Job, steps: int) -> Tensor:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from steindiff.demo.run import Cell, Floor
 from steindiff.demo.testbed import Testbed
 from steindiff.files import atomic, write_text
-from steindiff.images import to_uint8
+from steindiff.images import save_labelled_rows, to_uint8
 
 __all__ = ["write_report"]
 
@@ -107,26 +106,11 @@ def _findings(cells: list[Cell]) -> list[str]:
 
 def _draw_images(path: Path, bed: Testbed, cells: list[Cell], columns: int = 12) -> None:
     """One row per run and the reference flow below, one column per seed."""
-    from matplotlib.figure import Figure
-
     labels = [f"{c.solver}\n{_LABELS[c.run]}" for c in cells] + ["reference\nflow"]
     shown = [c.result.x[:columns] if c.result else bed.noise[:columns] * float("nan") for c in cells] + [
         bed.endpoints[:columns]
     ]
-    figure = Figure(figsize=(0.75 * columns + 1.6, 0.78 * len(shown)), layout="constrained")
-    axes = figure.subplots(len(shown), 1)
-    for axis, label, x in zip(axes, labels, shown, strict=True):
-        images = to_uint8(x)
-        strip = np.concatenate([np.pad(i, ((0, 0), (0, 1), (0, 0)), constant_values=255) for i in images], axis=1)
-        axis.imshow(
-            strip.squeeze(-1) if strip.shape[-1] == 1 else strip, cmap="gray", vmin=0, vmax=255, interpolation="nearest"
-        )
-        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
-        axis.set(xticks=[], yticks=[])
-        for spine in axis.spines.values():
-            spine.set_visible(False)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png", bbox_inches="tight")
+    save_labelled_rows(path, [(label, to_uint8(x)) for label, x in zip(labels, shown, strict=True)])
 
 
 def _draw_gammas(path: Path, models: list[str], cells: list[Cell]) -> None:

@@ -63,7 +63,7 @@ class Setup:
 
 
 PRESETS = {
-    "quick": Setup(models.names(), FAMILIES, (5, 6, 8, 10, 20, 100)),
+    "quick": Setup(("digits", "cifar10_mixture"), FAMILIES, (5, 6, 8, 10, 20, 100)),
     "full": Setup(
         models.names(), solvers.names(), (5, 6, 8, 10, 15, 20, 50, 100), few=16, measured=None, directions=8, batch=256
     ),

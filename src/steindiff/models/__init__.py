@@ -1,5 +1,5 @@
 """Embedded models and model files: `load("digits")`, `load("cifar10_mixture")`, `load("path/to/file.safetensors")`."""
 
-from steindiff.models.store import Model, load, names, read, save
+from steindiff.models.store import FORMAT, Model, files, load, names, read, save
 
-__all__ = ["Model", "load", "names", "read", "save"]
+__all__ = ["FORMAT", "Model", "files", "load", "names", "read", "save"]

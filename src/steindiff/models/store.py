@@ -25,7 +25,7 @@ from steindiff.errors import InputError, ModelFileError, unknown_name
 from steindiff.files import atomic, sha256
 from steindiff.networks import EDMPrecond, UNet, UNetConfig
 
-__all__ = ["Model", "load", "names", "read", "save"]
+__all__ = ["FORMAT", "Model", "files", "load", "names", "read", "save"]
 
 FORMAT = 1
 PART_BYTES = 15 * 2**20
@@ -71,7 +71,7 @@ def load(name: str | Path, dtype: torch.dtype = torch.float32, device: str | tor
         path = Path(name)
         if path.suffix != ".safetensors":
             raise unknown_name("model", name, [*names(), "<path to a .safetensors file>"])
-        if not _files(path):
+        if not files(path):
             raise InputError(f"no model file at {path}: give an existing path, or one of {', '.join(names())}")
     info, tensors = read(path)
     try:
@@ -79,24 +79,25 @@ def load(name: str | Path, dtype: torch.dtype = torch.float32, device: str | tor
         denoiser = _BUILDERS[info["kind"]](info, tensors, event_shape, dtype, torch.device(device))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelFileError(f"{path} does not hold what its description says: {error}; make or fetch it again") from error
-    files = _files(path)
-    digest = sha256(files[0]) if len(files) == 1 else hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
+    parts = files(path)
+    digest = sha256(parts[0]) if len(parts) == 1 else hashlib.sha256("".join(map(sha256, parts)).encode()).hexdigest()
     return Model(str(info.get("name", path.stem)), denoiser, event_shape, info, path, digest)
 
 
 def read(path: str | Path, kinds: Collection[str] | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Description and tensors of a model file of one of `kinds` (default: denoisers). Raises ModelFileError as `load`."""
     kinds = _BUILDERS if kinds is None else kinds
-    files = _files(Path(path)) or [Path(path)]
-    info, tensors = _read_one(files[0], kinds)
+    found = files(Path(path)) or [Path(path)]
+    info, tensors = _read_one(found[0], kinds)
     parts = info.pop("parts", 1)
-    if parts != len(files):
-        raise ModelFileError(f"{path}: {len(files)} of {parts} parts are there: copy the missing ones beside them")
-    for file in files[1:]:
+    if parts != len(found):
+        raise ModelFileError(f"{path}: {len(found)} of {parts} parts are there: copy the missing ones beside them")
+    for file in found[1:]:
         more, others = _read_one(file, kinds)
         if more.pop("parts", 1) != parts or more != info:
-            raise ModelFileError(f"{file} and {files[0]} are parts of different models: copy all parts of one again")
+            raise ModelFileError(f"{file} and {found[0]} are parts of different models: copy all parts of one again")
         tensors |= others
+    info.pop("tensors_sha256", None)
     return info, tensors
 
 
@@ -181,7 +182,7 @@ def _digest(parts: list[dict[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def _files(path: Path) -> list[Path]:
+def files(path: Path) -> list[Path]:
     """The files of a model: itself, or all its parts in order; none where there is no such model."""
     if path.is_file() and not _PART.search(path.stem):
         return [path]

@@ -8,11 +8,11 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from steindiff.datasets import ImageSet
-from steindiff.files import atomic, manifest
+from steindiff.files import manifest
+from steindiff.images import save_labelled_rows
 from steindiff.metrics import Features, Value
 from steindiff.models import Model
 from steindiff.models.store import WEIGHTS
@@ -199,23 +199,8 @@ class Report:
 
 def draw_sheet(path: Path, images: dict[str, Tensor]) -> None:
     """Write a picture of 8-bit images (n, C, H, W): one row per run, one column per seed."""
-    from matplotlib.figure import Figure
-
     columns = min([COLUMNS, *(len(x) for x in images.values())])
-    figure = Figure(figsize=(0.75 * columns + 1.6, 0.78 * len(images) + 0.1), layout="constrained")
-    axes = figure.subplots(len(images), 1, squeeze=False)[:, 0]
-    for axis, (label, x) in zip(axes, images.items(), strict=True):
-        pixels = x[:columns].permute(0, 2, 3, 1).numpy()
-        strip = np.concatenate([np.pad(i, ((0, 0), (0, 1), (0, 0)), constant_values=255) for i in pixels], axis=1)
-        axis.imshow(
-            strip.squeeze(-1) if strip.shape[-1] == 1 else strip, cmap="gray", vmin=0, vmax=255, interpolation="nearest"
-        )
-        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
-        axis.set(xticks=[], yticks=[])
-        for spine in axis.spines.values():
-            spine.set_visible(False)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png", bbox_inches="tight")
+    save_labelled_rows(path, [(name, x[:columns].permute(0, 2, 3, 1).numpy()) for name, x in images.items()])
 
 
 def _cell(distances: Distances | None, kind: str) -> str:

@@ -11,6 +11,7 @@ import torch
 
 from steindiff import models
 from steindiff.datasets import ImageSet
+from steindiff.errors import ModelFileError
 from steindiff.files import manifest, write_text
 from steindiff.networks import EDMPrecond, UNet, UNetConfig
 from steindiff.train.loop import LOG
@@ -51,9 +52,32 @@ def describe(
     }
 
 
-def export(path: Path, denoiser: EDMPrecond, info: dict[str, Any]) -> list[Path]:
-    """Write the network as float16, in parts where it is large. Raises InputError as `models.save`."""
-    return models.save(path, {k: v.to(torch.float16) for k, v in denoiser.state_dict().items()}, info)
+def export(path: Path, denoiser: EDMPrecond, info: dict[str, Any]) -> tuple[list[Path], dict[str, Any]]:
+    """Write the network as float16, in parts where it is large; the files, and the description in them.
+
+    Where these weights are there already, the files stay as they are, and what was measured on them stays true.
+
+    Raises:
+        InputError: as `models.save`.
+    """
+    tensors = {k: v.to(torch.float16) for k, v in denoiser.state_dict().items()}
+    try:
+        held, old = models.read(path)
+    except ModelFileError:
+        return models.save(path, tensors, info), info
+    if {**held, "recipe": None} == {**_read_back(info), "recipe": None} and _equal(tensors, old):
+        return models.files(path), held
+    return models.save(path, tensors, info), info
+
+
+def _read_back(info: dict[str, Any]) -> dict[str, Any]:
+    """As it would be read from a file: format, and lists for tuples."""
+    description: dict[str, Any] = json.loads(json.dumps({"format": models.FORMAT, **info}))
+    return description
+
+
+def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def write_card(path: Path, info: dict[str, Any], files: list[Path], quality: str, notes: str) -> None:
@@ -61,13 +85,13 @@ def write_card(path: Path, info: dict[str, Any], files: list[Path], quality: str
     r, unet = info["recipe"], UNetConfig(**info["unet"])
     parameters = sum(p.numel() for p in UNet(unet).parameters())
     shape = "×".join(map(str, info["event_shape"]))
-    conditional = f"class-conditional ({unet.num_classes} classes)" if unet.num_classes else "unconditional"
+    kind = f"A class-conditional ({unet.num_classes} classes)" if unet.num_classes else "An unconditional"
     sizes = ", ".join(f"`{f.name}` {f.stat().st_size:,} bytes" for f in files)
     settings = {f.name: r[f.name] for f in dataclasses.fields(Recipe)}
     network = ", ".join(f"{k}={v!r}" for k, v in dataclasses.asdict(unet).items())
     text = f"""# {info["name"]}
 
-A {conditional} diffusion model of {shape} images: a UNet of {parameters:,} parameters under EDM preconditioning, stored as
+{kind} diffusion model of {shape} images: a UNet of {parameters:,} parameters under EDM preconditioning, stored as
 float16 and computed in float32. Images are on the scale [−1, 1]. Written by `steindiff train`.
 
 {notes}

@@ -135,7 +135,7 @@ def run_training(
         return []
     command = plan.command(recipe, output.name)
     info = describe(output.name, command, data, held_out, config, recipe, trained.seconds, outdir)
-    files = export(outdir / f"{output.name}.safetensors", trained.denoiser, info)
+    files, info = export(outdir / f"{output.name}.safetensors", trained.denoiser, info)
     write_card(outdir / f"{output.name}.md", info, files, _quality(files[0], data, held_out, recipe, output, options), note)
     print(f"{', '.join(map(str, files))}; card: {outdir / output.name}.md")
     return files
