@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from steindiff import corrections, grids, models, solvers
+from steindiff.bench.command import EXAMPLES as BENCH_EXAMPLES
+from steindiff.bench.command import bench_command
 from steindiff.errors import SteindiffError
 from steindiff.quality.command import EXAMPLES as EVALUATE_EXAMPLES
 from steindiff.quality.command import evaluate_command
@@ -128,6 +130,7 @@ def diagnose(
 
 
 app.command("train", epilog=TRAIN_EXAMPLES)(train_command)
+app.command("bench", epilog=BENCH_EXAMPLES)(bench_command)
 app.command("evaluate", epilog=EVALUATE_EXAMPLES)(evaluate_command)
 
 

@@ -111,7 +111,7 @@ class Corrected(Solver):
     divergence: Estimator | None = None
     frame: Literal["model", "ve"] = "model"
     active: Collection[int] | Callable[[int, float], bool] | None = None
-    gather: Gather = alone
+    gather: Gather = field(default=alone, repr=False)
     order: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -1,0 +1,76 @@
+"""`steindiff bench`: the study with one command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from steindiff.bench.grid import PRESETS, Config, read_config
+from steindiff.bench.testbed import names as bed_names
+from steindiff.errors import unknown_name
+
+__all__ = ["EXAMPLES", "bench_command", "configure"]
+
+EXAMPLES = """
+
+[bold]Examples[/bold]
+
+  steindiff bench --preset quick --outdir outputs/quick
+
+  steindiff bench --preset paper --beds digits --solvers heun,unipc_3 --nfe 5,6 --corrections energy --outdir outputs/some
+
+  torchrun --nproc_per_node=2 -m steindiff bench --preset quick --outdir outputs/quick
+
+Killed at any moment, the same command goes on. Report: report.md and report.html in --outdir.
+"""
+
+
+def bench_command(
+    outdir: Annotated[Path, typer.Option(help="Where cells, references and the report go; made if need be.")],
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "quick",
+    config: Annotated[Path | None, typer.Option(help="A TOML file of entries that replace the preset's.")] = None,
+    beds: Annotated[
+        str, typer.Option(help=f"Testbeds, comma-separated: {', '.join(bed_names())}, or .safetensors files.")
+    ] = "",
+    solvers: Annotated[str, typer.Option(help="Solvers, comma-separated; default: the preset's.")] = "",
+    grids: Annotated[str, typer.Option(help="Noise grids, comma-separated; default: the preset's.")] = "",
+    nfe: Annotated[str, typer.Option(help="Network evaluations, comma-separated; default: the preset's.")] = "",
+    corrections: Annotated[str, typer.Option(help="Corrections, comma-separated; default: the preset's.")] = "",
+    n: Annotated[int | None, typer.Option("--samples", help="Images a cell; default: the preset's.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images a batch; default: the preset's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="First of the image seeds; default: the preset's.")] = None,
+    probes: Annotated[int | None, typer.Option(help="Hutchinson probes a step; default: the preset's.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's default.", min=0)] = 0,
+) -> None:
+    """Every solver, grid, NFE and correction on every testbed: tables with standard errors, floors, wins and losses."""
+    from steindiff.bench.run import run_study
+
+    if threads:
+        torch.set_num_threads(threads)
+    lists = {"beds": beds, "solvers": solvers, "grids": grids, "nfe": nfe, "corrections": corrections}
+    numbers = {"n": n, "batch": batch, "first_seed": seed, "probes": probes}
+    study = configure(preset, config, lists, {k: v for k, v in numbers.items() if v is not None})
+    run_study(study, outdir, command=" ".join(["steindiff", *sys.argv[1:]]))
+    typer.echo(f"everything is in {outdir}: report.md, report.html, cells/")
+
+
+def configure(preset: str, file: Path | None, lists: dict[str, str], numbers: dict[str, int]) -> Config:
+    """A preset, changed by a file, changed by flags.
+
+    Raises:
+        InputError: an unknown preset, or as `read_config` and `Config`.
+    """
+    if preset not in PRESETS:
+        raise unknown_name("preset", preset, PRESETS)
+    base = PRESETS[preset] if file is None else read_config(file, PRESETS[preset])
+    changes: dict[str, Any] = {name: _words(name, text) for name, text in lists.items() if text}
+    return base.but({**changes, **numbers})
+
+
+def _words(name: str, text: str) -> list[Any]:
+    words = [word.strip() for word in text.split(",")]
+    return [int(w) if w.isdecimal() else w for w in words] if name == "nfe" else words
