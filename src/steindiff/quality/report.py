@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from steindiff.datasets import ImageSet
-from steindiff.files import manifest
+from steindiff.files import manifest, sha256
 from steindiff.images import save_labelled_rows
 from steindiff.metrics import Features, Value
 from steindiff.models import Model
@@ -114,8 +114,8 @@ class Report:
 
     def command(self) -> str:
         """The command that does it again, without this machine's folders."""
-        s, default, path = self.settings, Settings(), self.model.path
-        parts = ["steindiff evaluate", f"--model {path.stem if path.parent == WEIGHTS else quote(path.name)}"]
+        s, default = self.settings, Settings()
+        parts = ["steindiff evaluate", f"--model {self._model_name()}"]
         parts.append(f"--data {quote(self.train.name)}")
         if self.train.name != "digits":
             parts.append(f"--held-out {self.held.images if self.split else quote(self.held.name)}")
@@ -130,6 +130,13 @@ class Report:
         if s.precision != default.precision:
             parts.append(f"--precision {s.precision}")
         return " ".join([*parts, f"--outdir outputs/quality-{self.model.name}"])
+
+    def _model_name(self) -> str:
+        """A shipped model's name, also for the file it was copied from; else the file's, without its folder."""
+        path = self.model.path
+        shipped = WEIGHTS / path.name
+        same = path.parent == WEIGHTS or (shipped.is_file() and sha256(shipped) == self.model.sha256)
+        return path.stem if same else quote(path.name)
 
     def markdown(self) -> str:
         """The section of a model card, without its heading."""
