@@ -383,3 +383,47 @@ def test_presets_are_whole(name):
     assert UNet(p.unet)(x, torch.zeros(1)).shape == x.shape
     if name == "cifar10-gpu":  # 48 MiB of float16 at most
         assert 2 * sum(q.numel() for q in UNet(p.unet).parameters()) < 48 * 2**20
+
+
+def test_the_smoke_preset_as_the_page_gives_it(tmp_path):
+    """docs/models.md's two-minute command (with fewer samples to judge), and images from what it made."""
+    out = tmp_path / "smoke"
+    base = [sys.executable, "-m", "steindiff"]
+    train_it = [
+        *base,
+        "--threads",
+        "1",
+        "train",
+        "--preset",
+        "smoke",
+        "--data",
+        "digits",
+        "--outdir",
+        str(out),
+        "--evaluate",
+        "60",
+    ]
+    done = subprocess.run(train_it, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    model = models.load(out / "smoke.safetensors")
+    assert model.info["recipe"]["command"] == "steindiff train --preset smoke --data digits --outdir outputs/smoke"
+    by_sigma = dict(zip(SIGMAS, model.info["recipe"]["losses"]["held_out"], strict=True))
+    assert by_sigma[0.8][0] < 0.5  # 1 is the loss of the best denoiser of white data of this variance
+    card = (out / "smoke.md").read_text()
+    assert "real images (floor)" in card
+    assert "`fine`" in card
+    assert (out / "samples" / "00000300.png").is_file()
+    draw = [
+        "sample",
+        "--model",
+        str(out / "smoke.safetensors"),
+        "--nfe",
+        "5",
+        "--seeds",
+        "0-3",
+        "--outdir",
+        str(tmp_path / "s"),
+    ]
+    done = subprocess.run([*base, *draw], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "s" / "000003.png").is_file()
