@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,7 +56,8 @@ def bench_command(
     numbers = {"n": n, "batch": batch, "first_seed": seed, "probes": probes}
     study = configure(preset, config, lists, {k: v for k, v in numbers.items() if v is not None})
     run_study(study, outdir, command=" ".join(["steindiff", *sys.argv[1:]]))
-    typer.echo(f"everything is in {outdir}: report.md, report.html, cells/")
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"everything is in {outdir}: report.md, report.html, cells/")
 
 
 def configure(preset: str, file: Path | None, lists: dict[str, str], numbers: dict[str, int]) -> Config:
