@@ -130,6 +130,16 @@ def test_the_key_is_of_all_that_determines_a_cell():
     assert key_of(cell, bed, dataclasses.replace(SMALL, nfe=(5, 6))) == base
 
 
+def test_the_key_does_not_depend_on_threads():
+    before = torch.get_num_threads()
+    digests = set()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        digests.add(make("digits_mixture").digest)
+    torch.set_num_threads(before)
+    assert len(digests) == 1
+
+
 def test_references_are_made_once_and_read_again(tmp_path, monkeypatch):
     bed = make("digits_mixture")
     made = references(bed, range(40), tmp_path)
