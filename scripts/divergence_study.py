@@ -31,7 +31,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from steindiff import models
-from steindiff.analytic import ExactModel, GaussianMixture
+from steindiff.analytic import ExactModel
+from steindiff.bench.testbed import digits_mixture
 from steindiff.denoisers import Denoiser
 from steindiff.divergence import Hutchinson, HutchPlusPlus
 from steindiff.errors import InputError
@@ -54,17 +55,6 @@ FAMILIES: dict[str, Hutchinson] = {
 # Okabe–Ito colours: told apart by the colour-blind.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#000000", "#F0E442")
 Errors = dict[str, list[tuple[float, float]]]
-
-
-def digits_mixture() -> GaussianMixture:
-    """One Gaussian per class of scikit-learn's 8×8 digits in [−1, 1], covariances + 0.01: d = 64."""
-    from sklearn.datasets import load_digits
-
-    pixels, labels = (torch.as_tensor(part, dtype=torch.float64) for part in load_digits(return_X_y=True))
-    groups = [pixels[labels == c] / 8 - 1 for c in range(10)]
-    weights = torch.tensor([len(g) for g in groups], dtype=torch.float64)
-    covariances = torch.stack([g.T.cov() + 0.01 * torch.eye(64, dtype=torch.float64) for g in groups])
-    return GaussianMixture(weights / weights.sum(), torch.stack([g.mean(0) for g in groups]), covariances)
 
 
 def law_of(name: str) -> ExactModel:

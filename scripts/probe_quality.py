@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from divergence_study import digits_mixture
 from steindiff import Corrected, grids, initial_noise, sample, solvers
+from steindiff.bench.testbed import digits_mixture
 from steindiff.command import run_command
 from steindiff.demo.testbed import SIGMA_MAX, SIGMA_MIN, build
 from steindiff.denoisers import Denoiser
