@@ -7,13 +7,57 @@ single-process run up to the rounding of a network that meets another batch size
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Gather", "active", "alone", "gather", "rank", "share", "world_size"]
+from steindiff.errors import InputError
+
+__all__ = ["Gather", "active", "alone", "gather", "joined", "local_device", "rank", "share", "world_size"]
+
+
+@contextmanager
+def joined(device: str = "cpu") -> Iterator[None]:
+    """Join the processes that torchrun or accelerate started, where they have not been joined yet; part from them at the end.
+
+    Numbers on the CPU travel by gloo, those on a CUDA device by NCCL. A process that another one's end leaves waiting fails,
+    with an InputError that says so.
+
+    Args:
+        device: that the work is done on.
+    """
+    begun = int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized()
+    if begun:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield
+        if begun:
+            dist.barrier()
+    except RuntimeError as error:
+        if begun and _lost(error):
+            raise InputError(
+                f"a process has ended ({str(error).splitlines()[0]}): what is finished is kept; run the same command again"
+            ) from error
+        raise
+    finally:
+        if begun:
+            dist.destroy_process_group()
+
+
+def _lost(error: RuntimeError) -> bool:
+    """Whether it is of the connection and not of the work."""
+    words = ("connection", "peer", "gloo", "nccl", "socket", "timed out")
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
+
+
+def local_device(device: str) -> str:
+    """This process's own: "cuda" becomes the device of its local rank where several work together."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and active() else device
 
 
 def active() -> bool:

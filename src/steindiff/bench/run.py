@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -53,7 +51,7 @@ def run_study(
     """
     folder = writable_folder(outdir)
     own = {bed.name: bed for bed in beds}
-    with _together():
+    with distributed.joined():
         _check_shares(config)
         results: list[Result] = []
         summaries: list[BedSummary] = []
@@ -147,18 +145,3 @@ def _check_shares(config: Config) -> None:
             f"batches of {config.batch} and a last one of {rest} for {world} processes: every one needs an image of each; "
             "choose n and batch so"
         )
-
-
-@contextmanager
-def _together() -> Iterator[None]:
-    """Join the processes that torchrun or accelerate started, where they have not been joined yet."""
-    begun = int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized()
-    if begun:
-        dist.init_process_group("gloo")
-    try:
-        yield
-        if begun:
-            dist.barrier()
-    finally:
-        if begun:
-            dist.destroy_process_group()
