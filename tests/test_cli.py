@@ -90,10 +90,11 @@ BAD = {
     "bounds without rule": (["--correction", "noise_consistent", "--gamma_max", "1"], "only the paper's rule takes bounds"),
     "class": (["--class", "3"], "leave --class out"),
     "dtype": (["--dtype", "float16"], "float32 or float64"),
-    "device": (["--device", "cuda:77"], "use --device cpu"),
+    "device": (["--device", "cuda:77"], "cannot be used"),
     "frame": (["--frame", "vp", "--correction", "clamped"], "model or ve"),
     "table": (["--correction", "missing.json"], "is not a gamma table"),
     "probes": (["--probes", "0"], "probes"),
+    "nothing kept": (["--no-png", "--no-npz"], "no image would be kept"),
 }
 
 

@@ -138,3 +138,59 @@ def test_what_cannot_be_read_is_named(places, tmp_path):
         load_images(places[0])
     with pytest.raises(InputError, match="resolution=0"):
         load_images(places[0], resolution=0)
+
+
+def test_arrays_of_npz_files_are_read_as_their_pngs_would_be(tmp_path):
+    arrays = np.stack([png(i)[1] for i in range(3)])
+    np.savez_compressed(tmp_path / "a.npz", arr_0=arrays, arr_1=np.arange(3))
+    for i in range(3):
+        (tmp_path / "files").mkdir(exist_ok=True)
+        (tmp_path / "files" / f"{i}.png").write_bytes(png(i)[0])
+    for how in ({}, {"grey": True}, {"resolution": 2}, {"resolution": 3, "grey": True}):
+        images, files = load_images(tmp_path / "a.npz", **how), load_images(tmp_path / "files", **how)
+        assert images.sha256 == files.sha256
+        assert images.pixels.is_contiguous()
+    assert (images.labels, images.classes, images.source) == (None, (), str(tmp_path / "a.npz"))
+    np.savez(tmp_path / "grey.npz", arr_0=arrays[..., :1])
+    assert np.array_equal(load_images(tmp_path / "grey.npz", grey=True).pixels[:, 0].numpy(), arrays[..., 0])
+    assert np.array_equal(load_images(tmp_path / "grey.npz").pixels[:, 2].numpy(), arrays[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"mu": np.zeros(2)}, r"no entry arr_0 but \['mu'\]"),
+        ({"arr_0": np.zeros((2, 4, 4, 3))}, "arr_0 is float64"),
+        ({"arr_0": np.zeros((2, 3, 4, 4), np.uint8)}, r"shape \(2, 3, 4, 4\), need uint8"),
+        ({"arr_0": np.zeros((0, 4, 4, 3), np.uint8)}, "N ≥ 1"),
+        ({"arr_0": np.array([{}], dtype=object)}, "not a readable .npz"),
+    ],
+)
+def test_npz_files_of_something_else_are_refused(tmp_path, entries, message):
+    np.savez(tmp_path / "a.npz", **entries)
+    with pytest.raises(InputError, match=message):
+        load_images(tmp_path / "a.npz")
+
+
+def test_damaged_npz_files_are_refused(tmp_path):
+    np.savez_compressed(tmp_path / "good.npz", arr_0=np.stack([png(i, (20, 20))[1] for i in range(3)]))
+    whole = (tmp_path / "good.npz").read_bytes()
+    spoilt = bytearray(whole)
+    spoilt[len(whole) // 2] ^= 255
+    (tmp_path / "spoilt.npz").write_bytes(bytes(spoilt))
+    (tmp_path / "half.npz").write_bytes(whole[: len(whole) // 2])
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    for name, message in (("half", "not all of one"), ("array", "not all of one"), ("spoilt", "not a readable")):
+        with pytest.raises(InputError, match=message):
+            load_images(tmp_path / f"{name}.npz")
+    with pytest.raises(InputError, match="no such folder or archive"):
+        load_images(tmp_path / "none.npz")
+
+
+def test_the_contact_sheet_of_a_run_is_no_image(places):
+    (places[0] / "grid.png").write_bytes(png(9, (50, 50))[0])
+    with pytest.raises(InputError, match="give a resolution"):
+        load_images(places[0])
+    (places[0] / "run.json").write_text("{}")
+    assert load_images(places[0]).sha256 == load_images(places[1]).sha256

@@ -16,6 +16,15 @@ def test_quickstart_runs_and_is_the_one_in_the_readme(capsys):
     assert body in (ROOT / "README.md").read_text()
 
 
+def test_a_testbed_of_ones_own_runs_and_is_the_one_in_the_docs(tmp_path, capsys, monkeypatch):
+    path = ROOT / "examples" / "own_testbed.py"
+    monkeypatch.setattr("sys.argv", ["own_testbed.py", str(tmp_path)])
+    runpy.run_path(str(path), run_name="__main__")
+    assert len(capsys.readouterr().out.splitlines()) == 2 * 2 * 2
+    assert (tmp_path / "report.html").is_file()
+    assert path.read_text().split('"""', 2)[2].strip() in (ROOT / "docs" / "bench.md").read_text()
+
+
 def test_readme_names_only_what_exists():
     """Every path the README links to is there."""
     import re

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,32 @@ def test_a_full_disk_is_a_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(InputError, match=r"cannot write .*a\.txt: No space left on device; free space"):
         write_text(target, "x")
+    assert os.listdir(tmp_path) == []
+
+
+FULL = """
+import resource, sys, torch
+from safetensors.torch import save_file
+from steindiff.errors import InputError
+from steindiff.files import atomic, write_text
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+def tensors(path):
+    with atomic(path) as temporary:
+        save_file({"x": torch.zeros(20_000)}, temporary)
+for name, write in {"a.txt": lambda path: write_text(path, "x" * 20_000), "a.safetensors": tensors}.items():
+    try:
+        write(f"{sys.argv[1]}/{name}")
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_a_file_that_outgrows_its_room_is_a_clear_error_and_leaves_nothing(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("cannot write ") and "File too large" in line and "free space" in line for line in lines)
     assert os.listdir(tmp_path) == []
 
 

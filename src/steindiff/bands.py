@@ -101,12 +101,12 @@ class Cosine(Bands):
     def analyse(self, x: Tensor) -> Tensor:
         """Rotate the channels, transform rows and columns."""
         rotation, rows, columns = self._bases(x.shape[1:], x)
-        return torch.einsum("dc,hi,wj,bcij->bdhw", rotation, rows, columns, x).flatten(1)
+        return torch.einsum("dc,bchw->bdhw", rotation, rows @ x @ columns.mT).flatten(1)
 
     def synthesise(self, coefficients: Tensor, event: torch.Size) -> Tensor:
         """The transposed maps."""
         rotation, rows, columns = self._bases(event, coefficients)
-        return torch.einsum("dc,hi,wj,bdhw->bcij", rotation, rows, columns, coefficients.reshape(-1, *event))
+        return torch.einsum("dc,bdij->bcij", rotation, rows.mT @ coefficients.reshape(-1, *event) @ columns)
 
     def labels(self, event: torch.Size) -> Tensor:
         """Ring, and luma before chroma, numbered without gaps."""

@@ -1,4 +1,4 @@
-"""The command line: `steindiff sample`, `train`, `evaluate`, `demo`, `diagnose`, `models`."""
+"""The command line: `steindiff sample`, `train`, `bench`, `evaluate`, `score`, `demo`, `diagnose`, `models`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from steindiff.bench.command import bench_command
 from steindiff.errors import SteindiffError
 from steindiff.quality.command import EXAMPLES as EVALUATE_EXAMPLES
 from steindiff.quality.command import evaluate_command
+from steindiff.score.command import EXAMPLES as SCORE_EXAMPLES
+from steindiff.score.command import score_command
 from steindiff.train.command import EXAMPLES as TRAIN_EXAMPLES
 from steindiff.train.command import train_command
 
@@ -33,6 +35,10 @@ _EXAMPLES = """
   steindiff sample --model digits --nfe 5 --seeds 0-63 --correction clamped --outdir out/clamped
 
   steindiff sample --model cifar10_mixture --solver heun --steps 18 --to-zero --seeds 1,2,5-10 --outdir out/heun
+
+  steindiff sample --model digits --nfe 5 --seeds 0-49999 --batch 500 --subdirs --outdir out/50k
+
+  torchrun --nproc_per_node=2 -m steindiff sample --model digits --nfe 5 --seeds 0-49999 --batch 500 --no-png --outdir out/npz
 """
 
 
@@ -70,20 +76,29 @@ def sample_command(
     batch: Annotated[int, typer.Option(help="Images a batch; a correction's statistics are per batch.", min=1)] = 64,
     class_index: Annotated[int | None, typer.Option("--class", help="Class label of a class-conditional model.")] = None,
     subdirs: Annotated[bool, typer.Option("--subdirs", help="One folder per 1000 seeds.")] = False,
-    npz: Annotated[bool, typer.Option(help="Also write samples.npz (arr_0, uint8 NHWC).")] = True,
+    png: Annotated[bool, typer.Option(help="Write one PNG per seed.")] = True,
+    npz: Annotated[bool, typer.Option(help="Write samples.npz (arr_0, uint8 NHWC).")] = True,
     dtype: Annotated[str, typer.Option(help="State and embedded models: float32 or float64.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run in --outdir.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the run in --outdir, and start anew.")] = False,
 ) -> None:
-    """Sample images: PNGs, grid.png, samples.npz, trace.jsonl (gamma and moments per step) and run.json."""
+    """Sample images: PNGs, grid.png, samples.npz, trace.jsonl (gamma and moments per step) and run.json.
+
+    Killed at any moment, the same command goes on, and the result is that of an unbroken run. Several processes deal out whole
+    batches: `torchrun --nproc_per_node=2 -m steindiff sample …` or `accelerate launch -m steindiff sample …`.
+    """
+    from steindiff import distributed
     from steindiff.generate import Job, generate, parse_seeds
 
     job = Job(
         model, parse_seeds(seeds), solver, grid, steps, nfe, sigma_min, sigma_max, rho, to_zero, correction, gamma_min,
         gamma_max, frame, divergence, probes, probe_kind, batch, class_index, dtype, device,
     )  # fmt: skip
-    folder = generate(job, outdir, subdirs=subdirs, npz=npz, overwrite=overwrite, progress=True)
-    Console().print(f"{len(job.seeds)} images in [bold]{folder}[/bold] (grid.png, trace.jsonl, run.json)", highlight=False)
+    with distributed.joined():
+        folder = generate(job, outdir, subdirs=subdirs, png=png, npz=npz, overwrite=overwrite, progress=True)
+        if distributed.rank() == 0:
+            text = f"{len(job.seeds)} images in [bold]{folder}[/bold] (grid.png, trace.jsonl, run.json)"
+            Console().print(text, highlight=False)
 
 
 @app.command(epilog="\n[bold]Example[/bold]\n\n  steindiff demo --outdir outputs/demo\n")
@@ -132,6 +147,7 @@ def diagnose(
 app.command("train", epilog=TRAIN_EXAMPLES)(train_command)
 app.command("bench", epilog=BENCH_EXAMPLES)(bench_command)
 app.command("evaluate", epilog=EVALUATE_EXAMPLES)(evaluate_command)
+app.command("score", epilog=SCORE_EXAMPLES)(score_command)
 
 
 @app.command("models")

@@ -1,4 +1,4 @@
-"""Images to train and measure on: a folder, a zip, a tar, or scikit-learn's digits, as one uint8 tensor in memory.
+"""Images to train and measure on: a folder, zip, tar or .npz, or scikit-learn's digits, as one uint8 tensor in memory.
 
 Pixels v in 0…top become x = 2v/top − 1 in [−1, 1]. Images are taken in the order of their names; labels are those of an
 EDM `dataset.json` where there is one, else the names of the folders that hold the images.
@@ -16,12 +16,16 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from steindiff.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["ImageSet", "load_digits", "load_images", "load_pair"]
 
@@ -97,10 +101,10 @@ def load_digits() -> tuple[ImageSet, ImageSet]:
 
 
 def load_images(path: str | Path, resolution: int | None = None, grey: bool = False, progress: bool = False) -> ImageSet:
-    """All images below a folder or in a zip or tar archive.
+    """All images below a folder, in a zip or tar archive, or in an .npz file (arr_0, uint8 NHWC; its order, no classes).
 
     Args:
-        path: the folder or archive. Nothing is unpacked to disk.
+        path: the folder or file. Nothing is unpacked to disk. In a folder of `steindiff sample`, grid.png is no image.
         resolution: images are cropped to a centred square and resized to this; None: all must have one size.
         grey: one channel instead of three.
         progress: a bar on stderr.
@@ -111,6 +115,8 @@ def load_images(path: str | Path, resolution: int | None = None, grey: bool = Fa
     place = Path(path)
     if resolution is not None and resolution < 1:
         raise InputError(f"resolution={resolution}: need at least 1 pixel")
+    if place.suffix.lower() == ".npz" and place.is_file():
+        return _of_array(_read_array(place), str(path), resolution, grey)
     names: list[str] = []
     arrays: list[np.ndarray] = []
     table: dict[str, int] | None = None
@@ -155,13 +161,14 @@ def load_pair(
 def _entries(place: Path) -> Iterator[tuple[str, bytes]]:
     """Names (relative, with /) and bytes of the images and of dataset.json."""
     if place.is_dir():
-        for file in sorted(p for p in place.rglob("*") if p.is_file() and _wanted(p.name)):
+        sheet = place / "grid.png" if (place / "run.json").is_file() else None
+        for file in sorted(p for p in place.rglob("*") if p.is_file() and _wanted(p.name) and p != sheet):
             yield file.relative_to(place).as_posix(), file.read_bytes()
         return
     if not place.is_file():
         raise InputError(f"no such folder or archive: {place}")
     if not place.name.lower().endswith(ARCHIVES):
-        raise InputError(f"{place} is neither a folder nor one of {', '.join(ARCHIVES)}")
+        raise InputError(f"{place} is neither a folder nor one of {', '.join(ARCHIVES)}, .npz")
     reader = _zip_entries if place.suffix.lower() == ".zip" else _tar_entries
     try:
         yield from reader(place)
@@ -195,9 +202,16 @@ def _decode(data: bytes, name: str, resolution: int | None, grey: bool) -> np.nd
 
     try:
         with Image.open(io.BytesIO(data)) as opened:
-            image = opened.convert("L" if grey else "RGB")
+            return _fitted(opened, resolution, grey)
     except (UnidentifiedImageError, OSError) as error:
         raise InputError(f"{name} is not a readable image ({error}): remove or replace it") from error
+
+
+def _fitted(opened: Image.Image, resolution: int | None, grey: bool) -> np.ndarray:
+    """Of those channels and that size, (H, W, C) uint8."""
+    from PIL import Image
+
+    image = opened.convert("L" if grey else "RGB")
     if resolution is not None and image.size != (resolution, resolution):
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -206,6 +220,34 @@ def _decode(data: bytes, name: str, resolution: int | None, grey: bool) -> np.nd
         image = image.resize((resolution, resolution), how, box=(left, top, left + side, top + side))
     array = np.array(image, dtype=np.uint8)
     return array[..., None] if grey else array
+
+
+def _read_array(place: Path) -> np.ndarray:
+    """arr_0 of an .npz file, (N, H, W, 1 or 3) uint8; objects are never unpickled."""
+    if not zipfile.is_zipfile(place):
+        raise InputError(f"{place} is not a .npz file, or not all of one: it may be truncated; copy or make it again")
+    try:
+        with open(place, "rb") as file, np.load(file, allow_pickle=False) as entries:
+            if "arr_0" not in entries:
+                raise InputError(f"{place} has no entry arr_0 but {list(entries)}: name a file of images, uint8 (N, H, W, C)")
+            array = np.asarray(entries["arr_0"])
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise InputError(f"{place} is not a readable .npz file ({error}): copy or make it again") from error
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3) or not array.size:
+        raise InputError(f"{place}: arr_0 is {array.dtype} of shape {array.shape}, need uint8 (N, H, W, 1 or 3) with N ≥ 1")
+    return array
+
+
+def _of_array(array: np.ndarray, source: str, resolution: int | None, grey: bool) -> ImageSet:
+    """As `_fitted` makes them of files; without work where they are so already."""
+    from PIL import Image
+
+    if array.shape[3] != (1 if grey else 3) or resolution is not None:
+        images = (Image.fromarray(image[..., 0] if array.shape[3] == 1 else image) for image in array)
+        array = np.stack([_fitted(image, resolution, grey) for image in images])
+    return ImageSet(torch.from_numpy(array).permute(0, 3, 1, 2).contiguous(), None, (), source)
 
 
 def _labels_of(data: bytes, name: str) -> dict[str, int] | None:

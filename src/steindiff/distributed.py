@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Protocol
 
 import torch
@@ -18,7 +19,10 @@ from torch import Tensor
 
 from steindiff.errors import InputError
 
-__all__ = ["Gather", "active", "alone", "gather", "joined", "local_device", "rank", "share", "world_size"]
+__all__ = ["Gather", "active", "alone", "barrier", "gather", "joined", "local_device", "rank", "share", "world_size"]
+
+# One process may work for long while others wait for it; one that ends is noticed at once, whatever this is.
+_PATIENCE = timedelta(days=7)
 
 
 @contextmanager
@@ -33,7 +37,7 @@ def joined(device: str = "cpu") -> Iterator[None]:
     """
     begun = int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized()
     if begun:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=_PATIENCE)
     try:
         yield
         if begun:
@@ -56,8 +60,17 @@ def _lost(error: RuntimeError) -> bool:
 
 
 def local_device(device: str) -> str:
-    """This process's own: "cuda" becomes the device of its local rank where several work together."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and active() else device
+    """This process's own: "cuda" becomes the device of its local rank where several work together.
+
+    Raises:
+        InputError: a device that is not there.
+    """
+    name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and active() else device
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}; use cpu") from error
+    return name
 
 
 def active() -> bool:
@@ -73,6 +86,12 @@ def rank() -> int:
 def world_size() -> int:
     """How many there are; 1 for a process by itself."""
     return dist.get_world_size() if active() else 1
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if active():
+        dist.barrier()
 
 
 def share(count: int) -> range:

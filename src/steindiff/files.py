@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy
 import torch
+from safetensors import SafetensorError
 
 from steindiff.errors import InputError
 
-__all__ = ["atomic", "manifest", "plain", "sha256", "writable_folder", "write_json", "write_text"]
+__all__ = ["atomic", "digest", "manifest", "plain", "sha256", "writable_folder", "write_json", "write_text"]
 
 
 @contextmanager
@@ -39,8 +40,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o644)
         os.replace(temporary, target)
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror or error}; free space or choose another folder") from error
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk by an error of its own
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write {target}: {reason}; free space or choose another folder") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -75,6 +77,11 @@ def sha256(path: str | Path) -> str:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def digest(**parts: Any) -> str:
+    """A hash of a description, 16 hex digits; of its JSON, as `plain` makes it."""
+    return hashlib.sha256(json.dumps(plain(parts), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def manifest(**config: Any) -> dict[str, Any]:

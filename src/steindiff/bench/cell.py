@@ -13,10 +13,10 @@ from torch import Tensor
 
 from steindiff import corrections, distributed, grids, solvers
 from steindiff.bench.grid import Cell, Config
-from steindiff.bench.store import digest
 from steindiff.bench.testbed import SIGMA_MAX, SIGMA_MIN, Testbed
 from steindiff.divergence import Choice, Hutchinson, choose
 from steindiff.errors import NonFiniteError
+from steindiff.files import digest
 from steindiff.noise import generators, initial_noise
 from steindiff.sampling import SampleResult, sample
 from steindiff.solvers import Solver
@@ -35,8 +35,8 @@ class Drawn:
     failure: str = ""
 
 
-def key_of(cell: Cell, bed: Testbed, config: Config) -> str:
-    """A digest of all that determines a cell's numbers."""
+def key_of(cell: Cell, bed: Testbed, config: Config, judges: Sequence[str] = ()) -> str:
+    """A digest of all that determines a cell's numbers; `judges` are those of what else measures its images."""
     solver, sigmas = _build(cell, config, None)
     return digest(
         bed=bed.digest,
@@ -44,17 +44,19 @@ def key_of(cell: Cell, bed: Testbed, config: Config) -> str:
         sigmas=sigmas.tolist(),
         seeds=(config.first_seed, config.n),
         batch=config.batch,
+        **({"judges": list(judges)} if judges else {}),
     )
 
 
 def price(bed: Testbed, config: Config) -> Choice:
     """What a derivative of the testbed costs, measured once and billed in every cell."""
-    x = initial_noise(range(config.first_seed, config.first_seed + config.batch), bed.event_shape, SIGMA_MAX)
-    return choose(bed.denoiser, x, torch.tensor(1.0, dtype=x.dtype), methods=("vjp",), samples=len(x))
+    seeds = range(config.first_seed, config.first_seed + config.batch)
+    x = initial_noise(seeds, bed.event_shape, SIGMA_MAX, device=bed.device)
+    return choose(bed.denoiser, x, torch.tensor(1.0, dtype=x.dtype, device=x.device), methods=("vjp",), samples=len(x))
 
 
 def draw(cell: Cell, bed: Testbed, config: Config, choice: Choice) -> Drawn:
-    """Run every batch; several processes take a block of each batch, and γ is that of the whole."""
+    """Run every batch; several processes take a block of each batch, and γ is that of the whole. Samples are on the CPU."""
     solver, sigmas = _build(cell, config, choice)
     start = time.perf_counter()
     results: list[SampleResult] = []
@@ -65,7 +67,7 @@ def draw(cell: Cell, bed: Testbed, config: Config, choice: Choice) -> Drawn:
         if result is None:
             return Drawn(None, [], {}, time.perf_counter() - start, failure)
         results.append(result)
-        ends.append(distributed.gather(result.x))
+        ends.append(distributed.gather(result.x).cpu())
     names = ("nfe", "forward_equivalents", "jvps", "vjps")
     stats = {name: sum(getattr(r.stats, name) for r in results) / len(results) for name in names}
     return Drawn(torch.cat(ends), [asdict(r) for r in results[0].trace], stats, time.perf_counter() - start)
@@ -86,7 +88,7 @@ def _one_batch(
     """This process's block of a batch; None where it failed on any process, with the reason."""
     block = distributed.share(len(seeds))
     mine = seeds[block.start : block.stop]
-    x = initial_noise(mine, bed.event_shape, SIGMA_MAX)
+    x = initial_noise(mine, bed.event_shape, SIGMA_MAX, device=bed.device)
     result, failure = None, ""
     try:
         result = sample(solver, bed.denoiser, x, sigmas, generator=generators(mine))

@@ -24,6 +24,8 @@ EXAMPLES = """
 
   steindiff bench --preset paper --beds digits --solvers heun,unipc_3 --nfe 5,6 --corrections energy --outdir outputs/some
 
+  steindiff bench --preset full --beds cifar10 --samples 2560 --inception inception-2015-12-05.pt --outdir outputs/fid
+
   torchrun --nproc_per_node=2 -m steindiff bench --preset quick --outdir outputs/quick
 
 Killed at any moment, the same command goes on. Report: report.md and report.html in --outdir.
@@ -45,9 +47,21 @@ def bench_command(
     batch: Annotated[int | None, typer.Option(help="Images a batch; default: the preset's.")] = None,
     seed: Annotated[int | None, typer.Option(help="First of the image seeds; default: the preset's.")] = None,
     probes: Annotated[int | None, typer.Option(help="Hutchinson probes a step; default: the preset's.")] = None,
+    inception: Annotated[
+        Path | None, typer.Option(help="Inception TorchScript of your own, for FID and inception score of images.")
+    ] = None,
+    inception_reference: Annotated[
+        Path | None, typer.Option("--inception-reference", help="EDM .npz for the FID; default: the testbed's own target.")
+    ] = None,
+    dinov2: Annotated[Path | None, typer.Option(help="Folder of a local DINOv2 model, for FD-DINOv2.")] = None,
+    dinov2_reference: Annotated[
+        Path | None, typer.Option("--dinov2-reference", help="Its .npz; default: the testbed's own target.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, …; several processes with cuda take one device each.")] = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's default.", min=0)] = 0,
 ) -> None:
     """Every solver, grid, NFE and correction on every testbed: tables with standard errors, floors, wins and losses."""
+    from steindiff.bench.extractors import Extractors
     from steindiff.bench.run import run_study
 
     if threads:
@@ -55,7 +69,8 @@ def bench_command(
     lists = {"beds": beds, "solvers": solvers, "grids": grids, "nfe": nfe, "corrections": corrections}
     numbers = {"n": n, "batch": batch, "first_seed": seed, "probes": probes}
     study = configure(preset, config, lists, {k: v for k, v in numbers.items() if v is not None})
-    run_study(study, outdir, command=" ".join(["steindiff", *sys.argv[1:]]))
+    extractors = Extractors(inception, inception_reference, dinov2, dinov2_reference)
+    run_study(study, outdir, extractors=extractors, device=device, command=" ".join(["steindiff", *sys.argv[1:]]))
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"everything is in {outdir}: report.md, report.html, cells/")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, TypeVar
@@ -17,6 +18,7 @@ from steindiff.metrics import (
     EnergyTarget,
     Features,
     FrechetTarget,
+    Judge,
     ManifoldTarget,
     Shares,
     SlicedTarget,
@@ -78,10 +80,11 @@ class Ruler:
     precision, recall, coverage    by k-NN, in the features or the axes
     components  total variation of the component weights, for mixtures
     endpoint    RMSE to the exact flow's end points of the same noise (not for other sets than those of the study's seeds)
+    fid, inception_score, fd_dinov2    by the judges that are given, for images
     """
 
-    def __init__(self, bed: Testbed, references: References) -> None:
-        self._bed, self._references = bed, references
+    def __init__(self, bed: Testbed, references: References, judges: Sequence[Judge] = ()) -> None:
+        self._bed, self._references, self._judges = bed, references, judges
         self._energy = EnergyTarget(references.target)
         d = references.target[0].numel()
         self._axes = principal_features(references.target, min(_AXES, len(references.target) // 4)) if d > _AXES else _flat
@@ -105,6 +108,8 @@ class Ruler:
         found |= {"precision": manifold.precision, "recall": manifold.recall, "coverage": manifold.coverage}
         if isinstance(self._bed.law, Mixture):
             found["components"] = component_weights(x, self._bed.law, SIGMA_MIN).total_variation
+        for judge in self._judges:
+            found |= judge.measure(x)
         if paired:
             found["endpoint"] = _endpoint(x, self._references.endpoints)
         return Measures(found, [] if spectrum is None else spectrum.ratios.tolist())

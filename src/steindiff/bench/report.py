@@ -140,13 +140,14 @@ _READING = (
     "▲ better and ▼ worse than the plain run by more than two standard errors of the paired change; · within noise (a tie); ✕ "
     "diverged: no numbers, or an endpoint RMSE over ten times the plain run's; – no result, or nothing to compare with.",
     "If no correction changed anything, about one comparison in 22 would be beyond two standard errors all the same.",
-    "Lower is better, except for precision, recall and coverage. ± is one standard error over samples.",
+    "Lower is better, except for precision, recall, coverage and inception score. ± is one standard error over samples.",
     "Energy distances are unbiased and may be negative. Fréchet and sliced distances are biased upwards at this n: compare "
     "them with the floor, and not with those of other n.",
     "Floors: independent samples of the law, as many as in a cell, and the end points of the reference flow; both against the "
     "target, the same for every NFE (″).",
     "Forward-equivalents: network evaluations, plus derivatives at the cost measured on this machine.",
-    "None of these numbers is an FID, and none can be compared with published ones.",
+    "None of these numbers can be compared with published ones; a FID or FD-DINOv2 only with others of the same extractor, "
+    "reference and n.",
 )
 
 

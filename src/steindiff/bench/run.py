@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from steindiff import distributed
 from steindiff.bench import store
 from steindiff.bench.cell import Drawn, draw, key_of, price
+from steindiff.bench.extractors import Extractors
 from steindiff.bench.grid import PLAIN, Cell, Config
 from steindiff.bench.measure import Measures, Ruler, changes
 from steindiff.bench.report import write_report
@@ -30,7 +31,14 @@ _SHOWN = 12
 
 
 def run_study(
-    config: Config, outdir: str | Path, *, beds: Sequence[Testbed] = (), progress: bool = True, command: str = ""
+    config: Config,
+    outdir: str | Path,
+    *,
+    beds: Sequence[Testbed] = (),
+    extractors: Extractors | None = None,
+    device: str = "cpu",
+    progress: bool = True,
+    command: str = "",
 ) -> list[Result]:
     """Run what is missing of a study in `outdir`, and write its report.
 
@@ -40,6 +48,8 @@ def run_study(
         config: the study.
         outdir: made if need be; cells/ holds one file a cell, references/ what they are measured against.
         beds: testbeds of one's own, for names in `config.beds` that are theirs.
+        extractors: of FID, inception score and FD-DINOv2, for testbeds of images.
+        device: of the named testbeds: "cpu", "cuda", …; several processes with "cuda" take one each. Not part of a cell's key.
         progress: a bar, on the first process.
         command: for the report: what makes this study again.
 
@@ -51,35 +61,39 @@ def run_study(
     """
     folder = writable_folder(outdir)
     own = {bed.name: bed for bed in beds}
-    with distributed.joined():
+    extractors = extractors or Extractors()
+    extractors.check(config.beds)
+    with distributed.joined(device):
         _check_shares(config)
+        place = distributed.local_device(device)
         results: list[Result] = []
         summaries: list[BedSummary] = []
         cells = list(config.cells())
         quiet = not (progress and distributed.rank() == 0)
         with tqdm(total=len(cells), unit="cell", disable=quiet, mininterval=1.0, smoothing=0.05) as bar:
             for name in config.beds:
-                bed = own[name] if name in own else make(name)
-                found, summary = _study_bed(bed, [c for c in cells if c.bed == name], config, folder, bar)
+                bed = own[name] if name in own else make(name, place)
+                found, summary = _study_bed(bed, [c for c in cells if c.bed == name], config, folder, extractors, bar)
                 results += found
                 summaries += [summary] if summary else []
         if distributed.rank() == 0:
-            write_report(folder, config, results, summaries, manifest(study=config.__dict__, rerun=command))
+            write_report(folder, config, results, summaries, manifest(study=config.__dict__, device=device, rerun=command))
     return results
 
 
 def _study_bed(
-    bed: Testbed, cells: list[Cell], config: Config, folder: Path, bar: tqdm[Any]
+    bed: Testbed, cells: list[Cell], config: Config, folder: Path, extractors: Extractors, bar: tqdm[Any]
 ) -> tuple[list[Result], BedSummary | None]:
     """A testbed's cells, group by group: a solver's plain run, then its corrections, compared with it."""
     bar.set_postfix_str(f"{bed.name}: references")
     first = distributed.rank() == 0
     seeds = range(config.first_seed, config.first_seed + config.n)
-    ruler = _Bench(bed, references(bed, seeds, folder)) if first else None
+    ruler = _Bench(bed, references(bed, seeds, folder), extractors) if first else None
     results, choice = [], None
     for _, group in groupby(cells, key=lambda c: c.plain):
         wanted = list(group)
-        held = {cell: store.read(folder, cell, key_of(cell, bed, config)) for cell in wanted} if first else {}
+        keys = {cell: key_of(cell, bed, config, ruler.judges) for cell in wanted} if ruler else {}
+        held = {cell: store.read(folder, cell, key) for cell, key in keys.items()}
         missing = _from_first([cell for cell in wanted if held.get(cell) is None] if first else [])
         if missing:
             choice = choice or price(bed, config)
@@ -90,7 +104,7 @@ def _study_bed(
                 drawn = draw(cell, bed, config, choice)
                 if ruler is not None:
                     measured = ruler.measure(drawn)
-                    result = _result(cell, key_of(cell, bed, config), drawn, measured, plain, bed)
+                    result = _result(cell, keys[cell], drawn, measured, plain, bed)
                     plain = measured if cell.correction == PLAIN else plain
                     if cell in missing:
                         store.write(folder, result)
@@ -103,14 +117,15 @@ def _study_bed(
 class _Bench:
     """A ruler with what it says of perfect samples."""
 
-    def __init__(self, bed: Testbed, refs: References) -> None:
-        self._ruler = Ruler(bed, refs)
+    def __init__(self, bed: Testbed, refs: References, extractors: Extractors) -> None:
+        judges = extractors.judges(bed, refs.target, len(refs.endpoints))
+        self.judges = [judge.digest for judge in judges]
+        self._ruler = Ruler(bed, refs, judges)
         floor, perfect = self._ruler.measure(refs.floor, paired=False), self._ruler.measure(refs.endpoints)
         kind = "network" if bed.law is None else "exact"
         shown = torch.from_numpy(to_uint8(refs.endpoints[:_SHOWN])) if bed.is_image else torch.empty(0, dtype=torch.uint8)
-        self.summary = BedSummary(
-            bed.name, kind, bed.event_shape, refs.how, len(refs.target), floor.values, perfect.values, shown
-        )
+        how = "; ".join([refs.how, *(f"{', '.join(j.names)}: extractor {j.extractor.sha256[:16]}" for j in judges)])
+        self.summary = BedSummary(bed.name, kind, bed.event_shape, how, len(refs.target), floor.values, perfect.values, shown)
 
     def measure(self, drawn: Drawn) -> Measures | None:
         """None where there are no samples."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,7 +17,7 @@ from steindiff.errors import InputError
 from steindiff.files import atomic, plain
 from steindiff.metrics import Value
 
-__all__ = ["Result", "digest", "place", "read", "write"]
+__all__ = ["Result", "place", "read", "write"]
 
 FORMAT = 1
 
@@ -52,11 +51,6 @@ class Result:
     failure: str = ""
     seconds: float = 0.0
     shown: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
-
-
-def digest(**parts: Any) -> str:
-    """A hash of a description, 16 hex digits."""
-    return hashlib.sha256(json.dumps(plain(parts), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def place(folder: Path, cell: Cell, key: str) -> Path:

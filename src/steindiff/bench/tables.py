@@ -50,10 +50,13 @@ METRICS = {
     "coverage": "coverage",
     "components": "component weights, total variation",
     "endpoint": "endpoint RMSE",
+    "fid": "FID",
+    "inception_score": "inception score",
+    "fd_dinov2": "FD-DINOv2",
 }
 """Titles by name, in the order of the report."""
 
-HIGHER = frozenset({"precision", "recall", "coverage"})
+HIGHER = frozenset({"precision", "recall", "coverage", "inception_score"})
 _DIVERGED = 10.0
 _NONE = "–"
 _SAME = "″"

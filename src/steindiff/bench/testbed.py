@@ -18,11 +18,10 @@ from torch import Tensor
 
 from steindiff import grids, models, solvers
 from steindiff.analytic import ExactModel, GaussianMixture
-from steindiff.bench.store import digest
 from steindiff.datasets import load_digits
 from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError
-from steindiff.files import atomic
+from steindiff.files import atomic, digest
 from steindiff.noise import initial_noise
 from steindiff.sampling import sample
 
@@ -43,12 +42,14 @@ class Testbed:
         denoiser: D(x, sigma), VE coordinates; an `ExactModel` has exact references.
         event_shape: of one sample.
         digest: of all that determines the denoiser: a cell's result is kept under it.
+        device: where the denoiser computes; changes speed and rounding only.
     """
 
     name: str
     denoiser: Denoiser
     event_shape: tuple[int, ...]
     digest: str
+    device: str = "cpu"
 
     @property
     def law(self) -> ExactModel | None:
@@ -83,14 +84,14 @@ def names() -> tuple[str, ...]:
     return ("digits_mixture", *models.names())
 
 
-def make(name: str) -> Testbed:
+def make(name: str, device: str = "cpu") -> Testbed:
     """A testbed by name, or of a model file. Raises InputError as `models.load`."""
     if name == "digits_mixture":
         # Of the data and the recipe: the fitted numbers' last digits depend on the machine and its threads.
         key = digest(law=name, version=1, data=[part.sha256 for part in load_digits()])
-        return Testbed(name, digits_mixture().to(torch.float32), (1, 8, 8), key)
-    model = models.load(name)
-    return Testbed(model.name, model.denoiser, model.event_shape, digest(file=model.sha256))
+        return Testbed(name, digits_mixture().to(torch.float32, device), (1, 8, 8), key, device)
+    model = models.load(name, device=device)
+    return Testbed(model.name, model.denoiser, model.event_shape, digest(file=model.sha256), device)
 
 
 def digits_mixture() -> GaussianMixture:
@@ -138,14 +139,15 @@ def _read(path: Path, key: str) -> References:
 
 
 def _exact(bed: Testbed, law: ExactModel, seeds: Sequence[int]) -> References:
-    noise = initial_noise(seeds, bed.event_shape, SIGMA_MAX)
+    noise = initial_noise(seeds, bed.event_shape, SIGMA_MAX, device=bed.device)
     flow = law.flow_with_error(noise, SIGMA_MAX, SIGMA_MIN, tol=2e-3)
-    target, floor = (_noisy(law, count, s) for count, s in ((4 * len(seeds), _TARGET_SEED), (len(seeds), _FLOOR_SEED)))
+    here, n = law.to(device="cpu"), len(seeds)
+    target, floor = _noisy(here, 4 * n, _TARGET_SEED), _noisy(here, n, _FLOOR_SEED)
     how = (
         f"{len(target)} exact samples; flow by up to {flow.steps} Runge–Kutta steps of order six, off by about "
         f"{float(flow.error):.1e} RMS"
     )
-    return References(flow.x, target, floor, how)
+    return References(flow.x.cpu(), target, floor, how)
 
 
 def _noisy(law: ExactModel, count: int, seed: int) -> Tensor:
@@ -167,5 +169,5 @@ def _fine_runs(bed: Testbed, seeds: Sequence[int]) -> References:
 
 def _fine(bed: Testbed, seeds: Sequence[int]) -> Tensor:
     sigmas = grids.karras(_FINE_STEPS, SIGMA_MIN, SIGMA_MAX)
-    noise = initial_noise(seeds, bed.event_shape, SIGMA_MAX)
-    return torch.cat([sample(solvers.make("unipc_3"), bed.denoiser, x, sigmas).x for x in noise.split(_CHUNK)])
+    noise = initial_noise(seeds, bed.event_shape, SIGMA_MAX, device=bed.device)
+    return torch.cat([sample(solvers.make("unipc_3"), bed.denoiser, x, sigmas).x.cpu() for x in noise.split(_CHUNK)])

@@ -13,6 +13,7 @@ from steindiff.metrics.distances import (
 from steindiff.metrics.extractors import dinov2, inception
 from steindiff.metrics.features import Features, load_features
 from steindiff.metrics.inception_score import inception_score
+from steindiff.metrics.judge import Judge, judge
 from steindiff.metrics.manifold import Manifold, ManifoldTarget, precision_recall
 from steindiff.metrics.moments import SampleMoments
 from steindiff.metrics.references import Reference, read_reference, write_reference
@@ -27,6 +28,7 @@ __all__ = [
     "Features",
     "FrechetTarget",
     "Halves",
+    "Judge",
     "Manifold",
     "ManifoldTarget",
     "Reference",
@@ -47,6 +49,7 @@ __all__ = [
     "inception_score",
     "jackknife",
     "jackknife_difference",
+    "judge",
     "load_features",
     "precision_recall",
     "principal_features",

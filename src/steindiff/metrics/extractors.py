@@ -80,7 +80,7 @@ class Extractor(ABC):
     def _map(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """A function of RGB bytes over batches."""
         _check(images)
-        return torch.cat([function(_rgb_bytes(part).to(self.device)).double().cpu() for part in images.split(self.batch)])
+        return torch.cat([function(_rgb_bytes(part).to(self.device)).cpu().double() for part in images.split(self.batch)])
 
 
 @final

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from steindiff.datasets import ImageSet
-from steindiff.files import write_json
+from steindiff.files import digest, write_json
 from steindiff.metrics import EnergyTarget, Features, FrechetTarget, Value
-from steindiff.quality.samples import digest
 
 __all__ = ["Distances", "Points", "Rulers", "kept", "shuffled"]
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError
-from steindiff.files import atomic
+from steindiff.files import atomic, digest
 from steindiff.images import to_uint8
 from steindiff.metrics import Value, endpoint_rmse
 from steindiff.models import Model
@@ -29,7 +28,7 @@ from steindiff.noise import initial_noise, mix
 from steindiff.quality.settings import SIGMA_MAX, Run, Settings
 from steindiff.sampling import sample
 
-__all__ = ["Sampler", "Samples", "digest", "points"]
+__all__ = ["Sampler", "Samples", "points"]
 
 FORMAT = 1
 Tick = Callable[[int], object]
@@ -55,11 +54,6 @@ class Samples:
     def take(self, n: int) -> Samples:
         """The first n."""
         return Samples(self.images[:n], self.seconds * n / len(self.images), self.effect, self.digest)
-
-
-def digest(**parts: Any) -> str:
-    """A hash of a description, 16 hex digits."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def points(images: Tensor) -> Tensor:
