@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import steindiff
+from commandline import run_command
 from steindiff import models
-from steindiff.cli import main
 from steindiff.errors import InputError
 from steindiff.files import plain
 from steindiff.generate import parse_seeds
@@ -21,14 +21,8 @@ from steindiff.images import to_uint8
 
 
 def run(monkeypatch, capsys, *args: str) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["steindiff", *args])
-    try:
-        main()
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out + captured.err
+    code, out, err = run_command(monkeypatch, capsys, *args)
+    return code, out + err
 
 
 def test_sample_writes_everything(tmp_path, monkeypatch, capsys):

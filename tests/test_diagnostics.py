@@ -1,7 +1,6 @@
 """Diagnostics against closed forms on Gaussians and dense Jacobians; the command as a user meets it."""
 
 import json
-import sys
 from itertools import pairwise
 
 import pytest
@@ -9,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from commandline import run_command
 from problems import PROPERTY, mixture, noisy_state
 from steindiff import Corrected, InputError, SteindiffError, grids, models, sample, solvers
 from steindiff.analytic import Gaussian
-from steindiff.cli import main
 from steindiff.diagnose import PRESETS, configure
 from steindiff.diagnose.toy import run_toy
 from steindiff.diagnostics import (
@@ -322,14 +321,8 @@ def test_the_toy_shows_what_it_is_for():
 
 
 def run(monkeypatch, capsys, *args):
-    monkeypatch.setattr(sys, "argv", ["steindiff", "diagnose", *args])
-    try:
-        main()
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, " ".join((captured.out + captured.err).split())
+    code, out, err = run_command(monkeypatch, capsys, "diagnose", *args)
+    return code, " ".join((out + err).split())
 
 
 def small_model(path):

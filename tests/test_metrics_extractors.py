@@ -3,7 +3,6 @@
 import hashlib
 import json
 import sys
-import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -17,25 +16,7 @@ from steindiff.images import to_uint8
 from steindiff.metrics import SampleMoments, extractors
 from steindiff.metrics.extractors import Dinov2, dinov2, inception
 from steindiff.metrics.inception_score import inception_score
-
-
-class Tiny(nn.Module):
-    """The signature of NVIDIA's inception-2015-12-05.pt."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.output = nn.Linear(12, 5)
-
-    def forward(
-        self, img: Tensor, return_features: bool = False, use_fp16: bool = False, no_output_bias: bool = False
-    ) -> Tensor:
-        assert img.dtype == torch.uint8
-        assert img.shape[1] == 3
-        x = F.adaptive_avg_pool2d(img.to(torch.float32), [2, 2]).flatten(1) / 255
-        if return_features:
-            return x
-        logits = F.linear(x, self.output.weight) if no_output_bias else self.output(x)
-        return logits.softmax(1)
+from tiny_inception import Tiny, save
 
 
 class Other(nn.Module):
@@ -47,18 +28,11 @@ def _images(n: int, channels: int = 3, side: int = 8) -> Tensor:
     return torch.rand(n, channels, side, side, generator=torch.Generator().manual_seed(n)) * 2.2 - 1.1
 
 
-def _save(path, module: nn.Module):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.script(module).save(str(path))
-    return path
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     torch.manual_seed(0)
     network = Tiny()
-    return network, _save(tmp_path_factory.mktemp("inception") / "tiny.pt", network)
+    return network, save(tmp_path_factory.mktemp("inception") / "tiny.pt", network)
 
 
 def test_inception_features_and_probabilities(tiny):
@@ -108,7 +82,7 @@ def test_files_that_are_not_inception_are_refused(tiny, tmp_path):
     with pytest.raises(InputError, match="batch=0"):
         inception(tiny[1], batch=0)
     with pytest.raises(ModelFileError, match="does not take no_output_bias, return_features"):
-        inception(_save(tmp_path / "other.pt", Other()))
+        inception(save(tmp_path / "other.pt", Other()))
     torch.save({"a": torch.zeros(1)}, tmp_path / "weights.pt")
     (tmp_path / "half.pt").write_bytes(tiny[1].read_bytes()[:500])
     (tmp_path / "text.pt").write_text("hello")

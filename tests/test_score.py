@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,8 @@ import typer
 from PIL import Image
 from torch import nn
 
-from steindiff.cli import app, main
+from commandline import run_command
+from steindiff.cli import app
 from steindiff.datasets import load_images
 from steindiff.errors import InputError
 from steindiff.files import sha256
@@ -35,14 +35,7 @@ def pictures(seed, n, side=8, channels=3, dark=1.0):
 
 
 def run(monkeypatch, capsys, *args) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["steindiff", "score", *map(str, args)])
-    try:
-        main()
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    return run_command(monkeypatch, capsys, "score", *args)
 
 
 @pytest.fixture(scope="module")

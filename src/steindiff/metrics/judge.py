@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
+from steindiff.distributed import local_device
 from steindiff.errors import InputError, unknown_name
 from steindiff.images import to_uint8
 from steindiff.metrics.extractors import Extractor, Inception, dinov2, inception
@@ -184,10 +185,7 @@ def load_extractor(name: str, path: str | Path, device: str | torch.device = "cp
     """
     if name not in EXTRACTORS:
         raise unknown_name("extractor", name, EXTRACTORS)
-    try:
-        place = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}; use cpu") from error
+    place = torch.device(local_device(str(device)))
     if name == "classifier":
         features = load_features(path, place)
         return Classified(features, features.sha256, place, batch)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from steindiff import grids, solvers
+from steindiff.distributed import local_device
 from steindiff.errors import InputError, unknown_name
 from steindiff.solvers import Solver
 
@@ -68,10 +68,7 @@ class Settings:
             raise InputError(f"runs {list(self.runs)}: need at least one, and none twice")
         for name in self.runs:
             build(name, self)
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device {self.device!r} cannot be used: {str(error).splitlines()[0]}; use cpu") from error
+        local_device(self.device)
 
 
 @dataclass(frozen=True, eq=False)
