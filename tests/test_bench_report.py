@@ -22,7 +22,6 @@ from steindiff.bench.tables import (
     cost_table,
     counts,
     equal_cost,
-    judge,
     losing_table,
     quality_table,
     rival,
@@ -30,7 +29,7 @@ from steindiff.bench.tables import (
     tally,
     verdict,
 )
-from steindiff.metrics import Value
+from steindiff.metrics import Value, weigh
 
 VOID = {"meta", "br", "img", "hr", "link", "input"}
 CONFIG = Config(
@@ -107,7 +106,7 @@ CELL = Cell("digits", "ddim", "karras", 5, "energy")
     ],
 )
 def test_a_change_counts_beyond_two_standard_errors_in_the_metric_s_direction(metric, change, expected):
-    assert judge(change, metric) == expected
+    assert weigh(change, metric) == expected
 
 
 def test_a_run_without_numbers_or_far_from_the_flow_has_diverged_whatever_its_change():
@@ -195,7 +194,7 @@ def test_losing_cells_are_listed():
     lost = losing_table(study(results), "literal")
     assert [row[2] for row in lost.rows if row[4] != "–"] == ["ddim", "ddim"]
     assert lost.rows[0][3:] == ("–", "5, 8, 10")
-    wanted = {r.cell for r in results if r.cell.correction == "energy" and judge(r.changes["energy"], "energy") == "loss"}
+    wanted = {r.cell for r in results if r.cell.correction == "energy" and weigh(r.changes["energy"], "energy") == "loss"}
     text = " ".join(row[3] for row in losing_table(study(results), "energy").rows)
     assert wanted
     assert text.count(": +") == len(wanted)

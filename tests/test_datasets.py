@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,6 +61,17 @@ def test_the_hash_is_of_pixels_and_labels(places):
     other = images.take(torch.tensor([0, 2, 1]))
     assert other.sha256 != images.sha256
     assert images.take(slice(None)).sha256 == images.sha256
+
+
+def test_shuffled_images_keep_their_labels_and_always_come_in_one_order(places):
+    images = replace(
+        load_images(places[0]), pixels=torch.arange(50, dtype=torch.uint8).view(50, 1, 1, 1), labels=torch.arange(50)
+    )
+    mixed = images.shuffled()
+    assert sorted(mixed.pixels.flatten().tolist()) == list(range(50)) != mixed.pixels.flatten().tolist()
+    assert torch.equal(mixed.pixels.flatten().long(), mixed.labels)
+    assert torch.equal(images.shuffled(7).pixels, mixed.pixels[:7])
+    assert len(images.shuffled(99)) == 50
 
 
 def test_points_are_on_the_scale_of_the_models(places):

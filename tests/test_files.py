@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from steindiff.errors import InputError
-from steindiff.files import atomic, manifest, sha256, writable_folder, write_json, write_text
+from steindiff.files import atomic, manifest, read_tensors, sha256, writable_folder, write_json, write_tensors, write_text
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -41,14 +43,12 @@ def test_a_full_disk_is_a_clear_error(tmp_path, monkeypatch):
 
 FULL = """
 import resource, sys, torch
-from safetensors.torch import save_file
 from steindiff.errors import InputError
-from steindiff.files import atomic, write_text
+from steindiff.files import write_tensors, write_text
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-def tensors(path):
-    with atomic(path) as temporary:
-        save_file({"x": torch.zeros(20_000)}, temporary)
-for name, write in {"a.txt": lambda path: write_text(path, "x" * 20_000), "a.safetensors": tensors}.items():
+big = {"x": torch.zeros(20_000)}
+writes = {"a.txt": lambda path: write_text(path, "x" * 20_000), "a.safetensors": lambda path: write_tensors(path, big, {})}
+for name, write in writes.items():
     try:
         write(f"{sys.argv[1]}/{name}")
     except InputError as error:
@@ -87,3 +87,37 @@ def test_manifest_says_versions_machine_and_command():
     m = manifest(seeds=[1, 2])
     assert {"steindiff", "git", "python", "torch", "numpy", "machine", "time", "command", "seeds"} <= set(m)
     json.dumps(m)
+
+
+def test_tensors_come_back_with_what_is_known_about_them(tmp_path):
+    path, x = tmp_path / "a.safetensors", torch.arange(6.0).reshape(2, 3)
+    write_tensors(path, {"x": x.mT, "y": x}, {"value": float("nan"), "pair": (1, 2)})
+    about, (y, back) = read_tensors(path, "y", "x")
+    assert torch.equal(back, x.mT)
+    assert torch.equal(y, x)
+    assert about == {"value": None, "pair": [1, 2]}
+    assert read_tensors(path)[1] == []
+
+
+def _truncated(path: Path) -> None:
+    write_tensors(path, {"x": torch.zeros(100)}, {})
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+@pytest.mark.parametrize(
+    "make, reason",
+    [
+        (lambda path: None, "No such file"),
+        (lambda path: path.write_bytes(b"PK" * 100), "SafetensorError"),
+        (_truncated, "SafetensorError"),
+        (lambda path: save_file({"x": torch.zeros(2)}, path), "KeyError: 'steindiff'"),
+        (lambda path: save_file({"x": torch.zeros(2)}, path, {"steindiff": "{half"}), "Expecting property name"),
+        (lambda path: save_file({"x": torch.zeros(2)}, path, {"steindiff": "[1]"}), r"its header says \[1\]"),
+        (lambda path: write_tensors(path, {"y": torch.zeros(2)}, {}), "does not contain tensor x"),
+    ],
+)
+def test_any_other_file_is_a_value_error(tmp_path, make, reason):
+    path = tmp_path / "a.safetensors"
+    make(path)
+    with pytest.raises(ValueError, match=reason):
+        read_tensors(path, "x")

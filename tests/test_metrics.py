@@ -242,3 +242,11 @@ def test_value_prints_its_scale():
     assert str(Value(0.01234, 0.001)) == "0.0123 ± 0.0010"
     assert str(Value(12345.0, 100.0)) == "1.2e+04 ± 1e+02"
     assert str(Value(float("inf"), float("nan"))) == "diverged"
+
+
+def test_a_value_comes_back_from_json():
+    assert Value.parse([0.5, 1]) == Value(0.5, 1.0)
+    assert math.isnan(Value.parse([0.5, None]).se)
+    for wrong in ([1.0], [1.0, 2.0, 3.0], ["x", 1.0], None):
+        with pytest.raises((TypeError, ValueError)):
+            Value.parse(wrong)

@@ -77,6 +77,11 @@ class ImageSet:
         """Some of the images."""
         return replace(self, pixels=self.pixels[index], labels=None if self.labels is None else self.labels[index])
 
+    def shuffled(self, n: int | None = None) -> ImageSet:
+        """At most n of the images in random order, always the same: archives are often sorted by class."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
+        return self.take(order[:n])
+
     def split(self, held_out: int, seed: int = 0) -> tuple[ImageSet, ImageSet]:
         """Training and held-out images, by a permutation that the seed fixes. Raises InputError where none would be left."""
         if not 0 < held_out < len(self):

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and manifests that say how a result was made."""
+"""Files that are either whole or not there, tensors with what is known about them, and manifests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,11 +17,16 @@ from typing import Any
 
 import numpy
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from steindiff.errors import InputError
 
-__all__ = ["atomic", "digest", "manifest", "plain", "sha256", "writable_folder", "write_json", "write_text"]
+__all__ = [
+    "atomic", "digest", "manifest", "plain", "read_tensors", "sha256", "writable_folder", "write_json", "write_tensors",
+    "write_text",
+]  # fmt: skip
 
 
 @contextmanager
@@ -56,6 +61,34 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write readable JSON atomically; NaN and infinities become null."""
     write_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Any) -> None:
+    """Write a safetensors file atomically, `about` as JSON in its header; NaN and infinities there become null.
+
+    Raises:
+        InputError: the folder cannot be written to, or the disk is full.
+    """
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with atomic(path) as temporary:
+        save_file(contiguous, temporary, {"steindiff": json.dumps(plain(about), allow_nan=False)})
+
+
+def read_tensors(path: str | Path, *names: str) -> tuple[dict[str, Any], list[Tensor]]:
+    """What `write_tensors` wrote: about, and the tensors of these names.
+
+    Raises:
+        ValueError: no such file, one that is damaged or another program's, or a name that it does not have.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})["steindiff"])
+            tensors = [file.get_tensor(name) for name in names]
+    except (SafetensorError, OSError, KeyError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    if not isinstance(about, dict):
+        raise ValueError(f"its header says {about!r}")
+    return about, tensors
 
 
 def writable_folder(path: str | Path) -> Path:

@@ -20,8 +20,8 @@ from torch import Tensor
 from steindiff.bench.grid import PLAIN, Cell
 from steindiff.bench.html import Drawing, Strips
 from steindiff.bench.store import Result
-from steindiff.bench.tables import HEADLINE, METRICS, Study, cost, short
-from steindiff.metrics import Value
+from steindiff.bench.tables import HEADLINE, Study, cost, short
+from steindiff.metrics import TITLES, Value
 
 __all__ = ["AXES", "image_strips", "overview", "quality", "shown_nfe", "shown_solvers", "spectra", "traces"]
 
@@ -66,7 +66,7 @@ def overview(study: Study, axis: str) -> Drawing:
     floors = [_floor(study, bed) for bed, _ in pairs]
     left_out = len(study.config.beds) * len(study.config.grids) - len(pairs)
     at = "at each NFE" if axis == "nfe" else "up to each cost"
-    caption = f"{METRICS[HEADLINE]} of the best of {len(study.config.solvers)} solvers {at}, against {AXES[axis]}; {_LEGEND}"
+    caption = f"{TITLES[HEADLINE]} of the best of {len(study.config.solvers)} solvers {at}, against {AXES[axis]}; {_LEGEND}"
     return _curves(f"overview-{axis}", caption + (f" {left_out} panels are left out." if left_out else ""), lines, floors, axis)
 
 
@@ -80,7 +80,7 @@ def quality(study: Study, bed: str, grid: str, axis: str) -> Drawing:
         }
         for solver in solvers
     }
-    caption = f"{METRICS[HEADLINE]} on {short(bed)}, {grid}, against {AXES[axis]}, solver by solver; {_LEGEND}{_CROSSES}"
+    caption = f"{TITLES[HEADLINE]} on {short(bed)}, {grid}, against {AXES[axis]}, solver by solver; {_LEGEND}{_CROSSES}"
     left_out = len(study.config.solvers) - len(solvers)
     caption += f" {left_out} solvers are left out." if left_out else ""
     return _curves(f"{bed}-{grid}-{axis}", caption, lines, [_floor(study, bed)] * len(solvers), axis)
@@ -234,7 +234,7 @@ def _curves(
             if axis == "nfe":
                 plot.set_xticks(sorted({x for points in lines.values() for x, _, _ in points}))
         for line in axes:
-            line[0].set_ylabel(METRICS[HEADLINE])
+            line[0].set_ylabel(TITLES[HEADLINE])
         for i in range(columns):
             axes[(len(panels) - 1 - i) // columns, i].set_xlabel(AXES[axis])
         return _drawing(name, caption, figure, list(looks))

@@ -33,8 +33,6 @@ from steindiff.bench.published import published_blocks
 from steindiff.bench.store import Result
 from steindiff.bench.tables import (
     HEADLINE,
-    HIGHER,
-    METRICS,
     BedSummary,
     Study,
     Verdict,
@@ -48,6 +46,7 @@ from steindiff.bench.tables import (
     tally,
 )
 from steindiff.files import atomic, write_text
+from steindiff.metrics import HIGHER, TITLES
 
 __all__ = ["command", "markdown", "write_report"]
 
@@ -119,7 +118,7 @@ def _facts(study: Study) -> list[Block]:
         Heading("What was found"),
         Text(
             f"{have} of {cells} cells have a result, {cells - have} are missing; {failed} of the results ended without "
-            f"numbers. By {METRICS[HEADLINE]}, every corrected run against the plain run of the same solver, grid, NFE and "
+            f"numbers. By {TITLES[HEADLINE]}, every corrected run against the plain run of the same solver, grid, NFE and "
             f"seeds, {_ORDER}: {rules or 'no corrections'}; all together {counts(tally(_verdicts(study, HEADLINE)))}. "
             "Against the plain run of the same solver that costs as many forward-equivalents, or the next fewer: "
             f"{counts(tally(v for v, _ in at_cost.values()))}; in {short_of} of these every such plain run of the study "
@@ -130,7 +129,7 @@ def _facts(study: Study) -> list[Block]:
         Text(f"{_title(HEADLINE)} at equal forward-equivalents, by testbed, {_ORDER}:"),
         _by_bed(study, lambda cell: at_cost[cell][0]),
         Text(f"By metric at equal NFE, all testbeds that have it, {_ORDER}:"),
-        Table(("correction", *(METRICS.get(m, m) for m in metrics)), (*rows, totals)),
+        Table(("correction", *(TITLES.get(m, m) for m in metrics)), (*rows, totals)),
         Heading("How to read the numbers", 3),
         Bullets(_READING),
     ]
@@ -189,13 +188,13 @@ def _one_table(study: Study, bed: str, grid: str, metric: str) -> list[Block]:
     cells = [cell for cell in study.config.cells() if (cell.bed, cell.grid) == (bed, grid)]
     missing = sum(cell not in study.results for cell in cells)
     direction = "higher is better" if metric in HIGHER else "lower is better"
-    title = f"{short(bed)}, grid {grid}: {METRICS.get(metric, metric)}, {direction}."
+    title = f"{short(bed)}, grid {grid}: {TITLES.get(metric, metric)}, {direction}."
     note = f" {missing} of {len(cells)} runs are missing." if missing else ""
     return [Text(title + note), quality_table(study, bed, grid, metric)]
 
 
 def _title(metric: str) -> str:
-    name = METRICS.get(metric, metric)
+    name = TITLES.get(metric, metric)
     return name[:1].upper() + name[1:]
 
 
@@ -212,7 +211,7 @@ def _best(study: Study) -> list[Block]:
     blocks: list[Block] = [
         Heading("The best plain solver against the best corrected one"),
         Text(
-            f"By {METRICS[HEADLINE]}, over all solvers of the study. At equal cost, a corrected run meets the plain run of "
+            f"By {TITLES[HEADLINE]}, over all solvers of the study. At equal cost, a corrected run meets the plain run of "
             "its own solver with the most forward-equivalents not above its own, and the best plain run of any solver that "
             "costs no more. A change against another solver or NFE has no pairs: its standard error is that of independent "
             "runs, as a rule too wide. The best of many is partly luck, on both sides. †: every plain run of the "
@@ -230,7 +229,7 @@ def _figures(study: Study) -> list[Block]:
     for bed in (b for b in study.config.beds if any(cell.bed == b for cell in study.results)):
         blocks.append(Heading(f"{short(bed)}: figures", 3))
         solver_by_solver = tuple(quality(study, bed, grid, axis) for grid in study.config.grids for axis in AXES)
-        blocks.append(Details(f"{short(bed)}: {METRICS[HEADLINE]}, solver by solver", solver_by_solver))
+        blocks.append(Details(f"{short(bed)}: {TITLES[HEADLINE]}, solver by solver", solver_by_solver))
         blocks += [drawing for drawing in (traces(study, bed), spectra(study, bed)) if drawing is not None]
         first, *others = [image_strips(study, bed, solver) for solver in shown_solvers(study)]
         blocks += [first] if first else []
@@ -243,7 +242,7 @@ def _losses(study: Study) -> list[Block]:
     """Every cell where a correction hurts."""
     blocks: list[Block] = [
         Heading("Losses, cell by cell"),
-        Text(f"By {METRICS[HEADLINE]} at equal NFE: worse by more than two standard errors, or diverged."),
+        Text(f"By {TITLES[HEADLINE]} at equal NFE: worse by more than two standard errors, or diverged."),
     ]
     for rule in study.corrections:
         found = tally(_verdicts(study, HEADLINE, rule))

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from steindiff.bench.grid import Cell
 from steindiff.errors import InputError
-from steindiff.files import atomic, plain
+from steindiff.files import read_tensors, write_tensors
 from steindiff.metrics import Value
 
 __all__ = ["Result", "place", "read", "write"]
@@ -63,9 +60,7 @@ def write(folder: Path, result: Result) -> None:
     """Write a result atomically. Raises InputError where the folder cannot be written to, or the disk is full."""
     about = {"format": FORMAT, **{f.name: getattr(result, f.name) for f in fields(result) if f.name not in ("cell", "shown")}}
     about["cell"] = asdict(result.cell)
-    tensors = {"shown": result.shown.contiguous()}
-    with atomic(place(folder, result.cell, result.key)) as temporary:
-        save_file(tensors, temporary, {"steindiff": json.dumps(plain(about))})
+    write_tensors(place(folder, result.cell, result.key), {"shown": result.shown}, about)
 
 
 def read(folder: Path, cell: Cell, key: str) -> Result | None:
@@ -78,13 +73,11 @@ def read(folder: Path, cell: Cell, key: str) -> Result | None:
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["steindiff"])
-            shown = file.get_tensor("shown")
+        about, (shown,) = read_tensors(path, "shown")
         if about.pop("format") != FORMAT or about["key"] != key or Cell(**about.pop("cell")) != cell:
             raise ValueError(f"it holds {about['key']}")
         for name in ("values", "changes"):
-            about[name] = {k: Value(*(float("nan") if x is None else float(x) for x in v)) for k, v in about[name].items()}
+            about[name] = {k: Value.parse(v) for k, v in about[name].items()}
         return Result(cell, shown=shown, **about)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not the result its name says ({error}): remove it, and the cell is run again") from error

@@ -2,13 +2,13 @@
 
 A corrected run is compared with the plain run of the same solver, grid and NFE from the same seeds; the change is paired, and
 
-    win or loss    |change| > 2 standard errors, by the metric's direction
-    noise          otherwise
+    win, loss      a change beyond two standard errors, by the metric's direction (`metrics.weigh`)
+    noise          any other
     diverged       no numbers, or an endpoint error over ten times the plain run's
     missing        nothing to compare: no result yet, no plain run, or a metric that this testbed does not have
 
-Two standard errors are exceeded by chance once in 22 comparisons where nothing changed. Runs of different cost have no pairs,
-and their difference gets √(se² + se'²), as a rule too wide, for they share the target and the noise.
+Runs of different cost have no pairs, and their difference gets √(se² + se'²), as a rule too wide, for they share the target
+and the noise.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from torch import Tensor
 from steindiff.bench.grid import PLAIN, Cell, Config
 from steindiff.bench.html import Entry, Table
 from steindiff.bench.store import Result
-from steindiff.metrics import Value
+from steindiff.metrics import TITLES, Value, weigh
 
 __all__ = [
-    "HEADLINE", "HIGHER", "MARKS", "METRICS", "BedSummary", "Study", "Verdict", "best_table", "change_of", "cost",
-    "cost_table", "counts", "equal_cost", "judge", "label", "losing_table", "quality_table", "rival", "short", "show", "tally",
+    "HEADLINE", "MARKS", "BedSummary", "Study", "Verdict", "best_table", "change_of", "cost",
+    "cost_table", "counts", "equal_cost", "label", "losing_table", "quality_table", "rival", "short", "show", "tally",
     "verdict",
 ]  # fmt: skip
 
@@ -39,24 +39,6 @@ Verdict = Literal["win", "loss", "noise", "diverged", "missing"]
 
 MARKS: dict[str, str] = {"win": "▲", "loss": "▼", "noise": "·", "diverged": "✕", "missing": "–"}
 HEADLINE = "energy"
-METRICS = {
-    "energy": "energy distance",
-    "frechet": "Fréchet distance",
-    "features": "Fréchet distance of classifier features",
-    "sliced": "sliced Wasserstein distance, squared",
-    "spectrum": "spectrum error",
-    "precision": "precision",
-    "recall": "recall",
-    "coverage": "coverage",
-    "components": "component weights, total variation",
-    "endpoint": "endpoint RMSE",
-    "fid": "FID",
-    "inception_score": "inception score",
-    "fd_dinov2": "FD-DINOv2",
-}
-"""Titles by name, in the order of the report."""
-
-HIGHER = frozenset({"precision", "recall", "coverage", "inception_score"})
 _DIVERGED = 10.0
 _NONE = "–"
 _SAME = "″"
@@ -122,7 +104,7 @@ class Study:
 
     @cached_property
     def metrics(self) -> dict[str, list[str]]:
-        """By testbed, those that any of its runs has, in the order of METRICS, others last."""
+        """By testbed, those that any of its runs has, in the order of TITLES, others last."""
         found: dict[str, set[str]] = {bed: set() for bed in self.config.beds}
         for cell, result in self.results.items():
             found[cell.bed] |= result.values.keys()
@@ -138,13 +120,6 @@ class Study:
         return verdict(self.results.get(cell), self.results.get(cell.plain), metric)
 
 
-def judge(change: Value, metric: str) -> Verdict:
-    """Of a change alone: beyond two standard errors or not, and in which direction."""
-    if not abs(change.value) > 2 * change.se:
-        return "noise"
-    return "win" if (change.value > 0) == (metric in HIGHER) else "loss"
-
-
 def verdict(result: Result | None, plain: Result | None, metric: str) -> Verdict:
     """Of a corrected run against the plain one; see the module's text."""
     if result is None:
@@ -155,7 +130,7 @@ def verdict(result: Result | None, plain: Result | None, metric: str) -> Verdict
     if end is not None and start is not None and not end.value <= _DIVERGED * start.value:
         return "diverged"
     change = result.changes.get(metric)
-    return "missing" if change is None or not math.isfinite(change.value) else judge(change, metric)
+    return "missing" if change is None or not math.isfinite(change.value) else weigh(change, metric)
 
 
 def tally(verdicts: Iterable[Verdict]) -> Counter[Verdict]:
@@ -290,7 +265,7 @@ def equal_cost(study: Study, cell: Cell, metric: str = HEADLINE) -> tuple[Verdic
     other = rival(study, result, [cell.solver])
     if other is None or metric not in other.values:
         return "missing", False
-    return judge(change_of(result, other, metric), metric), capped(study, result, [cell.solver])
+    return weigh(change_of(result, other, metric), metric), capped(study, result, [cell.solver])
 
 
 def best_table(study: Study, bed: str, grid: str) -> Table:
@@ -334,7 +309,7 @@ def _difference(result: Result, other: Result | None) -> Entry:
     if other is None:
         return Entry(_NONE, mark="missing")
     change = change_of(result, other, HEADLINE)
-    text, found = _marked(change, judge(change, HEADLINE))
+    text, found = _marked(change, weigh(change, HEADLINE))
     return Entry("", text, found)
 
 
@@ -359,4 +334,4 @@ def _losses(study: Study, cells: Iterable[Cell]) -> Iterator[str]:
 
 
 def _rank(metric: str) -> int:
-    return list(METRICS).index(metric) if metric in METRICS else len(METRICS)
+    return list(TITLES).index(metric) if metric in TITLES else len(TITLES)

@@ -6,14 +6,11 @@ any other denoiser they are its own fine runs. Pass it to `bench.run_study(…, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from steindiff import grids, models, solvers
@@ -21,7 +18,7 @@ from steindiff.analytic import ExactModel, GaussianMixture
 from steindiff.datasets import load_digits
 from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError
-from steindiff.files import atomic, digest
+from steindiff.files import digest, read_tensors, write_tensors
 from steindiff.noise import initial_noise
 from steindiff.sampling import sample
 
@@ -118,21 +115,17 @@ def references(bed: Testbed, seeds: Sequence[int], folder: Path) -> References:
         return _read(path, key)
     found = _exact(bed, bed.law, seeds) if bed.law else _fine_runs(bed, seeds)
     tensors = {"endpoints": found.endpoints, "target": found.target, "floor": found.floor}
-    with atomic(path) as temporary:
-        about = json.dumps({"key": key, "how": found.how})
-        save_file({k: t.contiguous() for k, t in tensors.items()}, temporary, {"steindiff": about})
+    write_tensors(path, tensors, {"key": key, "how": found.how})
     return found
 
 
 def _read(path: Path, key: str) -> References:
     try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["steindiff"])
-            endpoints, target, floor = (file.get_tensor(k) for k in ("endpoints", "target", "floor"))
+        about, (endpoints, target, floor) = read_tensors(path, "endpoints", "target", "floor")
         if about["key"] != key:
             raise ValueError(f"it holds {about['key']}")
         return References(endpoints, target, floor, str(about["how"]))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, ValueError) as error:
         raise InputError(
             f"{path} does not hold the references its name says ({error}): remove it, and they are made again"
         ) from error

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+import torch
 
 from steindiff.errors import InputError
-from steindiff.files import atomic, digest, plain, write_text
+from steindiff.files import digest, read_tensors, write_tensors, write_text
 from steindiff.images import Image
 
 __all__ = ["Parts", "has_parts", "read_record", "remove_parts", "sweep", "write_record"]
@@ -78,8 +77,7 @@ class Parts:
         """Keep a batch. Raises InputError where the folder cannot be written to, or the disk is full."""
         pixels = np.ascontiguousarray(images)
         about = {"format": FORMAT, "key": self.key, "batch": batch, "sha256": _sha256(pixels), "trace": trace, "stats": stats}
-        with atomic(self.path(batch)) as temporary:
-            save_file({"images": pixels}, temporary, {"steindiff": json.dumps(plain(about))})
+        write_tensors(self.path(batch), {"images": torch.from_numpy(pixels)}, about)
 
     def read(self, batch: int) -> dict[str, Any]:
         """What is known about a batch: trace, stats. Raises InputError where the file is damaged or another run's."""
@@ -96,13 +94,12 @@ class Parts:
     def _open(self, batch: int, pixels: bool) -> tuple[dict[str, Any], Image]:
         path = self.path(batch)
         try:
-            with safe_open(path, framework="np") as file:
-                about = json.loads((file.metadata() or {})["steindiff"])
-                images = file.get_tensor("images") if pixels else np.empty(0, np.uint8)
+            about, found = read_tensors(path, *(["images"] if pixels else []))
+            images = found[0].numpy() if pixels else np.empty(0, np.uint8)
             if about["format"] != FORMAT or (pixels and _sha256(images) != about["sha256"]):
                 raise ValueError("another format, or changed pixels")
             mine = (about["key"], about["batch"]) == (self.key, batch)
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, ValueError) as error:
             raise InputError(f"{path} is damaged ({error}): remove it, and the batch is drawn again") from error
         if not mine:
             raise InputError(f"{path} is a batch of another run: choose another --outdir, or pass --overwrite")

@@ -21,8 +21,11 @@ from steindiff.metrics.resampling import Halves, Replicates, jackknife, jackknif
 from steindiff.metrics.sliced import SlicedTarget, sliced_wasserstein
 from steindiff.metrics.spectrum import Spectrum, SpectrumTarget, spectrum_error
 from steindiff.metrics.values import Shares, Value
+from steindiff.metrics.verdicts import HIGHER, TITLES, weigh
 
 __all__ = [
+    "HIGHER",
+    "TITLES",
     "ComponentWeights",
     "EnergyTarget",
     "Features",
@@ -56,5 +59,6 @@ __all__ = [
     "read_reference",
     "sliced_wasserstein",
     "spectrum_error",
+    "weigh",
     "write_reference",
 ]

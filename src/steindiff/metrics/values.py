@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -16,6 +17,12 @@ class Value(NamedTuple):
 
     value: float
     se: float
+
+    @classmethod
+    def parse(cls, pair: Sequence[float | None]) -> Value:
+        """Of JSON, where null stands for NaN. Raises TypeError or ValueError for anything but two numbers."""
+        value, se = (float("nan") if x is None else float(x) for x in pair)
+        return cls(value, se)
 
     def __str__(self) -> str:
         if not abs(self.value) < float("inf"):

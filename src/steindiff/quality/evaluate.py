@@ -17,7 +17,7 @@ from steindiff.files import writable_folder, write_json, write_text
 from steindiff.metrics import Features, endpoint_rmse, load_features
 from steindiff.metrics.features import names
 from steindiff.models import Model
-from steindiff.quality.measure import Distances, Points, Rulers, kept, shuffled
+from steindiff.quality.measure import Distances, Points, Rulers, kept
 from steindiff.quality.report import Floor, Report, Row, Source, draw_sheet
 from steindiff.quality.samples import Sampler, Samples, Tick, points
 from steindiff.quality.settings import FINE, Run, Settings, build
@@ -52,7 +52,7 @@ def evaluate(
     sampler = Sampler(model, settings, _labels(model, train), folder / "samples")
     runs = [build(name, settings) for name in settings.runs]
     drawn, failures = _draw(sampler, runs, progress)
-    used = shuffled(train, settings.n), shuffled(held, settings.n)
+    used = train.shuffled(settings.n), held.shuffled(settings.n)
     least = min([len(used[0]), len(used[1]), *(run.n for run in runs)])
     place = settings.device if settings.device.startswith("cuda") else "cpu"  # Apple's devices have no float64
     bench = _Bench(*used, Rulers(features, settings.groups, least, place), folder / "distances.json")

@@ -9,14 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from steindiff.datasets import ImageSet
 from steindiff.files import digest, write_json
 from steindiff.metrics import EnergyTarget, Features, FrechetTarget, Value
 
-__all__ = ["Distances", "Points", "Rulers", "kept", "shuffled"]
+__all__ = ["Distances", "Points", "Rulers", "kept"]
 
 WIDE = 1000
 """Dimensions beyond which the jackknife takes 5 groups and not 20: every group costs two sets of eigenvalues."""
@@ -95,12 +93,6 @@ class Points:
         return None if features is None else FrechetTarget(features(self._images), self._rulers.groups_for(features.count))
 
 
-def shuffled(images: ImageSet, n: int) -> ImageSet:
-    """At most n of the images, at random, the same ones whenever asked: archives are often sorted by class."""
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    return images.take(order[:n])
-
-
 def kept(path: Path, name: str, measure: Callable[[], Distances], **parts: Any) -> Distances:
     """The distances of that name in a JSON file, or those that `measure` finds, which are put there.
 
@@ -117,13 +109,8 @@ def kept(path: Path, name: str, measure: Callable[[], Distances], **parts: Any) 
         table = {}
     try:
         energy, pixels, features = (table[key][field] for field in Distances._fields)
-        return Distances(_value(energy), _value(pixels), None if features is None else _value(features))
+        return Distances(Value.parse(energy), Value.parse(pixels), None if features is None else Value.parse(features))
     except (KeyError, TypeError, ValueError):
         found = measure()
         write_json(path, {**table, key: found._asdict()})
         return found
-
-
-def _value(pair: list[float]) -> Value:
-    value, se = map(float, pair)
-    return Value(value, se)

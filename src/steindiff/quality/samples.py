@@ -7,20 +7,17 @@ written anew, whole, after every chunk. A killed evaluation loses at most a chun
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError
-from steindiff.files import atomic, digest
+from steindiff.files import digest, read_tensors, write_tensors
 from steindiff.images import to_uint8
 from steindiff.metrics import Value, endpoint_rmse
 from steindiff.models import Model
@@ -160,13 +157,12 @@ def _read(path: Path, key: str, event_shape: tuple[int, ...]) -> Samples:
     if not path.exists():
         return Samples(torch.empty(0, *event_shape, dtype=torch.uint8), 0.0, None, key)
     try:
-        with safe_open(path, framework="pt") as file:
-            about, images = json.loads((file.metadata() or {})["steindiff"]), file.get_tensor("images")
+        about, (images,) = read_tensors(path, "images")
         if about["digest"] != key or images.shape[1:] != event_shape or images.dtype != torch.uint8:
             raise ValueError(f"images of shape {tuple(images.shape)}, digest {about['digest']}")
-        effect = None if about["effect"] is None else Value(*about["effect"])
+        effect = None if about["effect"] is None else Value.parse(about["effect"])
         return Samples(images, float(about["seconds"]), effect, key)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} does not hold the samples its name says ({error}): remove it, and they are drawn again"
         ) from error
@@ -174,5 +170,4 @@ def _read(path: Path, key: str, event_shape: tuple[int, ...]) -> Samples:
 
 def _write(path: Path, samples: Samples) -> None:
     about = {"digest": samples.digest, "seconds": samples.seconds, "effect": samples.effect}
-    with atomic(path) as temporary:
-        save_file({"images": samples.images.contiguous()}, temporary, {"steindiff": json.dumps(about)})
+    write_tensors(path, {"images": samples.images}, about)

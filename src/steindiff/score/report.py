@@ -9,18 +9,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from steindiff.files import manifest
-from steindiff.metrics import Value
+from steindiff.metrics import TITLES, Value, weigh
 from steindiff.score.job import Job
 
-__all__ = ["HIGHER", "TITLES", "Judgement", "Line", "Report"]
+__all__ = ["Judgement", "Line", "Report"]
 
-TITLES = {
-    "fid": "FID",
-    "inception_score": "inception score",
-    "fd_dinov2": "FD-DINOv2",
-    "fd_classifier": "classifier Fréchet distance (no FID)",
-}
-HIGHER = frozenset({"inception_score"})
+_WORDS = {"win": "better", "loss": "worse", "noise": "within noise"}
 PUBLISHED = 50000
 
 
@@ -47,10 +41,7 @@ class Line:
         """By two standard errors of the difference: better, worse or within noise; empty where there is none."""
         if self.difference is None:
             return ""
-        change, error = self.difference
-        if not abs(change) > 2 * error:
-            return "within noise"
-        return "better" if (change > 0) == (self.name in HIGHER) else "worse"
+        return _WORDS[weigh(self.difference, self.name)]
 
     def as_json(self) -> dict[str, Any]:
         """Values as {"value": …, "se": …}."""

@@ -18,7 +18,7 @@ from steindiff.metrics.extractors import Extractor
 from steindiff.metrics.judge import Score, dimension, enough, load_extractor, look, moments
 from steindiff.score.job import Job, Ruler
 from steindiff.score.report import Judgement, Line, Report
-from steindiff.score.sets import Sets, check_noted, keep_reference, read_sets, shuffled
+from steindiff.score.sets import Sets, check_noted, keep_reference, read_sets
 
 __all__ = ["score"]
 
@@ -103,7 +103,7 @@ class _Bench:
         """All that the extractor says."""
         judge, real = self._judge(bar)
         if self._held is not None:
-            real = judge.stream(self._chunks(shuffled(self._held)[: self.n], "held-out images", bar))
+            real = judge.stream(self._chunks(self._held.shuffled(self.n).pixels, "held-out images", bar))
         found, against = (
             None if images is None else judge.stream(self._chunks(images.pixels, images.source, bar))
             for images in (self.sets.images, self.sets.against)
@@ -120,7 +120,7 @@ class _Bench:
         groups, few = self.job.groups, self.job.few
         if isinstance(self.target, Reference):
             return Judge(self.extractor, self.target, groups, few), None
-        pixels, scores = shuffled(self.target), None
+        pixels, scores = self.target.shuffled().pixels, None
         if self._split:
             part = look(self.extractor, self._chunks(pixels[: self.n], "real images", bar), groups)
             whole = moments(self.extractor, self._chunks(pixels[self.n :], "real images", bar))

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from steindiff.datasets import ImageSet, load_images
 from steindiff.errors import InputError
 from steindiff.files import manifest, sha256, write_json
@@ -17,7 +15,7 @@ from steindiff.metrics.extractors import Extractor
 from steindiff.metrics.references import Reference, write_reference
 from steindiff.score.job import Job
 
-__all__ = ["Sets", "check_noted", "keep_reference", "read_sets", "shuffled"]
+__all__ = ["Sets", "check_noted", "keep_reference", "read_sets"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,11 +66,6 @@ def read_sets(job: Job, progress: bool = False) -> Sets:
             f"{min(len(samples[0]), len(samples[1]))} if both begin with the same ones"
         )
     return sets
-
-
-def shuffled(images: ImageSet) -> torch.Tensor:
-    """Their pixels in random order, always the same one: archives are often sorted by class."""
-    return images.pixels[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
 
 
 def keep_reference(path: Path, reference: Reference, extractor: Extractor, real: ImageSet) -> None:
