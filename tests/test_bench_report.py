@@ -8,8 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from steindiff.bench.figures import image_strips, overview, spectra, traces
+from steindiff.bench.figures import _legend, image_strips, overview, quality, spectra, traces
 from steindiff.bench.grid import PRESETS, Cell, Config
 from steindiff.bench.html import Bullets, Code, Details, Entry, Heading, Strips, Table, Text, page
 from steindiff.bench.published import PUBLISHED, SOURCES
@@ -187,6 +188,29 @@ def test_the_layout_of_table_2_cell_by_cell():
 def test_a_value_without_its_plain_run_is_shown_and_compared_with_nothing():
     table = quality_table(study([run(CELL, 0.2)]), "digits", "karras", "energy")
     assert table.rows[2][1] == Entry("0.2000 ± 0.0010", "–", "missing")
+
+
+@pytest.mark.parametrize("width", [3.0, 5.0, 12.0])
+def test_the_legend_of_many_corrections_is_not_cut_off(width):
+    picture = Figure(figsize=(width, 3), layout="constrained")
+    axis = picture.subplots()
+    names = [f"a_long_correction_{i}" for i in range(9)]
+    for i, name in enumerate(names):
+        axis.plot([0, 1], [0, i], "x" if i else "-", label=name)
+    axis.plot([0, 1], [1, 1], "-", label=names[1])
+    _legend(picture, names)
+    (legend,) = picture.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    assert legend.get_window_extent().width <= picture.bbox.width
+    assert [line.get_marker() for line in legend.get_lines()] == ["None", "None", *["x"] * 7]
+
+
+def test_a_correction_that_only_diverges_is_in_the_legend_too():
+    config = replace(CONFIG, beds=("digits",), solvers=("ddim",))
+    results = [r for r in whole_study(config) if r.failure or r.cell.nfe != 10]
+    assert all(r.failure for r in results if r.cell.correction == "literal")
+    picture = quality(study(results, config, ("digits",)), "digits", "karras", "nfe").svg
+    assert [name for name in ("plain", "literal", "energy") if f">{name}</text>" in picture] == ["plain", "literal", "energy"]
 
 
 def test_losing_cells_are_listed():

@@ -29,7 +29,7 @@ Point: TypeAlias = tuple[float, Value, bool]
 """Abscissa, value, and whether the run diverged."""
 
 _INK = "#1b1e21"
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#858585")
 _MARKERS = "sD^vPX*<>ph8"
 _DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _PANELS, _COLUMNS = 12, 4
@@ -212,7 +212,7 @@ def _floor(study: Study, bed: str) -> Value | None:
 
 
 _LEGEND = "bars: one standard error; grey: the reference flow ± 2 standard errors."
-_CROSSES = " × at the upper edge: diverged."
+_CROSSES = " × in the upper rows, one for each correction: diverged."
 
 
 def _curves(
@@ -243,6 +243,7 @@ def _curves(
 def _panel(plot: Any, lines: dict[str, list[Point]], looks: dict[str, dict[str, Any]], floor: Value | None) -> None:
     """Lines with error bars; logarithmic, and linear near zero where an unbiased distance is not positive."""
     drawn = [v for points in lines.values() for _, v, _ in points if math.isfinite(v.value)]
+    crosses = 0
     for rule, points in lines.items():
         kept = [(x, v) for x, v, _ in points if math.isfinite(v.value)]
         lost = [x for x, _, diverged in points if diverged]
@@ -250,7 +251,9 @@ def _panel(plot: Any, lines: dict[str, list[Point]], looks: dict[str, dict[str, 
             x, values, errors = [p[0] for p in kept], [p[1].value for p in kept], [max(p[1].se, 0.0) for p in kept]
             plot.errorbar(x, values, errors, **looks[rule], elinewidth=0.8, label=_title(rule))
         if lost:
-            plot.plot(lost, [0.97] * len(lost), "x", color=looks[rule]["color"], ms=5, transform=plot.get_xaxis_transform())
+            look = {"color": looks[rule]["color"], "ms": 4, "transform": plot.get_xaxis_transform(), "label": _title(rule)}
+            plot.plot(lost, [0.98 - 0.05 * crosses] * len(lost), "x", **look)
+            crosses += 1
     if floor is not None and math.isfinite(floor.se):
         plot.axhspan(floor.value - 2 * floor.se, floor.value + 2 * floor.se, color="0.5", alpha=0.25, lw=0)
     if drawn:
@@ -367,16 +370,27 @@ def _style() -> Iterator[None]:
 
 def _drawing(name: str, caption: str, figure: Any, rules: Sequence[str]) -> Drawing:
     """With one legend below all panels, in the order of these rules."""
-    handles: dict[str, Any] = {}
-    for axis in figure.axes:
-        handles |= {text: handle for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)}
-    entries = {text: handles[text] for text in map(_title, rules) if text in handles}
-    if entries:
-        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=6, frameon=False)
+    _legend(figure, list(map(_title, rules)))
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once, saved twice
     png, svg = _save(figure, "png"), _save(figure, "svg").decode()
     return Drawing(name, caption[0].upper() + caption[1:], png, _inline(svg))
+
+
+def _legend(figure: Any, titles: Sequence[str]) -> None:
+    """As wide as fits; a line's look goes before the crosses of its diverged runs."""
+    handles: dict[str, Any] = {}
+    for axis in figure.axes:
+        for handle, text in zip(*axis.get_legend_handles_labels(), strict=True):
+            if text not in handles or getattr(handles[text], "get_marker", str)() == "x":
+                handles[text] = handle
+    entries = {text: handles[text] for text in titles if text in handles}
+    for columns in range(min(8, len(entries)), 0, -1):
+        legend = figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False)
+        figure.draw_without_rendering()
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def _inline(svg: str) -> str:
