@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from steindiff.analytic import GaussianMixture
+from steindiff.bench import cell, store, testbed
 from steindiff.bench import run as running
-from steindiff.bench import store, testbed
 from steindiff.bench.cell import draw, key_of, price
 from steindiff.bench.command import configure
 from steindiff.bench.grid import PRESETS, Cell, Config, read_config
@@ -236,9 +236,22 @@ def test_a_study_goes_on_without_loss_or_repeat(study, tmp_path, monkeypatch):
     assert ran == []
 
 
+def test_a_derivative_is_priced_once_in_a_study(tmp_path, monkeypatch):
+    bed = make("digits_mixture")
+    first = price(bed, SMALL, tmp_path)
+    assert 0 < first.cost("vjp") < 50
+    monkeypatch.setattr(cell, "choose", lambda *_, **__: pytest.fail("measured again"))
+    assert price(bed, SMALL, tmp_path) == first
+    (file,) = (tmp_path / "prices").iterdir()
+    for wrong in ("{half", "[1]", '{"method": "vjp"}'):
+        file.write_text(wrong)
+        with pytest.raises(InputError, match="remove it, and it is measured again"):
+            price(bed, SMALL, tmp_path)
+
+
 def test_a_diverged_run_is_a_result_and_not_an_end(tmp_path):
     bed = testbed.Testbed("broken", lambda x, sigma: x * float("nan") if sigma < 1 else x / (1 + sigma**2), (1, 8, 8), "digest")
-    drawn = draw(Cell("broken", "ddim", "karras", 5, "none"), bed, SMALL, price(make("digits_mixture"), SMALL))
+    drawn = draw(Cell("broken", "ddim", "karras", 5, "none"), bed, SMALL, price(make("digits_mixture"), SMALL, tmp_path))
     assert drawn.x is None
     assert "NaN or infinite" in drawn.failure
 

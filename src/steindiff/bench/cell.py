@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +17,16 @@ from steindiff import corrections, distributed, grids, solvers
 from steindiff.bench.grid import Cell, Config
 from steindiff.bench.testbed import SIGMA_MAX, SIGMA_MIN, Testbed
 from steindiff.divergence import Choice, Hutchinson, choose
-from steindiff.errors import NonFiniteError
-from steindiff.files import digest
+from steindiff.errors import InputError, NonFiniteError
+from steindiff.files import digest, write_json
 from steindiff.noise import generators, initial_noise
 from steindiff.sampling import SampleResult, sample
 from steindiff.solvers import Solver
 
 __all__ = ["Drawn", "draw", "key_of", "price"]
+
+_REPEATS = 10
+"""Timings of a derivative and a forward, in turns; the least of each counts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +53,28 @@ def key_of(cell: Cell, bed: Testbed, config: Config, judges: Sequence[str] = ())
     )
 
 
-def price(bed: Testbed, config: Config) -> Choice:
-    """What a derivative of the testbed costs, measured once and billed in every cell."""
+def price(bed: Testbed, config: Config, folder: Path) -> Choice:
+    """What a derivative of the testbed costs: measured once in a study, kept in its folder, billed in every cell.
+
+    Raises:
+        InputError: a file there that is not what its name says.
+    """
+    path = folder / "prices" / f"{bed.name}-{digest(bed=bed.digest, batch=config.batch, device=bed.device)}.json"
+    if not path.exists():
+        write_json(path, _measured(bed, config)._asdict())
+    try:
+        return Choice(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{path} does not say what a derivative costs ({error}): remove it, and it is measured again"
+        ) from error
+
+
+def _measured(bed: Testbed, config: Config) -> Choice:
     seeds = range(config.first_seed, config.first_seed + config.batch)
     x = initial_noise(seeds, bed.event_shape, SIGMA_MAX, device=bed.device)
-    return choose(bed.denoiser, x, torch.tensor(1.0, dtype=x.dtype, device=x.device), methods=("vjp",), samples=len(x))
+    sigma = torch.tensor(1.0, dtype=x.dtype, device=x.device)
+    return choose(bed.denoiser, x, sigma, methods=("vjp",), samples=len(x), repeats=_REPEATS)
 
 
 def draw(cell: Cell, bed: Testbed, config: Config, choice: Choice) -> Drawn:

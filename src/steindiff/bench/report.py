@@ -112,6 +112,10 @@ def _facts(study: Study) -> list[Block]:
     short_of = sum(c for _, c in at_cost.values())
     rules = "; ".join(f"{short(c)} {counts(tally(_verdicts(study, HEADLINE, c)))}" for c in study.corrections)
     metrics = study.all_metrics
+
+    def plain(cell: Cell) -> Verdict:
+        return study.verdict(cell, HEADLINE)
+
     rows = [(short(c), *(counts(tally(_verdicts(study, m, c))) for m in metrics)) for c in study.corrections]
     totals = ("all", *(counts(tally(_verdicts(study, m))) for m in metrics))
     return [
@@ -125,9 +129,13 @@ def _facts(study: Study) -> list[Block]:
             "costs at least two evaluations less."
         ),
         Text(f"{_title(HEADLINE)} at equal NFE, by testbed, {_ORDER}:"),
-        _by_bed(study, lambda cell: study.verdict(cell, HEADLINE)),
+        _by(study, "bed", plain),
         Text(f"{_title(HEADLINE)} at equal forward-equivalents, by testbed, {_ORDER}:"),
-        _by_bed(study, lambda cell: at_cost[cell][0]),
+        _by(study, "bed", lambda cell: at_cost[cell][0]),
+        Text(f"{_title(HEADLINE)} at equal NFE, by solver, {_ORDER}:"),
+        _by(study, "solver", plain),
+        Text(f"{_title(HEADLINE)} at equal NFE, by NFE, {_ORDER}:"),
+        _by(study, "nfe", plain),
         Text(f"By metric at equal NFE, all testbeds that have it, {_ORDER}:"),
         Table(("correction", *(TITLES.get(m, m) for m in metrics)), (*rows, totals)),
         Heading("How to read the numbers", 3),
@@ -144,7 +152,8 @@ _READING = (
     "them with the floor, and not with those of other n.",
     "Floors: independent samples of the law, as many as in a cell, and the end points of the reference flow; both against the "
     "target, the same for every NFE (″).",
-    "Forward-equivalents: network evaluations, plus derivatives at the cost measured on this machine.",
+    "Forward-equivalents: network evaluations, plus derivatives at the cost measured once in this study, on this "
+    "machine; it depends on machine and load, and with it a few of the verdicts at equal cost.",
     "None of these numbers can be compared with published ones; a FID or FD-DINOv2 only with others of the same extractor, "
     "reference and n.",
 )
@@ -157,18 +166,19 @@ def _verdicts(study: Study, metric: str, correction: str = "") -> Iterator[Verdi
             yield study.verdict(cell, metric)
 
 
-def _by_bed(study: Study, of: Callable[[Cell], Verdict]) -> Table:
-    """Counts: a row per correction, a column per testbed."""
-    found: dict[tuple[str, str], Counter[Verdict]] = {}
+def _by(study: Study, entry: str, of: Callable[[Cell], Verdict]) -> Table:
+    """Counts: a row per correction, a column per testbed, solver or whatever entry of a cell."""
+    found: dict[tuple[str, Any], Counter[Verdict]] = {}
     for cell in study.corrected:
-        for place in ((cell.correction, cell.bed), (cell.correction, ""), ("", cell.bed), ("", "")):
+        column = getattr(cell, entry)
+        for place in ((cell.correction, column), (cell.correction, ""), ("", column), ("", "")):
             found.setdefault(place, Counter()).update([of(cell)])
-    beds = [*study.config.beds, ""]
+    columns = [*dict.fromkeys(getattr(cell, entry) for cell in study.corrected), ""]
     rows = [
-        (short(rule) or "all", *(counts(found.get((rule, bed), Counter())) for bed in beds))
+        (short(rule) or "all", *(counts(found.get((rule, column), Counter())) for column in columns))
         for rule in [*study.corrections, ""]
     ]
-    return Table(("correction", *(short(bed) or "all" for bed in beds)), tuple(rows))
+    return Table(("correction", *(short(str(column)) or "all" for column in columns)), tuple(rows))
 
 
 def _tables(study: Study) -> list[Block]:

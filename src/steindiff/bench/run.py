@@ -46,7 +46,8 @@ def run_study(
 
     Args:
         config: the study.
-        outdir: made if need be; cells/ holds one file a cell, references/ what they are measured against.
+        outdir: made if need be; cells/ holds one file a cell, references/ what they are measured
+            against, prices/ what a derivative costs.
         beds: testbeds of one's own, for names in `config.beds` that are theirs.
         extractors: of FID, inception score and FD-DINOv2, for testbeds of images.
         device: of the named testbeds: "cpu", "cuda", …; several processes with "cuda" take one each. Not part of a cell's key.
@@ -96,7 +97,7 @@ def _study_bed(
         held = {cell: store.read(folder, cell, key) for cell, key in keys.items()}
         missing = _from_first([cell for cell in wanted if held.get(cell) is None] if first else [])
         if missing:
-            choice = choice or price(bed, config)
+            choice = choice or price(bed, config, folder)
             todo = missing if missing[0].correction == PLAIN else [wanted[0], *missing]
             plain: Measures | None = None
             for cell in todo:
