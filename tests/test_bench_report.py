@@ -23,6 +23,7 @@ from steindiff.bench.tables import (
     cost_table,
     counts,
     equal_cost,
+    gamma_table,
     losing_table,
     quality_table,
     rival,
@@ -211,6 +212,20 @@ def test_a_correction_that_only_diverges_is_in_the_legend_too():
     assert all(r.failure for r in results if r.cell.correction == "literal")
     picture = quality(study(results, config, ("digits",)), "digits", "karras", "nfe").svg
     assert [name for name in ("plain", "literal", "energy") if f">{name}</text>" in picture] == ["plain", "literal", "energy"]
+
+
+def test_what_gamma_was_is_told_over_all_steps():
+    records = [{"gamma": 1.0, "eta": []}, {"gamma": None, "eta": []}, {"gamma": 0.25}]
+    literal = run(replace(CELL, correction="literal"), 0.1, trace=[*records, {"gamma": 0.75}, {"gamma": math.inf}])
+    banded = run(CELL, 0.1, trace=[{"gamma": 9.0, "eta": [1.0, 0.5]}])
+    plain = run(CELL.plain, 0.1, trace=[{"gamma": 1.0}])
+    table = gamma_table(study([literal, banded, plain]))
+    assert table.rows == (
+        ("digits", "literal", "3", "33%", "0.275", "0.5", "0.725"),
+        ("digits", "energy", "2", "50%", "0.5", "0.5", "0.5"),
+    )
+    still = run(CELL, 0.1, trace=[{"gamma": 1.0}])
+    assert gamma_table(study([still])).rows == (("digits", "energy", "1", "100%", "–", "–", "–"),)
 
 
 def test_losing_cells_are_listed():

@@ -40,6 +40,7 @@ from steindiff.bench.tables import (
     cost_table,
     counts,
     equal_cost,
+    gamma_table,
     losing_table,
     quality_table,
     short,
@@ -111,13 +112,6 @@ def _facts(study: Study) -> list[Block]:
     at_cost = {cell: equal_cost(study, cell) for cell in study.corrected}
     short_of = sum(c for _, c in at_cost.values())
     rules = "; ".join(f"{short(c)} {counts(tally(_verdicts(study, HEADLINE, c)))}" for c in study.corrections)
-    metrics = study.all_metrics
-
-    def plain(cell: Cell) -> Verdict:
-        return study.verdict(cell, HEADLINE)
-
-    rows = [(short(c), *(counts(tally(_verdicts(study, m, c))) for m in metrics)) for c in study.corrections]
-    totals = ("all", *(counts(tally(_verdicts(study, m))) for m in metrics))
     return [
         Heading("What was found"),
         Text(
@@ -128,18 +122,38 @@ def _facts(study: Study) -> list[Block]:
             f"{counts(tally(v for v, _ in at_cost.values()))}; in {short_of} of these every such plain run of the study "
             "costs at least two evaluations less."
         ),
-        Text(f"{_title(HEADLINE)} at equal NFE, by testbed, {_ORDER}:"),
-        _by(study, "bed", plain),
-        Text(f"{_title(HEADLINE)} at equal forward-equivalents, by testbed, {_ORDER}:"),
-        _by(study, "bed", lambda cell: at_cost[cell][0]),
-        Text(f"{_title(HEADLINE)} at equal NFE, by solver, {_ORDER}:"),
-        _by(study, "solver", plain),
-        Text(f"{_title(HEADLINE)} at equal NFE, by NFE, {_ORDER}:"),
-        _by(study, "nfe", plain),
-        Text(f"By metric at equal NFE, all testbeds that have it, {_ORDER}:"),
-        Table(("correction", *(TITLES.get(m, m) for m in metrics)), (*rows, totals)),
+        *_counted(study, {cell: found for cell, (found, _) in at_cost.items()}),
+        Text(
+            "What the corrections did to the steps of each run's first batch: γ, or for the energy rules η of every band; how "
+            "many are 1, which is the plain step, and between which values the others lie. (fast_km blends by fixed weights: "
+            "its γ is that of the step within.)"
+        ),
+        gamma_table(study),
         Heading("How to read the numbers", 3),
         Bullets(_READING),
+    ]
+
+
+def _counted(study: Study, at_cost: Mapping[Cell, Verdict]) -> list[Block]:
+    """Wins and losses by testbed, solver, NFE and metric."""
+    metrics = study.all_metrics
+
+    def at_nfe(cell: Cell) -> Verdict:
+        return study.verdict(cell, HEADLINE)
+
+    rows = [(short(c), *(counts(tally(_verdicts(study, m, c))) for m in metrics)) for c in study.corrections]
+    totals = ("all", *(counts(tally(_verdicts(study, m))) for m in metrics))
+    return [
+        Text(f"{_title(HEADLINE)} at equal NFE, by testbed, {_ORDER}:"),
+        _by(study, "bed", at_nfe),
+        Text(f"{_title(HEADLINE)} at equal forward-equivalents, by testbed, {_ORDER}:"),
+        _by(study, "bed", lambda cell: at_cost[cell]),
+        Text(f"{_title(HEADLINE)} at equal NFE, by solver, {_ORDER}:"),
+        _by(study, "solver", at_nfe),
+        Text(f"{_title(HEADLINE)} at equal NFE, by NFE, {_ORDER}:"),
+        _by(study, "nfe", at_nfe),
+        Text(f"By metric at equal NFE, all testbeds that have it, {_ORDER}:"),
+        Table(("correction", *(TITLES.get(m, m) for m in metrics)), (*rows, totals)),
     ]
 
 

@@ -19,8 +19,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,8 +32,8 @@ from steindiff.metrics import TITLES, Value, weigh
 
 __all__ = [
     "HEADLINE", "MARKS", "BedSummary", "Study", "Verdict", "best_table", "change_of", "cost",
-    "cost_table", "counts", "equal_cost", "label", "losing_table", "quality_table", "rival", "short", "show", "tally",
-    "verdict",
+    "cost_table", "counts", "equal_cost", "gamma_table", "label", "losing_table", "quality_table", "rival", "short", "show",
+    "tally", "verdict",
 ]  # fmt: skip
 
 Verdict = Literal["win", "loss", "noise", "diverged", "missing"]
@@ -325,6 +326,28 @@ def losing_table(study: Study, correction: str) -> Table:
                 if lost or diverged:
                     rows.append((short(bed), grid, solver, lost or _NONE, diverged or _NONE))
     return Table(("testbed", "grid", "solver", "worse at NFE: by", "diverged at NFE"), tuple(rows))
+
+
+def gamma_table(study: Study) -> Table:
+    """What the corrections did, over the steps of first batches: how often γ (η of each band) is 1, quantiles of the rest."""
+    rows = []
+    for bed in study.config.beds:
+        for rule in study.corrections:
+            results = [r for cell, r in study.results.items() if (cell.bed, cell.correction) == (bed, rule)]
+            found = [v for r in results for record in r.trace for v in _gammas(record)]
+            if not found:
+                continue
+            others = [v for v in found if v != 1]
+            levels = np.quantile(others, (0.05, 0.5, 0.95)) if others else ()
+            quantiles = [_compact(f"{q:.3g}") for q in levels] or [_NONE] * 3
+            rows.append((short(bed), short(rule), f"{len(found):,}", f"{1 - len(others) / len(found):.0%}", *quantiles))
+    return Table(("testbed", "correction", "γ seen", "γ = 1", "5 % of the others below", "median", "5 % above"), tuple(rows))
+
+
+def _gammas(record: Mapping[str, Any]) -> list[float]:
+    """Of one step: η per band where there are bands, else γ; those that are numbers."""
+    values = record.get("eta") or [record.get("gamma")]
+    return [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
 
 
 def _losses(study: Study, cells: Iterable[Cell]) -> Iterator[str]:
