@@ -19,6 +19,7 @@ from steindiff.bench.store import Result
 from steindiff.bench.tables import (
     BedSummary,
     Study,
+    against_best,
     best_table,
     cost_table,
     counts,
@@ -212,6 +213,18 @@ def test_a_correction_that_only_diverges_is_in_the_legend_too():
     assert all(r.failure for r in results if r.cell.correction == "literal")
     picture = quality(study(results, config, ("digits",)), "digits", "karras", "nfe").svg
     assert [name for name in ("plain", "literal", "energy") if f">{name}</text>" in picture] == ["plain", "literal", "energy"]
+
+
+def test_a_corrected_run_meets_the_best_plain_run_of_any_solver():
+    better, same = Value(-0.5, 0.01), Value(-0.0001, 0.01)
+    heun, ddim = (Cell("digits", solver, "karras", 5, "energy") for solver in ("dpmpp_2m", "ddim"))
+    found = study([run(heun.plain, 0.9), run(heun, 0.4, better), run(ddim.plain, 0.1), run(ddim, 0.0999, same)])
+    assert found.verdict(heun, "energy") == "win"
+    assert against_best(found, heun) == "loss", "0.4 against ddim's 0.1, as if independent"
+    assert against_best(found, ddim) == "noise", "paired with itself"
+    assert against_best(study([run(heun.plain, 0.9), run(heun, 0.4, better)]), heun) == "win"
+    assert against_best(study([run(heun.plain, 0.9), failed(heun)]), heun) == "diverged"
+    assert against_best(study([run(heun, 0.4, better)]), heun) == "missing"
 
 
 def test_what_gamma_was_is_told_over_all_steps():

@@ -36,6 +36,7 @@ from steindiff.bench.tables import (
     BedSummary,
     Study,
     Verdict,
+    against_best,
     best_table,
     cost_table,
     counts,
@@ -245,7 +246,11 @@ def _best(study: Study) -> list[Block]:
     for bed in study.config.beds:
         for grid in study.config.grids:
             blocks += [Text(f"{short(bed)}, grid {grid}:"), best_table(study, bed, grid)]
-    return blocks
+    return [
+        *blocks,
+        Text(f"Every corrected run against the best plain run of any solver at its NFE, by testbed, {_ORDER}:"),
+        _by(study, "bed", lambda cell: against_best(study, cell)),
+    ]
 
 
 def _figures(study: Study) -> list[Block]:

@@ -31,7 +31,7 @@ from steindiff.bench.store import Result
 from steindiff.metrics import TITLES, Value, weigh
 
 __all__ = [
-    "HEADLINE", "MARKS", "BedSummary", "Study", "Verdict", "best_table", "change_of", "cost",
+    "HEADLINE", "MARKS", "BedSummary", "Study", "Verdict", "against_best", "best_table", "change_of", "cost",
     "cost_table", "counts", "equal_cost", "gamma_table", "label", "losing_table", "quality_table", "rival", "short", "show",
     "tally", "verdict",
 ]  # fmt: skip
@@ -289,6 +289,15 @@ def best_table(study: Study, bed: str, grid: str) -> Table:
             row += [f"{_named(other, nfe=True)}{dagger}", _difference(corrected, other)]
         rows.append(tuple(row))
     return Table(columns, tuple(rows))
+
+
+def against_best(study: Study, cell: Cell) -> Verdict:
+    """A corrected cell against the best plain run of any solver on its testbed and grid at its NFE, by the headline metric."""
+    result, found = study.results.get(cell), study.verdict(cell, HEADLINE)
+    best = _best(study, cell.bed, cell.grid, cell.nfe, [PLAIN])
+    if result is None or best is None or found in ("diverged", "missing"):
+        return found if best else "missing"
+    return weigh(change_of(result, best, HEADLINE), HEADLINE)
 
 
 def _best(study: Study, bed: str, grid: str, nfe: int, rules: Sequence[str]) -> Result | None:
