@@ -387,7 +387,6 @@ def _legend(figure: Any, titles: Sequence[str]) -> None:
     entries = {text: handles[text] for text in titles if text in handles}
     for columns in range(min(8, len(entries)), 0, -1):
         legend = figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False)
-        figure.draw_without_rendering()
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
             return
         legend.remove()

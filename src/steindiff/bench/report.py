@@ -185,9 +185,9 @@ def _by(study: Study, entry: str, of: Callable[[Cell], Verdict]) -> Table:
     """Counts: a row per correction, a column per testbed, solver or whatever entry of a cell."""
     found: dict[tuple[str, Any], Counter[Verdict]] = {}
     for cell in study.corrected:
-        column = getattr(cell, entry)
+        column, verdict = getattr(cell, entry), of(cell)
         for place in ((cell.correction, column), (cell.correction, ""), ("", column), ("", "")):
-            found.setdefault(place, Counter()).update([of(cell)])
+            found.setdefault(place, Counter())[verdict] += 1
     columns = [*dict.fromkeys(getattr(cell, entry) for cell in study.corrected), ""]
     rows = [
         (short(rule) or "all", *(counts(found.get((rule, column), Counter())) for column in columns))

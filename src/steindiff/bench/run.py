@@ -97,7 +97,7 @@ def _study_bed(
         held = {cell: store.read(folder, cell, key) for cell, key in keys.items()}
         missing = _from_first([cell for cell in wanted if held.get(cell) is None] if first else [])
         if missing:
-            choice = choice or price(bed, config, folder)
+            choice = choice or _from_first(price(bed, config, folder) if first else None)
             todo = missing if missing[0].correction == PLAIN else [wanted[0], *missing]
             plain: Measures | None = None
             for cell in todo:
@@ -144,11 +144,11 @@ def _result(cell: Cell, key: str, drawn: Drawn, measured: Measures | None, plain
     )  # fmt: skip
 
 
-def _from_first(cells: list[Cell]) -> list[Cell]:
-    """What the first process says is missing: one decision for all."""
+def _from_first(decision: Any) -> Any:
+    """What the first process says: one decision for all."""
     if not distributed.active():
-        return cells
-    box = [cells]
+        return decision
+    box = [decision]
     dist.broadcast_object_list(box, src=0)
     return box[0]
 

@@ -293,11 +293,10 @@ def best_table(study: Study, bed: str, grid: str) -> Table:
 
 def against_best(study: Study, cell: Cell) -> Verdict:
     """A corrected cell against the best plain run of any solver on its testbed and grid at its NFE, by the headline metric."""
-    result, found = study.results.get(cell), study.verdict(cell, HEADLINE)
-    best = _best(study, cell.bed, cell.grid, cell.nfe, [PLAIN])
-    if result is None or best is None or found in ("diverged", "missing"):
-        return found if best else "missing"
-    return weigh(change_of(result, best, HEADLINE), HEADLINE)
+    found, best = study.verdict(cell, HEADLINE), _best(study, cell.bed, cell.grid, cell.nfe, [PLAIN])
+    if best is None:
+        return "missing"
+    return found if found in ("diverged", "missing") else weigh(change_of(study.results[cell], best, HEADLINE), HEADLINE)
 
 
 def _best(study: Study, bed: str, grid: str, nfe: int, rules: Sequence[str]) -> Result | None:
