@@ -5,9 +5,9 @@ import sys
 import torch
 
 import steindiff as sd
-from steindiff.bench.grid import Config
-from steindiff.bench.run import run_study
-from steindiff.bench.testbed import Testbed
+from steindiff.study.grid import Config
+from steindiff.study.run import run_study
+from steindiff.study.testbed import Testbed
 
 outdir = sys.argv[1] if len(sys.argv) > 1 else "outputs/own-testbed"
 ring = torch.stack([torch.tensor([a.cos(), a.sin()]) for a in torch.linspace(0, 5.5, 8)])

@@ -2,7 +2,7 @@
 
 import sys
 
-from steindiff.cli import main
+from steindiff.cli.app import main
 
 
 def run_command(monkeypatch, capsys, *args) -> tuple[int, str, str]:

@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 
 import steindiff as sd
-from steindiff import distributed
 from steindiff.analytic import GaussianMixture
-from steindiff.bands import RandomBands
+from steindiff.corrections.bands import RandomBands
 from steindiff.errors import NonFiniteError
+from steindiff.io import processes
 from steindiff.noise import generators
 
 RULES = {
@@ -43,11 +43,11 @@ def summary(result):
 
 def main(folder):
     dist.init_process_group("gloo")
-    mine = distributed.share(BATCH)
-    found = {name: summary(run(name, mine, distributed.gather)) for name in RULES}
+    mine = processes.share(BATCH)
+    found = {name: summary(run(name, mine, processes.gather)) for name in RULES}
     found["seeds"] = list(mine)
     found["failure"] = broken()
-    (folder / f"{distributed.rank()}.json").write_text(json.dumps(found))
+    (folder / f"{processes.rank()}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -56,13 +56,13 @@ def broken():
     """A network that fails on one process only: that one says so after the run, and nobody waits for it."""
 
     def denoiser(x, sigma):
-        bad = distributed.rank() == 1 and float(sigma) < 1
+        bad = processes.rank() == 1 and float(sigma) < 1
         return x * float("nan") if bad else x / (1 + sigma**2)
 
-    x = sd.initial_noise(distributed.share(4), (4,), dtype=torch.float64)
+    x = sd.initial_noise(processes.share(4), (4,), dtype=torch.float64)
     rule = sd.rules.NoiseConsistent()
     try:
-        sd.sample(sd.Corrected(sd.solvers.make("ddim"), rule, gather=distributed.gather), denoiser, x, sd.grids.karras(6))
+        sd.sample(sd.Corrected(sd.solvers.make("ddim"), rule, gather=processes.gather), denoiser, x, sd.grids.karras(6))
     except NonFiniteError as error:
         return str(error)
     return ""

@@ -1,7 +1,8 @@
 """Few-step diffusion sampling with step corrections by Stein's identity; see README.md for a tour."""
 
-from steindiff import analytic, bands, denoisers, divergence, grids, matching, models, rules, schedules, solvers, variants
-from steindiff.correction import Corrected
+from steindiff import analytic, denoisers, divergence, grids, models, rules, schedules, solvers
+from steindiff.corrections import bands, matching, variants
+from steindiff.corrections.base import Corrected
 from steindiff.denoisers import Denoiser
 from steindiff.divergence import Hutchinson
 from steindiff.errors import InputError, ModelFileError, NonFiniteError, SteindiffError

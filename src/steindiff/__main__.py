@@ -1,6 +1,6 @@
 """`python -m steindiff`."""
 
-from steindiff.cli import main
+from steindiff.cli.app import main
 
 if __name__ == "__main__":
     main()

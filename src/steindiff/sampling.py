@@ -13,14 +13,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steindiff import distributed, grids
-from steindiff.correction import Correction, corrected_state
+from steindiff import grids
+from steindiff.corrections import Moments, Reason
+from steindiff.corrections.base import Correction, corrected_state
 from steindiff.denoisers import Counter, Denoiser, forwards_per_call
 from steindiff.divergence import Choice
 from steindiff.divergence.products import fresh
 from steindiff.errors import InputError, NonFiniteError
+from steindiff.io import processes
 from steindiff.noise import fresh_seed
-from steindiff.rules import Moments, Reason
 from steindiff.solvers import Grid, Interval, Solver, Step, make
 
 __all__ = ["Event", "Observer", "Record", "SampleResult", "Stats", "sample", "steps"]
@@ -114,7 +115,7 @@ class _Watched(Counter):
             )
         finite = torch.isfinite(out.detach()).all()
         # Beside other processes too: one that stopped in the middle of a run would leave them waiting for its moments.
-        if not finite.is_cpu or distributed.active():
+        if not finite.is_cpu or processes.active():
             self.flags.append((self.step, sigma, finite))
         elif not finite:
             raise _non_finite(self.step, _level(sigma))

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from steindiff.denoisers import Denoiser
-from steindiff.distributed import Gather
 from steindiff.divergence.choosing import Choice, choose, priced_batched
 from steindiff.divergence.products import METHODS, Contract, Map, Options, Products, dot, linearise
 from steindiff.errors import InputError, SteindiffError
+from steindiff.io.processes import Gather
 from steindiff.noise import mix
 
 __all__ = ["Estimate", "Estimator", "Exact", "HutchPlusPlus", "Hutchinson", "Method", "Through"]

@@ -10,13 +10,13 @@ from steindiff.metrics.distances import (
     frechet_distance,
     principal_features,
 )
-from steindiff.metrics.extractors import dinov2, inception
 from steindiff.metrics.features import Features, load_features
-from steindiff.metrics.inception_score import inception_score
-from steindiff.metrics.judge import Judge, judge
+from steindiff.metrics.fid.extractors import dinov2, inception
+from steindiff.metrics.fid.inception_score import inception_score
+from steindiff.metrics.fid.judge import Judge, judge
+from steindiff.metrics.fid.references import Reference, read_reference, write_reference
 from steindiff.metrics.manifold import Manifold, ManifoldTarget, precision_recall
 from steindiff.metrics.moments import SampleMoments
-from steindiff.metrics.references import Reference, read_reference, write_reference
 from steindiff.metrics.resampling import Halves, Replicates, jackknife, jackknife_difference
 from steindiff.metrics.sliced import SlicedTarget, sliced_wasserstein
 from steindiff.metrics.spectrum import Spectrum, SpectrumTarget, spectrum_error

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steindiff.errors import InputError, ModelFileError, unknown_name
-from steindiff.files import sha256
+from steindiff.io.files import sha256
 from steindiff.models import store
 
 __all__ = ["KIND", "Classifier", "ClassifierConfig", "Features", "load_features", "names"]
@@ -163,7 +163,7 @@ def names() -> tuple[str, ...]:
 
 
 def load_features(name: str | Path = "cifar10", device: str | torch.device = "cpu") -> Features:
-    """Shipped features by name, or those of a classifier file of `scripts/train_classifier.py`.
+    """Shipped features by name, or those of a classifier file of `recipes/train_classifier.py`.
 
     Raises:
         InputError: no such name, or no such file.

@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from steindiff.bands import Bands, Cosine
+from steindiff.corrections.bands import Bands, Cosine
 from steindiff.errors import InputError
 from steindiff.metrics.values import Shares, Value
 

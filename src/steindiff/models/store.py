@@ -22,8 +22,8 @@ from torch import Tensor
 from steindiff.analytic import FactorMixture
 from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError, ModelFileError, unknown_name
-from steindiff.files import atomic, sha256
-from steindiff.networks import EDMPrecond, UNet, UNetConfig
+from steindiff.io.files import atomic, sha256
+from steindiff.models.networks import EDMPrecond, UNet, UNetConfig
 
 __all__ = ["FORMAT", "Model", "files", "load", "names", "read", "save"]
 

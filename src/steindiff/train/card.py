@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from steindiff import models
-from steindiff.datasets import ImageSet
 from steindiff.errors import ModelFileError
-from steindiff.files import manifest, write_text
-from steindiff.networks import EDMPrecond, UNet, UNetConfig
+from steindiff.io.files import manifest, write_text
+from steindiff.models.datasets import ImageSet
+from steindiff.models.networks import EDMPrecond, UNet, UNetConfig
 from steindiff.train.loop import LOG
 from steindiff.train.objective import SIGMAS
 from steindiff.train.recipe import Recipe

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from steindiff.errors import InputError
-from steindiff.files import atomic
+from steindiff.io.files import atomic
 
 __all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint", "steps_of"]
 

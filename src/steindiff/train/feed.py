@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steindiff.datasets import ImageSet
 from steindiff.errors import InputError
+from steindiff.models.datasets import ImageSet
 from steindiff.noise import mix
 from steindiff.train.objective import stratified_sigmas
 from steindiff.train.recipe import Recipe

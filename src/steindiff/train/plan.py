@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from steindiff.datasets import ImageSet, load_pair
 from steindiff.errors import InputError, unknown_name
-from steindiff.networks import UNetConfig
+from steindiff.models.datasets import ImageSet, load_pair
+from steindiff.models.networks import UNetConfig
 from steindiff.train.presets import preset
 from steindiff.train.recipe import Recipe
 

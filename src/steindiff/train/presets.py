@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from steindiff.errors import unknown_name
-from steindiff.networks import UNetConfig
+from steindiff.models.networks import UNetConfig
 from steindiff.train.recipe import Recipe
 
 __all__ = ["PRESETS", "Preset", "preset"]

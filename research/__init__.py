@@ -1,0 +1,1 @@
+"""Theory and studies that the package does not need."""

@@ -1,0 +1,393 @@
+"""Both sides of every statement of docs/theory.md on exact models: what the moments predict, what the known x* shows.
+
+A `Case` is one step on the true coupling x = α x* + σ ε, whose x* is known. Its `Sample` keeps, per draw, the terms a
+statement is made of, in the frame of the blend: u = x − T(x), e = x − x*, w = x − α x*,
+
+    ⟨u,x⟩, ‖u‖², ∇·u (exact),        which a sampler has,
+    ⟨u,e⟩, ‖e‖², ⟨u,w⟩,              which need x*.
+
+The first three of one sample predict, the last three of an independent sample measure; standard errors by the delta method.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from steindiff.analytic import ExactModel, Gaussian, GaussianMixture
+from steindiff.corrections import Moments, stein_ratio
+from steindiff.denoisers import Denoiser, FromEps
+from steindiff.divergence import Exact
+from steindiff.schedules import VE, DiscreteBetas, Schedule, VPCosine, VPLinear
+from steindiff.solvers import DDIM, DPMpp2M, Grid, History
+
+D64 = torch.float64
+DIM = 8
+
+
+class Estimate(NamedTuple):
+    """A number and its standard error."""
+
+    value: float
+    se: float = 0.0
+
+    def z(self, other: Estimate) -> float:
+        """Their difference in standard errors, for independent estimates."""
+        return (self.value - other.value) / math.hypot(self.se, other.se)
+
+    def __str__(self) -> str:
+        if not self.se > 1e-9 * abs(self.value):  # constant over the draws, up to rounding
+            return f"{self.value:.4g}"
+        digits = max(0, 1 - math.floor(math.log10(self.se)))
+        return f"{self.value:.{digits}f} ± {self.se:.{digits}f}"
+
+
+def delta(f: Callable[[Tensor], Tensor], columns: Tensor) -> Estimate:
+    """f(means of the columns (n, k)), standard error by the delta method: the spread of ∇f · row."""
+    means = columns.mean(0).requires_grad_(True)
+    value = f(means)
+    (slope,) = torch.autograd.grad(value, means)
+    return Estimate(float(value.detach()), float((columns @ slope).std() / math.sqrt(len(columns))))
+
+
+def mean_of(values: Tensor) -> Estimate:
+    """The mean of (n,) values."""
+    return Estimate(float(values.mean()), float(values.std() / math.sqrt(len(values))))
+
+
+@cache
+def law(name: str) -> ExactModel:
+    """Of d = 8: "gaussian", spectrum 1/i, D linear; "mixture", four correlated Gaussians, D not linear; "unit", N(0, I)."""
+    g = torch.Generator().manual_seed(0)
+    if name == "unit":
+        return Gaussian(torch.zeros(DIM, dtype=D64), torch.eye(DIM, dtype=D64))
+    if name == "gaussian":
+        basis = torch.linalg.qr(torch.randn(DIM, DIM, generator=g, dtype=D64)).Q
+        spectrum = 1 / torch.arange(1, DIM + 1, dtype=D64)
+        covariance = basis @ torch.diag(spectrum) @ basis.mT
+        return Gaussian(torch.full((DIM,), 0.3, dtype=D64), (covariance + covariance.mT) / 2)
+    means = torch.randn(4, DIM, generator=g, dtype=D64)
+    factors = 0.1 * torch.randn(4, DIM, DIM, generator=g, dtype=D64)
+    covariances = factors @ factors.mT + 0.02 * torch.eye(DIM, dtype=D64)
+    return GaussianMixture(torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=D64), means, covariances)
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "edm": VE(),
+    "vp-linear": VPLinear(),
+    "vp-cosine": VPCosine(),
+    "discrete": DiscreteBetas.scaled_linear(),
+}
+TIMES: dict[str, tuple[tuple[float, float, float], ...]] = {
+    "edm": ((8.0, 3.0, 1.0), (1.0, 0.5, 0.2)),
+    "vp-linear": ((0.8, 0.6, 0.4), (0.4, 0.2, 0.1)),
+    "vp-cosine": ((0.9, 0.7, 0.5), (0.5, 0.3, 0.15)),
+    "discrete": ((850.0, 650.0, 450.0), (450.0, 250.0, 100.0)),
+}
+"""Before, at and after the step, in each schedule's own time; one step at high noise, one at low."""
+
+Frame = Literal["model", "ve"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One step over the true coupling.
+
+    Args:
+        law: "gaussian" or "mixture".
+        schedule: a key of SCHEDULES.
+        frame: coordinates of the blend.
+        solver: "ddim" or "dpmpp_2m".
+        level: which of the schedule's TIMES.
+        noise: the noise the state really has, in units of the one the step assumes; 1 is the coupling.
+        shape: of the noise: Gaussian, or a skewed law of two points with the same mean and variance.
+        history: of 2M, the denoised value at: "independent", a state with other noise on the same x*; "flow", the state's
+            own past on the exact flow; "frozen", the same, but constant in the derivative, as in the paper's algorithm.
+        fixed: one x* for all draws: the conditional law.
+    """
+
+    law: str = "mixture"
+    schedule: str = "edm"
+    frame: Frame = "model"
+    solver: str = "ddim"
+    level: int = 0
+    noise: float = 1.0
+    shape: Literal["normal", "skewed"] = "normal"
+    history: Literal["independent", "flow", "frozen"] = "independent"
+    fixed: bool = False
+
+    @property
+    def sigmas(self) -> Tensor:
+        """The VE noise levels before, at and after the step."""
+        return SCHEDULES[self.schedule].ratio(torch.tensor(TIMES[self.schedule][self.level], dtype=D64))
+
+    @property
+    def alphas(self) -> tuple[Tensor, Tensor]:
+        """α at and after the step in the frame of the blend."""
+        schedule = SCHEDULES[self.schedule] if self.frame == "model" else VE()
+        return schedule.alpha_of(self.sigmas[1]), schedule.alpha_of(self.sigmas[2])
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The law's exact denoiser, behind a network that predicts ε under the schedule."""
+        return adapted(law(self.law), SCHEDULES[self.schedule])
+
+    def __str__(self) -> str:
+        return f"{self.law}, {self.schedule}, {self.solver}, {self.frame} frame, step {self.level}"
+
+
+def cases(laws: tuple[str, ...] = ("gaussian", "mixture"), solvers: tuple[str, ...] = ("ddim", "dpmpp_2m")) -> list[Case]:
+    """Every law, schedule, solver and level in the model's frame, and the VP ones in the VE frame too."""
+    frames: tuple[Frame, ...] = ("model", "ve")
+    every = product(laws, SCHEDULES, frames, solvers, (0, 1))
+    return [Case(a, b, f, s, i) for a, b, f, s, i in every if not (b == "edm" and f == "ve")]  # α = 1: one frame
+
+
+def adapted(model: ExactModel, schedule: Schedule) -> Denoiser:
+    """The exact denoiser itself in VE; elsewhere through the adapter, as a network that predicts ε."""
+    if isinstance(schedule, VE):
+        return model
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma, s = (z.to(x)[:, None] for z in (schedule.alpha(t), schedule.sigma(t), schedule.ratio(t)))
+        return (x - alpha * model.denoise(x / alpha, s[:, 0])) / sigma
+
+    return FromEps(network, schedule)
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """VE states y = x* + κ s ε with their x*, and the step T(y) as a function."""
+
+    case: Case
+    clean: Tensor
+    noise: Tensor
+    y: Tensor
+    step: Callable[[Tensor], Tensor]
+
+
+def draw(case: Case, n: int, seed: int) -> Draw:
+    """n independent draws of the coupling of `case`."""
+    model, g = law(case.law), torch.Generator().manual_seed(seed)
+    clean = model.sample(1 if case.fixed else n, g).expand(n, DIM)
+    noise = _noise(case.shape, n, g)
+    y = clean + case.noise * case.sigmas[1] * noise
+    other = clean + case.sigmas[0] * torch.randn(n, DIM, generator=g, dtype=D64)
+    return Draw(case, clean, noise, y, _step(case, y, other))
+
+
+def _noise(shape: str, n: int, g: torch.Generator) -> Tensor:
+    if shape == "normal":
+        return torch.randn(n, DIM, generator=g, dtype=D64)
+    p = 0.03
+    return ((torch.rand(n, DIM, generator=g, dtype=D64) < p).double() - p) / math.sqrt(p * (1 - p))
+
+
+def _step(case: Case, y: Tensor, other: Tensor) -> Callable[[Tensor], Tensor]:
+    """T(y) of step 1 of the case's three levels; `other` is the state behind an independent history."""
+    denoiser, sigmas = case.denoiser, case.sigmas
+    grid = Grid.of(sigmas)
+    if case.solver == "ddim":
+        return lambda y: DDIM().step(denoiser, y, grid.interval(1), None).x
+    solver = DPMpp2M(lower_order_final=False)
+
+    def past_of(z: Tensor) -> Tensor:
+        return denoiser(other if case.history == "independent" else flow(law(case.law), z, sigmas[1], sigmas[0]), sigmas[0])
+
+    kept = None if case.history == "flow" else past_of(y)
+
+    def step(z: Tensor) -> Tensor:
+        past = past_of(z) if kept is None else kept
+        return solver.step(denoiser, z, grid.interval(1), History(grid, (past,))).x
+
+    return step
+
+
+def flow(model: ExactModel, y: Tensor, start: Tensor, stop: Tensor, steps: int = 24) -> Tensor:
+    """The probability flow by classical Runge–Kutta in log σ, differentiable; dy/dlog σ = y − D."""
+    h = float((stop / start).log()) / steps
+    for i in range(steps):
+        s = [float(start) * math.exp(h * (i + c)) for c in (0, 0.5, 1)]
+        k1 = y - model.denoise(y, s[0])
+        z = y + h / 2 * k1
+        k2 = z - model.denoise(z, s[1])
+        z = y + h / 2 * k2
+        k3 = z - model.denoise(z, s[1])
+        z = y + h * k3
+        k4 = z - model.denoise(z, s[2])
+        y = y + h * (k1 + 2 * k2 + 2 * k3 + k4) / 6
+    return y
+
+
+class Means(NamedTuple):
+    """Means of the terms; those that need x* beside the package's own record."""
+
+    moments: Moments
+    ue: Tensor
+    ee: Tensor
+    uw: Tensor
+
+    @property
+    def gamma(self) -> Tensor:
+        """γ* by Eq. 11: no x*."""
+        return stein_ratio(self.moments)
+
+    @property
+    def b(self) -> Tensor:
+        """E⟨u,e⟩ by Eq. 11's numerator: no x*."""
+        return self.gamma * self.c
+
+    @property
+    def c(self) -> Tensor:
+        """E‖u‖²."""
+        return self.moments.uu
+
+    @property
+    def best(self) -> Tensor:
+        """E⟨u,e⟩/E‖u‖² with x* known."""
+        return self.ue / self.c
+
+    def loss(self, gamma: float | Tensor) -> Tensor:
+        """J(γ) = E‖(1−γ)x + γT − x*‖² = E‖e − γu‖², with x* known."""
+        return self.ee - 2 * gamma * self.ue + gamma**2 * self.c
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Per-draw terms of one case, (n, 6)."""
+
+    case: Case
+    columns: Tensor
+
+    def estimate(self, f: Callable[[Means], Tensor]) -> Estimate:
+        """f of the means, with its standard error."""
+        return delta(lambda m: f(self._means(m)), self.columns)
+
+    @property
+    def means(self) -> Means:
+        """The batch means."""
+        return self._means(self.columns.mean(0))
+
+    def _means(self, m: Tensor) -> Means:
+        (a, a_next), (_, s, s_next) = self.case.alphas, self.case.sigmas
+        ux, uu, div, ue, ee, uw = m
+        return Means(Moments(a, a * s, a_next, a_next * s_next, ux, uu, div, torch.zeros_like(uu)), ue, ee, uw)
+
+
+def terms(drawn: Draw) -> Sample:
+    """⟨u,x⟩, ‖u‖², ∇·u, ⟨u,e⟩, ‖e‖², ⟨u,w⟩ of every draw, in the frame of the blend."""
+    case = drawn.case
+    a, a_next = case.alphas
+
+    def residual(y: Tensor) -> tuple[Tensor, Tensor]:
+        out = y - drawn.step(y) * a_next / a  # u/α as a function of y = x/α: the same divergence as u of x
+        return out, out
+
+    divergence, scaled = Exact()(residual, drawn.y, 0)
+    x, u = a * drawn.y, a * scaled
+    e, w = x - drawn.clean, x - a * drawn.clean
+    ux, uu, ue, ee, uw = ((p * q).sum(1) for p, q in ((u, x), (u, u), (u, e), (e, e), (u, w)))
+    return Sample(case, torch.stack([ux, uu, divergence.values[0], ue, ee, uw], 1))
+
+
+def sample_of(case: Case, n: int, seed: int) -> Sample:
+    """Terms of n fresh draws."""
+    return terms(draw(case, n, seed))
+
+
+class Comparison(NamedTuple):
+    """A statement's two sides on one case; z is their difference in standard errors."""
+
+    predicted: Estimate
+    measured: Estimate
+    z: float
+
+
+def _apart(predicted: Estimate, measured: Estimate) -> Comparison:
+    return Comparison(predicted, measured, measured.z(predicted))
+
+
+def _paired(s: Sample, predicted: Callable[[Means], Tensor], measured: Callable[[Means], Tensor]) -> Comparison:
+    """Both sides on the same draws: the common part of their errors cancels."""
+    gap = s.estimate(lambda m: measured(m) - predicted(m))
+    return Comparison(s.estimate(predicted), s.estimate(measured), gap.value / gap.se)
+
+
+def stein_identity(a: Sample, b: Sample) -> Comparison:
+    """Lemma 4.6: σ² E[∇·u] against E⟨u, x − αx*⟩."""
+    return _paired(b, lambda m: m.moments.sigma**2 * m.moments.div, lambda m: m.uw)
+
+
+def minimiser(a: Sample, b: Sample) -> Comparison:
+    """Thm 4.3: E⟨u,e⟩/E‖u‖² of one sample against the vertex of J through three blends of the other."""
+
+    def vertex(m: Means) -> Tensor:
+        low, mid, high = (m.loss(g) for g in (0.0, 1.0, 2.0))
+        return 1 + (low - high) / (2 * (low - 2 * mid + high))
+
+    return _apart(a.estimate(lambda m: m.best), b.estimate(vertex))
+
+
+def gain(a: Sample, b: Sample) -> Comparison:
+    """Thm 4.4: (c−b)²/c against J(1) − J(γ)."""
+    return _apart(a.estimate(lambda m: (m.c - m.b) ** 2 / m.c), b.estimate(lambda m: m.loss(1.0) - m.loss(m.gamma)))
+
+
+def reference_free(a: Sample, b: Sample) -> Comparison:
+    """Thm 4.7: Eq. 11 against the regression on x*."""
+    return _paired(b, lambda m: m.gamma, lambda m: m.best)
+
+
+def recursion(a: Sample, b: Sample) -> Comparison:
+    """Thm 4.8: (1−ρ) E_k, ρ = b²/(c E_k), against J(γ)."""
+    return _apart(a.estimate(lambda m: (1 - m.b**2 / (m.c * m.ee)) * m.ee), b.estimate(lambda m: m.loss(m.gamma)))
+
+
+def displacement(a: Sample, b: Sample) -> Comparison:
+    """Cor. 4.9: (1−γ*)² c against J(1) − J(γ*), what is left of E‖T − x*‖² over the minimum."""
+    return _apart(a.estimate(lambda m: (1 - m.gamma) ** 2 * m.c), b.estimate(lambda m: m.loss(1.0) - m.loss(m.best)))
+
+
+def excess(a: Sample, b: Sample, away: float = 0.3) -> Comparison:
+    """Cor. 4.12: c (γ̂−γ*)² against J(γ̂) − J(γ*), γ̂ = γ* + `away` rounded to a fixed number."""
+    g = round(float(a.means.gamma) + away, 2)
+    return _apart(a.estimate(lambda m: m.c * (g - m.gamma) ** 2), b.estimate(lambda m: m.loss(g) - m.loss(m.gamma)))
+
+
+STATEMENTS: dict[str, Callable[[Sample, Sample], Comparison]] = {
+    "Lemma 4.6": stein_identity,
+    "Thm 4.3": minimiser,
+    "Thm 4.4": gain,
+    "Thm 4.7": reference_free,
+    "Thm 4.8": recursion,
+    "Cor. 4.9": displacement,
+    "Cor. 4.12": excess,
+}
+
+
+OFFSETS = torch.linspace(-2, 2, 16, dtype=D64)
+"""(γ̂−γ*)/|1−γ*|; never ±1, where both sides of Thm 4.11 are equal."""
+
+
+def improvement(a: Sample, b: Sample) -> Iterator[tuple[bool, bool, bool]]:
+    """Thm 4.11 per γ̂: |γ̂−γ*| < |1−γ*| by one sample, J(γ̂) < J(1) by the other, and whether both are 4 errors clear."""
+    star = float(a.means.gamma)
+    for offset in OFFSETS.tolist():
+        g = star + offset * abs(1 - star)
+        predicted = a.estimate(lambda m, g=g: (1 - m.gamma) ** 2 - (g - m.gamma) ** 2)  # type: ignore[misc]
+        measured = b.estimate(lambda m, g=g: m.loss(1.0) - m.loss(g))  # type: ignore[misc]
+        clear = all(abs(z.value) > 4 * z.se for z in (predicted, measured))
+        yield predicted.value > 0, measured.value > 0, clear
+
+
+def violated(case: Case, n: int, seed: int, **change: object) -> Comparison:
+    """Lemma 4.6 on a case with one hypothesis changed."""
+    b = sample_of(replace(case, **change), n, seed)  # type: ignore[arg-type]
+    return stein_identity(b, b)

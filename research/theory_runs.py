@@ -1,0 +1,398 @@
+"""What docs/theory.md reports beyond the identities: frames, shifted scores, Lipschitz constants, runs, and the noise meter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from research.theory_core import D64, DIM, Case, Estimate, draw, flow, law, mean_of
+from steindiff import grids
+from steindiff.analytic import ExactModel
+from steindiff.corrections import CleanTarget, FixedGamma
+from steindiff.corrections.base import Corrected
+from steindiff.denoisers import Denoiser
+from steindiff.divergence import Exact
+from steindiff.errors import NonFiniteError
+from steindiff.sampling import SampleResult, sample
+from steindiff.solvers import DDIM, DPMpp2M, Grid, Heun, Solver
+
+LITERAL, CLAMPED = CleanTarget(), CleanTarget(gamma_max=1.0)
+
+# ---------------------------------------------------------------- frames
+
+
+class Second(NamedTuple):
+    """E‖y‖², E⟨y,D⟩ = E⟨y,x*⟩ and E‖D‖² of an exact model at VE noise s: M + s²d, M and M − V, V = s² E[∇·D]."""
+
+    yy: float
+    yD: float
+    DD: float
+
+    def norm(self, a: float, b: float) -> float:
+        """E‖a y + b D‖²."""
+        return a * a * self.yy + 2 * a * b * self.yD + b * b * self.DD
+
+
+@cache
+def second(name: str, sigma: float, n: int = 40000) -> Second:
+    """M in closed form; V over n draws of its own (constant for a Gaussian)."""
+    model, g = law(name), torch.Generator().manual_seed(777)
+    y = model.sample(n, g) + sigma * torch.randn(n, DIM, generator=g, dtype=D64)
+    M, V = float(model.second_moment()), float(model.posterior_trace(y, sigma).mean())
+    return Second(M + sigma**2 * DIM, M, M - V)
+
+
+class Predicted(NamedTuple):
+    """γ* of one exact DDIM step, and what its drift term alone contributes."""
+
+    gamma: float
+    drift: float
+
+
+def ddim_gamma(case: Case, moments: Second) -> Predicted:
+    """γ* = E⟨u, αy − x*⟩/E‖u‖² of u = (α − α'r) y − α'(1−r) D, from three second moments: no sample of the step."""
+    (a, a_next), (_, s, s_next) = (tuple(float(z) for z in t) for t in (case.alphas, case.sigmas))
+    r = s_next / s
+    p, q = a - a_next * r, -a_next * (1 - r)
+    uu = moments.norm(p, q)
+    ue = p * (a * moments.yy - moments.yD) + q * (a * moments.yD - moments.DD)
+    ux = a * (p * moments.yy + q * moments.yD)
+    return Predicted(ue / uu, (1 - 1 / a) * ux / uu)
+
+
+def frame_gap(case: Case, moments: Second, n: int, seed: int, batches: int = 16) -> tuple[float, Estimate]:
+    """RMS distance between the states that the two frames' γ* lead to, in VE coordinates: predicted, and by `Corrected`.
+
+    Measured over independent batches, since a batch shares its γ.
+    """
+    model, ve = replace(case, frame="model"), replace(case, frame="ve")
+    gamma, gamma_ve = ddim_gamma(model, moments).gamma, ddim_gamma(ve, moments).gamma
+    rho = float(model.alphas[0] / model.alphas[1])
+    r = float(case.sigmas[2] / case.sigmas[1])
+    on_y = (1 - gamma_ve) - (1 - gamma) * rho + (gamma_ve - gamma) * r
+    predicted = math.sqrt(moments.norm(on_y, (gamma_ve - gamma) * (1 - r)))
+    values = []
+    for i in range(batches):
+        y = draw(model, n // batches, seed + i).y
+        pair = [sample(Corrected(DDIM(), LITERAL, Exact(), c.frame), c.denoiser, y, c.sigmas[1:]).x for c in (ve, model)]
+        values.append((pair[0] - pair[1]).square().sum(1).mean().sqrt())
+    return predicted, mean_of(torch.stack(values))
+
+
+class VPStep(NamedTuple):
+    """An exact DDIM step in a VP frame, by its half-log-SNR."""
+
+    start: float
+    stop: float
+    model: float
+    ve: float
+
+
+def vp_gammas(name: str, steps: tuple[tuple[float, float], ...]) -> list[VPStep]:
+    """γ* of exact DDIM steps between half-log-SNRs, in the VP model's own frame and in VE coordinates."""
+    rows = []
+    for start, stop in steps:
+        s, s_next = math.exp(-start), math.exp(-stop)
+        a, a_next = ((1 + z * z) ** -0.5 for z in (s, s_next))
+        m, r = second(name, s), s_next / s
+        p, q = a - a_next * r, -a_next * (1 - r)
+        ue = p * (a * m.yy - m.yD) + q * (a * m.yD - m.DD)
+        rows.append(VPStep(start, stop, ue / m.norm(p, q), 1 / (1 - r)))
+    return rows
+
+
+# ---------------------------------------------------------------- shifted scores
+
+
+class Shift(NamedTuple):
+    """A score shifted by δ: √E‖δ‖², what it did, and the bound on that."""
+
+    size: float
+    measured: float
+    bound: float
+
+
+def _inner(a: Tensor, b: Tensor) -> float:
+    return float((a * b).sum(1).mean())
+
+
+def field(name: str, y: Tensor, u: Tensor) -> Tensor:
+    """A unit-size shift of the score: "constant", "wave" (smooth, not linear), or "aligned" with u: the worst case."""
+    if name == "aligned":
+        return u / math.sqrt(_inner(u, u))
+    raw = torch.ones_like(y) if name == "constant" else torch.sin(2 * y.roll(1, 1))
+    return raw / math.sqrt(_inner(raw, raw))
+
+
+def shifted_estimate(case: Case, name: str, size: float, n: int, seed: int) -> tuple[Shift, Shift]:
+    """Thm 4.10 for an estimate −(σ²/α)E⟨u, s+δ⟩ of b: |γ̂ − γ*| and the excess J(γ̂) − J(γ*), with their bounds."""
+    d = draw(case, n, seed)
+    (a, a_next), s = case.alphas, float(case.sigmas[1])
+    x, u = a * d.y, a * d.y - a_next * d.step(d.y)
+    score = law(case.law).score(d.y, s) / a  # of x = αy
+    shift = size * field(name, x, u)
+    c, factor = _inner(u, u), float(a) * s * s  # (ασ_VE)²/α
+    star, hat = (float(1 - 1 / a) * _inner(u, x) / c - factor * _inner(u, z) / c for z in (score, score + shift))
+    error = abs(hat - star)
+    return Shift(size, error, factor * size / math.sqrt(c)), Shift(size, c * error**2, factor**2 * size**2)
+
+
+def shifted_law(name: str, sigma: float, ratio: float, noise: float, n: int, seed: int) -> tuple[Shift, float]:
+    """The state's own law is what shifts: noise κσ instead of σ. Eq. 11 against E⟨u, x − D⟩/c, and σ²|E⟨u,δ⟩|/c.
+
+    δ = ∇log p_κσ − ∇log p_σ is exact; x − D is what the denoiser believes, and what x* drawn from its posterior would give.
+    """
+    model, g = law(name), torch.Generator().manual_seed(seed)
+    y = model.sample(n, g) + noise * sigma * torch.randn(n, DIM, generator=g, dtype=D64)
+    w = y - model.denoise(y, sigma)
+    u, divergence = (1 - ratio) * w, (1 - ratio) * (DIM - model.divergence(y, sigma))
+    shift = model.score(y, noise * sigma) - model.score(y, sigma)
+    c = _inner(u, u)
+    error = sigma**2 * float(divergence.mean()) / c - _inner(u, w) / c
+    size = math.sqrt(_inner(shift, shift))
+    return Shift(size, abs(error), sigma**2 * size / math.sqrt(c)), -(sigma**2) * _inner(u, shift) / c - error
+
+
+def shifted_network(name: str, sigma: float, ratio: float, shape: str, size: float, n: int, seed: int) -> Shift:
+    """The network is what shifts, D̃ = D + σ²δ, and the step with it: √J at its own γ*, less √J of the exact one."""
+    model, g = law(name), torch.Generator().manual_seed(seed)
+    clean = model.sample(n, g)
+    y = clean + sigma * torch.randn(n, DIM, generator=g, dtype=D64)
+    u = (1 - ratio) * (y - model.denoise(y, sigma))
+    wrong = u - (1 - ratio) * sigma**2 * size * field(shape, y, u)
+    e = y - clean
+    star = _inner(u, e) / _inner(u, u)
+    least = [math.sqrt(_inner(e, e) - _inner(v, e) ** 2 / _inner(v, v)) for v in (u, wrong)]
+    return Shift(size, least[1] - least[0], abs(star) * (1 - ratio) * sigma**2 * size)
+
+
+# ---------------------------------------------------------------- Lipschitz constants
+
+
+class Lipschitz(NamedTuple):
+    """Over draws of the marginal, in the model's frame: largest ‖J_D‖ and ‖J_T‖, the certificate's threshold, and the rest."""
+
+    denoiser: float
+    threshold: float
+    lost: float
+    """Share of states where ‖J_D‖ reaches the threshold."""
+    step: float
+    bound_gap: float
+    """Largest of ‖J_T‖ − (σ_t/σ_s + σ_t h ‖J_D‖): not above rounding."""
+    random: float
+    """Median amplification of random directions at the states that lost it."""
+    flow: float
+    """Largest ‖J‖ of the exact flow over the same interval."""
+
+
+def jacobians(f: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
+    """∂f/∂y per sample, (B, d, d), by d backward passes."""
+    z = y.detach().requires_grad_(True)
+    out = f(z)
+    rows = [torch.autograd.grad(out[:, i].sum(), z, retain_graph=True)[0] for i in range(y.shape[1])]
+    return torch.stack(rows, 1)
+
+
+def lipschitz(case: Case, n: int, seed: int) -> Lipschitz:
+    """Prop. D.1 on the states of `case` (DDIM, the model's frame): s → t, pointwise, by singular values."""
+    d = draw(case, n, seed)
+    (a_s, a_t), (_, s, t) = (tuple(float(z) for z in pair) for pair in (case.alphas, case.sigmas))
+    sigma_s, sigma_t = a_s * s, a_t * t
+    h = a_t / sigma_t - a_s / sigma_s
+    JD = jacobians(lambda z: law(case.law).denoise(z, s), d.y) / a_s
+    JT = jacobians(d.step, d.y) * (a_t / a_s)
+    LD, LT = (torch.linalg.matrix_norm(J, 2) for J in (JD, JT))
+    threshold = (sigma_s - sigma_t) / (a_t * sigma_s - a_s * sigma_t)
+    v = torch.randn(n, DIM, generator=torch.Generator().manual_seed(seed + 1), dtype=D64)
+    amplified = (JT @ v[..., None])[..., 0].norm(dim=1) / v.norm(dim=1)
+    lost = threshold <= LD
+    exact = jacobians(lambda z: flow(law(case.law), z, case.sigmas[1], case.sigmas[2]), d.y) * (a_t / a_s)
+    gap = float((LT - sigma_t / sigma_s - sigma_t * h * LD).max())
+    random = float(amplified[lost].median()) if bool(lost.any()) else float("nan")
+    share, largest = float(lost.double().mean()), float(torch.linalg.matrix_norm(exact, 2).max())
+    return Lipschitz(float(LD.max()), threshold, share, float(LT.max()), gap, random, largest)
+
+
+# ---------------------------------------------------------------- runs
+
+
+class Run(NamedTuple):
+    """A run against the exact flow from the same noise: RMS error per coordinate, largest γ*, steps with γ < 1."""
+
+    error: float
+    largest: float
+    reduced: int
+
+
+NAMED: dict[str, Solver] = {
+    "ddim": DDIM(),
+    "dpmpp_2m": DPMpp2M(),
+    "dpmpp_2m, no lowering": DPMpp2M(lower_order_final=False),
+    "heun": Heun(),
+}
+
+
+def start(n: int, seed: int) -> Tensor:
+    """σ_max ε."""
+    return 80 * torch.randn(n, DIM, generator=torch.Generator().manual_seed(seed), dtype=D64)
+
+
+def run_against_flow(model: ExactModel, solver: str, rule: CleanTarget | None, steps: int, x: Tensor, exact: Tensor) -> Run:
+    """`solver` on EDM's grid, corrected by `rule`; an overflow counts as an infinite error."""
+    base = NAMED[solver]
+    corrected = base if rule is None else Corrected(base, rule, Exact())
+    try:
+        run = sample(corrected, model, x, grids.karras(steps))
+    except NonFiniteError:
+        return Run(float("inf"), float("inf"), 0)
+    error = float((run.x - exact).square().mean().sqrt())
+    return Run(error, max(r.gamma_raw for r in run.trace), sum(r.gamma < 1 for r in run.trace))
+
+
+# ---------------------------------------------------------------- the noise meter
+
+
+class Meter(NamedTuple):
+    """One DDIM step from a state with κ times its noise: the reading, Eq. 11, and the reading after the step."""
+
+    noise: float
+    ratio: float
+    gamma: float
+    after: dict[str, float]
+    """σ̂/σ at σ' by rule; 1 is what the next step assumes."""
+
+
+def reading(model: ExactModel, y: Tensor, sigma: float) -> float:
+    """σ̂/σ, σ̂² = E‖y − D‖²/E[∇·(y − D)]."""
+    w = y - model.denoise(y, sigma)
+    return math.sqrt(_inner(w, w) / float((DIM - model.divergence(y, sigma)).mean())) / sigma
+
+
+def meter(name: str, sigma: float, ratio: float, noise: float, n: int, seed: int) -> Meter:
+    """Inject excess noise, take one step."""
+    model, g = law(name), torch.Generator().manual_seed(seed)
+    y = model.sample(n, g) + noise * sigma * torch.randn(n, DIM, generator=g, dtype=D64)
+    grid = torch.tensor([sigma, ratio * sigma], dtype=D64)
+    runs: dict[str, SampleResult] = {"plain": sample("ddim", model, y, grid)}
+    for key, rule in (("clamped", CLAMPED), ("literal", LITERAL)):
+        runs[key] = sample(Corrected(DDIM(), rule, Exact()), model, y, grid)
+    record = runs["literal"].trace[0]
+    after = {key: reading(model, run.x, ratio * sigma) for key, run in runs.items()}
+    return Meter(noise, record.noise_ratio, record.gamma_raw, after)
+
+
+def gaussian_reading(sigma: float, noise: float) -> float:
+    """σ̂/σ of the Gaussian law in closed form: σ̂² = Σ A²(L + κ²σ²)/Σ A, A = σ²/(L + σ²); κ only where σ² ≫ L."""
+    L = 1 / torch.arange(1, DIM + 1, dtype=D64)
+    A = sigma**2 / (L + sigma**2)
+    return math.sqrt(float((A**2 * (L + noise**2 * sigma**2)).sum() / A.sum())) / sigma
+
+
+# ---------------------------------------------------------------- equivalences
+
+
+def rescaled(denoiser: Denoiser, b: float) -> Denoiser:
+    """Epsilon-scaling: ε-hat/b, that is D = x − (x − D)/b."""
+    return lambda x, sigma: x - (x - denoiser(x, sigma)) / b
+
+
+def fixed(solver: Solver, gamma: float, steps: int, **options: object) -> Corrected:
+    """The same γ at every step."""
+    return Corrected(solver, FixedGamma((gamma,) * steps), **options)  # type: ignore[arg-type]
+
+
+def time_shifted(model: Denoiser, x: Tensor, grid: Tensor, gamma: float) -> Tensor:
+    """DDIM to σ' + (1−γ)(σ−σ'), after which the network is told σ' all the same."""
+    for s, s_next in pairwise(grid):
+        real = s_next + (1 - gamma) * (s - s_next)
+        x = x + (real - s) * (x - model(x, s)) / s
+    return x
+
+
+def dcw(model: Denoiser, x: Tensor, grid: Tensor, weights: list[float]) -> Tensor:
+    """DCW in pixels on DDIM: x' + λ (x' − D), D the step's own denoised value."""
+    for s, s_next, weight in zip(grid[:-1], grid[1:], weights, strict=True):
+        denoised = model(x, s)
+        x = s_next / s * x + (1 - s_next / s) * denoised
+        x = x + weight * (x - denoised)
+    return x
+
+
+def dcw_gammas(grid: Tensor, weights: list[float]) -> list[float]:
+    """γ = 1 − λ r/(1−r)."""
+    r = (grid[1:] / grid[:-1]).tolist()
+    return [1 - w * q / (1 - q) for w, q in zip(weights, r, strict=True)]
+
+
+def equivalences(seed: int = 0) -> dict[str, float]:
+    """Largest difference over a run of five steps, relative to the state, of each pair that should be one map."""
+    model, grid, x = law("mixture"), grids.karras(5, 0.05, 10.0), start(64, seed) / 8
+    b, weights = 1.005, [0.02, 0.015, 0.01, 0.005, 0.002]
+    table = Corrected(DDIM(), FixedGamma(tuple(dcw_gammas(grid, weights))))
+    pairs = {
+        "epsilon-scaling by 1/b": (
+            sample("ddim", rescaled(model, b), x, grid).x,
+            _run(fixed(DDIM(), 1 / b, 5), model, x, grid),
+        ),
+        "shifted timestep": (time_shifted(model, x, grid, 0.93), _run(fixed(DDIM(), 0.93, 5), model, x, grid)),
+        "DCW in pixels": (dcw(model, x, grid, weights), _run(table, model, x, grid)),
+        "epsilon-scaling, 2M": (
+            sample("dpmpp_2m", rescaled(model, b), x, grid).x,
+            _run(fixed(DPMpp2M(), 1 / b, 5), model, x, grid),
+        ),
+    }
+    return {key: float((p - q).abs().max() / p.abs().max()) for key, (p, q) in pairs.items()}
+
+
+def _run(solver: Solver, model: Denoiser, x: Tensor, grid: Tensor) -> Tensor:
+    return sample(solver, model, x, grid).x
+
+
+# ---------------------------------------------------------------- per-step error against quality
+
+
+class Candidate(NamedTuple):
+    """One proposal for the state at σ': its squared distances, and its energy against the marginal's."""
+
+    clean: Estimate
+    """E‖T − x*‖²."""
+    consistent: Estimate
+    """E‖T − (r x + (1−r) x*)‖²."""
+    flow: Estimate
+    """E‖T − exact flow‖²."""
+    energy: Estimate
+    """E‖T‖² less M + σ'² d."""
+
+
+def candidates(case: Case, n: int, seed: int) -> dict[str, Candidate]:
+    """DDIM, 2M with the flow's history, Heun, the exact flow and the literal rule from the same states (VE)."""
+    model, sigmas = law(case.law), case.sigmas
+    d = draw(case, n, seed)
+    s, s_next = sigmas[1], sigmas[2]
+    r, grid = s_next / s, Grid.of(sigmas)
+    multistep = draw(replace(case, solver="dpmpp_2m", history="frozen"), n, seed)
+    exact = flow(model, d.y, s, s_next)
+    proposals = {
+        "DDIM": d.step(d.y),
+        "2M": multistep.step(d.y),
+        "Heun": Heun().step(model, d.y, grid.interval(1), Heun().init(model, d.y, sigmas)).x,
+        "exact flow": exact,
+        "Eq. 11 on DDIM": sample(Corrected(DDIM(), LITERAL, Exact()), model, d.y, sigmas[1:]).x,
+    }
+    target = r * d.y + (1 - r) * d.clean
+    marginal = float(model.second_moment()) + float(s_next) ** 2 * DIM
+    # The same draws' own exact end, whose expectation is the marginal's energy, takes the common noise out.
+    level = exact.square().sum(1)
+    found = {}
+    for key, T in proposals.items():
+        clean, consistent, off = (mean_of((T - z).square().sum(1)) for z in (d.clean, target, exact))
+        energy = level - marginal if key == "exact flow" else T.square().sum(1) - level
+        found[key] = Candidate(clean, consistent, off, mean_of(energy))
+    return found

@@ -1,1 +1,0 @@
-"""The study: testbeds × solvers × grids × NFE × corrections, resumable cell by cell, and its report."""

@@ -1,0 +1,93 @@
+"""`steindiff bench`: the study with one command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from steindiff.errors import unknown_name
+from steindiff.study.grid import PRESETS, Config, read_config
+from steindiff.study.testbed import names as bed_names
+
+__all__ = ["EXAMPLES", "bench_command", "configure"]
+
+EXAMPLES = """
+
+[bold]Examples[/bold]
+
+  steindiff bench --preset quick --outdir outputs/quick
+
+  steindiff bench --preset paper --beds digits --solvers heun,unipc_3 --nfe 5,6 --corrections energy --outdir outputs/some
+
+  steindiff bench --preset full --beds cifar10 --samples 2560 --inception inception-2015-12-05.pt --outdir outputs/fid
+
+  torchrun --nproc_per_node=2 -m steindiff bench --preset quick --outdir outputs/quick
+
+Killed at any moment, the same command goes on. Report: report.md and report.html in --outdir.
+"""
+
+
+def bench_command(
+    outdir: Annotated[Path, typer.Option(help="Where cells, references and the report go; made if need be.")],
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "quick",
+    config: Annotated[Path | None, typer.Option(help="A TOML file of entries that replace the preset's.")] = None,
+    beds: Annotated[
+        str, typer.Option(help=f"Testbeds, comma-separated: {', '.join(bed_names())}, or .safetensors files.")
+    ] = "",
+    solvers: Annotated[str, typer.Option(help="Solvers, comma-separated; default: the preset's.")] = "",
+    grids: Annotated[str, typer.Option(help="Noise grids, comma-separated; default: the preset's.")] = "",
+    nfe: Annotated[str, typer.Option(help="Network evaluations, comma-separated; default: the preset's.")] = "",
+    corrections: Annotated[str, typer.Option(help="Corrections, comma-separated; default: the preset's.")] = "",
+    n: Annotated[int | None, typer.Option("--samples", help="Images a cell; default: the preset's.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images a batch; default: the preset's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="First of the image seeds; default: the preset's.")] = None,
+    probes: Annotated[int | None, typer.Option(help="Hutchinson probes a step; default: the preset's.")] = None,
+    inception: Annotated[
+        Path | None, typer.Option(help="Inception TorchScript of your own, for FID and inception score of images.")
+    ] = None,
+    inception_reference: Annotated[
+        Path | None, typer.Option("--inception-reference", help="EDM .npz for the FID; default: the testbed's own target.")
+    ] = None,
+    dinov2: Annotated[Path | None, typer.Option(help="Folder of a local DINOv2 model, for FD-DINOv2.")] = None,
+    dinov2_reference: Annotated[
+        Path | None, typer.Option("--dinov2-reference", help="Its .npz; default: the testbed's own target.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, …; several processes with cuda take one device each.")] = "cpu",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's default.", min=0)] = 0,
+) -> None:
+    """Every solver, grid, NFE and correction on every testbed: tables with standard errors, floors, wins and losses."""
+    from steindiff.study.extractors import Extractors
+    from steindiff.study.run import run_study
+
+    if threads:
+        torch.set_num_threads(threads)
+    lists = {"beds": beds, "solvers": solvers, "grids": grids, "nfe": nfe, "corrections": corrections}
+    numbers = {"n": n, "batch": batch, "first_seed": seed, "probes": probes}
+    study = configure(preset, config, lists, {k: v for k, v in numbers.items() if v is not None})
+    extractors = Extractors(inception, inception_reference, dinov2, dinov2_reference)
+    run_study(study, outdir, extractors=extractors, device=device, command=" ".join(["steindiff", *sys.argv[1:]]))
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"everything is in {outdir}: report.md, report.html, cells/")
+
+
+def configure(preset: str, file: Path | None, lists: dict[str, str], numbers: dict[str, int]) -> Config:
+    """A preset, changed by a file, changed by flags.
+
+    Raises:
+        InputError: an unknown preset, or as `read_config` and `Config`.
+    """
+    if preset not in PRESETS:
+        raise unknown_name("preset", preset, PRESETS)
+    base = PRESETS[preset] if file is None else read_config(file, PRESETS[preset])
+    changes: dict[str, Any] = {name: _words(name, text) for name, text in lists.items() if text}
+    return base.but({**changes, **numbers})
+
+
+def _words(name: str, text: str) -> list[Any]:
+    words = [word.strip() for word in text.split(",")]
+    return [int(w) if w.isdecimal() else w for w in words] if name == "nfe" else words

@@ -1,0 +1,101 @@
+"""`steindiff score`: FID, inception score and FD-DINOv2 of images, with weights and references of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from steindiff.errors import InputError
+from steindiff.io.files import writable_folder, write_json
+from steindiff.metrics.features import names as feature_names
+
+__all__ = ["EXAMPLES", "score_command"]
+
+EXAMPLES = """
+
+[bold]Examples[/bold]
+
+  steindiff score --images outputs/50k --inception inception-2015-12-05.pt --inception-reference cifar10-32x32.npz
+
+  steindiff score --images outputs/50k/samples.npz --against outputs/plain --dinov2 dinov2-large/ --real cifar10.zip \\
+    --outdir outputs/score
+
+  steindiff score --real cifar10.zip --inception inception-2015-12-05.pt --write-reference cifar10.npz
+
+  steindiff score --images outputs/few --real photos.zip --resolution 16 --features cifar10 --n 1000
+
+Nothing is downloaded: docs/metrics.md says where the files are to be had. Numbers compare only with the same weights, reference
+and n; published ones are of n = 50,000.
+"""
+
+_PLACE = "folder, zip, tar or .npz (arr_0, uint8 NHWC)"
+
+
+def score_command(
+    images: Annotated[str, typer.Option(help=f"The samples: {_PLACE}; of a run of `steindiff sample`, its folder.")] = "",
+    against: Annotated[str, typer.Option(help="A second set from the same seeds, for a paired difference.")] = "",
+    real: Annotated[str, typer.Option(help="Real images, of which references that no file gives are made.")] = "",
+    held_out: Annotated[
+        str, typer.Option("--held-out", help="Real images that are in no reference, for the noise floor.")
+    ] = "",
+    inception: Annotated[str, typer.Option(help="NVIDIA's inception-2015-12-05.pt, for FID and inception score.")] = "",
+    inception_reference: Annotated[
+        Path | None, typer.Option("--inception-reference", help="Its statistics of real images, EDM's .npz.")
+    ] = None,
+    dinov2: Annotated[str, typer.Option(help="Folder of a local DINOv2 of transformers, for FD-DINOv2.")] = "",
+    dinov2_reference: Annotated[
+        Path | None, typer.Option("--dinov2-reference", help="Its statistics of real images, .npz.")
+    ] = None,
+    features: Annotated[
+        str, typer.Option(help=f"Features of a small classifier: {', '.join(feature_names())}, or a file; no FID.")
+    ] = "",
+    features_reference: Annotated[
+        Path | None, typer.Option("--features-reference", help="Their statistics of real images, .npz.")
+    ] = None,
+    write_reference: Annotated[
+        Path | None, typer.Option("--write-reference", help="Keep the reference made of --real in this .npz.")
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", help="Score the first so many; default: all.", min=2)] = None,
+    resolution: Annotated[int | None, typer.Option(help="Crop and resize real images to this many pixels.", min=1)] = None,
+    groups: Annotated[int, typer.Option(help="Of the jackknife.", min=2)] = 20,
+    few: Annotated[bool, typer.Option("--few", help="Allow no more images than features; very biased.")] = False,
+    batch: Annotated[int, typer.Option(help="Images at a time; changes speed and rounding only.", min=1)] = 64,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    outdir: Annotated[Path | None, typer.Option(help="Where score.json goes, with hashes, versions and command.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace score.json or the reference.")] = False,
+) -> None:
+    """FID, inception score and FD-DINOv2 of images, with standard errors; weights and references are your own files."""
+    from steindiff.study.score import score
+    from steindiff.study.score_job import Job, Ruler
+
+    named = {
+        "inception": (inception, inception_reference),
+        "dinov2": (dinov2, dinov2_reference),
+        "features": (features, features_reference),
+    }
+    for flag, (path, reference) in named.items():
+        if reference is not None and not path:
+            raise InputError(f"--{flag}-reference {reference} without its extractor: give --{flag} too")
+    kinds = {"features": "classifier"}
+    rulers = tuple(Ruler(kinds.get(flag, flag), path, reference) for flag, (path, reference) in named.items() if path)
+    job = Job(rulers, images, against, real, held_out, write_reference, n, groups, few, resolution, batch, device)
+    file = None if outdir is None else outdir / "score.json"
+    for place in (file, write_reference):
+        if place is not None and place.exists() and not overwrite:
+            raise InputError(f"{place} is there already: choose another place, or pass --overwrite")
+        if place is not None:
+            writable_folder(place.parent)
+    report = score(job, progress=True)
+    console = Console()
+    console = console if console.is_terminal else Console(width=150)
+    if job.images:
+        console.print(report.table())
+        for note in report.notes():
+            console.print(f"- {note}", highlight=False, markup=False)
+    if file is not None:
+        write_json(file, report.as_json())
+    for place in filter(None, (write_reference, file)):
+        console.print(f"written: {place}", highlight=False, markup=False)

@@ -1,0 +1,179 @@
+"""`steindiff train`: from a folder of images to a model file with its card."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+import typer
+
+from steindiff import models
+from steindiff.errors import InputError
+from steindiff.models.datasets import ImageSet
+from steindiff.models.networks import UNetConfig
+from steindiff.train.plan import SETTINGS, Plan
+from steindiff.train.presets import PRESETS
+from steindiff.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from steindiff.train.loop import Options
+
+__all__ = ["EXAMPLES", "Output", "run_training", "train_command"]
+
+EXAMPLES = """
+
+[bold]Examples[/bold]
+
+  steindiff train --preset smoke --data digits --outdir outputs/smoke
+
+  steindiff train --preset cifar10 --data train.tar.xz --held-out test.tar.xz --outdir outputs/cifar10 --evaluate 10000
+
+  steindiff train --preset cifar10 --data photos/ --held-out 1000 --set lr=5e-4 --set channels=48 --outdir outputs/photos
+
+Killed at any moment, the same command goes on from the last checkpoint, with the losses of an unbroken run.
+"""
+
+
+def train_command(
+    outdir: Annotated[Path, typer.Option(help="Where checkpoint, log, samples, model and card go; made if need be.")],
+    data: Annotated[str, typer.Option(help="Folder, zip or tar of images to train on, or: digits.")],
+    held_out: Annotated[
+        str, typer.Option("--held-out", help="Images never trained on: folder, zip, tar, or a number to hold out of --data.")
+    ] = "",
+    preset_name: Annotated[
+        str, typer.Option("--preset", help="; ".join(f"{k}: {v.about}" for k, v in PRESETS.items()))
+    ] = "cifar10",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help=f"NAME=VALUE, repeatable; of the recipe or network: {', '.join(SETTINGS)}."),
+    ] = None,
+    resolution: Annotated[int | None, typer.Option(help="Crop to squares and resize; default: the preset's.", min=1)] = None,
+    grey: Annotated[bool, typer.Option("--grey", help="One channel.")] = False,
+    classes: Annotated[
+        bool, typer.Option("--classes", help="Class-conditional: classes are folders, or dataset.json.")
+    ] = False,
+    name: Annotated[str, typer.Option(help="Of the model file; default: the last part of --outdir.")] = "",
+    notes: Annotated[Path | None, typer.Option(help="A Markdown file to put into the card.")] = None,
+    evaluate: Annotated[int, typer.Option(help="Samples for the card's quality section; 0: none.", min=0)] = 1000,
+    features: Annotated[str, typer.Option(help="For --evaluate: cifar10, none, or a classifier file.")] = "cifar10",
+    budget_minutes: Annotated[
+        float | None, typer.Option("--budget-minutes", help="Choose the steps to fill this, from a short trial.", min=0.1)
+    ] = None,
+    session_minutes: Annotated[
+        float, typer.Option("--session-minutes", help="Stop after this long; the same command goes on.", min=0.01)
+    ] = math.inf,
+    report_every: Annotated[int, typer.Option("--report-every", help="Steps between reports; 0: at the end.", min=0)] = 1000,
+    log_every: Annotated[int, typer.Option("--log-every", help="Steps between log lines.", min=1)] = 50,
+    checkpoint_seconds: Annotated[
+        float, typer.Option("--checkpoint-seconds", help="Least time between checkpoints.", min=0)
+    ] = 120.0,
+    compile_network: Annotated[bool, typer.Option("--compile", help="torch.compile the network.")] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where --outdir holds a run.")] = False,
+) -> None:
+    """Train a denoiser with EDM's objective; write a model file and a card that says how good it is.
+
+    Also under `accelerate launch -m steindiff train …` or `torchrun -m steindiff train …`, on several processes.
+    """
+    try:
+        from steindiff.train.loop import Options
+    except ModuleNotFoundError as error:
+        raise InputError(f"training needs {error.name}: pip install 'steindiff[cli,train]'") from error
+
+    plan = Plan(preset_name, data, held_out, tuple(settings or ()), resolution, grey, classes)
+    options = Options(log_every, report_every, checkpoint_seconds, 60 * session_minutes, compile_network, cpu)
+    run_training(
+        plan, outdir, options, Output(name or outdir.resolve().name, notes, evaluate, features), budget_minutes, overwrite
+    )
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a finished run writes.
+
+    Args:
+        name: of the model.
+        notes: a Markdown file for the card.
+        samples: how many to judge the network by in the card; 0: none.
+        features: of which classifier.
+    """
+
+    name: str
+    notes: Path | None = None
+    samples: int = 0
+    features: str = "cifar10"
+
+
+def run_training(
+    plan: Plan, outdir: Path, options: Options, output: Output, budget_minutes: float | None = None, overwrite: bool = False
+) -> list[Path]:
+    """Train to the end or the session's, then write model and card; the model's files (none where the session ended first).
+
+    Raises:
+        InputError: bad settings, data or folders, before any training.
+        NonFiniteError: as `loop.train`.
+    """
+    from steindiff.train import loop
+    from steindiff.train.card import describe, export, write_card
+
+    note = _read_notes(output.notes)
+    recipe = plan.recipe()
+    data, held_out = plan.load(options.progress)
+    config = plan.network(data)
+    if overwrite:
+        (outdir / loop.CHECKPOINT).unlink(missing_ok=True)
+    if budget_minutes is not None:
+        recipe = _fit(data, config, recipe, outdir, options, budget_minutes)
+    trained = loop.train(data, held_out, config, recipe, outdir, options)
+    if not trained.main_process:
+        return []
+    if trained.step < recipe.steps:
+        print(f"stopped at step {trained.step} of {recipe.steps}: the same command goes on")
+        return []
+    command = plan.command(recipe, output.name)
+    info = describe(output.name, command, data, held_out, config, recipe, trained.seconds, outdir)
+    files, info = export(outdir / f"{output.name}.safetensors", trained.denoiser, info)
+    write_card(outdir / f"{output.name}.md", info, files, _quality(files[0], data, held_out, recipe, output, options), note)
+    print(f"{', '.join(map(str, files))}; card: {outdir / output.name}.md")
+    return files
+
+
+def _read_notes(notes: Path | None) -> str:
+    if notes is None:
+        return ""
+    try:
+        return notes.read_text(encoding="utf-8").strip() + "\n"
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--notes {notes} cannot be read: {error}") from error
+
+
+def _fit(data: ImageSet, config: UNetConfig, recipe: Recipe, outdir: Path, options: Options, minutes: float) -> Recipe:
+    """The recipe with as many steps as fill the time, or as the run in `outdir` was begun with."""
+    from steindiff.train import loop
+    from steindiff.train.checkpoint import steps_of
+
+    begun = steps_of(outdir / loop.CHECKPOINT)
+    if begun is not None:
+        return replace(recipe, steps=begun)
+    seconds = loop.seconds_per_step(data, config, recipe, outdir, options)
+    steps = max(1, int(60 * minutes / seconds))
+    print(f"{seconds:.4f} s a step, {recipe.batch / seconds:.0f} images/s: {steps} steps fill {minutes:g} minutes")
+    return replace(recipe, steps=steps)
+
+
+def _quality(file: Path, data: ImageSet, held_out: ImageSet, recipe: Recipe, output: Output, options: Options) -> str:
+    """The card's section on samples; kept in the folder `quality`, from which an interrupted evaluation goes on."""
+    if not output.samples:
+        return "Not measured (`--evaluate 0`)."
+    from steindiff.study.evaluate import evaluate
+    from steindiff.study.evaluate_settings import Settings
+
+    device = "cuda" if torch.cuda.is_available() and not options.cpu else "cpu"
+    precision = "bf16" if recipe.precision == "bf16" else "no"
+    settings = Settings(output.samples, precision=precision, features=output.features, device=device)
+    model = models.load(file, device=device)
+    report = evaluate(model, data, held_out, settings, file.parent / "quality", progress=options.progress)
+    return report.markdown().strip()

@@ -1,0 +1,1 @@
+"""Files, pictures and processes: what touches the world outside."""

@@ -1,0 +1,210 @@
+"""Feature extractors of published metrics, from local files the user names; nothing is downloaded.
+
+    FID, inception score   `inception(path)`    NVIDIA's TorchScript of the 2015 Inception network
+    FD-DINOv2              `dinov2(folder)`     DINOv2 as transformers keeps it: config.json and *.safetensors
+
+Images pass through 8 bits, as they would through files, since the published numbers are of files; grey ones become RGB. Numbers
+compare only with the same weights and the same resizing, so each extractor carries its hash and says how it resizes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from steindiff.errors import InputError, ModelFileError
+from steindiff.io.files import sha256
+from steindiff.io.images import to_uint8
+from steindiff.metrics.moments import SampleMoments
+
+__all__ = ["Dinov2", "Extractor", "Inception", "dinov2", "inception"]
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and standard deviation of the channels, in [0, 1]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Extractor(ABC):
+    """images ↦ features, float64 on the CPU.
+
+    Attributes:
+        network: frozen.
+        sha256: of its file, or of its files' hashes.
+        device: where it runs.
+        batch: images at a time; changes memory and rounding only.
+    """
+
+    network: Any
+    sha256: str
+    device: torch.device
+    batch: int
+
+    name: ClassVar[str]
+    resize: ClassVar[str]
+    """How images of any size become those the network sees."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N, 1 or 3, H, W), uint8 or floating point in [−1, 1], to (N, F).
+
+        Raises:
+            InputError: another shape or dtype, no images, or values that are not finite.
+        """
+        return self._map(self._features, images)
+
+    def moments(self, chunks: Iterable[Tensor]) -> SampleMoments:
+        """Mean and scatter of the features of images that come in chunks. Raises InputError where none come."""
+        whole: SampleMoments | None = None
+        for chunk in chunks:
+            part = SampleMoments.of(self(chunk))
+            whole = part if whole is None else whole.merge(part)
+        if whole is None:
+            raise InputError("no images came: give at least one chunk")
+        return whole
+
+    @abstractmethod
+    def _features(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 to (B, F)."""
+
+    @torch.no_grad()
+    def _map(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """A function of RGB bytes over batches."""
+        _check(images)
+        return torch.cat([function(_rgb_bytes(part).to(self.device)).cpu().double() for part in images.split(self.batch)])
+
+
+@final
+class Inception(Extractor):
+    """The 2015 Inception network; it resizes to 299 × 299 by itself, as TensorFlow 1 did."""
+
+    name = "inception"
+    resize = "inside the network"
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Class probabilities for the inception score, (N, classes); the last layer's bias left out, as published.
+
+        Raises:
+            InputError: as a call.
+        """
+        return self._map(lambda x: self.network(x, no_output_bias=True), images)
+
+    def _features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.network(images, return_features=True)
+        return features
+
+
+@final
+class Dinov2(Extractor):
+    """DINOv2's class token after the last normalisation; images resized to 224 × 224, antialiased bicubic, not clipped."""
+
+    name = "dinov2"
+    resize = "bicubic antialiased 224"
+
+    def _features(self, images: Tensor) -> Tensor:
+        x = F.interpolate(images.float(), size=(224, 224), mode="bicubic", antialias=True) / 255
+        mean, std = (torch.tensor(values, device=x.device).reshape(1, 3, 1, 1) for values in IMAGENET)
+        token: Tensor = self.network(pixel_values=(x - mean) / std).last_hidden_state[:, 0]
+        return token
+
+
+def inception(path: str | Path, device: str | torch.device = "cpu", batch: int = 64) -> Inception:
+    """The TorchScript file inception-2015-12-05.pt, which NVIDIA publishes with StyleGAN2-ADA, or one of the same signature.
+
+    A TorchScript file is a program: loading and calling it runs what it says. This function reads the file you name and no
+    other; name only files from a source you trust, and compare the hash, which `Inception.sha256` states.
+
+    Raises:
+        InputError: no such file, or batch below 1.
+        ModelFileError: not TorchScript, or not of the signature (images, return_features, no_output_bias).
+    """
+    path, device = Path(path), torch.device(device)
+    _check_batch(batch)
+    if not path.is_file():
+        raise InputError(
+            f"no TorchScript file at {path}: fetch inception-2015-12-05.pt from NVIDIA and name it; nothing is downloaded here"
+        )
+    digest = sha256(path)
+    try:
+        with warnings.catch_warnings():  # torch 2.13 deprecates the format that these weights are published in
+            warnings.simplefilter("ignore", DeprecationWarning)
+            network = torch.jit.load(str(path), map_location=device).eval()
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelFileError(
+            f"{path} is not TorchScript ({reason}): need the .pt file, not EDM's .pkl, and all of it"
+        ) from error
+    missing = {"return_features", "no_output_bias"} - {argument.name for argument in network.forward.schema.arguments}
+    if missing:
+        raise ModelFileError(f"{path} does not take {', '.join(sorted(missing))}: need NVIDIA's inception-2015-12-05.pt")
+    return Inception(network, digest, device, batch)
+
+
+def dinov2(folder: str | Path, device: str | torch.device = "cpu", batch: int = 64) -> Dinov2:
+    """DINOv2 from a folder of transformers: config.json and *.safetensors, such as a copy of facebook/dinov2-large.
+
+    Loads tensors only, and runs no code of the folder's. FD-DINOv2 is published with the large model (1024 features); a
+    reference is to be made with the same folder, since transformers and torch.hub interpolate positions slightly differently.
+
+    Raises:
+        InputError: transformers is not installed, no such folder, files missing in it, or batch below 1.
+        ModelFileError: the folder holds another model, or lacks some of its weights.
+    """
+    folder, device = Path(folder), torch.device(device)
+    _check_batch(batch)
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    if len(files) < 2 or not files[0].is_file():
+        raise InputError(f"{folder} lacks config.json or *.safetensors: name the local copy of a DINOv2 model's folder")
+    try:
+        transformers = importlib.import_module("transformers")
+    except ImportError as error:
+        raise InputError(f"DINOv2 features need transformers ({error}): pip install transformers") from error
+    digest = hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()
+    network = _read_dinov2(folder, transformers)
+    return Dinov2(network.float().to(device).eval().requires_grad_(False), digest, device, batch)
+
+
+def _read_dinov2(folder: Path, transformers: Any) -> Any:
+    """The model of a folder. Raises ModelFileError where transformers would guess, or fails."""
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        network, loaded = transformers.Dinov2Model.from_pretrained(
+            str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # transformers lets those of safetensors, json and huggingface_hub through
+        raise ModelFileError(f"{folder} is not a readable DINOv2 model: {error}; copy it again") from error
+    if kind != "dinov2":
+        raise ModelFileError(f"{folder} holds a {kind!r} model: need model_type 'dinov2'")
+    if lost := sorted(loaded["missing_keys"]):
+        raise ModelFileError(f"{folder} lacks {len(lost)} of the model's weights, such as {lost[0]}: copy it again")
+    return network
+
+
+def _check(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
+        raise InputError(f"images of shape {tuple(images.shape)}: need (N, 1 or 3, H, W) with N ≥ 1")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise InputError(f"images of {images.dtype}: need uint8, or floating point in [−1, 1]")
+    if not bool(images.isfinite().all()):
+        raise InputError("images hold NaN or infinity: a run that diverged has no features; leave it out")
+
+
+def _check_batch(batch: int) -> None:
+    if batch < 1:
+        raise InputError(f"batch={batch}: need at least one image at a time")
+
+
+def _rgb_bytes(images: Tensor) -> Tensor:
+    """As a PNG file would hold them: (B, 3, H, W) uint8."""
+    if images.dtype != torch.uint8:
+        images = torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2)
+    return images.expand(-1, 3, -1, -1)

@@ -1,8 +1,0 @@
-"""Networks: a compact UNet and the preconditioning that turns a network into a denoiser."""
-
-from __future__ import annotations
-
-from steindiff.networks.precond import EDMPrecond
-from steindiff.networks.unet import UNet, UNetConfig
-
-__all__ = ["EDMPrecond", "UNet", "UNetConfig"]

@@ -1,0 +1,1 @@
+"""Reports: blocks rendered as Markdown, HTML and on the terminal."""

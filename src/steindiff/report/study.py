@@ -1,0 +1,372 @@
+"""The report of a study: report.md with pictures beside it, and report.html, one page with everything in it.
+
+Every sentence is made from the results, whatever they are; results that are not there yet are dashes, and counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from steindiff.io.files import atomic, write_text
+from steindiff.metrics import HIGHER, TITLES
+from steindiff.report.html import (
+    Block,
+    Bullets,
+    Code,
+    Details,
+    Drawing,
+    Heading,
+    Part,
+    Strips,
+    Table,
+    Text,
+    page,
+    slug,
+)
+from steindiff.report.published import published_blocks
+from steindiff.report.study_figures import AXES, image_strips, overview, quality, shown_solvers, spectra, traces
+from steindiff.report.tables import (
+    HEADLINE,
+    BedSummary,
+    Study,
+    Verdict,
+    against_best,
+    best_table,
+    cost_table,
+    counts,
+    equal_cost,
+    gamma_table,
+    losing_table,
+    quality_table,
+    short,
+    tally,
+)
+from steindiff.study.grid import PRESETS, Cell, Config
+from steindiff.study.store import Result
+
+__all__ = ["command", "markdown", "write_report"]
+
+_TITLE = "steindiff bench"
+_ORDER = "wins / losses / ties / diverged"
+_NUMBERS = {"n": "--samples", "batch": "--batch", "first_seed": "--seed", "probes": "--probes"}
+_LISTS = ("beds", "solvers", "grids", "nfe", "corrections")
+
+
+def write_report(
+    folder: Path, config: Config, results: Sequence[Result], beds: Sequence[BedSummary], about: Mapping[str, Any]
+) -> None:
+    """Write report.md, figures/, metrics/ and report.html.
+
+    Args:
+        folder: where to.
+        config: what the study asks for; cells without a result are shown as missing.
+        results: what there is.
+        beds: the testbeds that have been looked at.
+        about: `files.manifest(…)`; "rerun", where given, is the command that makes the study.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    study = Study.of(config, results, beds)
+    blocks = [*_facts(study), *_tables(study), *_best(study), *_figures(study), *_losses(study)]
+    blocks += [Heading("As published, not ours"), *published_blocks(), *_how(study, about), *_appendix(study)]
+    for drawing in _pictures(blocks):
+        with atomic(folder / "figures" / f"{slug(drawing.name)}.png") as temporary:
+            temporary.write_bytes(drawing.png)
+    for part in (b for b in blocks if isinstance(b, Part)):
+        write_text(folder / "metrics" / f"{slug(part.name)}.md", markdown([Heading(part.summary, 1), *part.blocks]))
+    write_text(folder / "report.md", markdown([Heading(_TITLE, 1), *blocks]))
+    write_text(folder / "report.html", page(_TITLE, blocks))
+
+
+def markdown(blocks: Iterable[Block]) -> str:
+    """The same blocks as Markdown; pictures and parts are links to files."""
+    return "\n\n".join(map(_markdown, blocks)) + "\n"
+
+
+def command(config: Config, outdir: str = "outputs/bench", **lists: Sequence[str | int]) -> str:
+    """The command that runs a study, or the part of it that has these entries.
+
+    The preset is the one that needs fewest flags.
+    """
+    wanted = {name: tuple(lists.get(name, getattr(config, name))) for name in _LISTS}
+    numbers = {name: getattr(config, name) for name in _NUMBERS}
+
+    def flags(preset: Config) -> list[str]:
+        parts = [f"--{name} {quote(','.join(map(str, v)))}" for name, v in wanted.items() if v != getattr(preset, name)]
+        return parts + [f"{_NUMBERS[name]} {v}" for name, v in numbers.items() if v != getattr(preset, name)]
+
+    name = min(PRESETS, key=lambda p: len(flags(PRESETS[p])))
+    return " ".join(["steindiff bench", f"--preset {name}", *flags(PRESETS[name]), f"--outdir {quote(outdir)}"])
+
+
+def _facts(study: Study) -> list[Block]:
+    """What was found, counted."""
+    have, cells = len(study.results), len(list(study.config.cells()))
+    failed = sum(bool(r.failure) for r in study.results.values())
+    at_cost = {cell: equal_cost(study, cell) for cell in study.corrected}
+    short_of = sum(c for _, c in at_cost.values())
+    rules = "; ".join(f"{short(c)} {counts(tally(_verdicts(study, HEADLINE, c)))}" for c in study.corrections)
+    return [
+        Heading("What was found"),
+        Text(
+            f"{have} of {cells} cells have a result, {cells - have} are missing; {failed} of the results ended without "
+            f"numbers. By {TITLES[HEADLINE]}, every corrected run against the plain run of the same solver, grid, NFE and "
+            f"seeds, {_ORDER}: {rules or 'no corrections'}; all together {counts(tally(_verdicts(study, HEADLINE)))}. "
+            "Against the plain run of the same solver that costs as many forward-equivalents, or the next fewer: "
+            f"{counts(tally(v for v, _ in at_cost.values()))}; in {short_of} of these every such plain run of the study "
+            "costs at least two evaluations less."
+        ),
+        *_counted(study, {cell: found for cell, (found, _) in at_cost.items()}),
+        Text(
+            "What the corrections did to the steps of each run's first batch: γ, or for the energy rules η of every band; how "
+            "many are 1, which is the plain step, and between which values the others lie. (fast_km blends by fixed weights: "
+            "its γ is that of the step within.)"
+        ),
+        gamma_table(study),
+        Heading("How to read the numbers", 3),
+        Bullets(_READING),
+    ]
+
+
+def _counted(study: Study, at_cost: Mapping[Cell, Verdict]) -> list[Block]:
+    """Wins and losses by testbed, solver, NFE and metric."""
+    metrics = study.all_metrics
+
+    def at_nfe(cell: Cell) -> Verdict:
+        return study.verdict(cell, HEADLINE)
+
+    rows = [(short(c), *(counts(tally(_verdicts(study, m, c))) for m in metrics)) for c in study.corrections]
+    totals = ("all", *(counts(tally(_verdicts(study, m))) for m in metrics))
+    return [
+        Text(f"{_title(HEADLINE)} at equal NFE, by testbed, {_ORDER}:"),
+        _by(study, "bed", at_nfe),
+        Text(f"{_title(HEADLINE)} at equal forward-equivalents, by testbed, {_ORDER}:"),
+        _by(study, "bed", lambda cell: at_cost[cell]),
+        Text(f"{_title(HEADLINE)} at equal NFE, by solver, {_ORDER}:"),
+        _by(study, "solver", at_nfe),
+        Text(f"{_title(HEADLINE)} at equal NFE, by NFE, {_ORDER}:"),
+        _by(study, "nfe", at_nfe),
+        Text(f"By metric at equal NFE, all testbeds that have it, {_ORDER}:"),
+        Table(("correction", *(TITLES.get(m, m) for m in metrics)), (*rows, totals)),
+    ]
+
+
+_READING = (
+    "▲ better and ▼ worse than the plain run by more than two standard errors of the paired change; · within noise (a tie); ✕ "
+    "diverged: no numbers, or an endpoint RMSE over ten times the plain run's; – no result, or nothing to compare with.",
+    "If no correction changed anything, about one comparison in 22 would be beyond two standard errors all the same.",
+    "Lower is better, except for precision, recall, coverage and inception score. ± is one standard error over samples.",
+    "Energy distances are unbiased and may be negative. Fréchet and sliced distances are biased upwards at this n: compare "
+    "them with the floor, and not with those of other n.",
+    "Floors: independent samples of the law, as many as in a cell, and the end points of the reference flow; both against the "
+    "target, the same for every NFE (″).",
+    "Forward-equivalents: network evaluations, plus derivatives at the cost measured once in this study, on this "
+    "machine; it depends on machine and load, and with it a few of the verdicts at equal cost.",
+    "None of these numbers can be compared with published ones; a FID or FD-DINOv2 only with others of the same extractor, "
+    "reference and n.",
+)
+
+
+def _verdicts(study: Study, metric: str, correction: str = "") -> Iterator[Verdict]:
+    """Of all corrected cells, or one correction's, on the testbeds that have the metric."""
+    for cell in study.corrected:
+        if correction in ("", cell.correction) and (metric == HEADLINE or metric in study.metrics[cell.bed]):
+            yield study.verdict(cell, metric)
+
+
+def _by(study: Study, entry: str, of: Callable[[Cell], Verdict]) -> Table:
+    """Counts: a row per correction, a column per testbed, solver or whatever entry of a cell."""
+    found: dict[tuple[str, Any], Counter[Verdict]] = {}
+    for cell in study.corrected:
+        column, verdict = getattr(cell, entry), of(cell)
+        for place in ((cell.correction, column), (cell.correction, ""), ("", column), ("", "")):
+            found.setdefault(place, Counter())[verdict] += 1
+    columns = [*dict.fromkeys(getattr(cell, entry) for cell in study.corrected), ""]
+    rows = [
+        (short(rule) or "all", *(counts(found.get((rule, column), Counter())) for column in columns))
+        for rule in [*study.corrections, ""]
+    ]
+    return Table(("correction", *(short(str(column)) or "all" for column in columns)), tuple(rows))
+
+
+def _tables(study: Study) -> list[Block]:
+    """The headline metric, testbed by testbed."""
+    blocks: list[Block] = [
+        Heading(f"{_title(HEADLINE)} in the layout of the paper's Table 2"),
+        Text("Value ± standard error; for a corrected run its change against the plain row above, and whether that is noise."),
+    ]
+    for bed in study.config.beds:
+        blocks += [Heading(short(bed), 3), Text(_described(study.bed(bed)))]
+        for grid in study.config.grids:
+            blocks += [*_one_table(study, bed, grid, HEADLINE), Code(command(study.config, beds=[bed], grids=[grid]))]
+    return blocks
+
+
+def _one_table(study: Study, bed: str, grid: str, metric: str) -> list[Block]:
+    cells = [cell for cell in study.config.cells() if (cell.bed, cell.grid) == (bed, grid)]
+    missing = sum(cell not in study.results for cell in cells)
+    direction = "higher is better" if metric in HIGHER else "lower is better"
+    title = f"{short(bed)}, grid {grid}: {TITLES.get(metric, metric)}, {direction}."
+    note = f" {missing} of {len(cells)} runs are missing." if missing else ""
+    return [Text(title + note), quality_table(study, bed, grid, metric)]
+
+
+def _title(metric: str) -> str:
+    name = TITLES.get(metric, metric)
+    return name[:1].upper() + name[1:]
+
+
+def _described(bed: BedSummary | None) -> str:
+    if bed is None:
+        return "Not looked at yet."
+    kind = {"exact": "an exact law", "network": "a trained network"}.get(bed.kind, bed.kind)
+    shape = "×".join(map(str, bed.event_shape))
+    return f"{bed.name}: {kind}, shape {shape}, {bed.n_target} samples in the target. Reference: {bed.reference}."
+
+
+def _best(study: Study) -> list[Block]:
+    """The fair question: does a correction beat the best that needs none?"""
+    blocks: list[Block] = [
+        Heading("The best plain solver against the best corrected one"),
+        Text(
+            f"By {TITLES[HEADLINE]}, over all solvers of the study. At equal cost, a corrected run meets the plain run of "
+            "its own solver with the most forward-equivalents not above its own, and the best plain run of any solver that "
+            "costs no more. A change against another solver or NFE has no pairs: its standard error is that of independent "
+            "runs, as a rule too wide. The best of many is partly luck, on both sides. †: every plain run of the "
+            "study costs at least two evaluations less."
+        ),
+    ]
+    for bed in study.config.beds:
+        for grid in study.config.grids:
+            blocks += [Text(f"{short(bed)}, grid {grid}:"), best_table(study, bed, grid)]
+    return [
+        *blocks,
+        Text(f"Every corrected run against the best plain run of any solver at its NFE, by testbed, {_ORDER}:"),
+        _by(study, "bed", lambda cell: against_best(study, cell)),
+    ]
+
+
+def _figures(study: Study) -> list[Block]:
+    blocks: list[Block] = [Heading("Figures"), *(overview(study, axis) for axis in AXES)]
+    for bed in (b for b in study.config.beds if any(cell.bed == b for cell in study.results)):
+        blocks.append(Heading(f"{short(bed)}: figures", 3))
+        solver_by_solver = tuple(quality(study, bed, grid, axis) for grid in study.config.grids for axis in AXES)
+        blocks.append(Details(f"{short(bed)}: {TITLES[HEADLINE]}, solver by solver", solver_by_solver))
+        blocks += [drawing for drawing in (traces(study, bed), spectra(study, bed)) if drawing is not None]
+        first, *others = [image_strips(study, bed, solver) for solver in shown_solvers(study)]
+        blocks += [first] if first else []
+        more = tuple(strips for strips in others if strips is not None)
+        blocks += [Details(f"{short(bed)}: images of {len(more)} more solvers", more)] if more else []
+    return blocks
+
+
+def _losses(study: Study) -> list[Block]:
+    """Every cell where a correction hurts."""
+    blocks: list[Block] = [
+        Heading("Losses, cell by cell"),
+        Text(f"By {TITLES[HEADLINE]} at equal NFE: worse by more than two standard errors, or diverged."),
+    ]
+    for rule in study.corrections:
+        found = tally(_verdicts(study, HEADLINE, rule))
+        title = f"{short(rule)}: {found['loss']} losses, {found['diverged']} diverged"
+        table = losing_table(study, rule)
+        blocks.append(Details(title, (table,)) if table.rows else Text(f"{title}."))
+    reasons = Counter(r.failure for r in study.results.values() if r.failure)
+    if reasons:
+        lines = tuple(f"{n} × {reason}" for reason, n in reasons.most_common(20))
+        blocks.append(Details(f"Why {sum(reasons.values())} runs ended without numbers", (Bullets(lines),)))
+    return blocks
+
+
+def _how(study: Study, about: Mapping[str, Any]) -> list[Block]:
+    """All that is needed to do it again."""
+    c = study.config
+    last = c.first_seed + c.n - 1
+    seconds = sum(r.seconds for r in study.results.values())
+    row = command(c, beds=c.beds[:1], solvers=c.solvers[:1], grids=c.grids[:1], nfe=c.nfe[:1], corrections=c.corrections[-1:])
+    made = {key: value for key, value in about.items() if key not in ("study", "rerun", "command")}
+    entries = [(name, ", ".join(map(str, getattr(c, name)))) for name in _LISTS]
+    entries += [("images a cell", f"{c.n}, seeds {c.first_seed}–{last}, the same in every cell"), ("batch", str(c.batch))]
+    entries += [("probes a step", str(c.probes)), ("seconds of sampling", f"{seconds:.0f}")]
+    whole = str(about.get("rerun") or command(c))
+    return [
+        Heading("How this was made"),
+        Text("The whole study; stopped at any moment, the same command goes on:"),
+        Code(whole),
+        Text("One row, and as an example one cell; lists take commas, and the plain runs are always made too:"),
+        Code(
+            "steindiff bench --preset NAME --beds BED --solvers SOLVER --grids GRID --nfe N --corrections CORRECTION "
+            f"--outdir FOLDER\n{row}"
+        ),
+        Table(("entry", "value"), tuple([*entries, *_flat(made)])),
+    ]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted names and texts."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            yield f"{prefix}{key}", text
+
+
+def _appendix(study: Study) -> list[Block]:
+    """Every other metric in the same layout, and what each run cost."""
+    blocks: list[Block] = [Heading("Other metrics and costs")]
+    for metric in (m for m in study.all_metrics if m != HEADLINE):
+        inner: list[Block] = []
+        for bed in (b for b in study.config.beds if metric in study.metrics[b]):
+            for grid in study.config.grids:
+                inner += _one_table(study, bed, grid, metric)
+        blocks.append(Part(metric, _title(metric), tuple(inner)))
+    costs: list[Block] = []
+    for bed in study.config.beds:
+        for grid in study.config.grids:
+            costs += [Text(f"{short(bed)}, grid {grid}: forward-equivalents, mean over batches."), cost_table(study, bed, grid)]
+    return [*blocks, Part("cost", "Forward-equivalents of every run", tuple(costs))]
+
+
+def _pictures(blocks: Iterable[Block]) -> Iterator[Drawing | Strips]:
+    """At any depth."""
+    for block in blocks:
+        match block:
+            case Drawing() | Strips():
+                yield block
+            case Details(_, inner) | Part(_, _, inner):
+                yield from _pictures(inner)
+
+
+def _markdown(block: Block) -> str:
+    match block:
+        case Heading(text, level):
+            return f"{'#' * level} {_plain(text)}"
+        case Text(text):
+            return _plain(text)
+        case Bullets(items):
+            return "\n".join(f"- {_plain(item)}" for item in items)
+        case Code(text):
+            return f"```\n{text}\n```"
+        case Table(columns, rows):
+            lines = [columns, ["---"] * len(columns), *rows]
+            return "\n".join("| " + " | ".join(_plain(str(cell)) for cell in line) + " |" for line in lines)
+        case Drawing() | Strips():
+            return f"![{_plain(block.name)}](figures/{slug(block.name)}.png)\n\n{_plain(block.caption)}"
+        case Details(summary, inner):
+            return f"<details><summary>{escape(summary, quote=False)}</summary>\n\n{markdown(inner)}\n</details>"
+        case Part(name, summary, _):
+            return f"- [{_plain(summary)}](metrics/{slug(name)}.md)"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is; an underscore inside a word needs no escape."""
+    single = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*\[\]|$~])|(?<!\w)_|_(?!\w)", lambda found: "\\" + found.group(), single)

@@ -1,0 +1,200 @@
+"""The run: whole batches dealt out to processes, each kept as it is finished, and the files made of them at the end.
+
+A batch is the unit: its γ is decided in one process from its own images, so what comes out depends on neither the number of
+processes nor on how often the run was stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from steindiff import grids, models
+from steindiff.corrections.base import corrected_state
+from steindiff.denoisers import Denoiser
+from steindiff.errors import InputError, NonFiniteError
+from steindiff.io import processes
+from steindiff.io.images import to_uint8
+from steindiff.models import Model
+from steindiff.noise import generators, initial_noise
+from steindiff.run import output
+from steindiff.run.job import Job, build_grid, build_solver, state_dtype
+from steindiff.run.output import Layout
+from steindiff.run.parts import Parts, has_parts, remove_parts
+from steindiff.sampling import SampleResult, sample
+from steindiff.solvers import Solver
+
+__all__ = ["generate"]
+
+
+def generate(
+    job: Job,
+    outdir: str | Path,
+    *,
+    subdirs: bool = False,
+    png: bool = True,
+    npz: bool = True,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Sample every seed of a job and write PNGs, a contact sheet, samples.npz, trace.jsonl and run.json to `outdir`.
+
+    Everything is checked, and the first batch sampled, before the first file is written; run.json is written last. Stopped
+    before that, the same call goes on with the batches that are missing. Under torchrun or accelerate, batches are dealt out.
+
+    Args:
+        job: what to sample.
+        outdir: made if need be.
+        subdirs: a folder of PNGs per 1000 seeds.
+        png: write a PNG per seed.
+        npz: write samples.npz: arr_0, uint8 (N, H, W, C), in the order of the seeds.
+        overwrite: remove the run, finished or not, that `outdir` holds.
+        progress: a bar, on the first process, of its own share.
+
+    Raises:
+        InputError: anything wrong with the job; `outdir` holds a finished run, or another's unfinished one, and `overwrite`
+            is not set; a damaged part; a folder that cannot be written to, or a full disk.
+        NonFiniteError: the network's output is not finite; finished batches are kept.
+    """
+    folder, layout = Path(outdir), Layout(subdirs, png, npz)
+    with processes.joined():
+        run = _Run.of(job)
+        parts = Parts(folder, run.about(), {"subdirs": subdirs, "png": png})
+        _refuse_together(lambda: _admit(parts, job.batches, overwrite))
+        if not output.finished(folder):
+            _draw_share(run, parts, layout, progress)
+            processes.barrier()
+            if processes.rank() == 0:
+                run.finish(parts, npz)
+    return folder
+
+
+def _refuse_together(look: Callable[[], None]) -> None:
+    """The first process looks, the others wait for what it says: one InputError for all, or none."""
+    said = [""]
+    if processes.rank() == 0:
+        try:
+            look()
+        except InputError as error:
+            said = [str(error)]
+    if processes.active():
+        dist.broadcast_object_list(said, src=0)
+    if said[0]:
+        raise InputError(said[0])
+
+
+def _admit(parts: Parts, batches: range, overwrite: bool) -> None:
+    """Refuse a folder that holds something else; go on with this run's own, or start anew."""
+    folder = parts.folder
+    if overwrite:
+        output.clear(folder)
+    elif output.finished(folder):
+        killed_after_all = has_parts(folder) and output.digest_of(folder) == parts.key
+        remove_parts(folder)
+        if not killed_after_all:
+            raise InputError(f"{folder} already holds a finished run: choose another --outdir, or pass --overwrite")
+    else:
+        parts.check(batches)
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """A job made ready on this process's device."""
+
+    job: Job
+    model: Model
+    denoiser: Denoiser
+    solver: Solver
+    sigmas: Tensor
+    device: str
+
+    @classmethod
+    def of(cls, job: Job) -> _Run:
+        solver, steps = build_solver(job)
+        sigmas = grids.validate(build_grid(job, steps))
+        device = processes.local_device(job.device)
+        model = models.load(job.model, dtype=state_dtype(job), device=device)
+        return cls(job, model, _conditioned(model, job.class_index), solver, sigmas, device)
+
+    def about(self) -> dict[str, Any]:
+        """All that determines the images; the device up to its number, which changes rounding at most."""
+        return {
+            "model": self.model.sha256,
+            "seeds": list(self.job.seeds),
+            "batch": self.job.batch,
+            "solver": repr(self.solver),
+            "sigmas": self.sigmas.tolist(),
+            "class": self.job.class_index,
+            "dtype": self.job.dtype,
+            "device": torch.device(self.device).type,
+        }
+
+    def priced(self) -> _Run:
+        """With a derivative's method and cost found once, on the first batch's noise, and not anew in every batch."""
+        x = self._noise(0)
+        with torch.no_grad():
+            state = corrected_state(self.solver.init(self.denoiser, x, self.sigmas.to(x.device)))
+        choice = state.choice if state else None
+        return replace(self, solver=build_solver(self.job, choice)[0]) if choice else self
+
+    def draw(self, batch: int) -> SampleResult:
+        """One batch. Raises NonFiniteError, naming it."""
+        seeds = self.job.seeds_of(batch)
+        try:
+            return sample(self.solver, self.denoiser, self._noise(batch), self.sigmas, generator=generators(seeds))
+        except NonFiniteError as error:
+            raise NonFiniteError(f"batch {batch}, from seed {seeds[0]} on: {error}") from error
+
+    def finish(self, parts: Parts, npz: bool) -> None:
+        """What is made of all batches; then the parts go."""
+        channels, *size = self.model.event_shape
+        model = {"name": self.model.name, "sha256": self.model.sha256, "info": self.model.info}
+        output.write_summary(
+            parts, self.job.batches, (len(self.job.seeds), *size, channels), npz,
+            job=asdict(self.job), sigmas=self.sigmas.tolist(), model=model,
+        )  # fmt: skip
+        remove_parts(parts.folder)
+
+    def _noise(self, batch: int) -> Tensor:
+        seeds, level = self.job.seeds_of(batch), float(self.sigmas[0])
+        return initial_noise(seeds, self.model.event_shape, level, dtype=state_dtype(self.job), device=self.device)
+
+
+def _draw_share(run: _Run, parts: Parts, layout: Layout, progress: bool) -> None:
+    """Batches k, k + n, … of n processes: those that are not there yet."""
+    from tqdm.auto import tqdm
+
+    rank, world = processes.rank(), processes.world_size()
+    share = run.job.batches[rank::world]
+    missing = [batch for batch in share if not parts.path(batch).exists()]
+    count, left = (sum(len(run.job.seeds_of(batch)) for batch in some) for some in (share, missing))
+    run = run.priced() if missing else run
+    title = f"process 1 of {world}" if world > 1 else None
+    with tqdm(total=count, initial=count - left, unit="image", desc=title, disable=rank > 0 or not progress) as bar:
+        for batch in missing:
+            seeds, result = run.job.seeds_of(batch), run.draw(batch)
+            images = to_uint8(result.x)
+            parts.claim()
+            layout.write_pngs(parts.folder, seeds, images)
+            parts.write(batch, images, [{"batch": batch, **asdict(r)} for r in result.trace], asdict(result.stats))
+            bar.update(len(seeds))
+
+
+def _conditioned(model: Model, class_index: int | None) -> Denoiser:
+    """The denoiser with its class label bound."""
+    if class_index is None:
+        return model.denoiser
+    classes = int(model.info.get("unet", {}).get("num_classes", 0))
+    if not 0 <= class_index < classes:
+        have = f"classes 0 to {classes - 1}" if classes else "no classes"
+        raise InputError(
+            f"class {class_index}: the model {model.name} has {have}; leave --class out for an unconditional model"
+        )
+    denoise: Callable[..., Tensor] = model.denoiser
+    return lambda x, sigma: denoise(x, sigma, torch.full((len(x),), class_index, device=x.device))

@@ -1,0 +1,1 @@
+"""The study: testbeds × solvers × grids × NFE × corrections, resumable cell by cell."""

@@ -1,0 +1,68 @@
+"""FID, inception score and FD-DINOv2 in a study: extractors from files the user names, nothing downloaded.
+
+They are measured against reference statistics that the user names too, or against the testbed's own target; then a number is
+a distance to what the network itself makes in fine runs, and not a published one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from steindiff.errors import InputError
+from steindiff.metrics import Judge, judge
+from steindiff.study.testbed import Testbed
+
+__all__ = ["Extractors"]
+
+
+@dataclass(frozen=True)
+class Extractors:
+    """Files of extractors, and of reference statistics.
+
+    Args:
+        inception: NVIDIA's TorchScript, for FID and inception score.
+        inception_reference: EDM's .npz; None: the testbed's target.
+        dinov2: a local folder of the model, for FD-DINOv2.
+        dinov2_reference: likewise.
+
+    Raises:
+        InputError: a reference without its extractor.
+    """
+
+    inception: Path | None = None
+    inception_reference: Path | None = None
+    dinov2: Path | None = None
+    dinov2_reference: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("inception", "dinov2"):
+            path, reference = getattr(self, name), getattr(self, f"{name}_reference")
+            if path is None and reference is not None:
+                raise InputError(f"reference {reference} without its extractor: give --{name} too")
+
+    def check(self, beds: tuple[str, ...]) -> None:
+        """Raises InputError where one set of reference statistics would stand for several testbeds."""
+        named = [str(path) for path in (self.inception_reference, self.dinov2_reference) if path]
+        if named and len(beds) > 1:
+            raise InputError(f"reference {', '.join(named)} for {len(beds)} testbeds: run the one it is of, by --beds")
+
+    def judges(self, bed: Testbed, target: Tensor, n: int) -> list[Judge]:
+        """What measures n images of a testbed; nothing for points that are no images.
+
+        Raises:
+            InputError: as `metrics.judge`, or too few images for a covariance of the extractor's features.
+        """
+        if not bed.is_image:
+            return []
+        named = {"inception": (self.inception, self.inception_reference), "dinov2": (self.dinov2, self.dinov2_reference)}
+        found = [
+            judge(name, path, reference, device=bed.device, real=None if reference else [target])
+            for name, (path, reference) in named.items()
+            if path
+        ]
+        for one in found:
+            one.check(n)
+        return found

@@ -1,0 +1,160 @@
+"""Fast KM and self-consistency against their definitions (Boţ & Nguyen 2023; paper's Algorithm 2 and Props. D.4–D.6)."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import steindiff as sd
+from steindiff import grids, rules, solvers
+from steindiff.corrections.variants import FastKM, SelfConsistent, compatibility, interpolated
+from steindiff.errors import InputError
+from steindiff.solvers import Grid, Interval, Solver, Step
+
+MODEL = sd.analytic.GaussianMixture(
+    torch.tensor([0.4, 0.6], dtype=torch.float64),
+    torch.tensor([[1.0, -1.0, 0.5], [-1.0, 0.5, 0.0]], dtype=torch.float64),
+    torch.stack([0.2 * torch.eye(3, dtype=torch.float64), 0.1 * torch.eye(3, dtype=torch.float64)]),
+)
+X = sd.initial_noise(range(16), (3,), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Fixed(Solver):
+    """A "solver" whose step is one fixed map: what the fixed-point iteration is made for."""
+
+    matrix: torch.Tensor
+    order: int = 1
+
+    def init(self, denoiser, x, sigmas):
+        return None
+
+    def step(self, denoiser, x, interval, state):
+        return Step(x @ self.matrix.T, x, None)
+
+    def nfe(self, sigmas):
+        return 0
+
+
+def iterate(solver, x, n):
+    state, xs = solver.init(None, x, None), [x]
+    for k in range(n):
+        one = torch.tensor(1.0, dtype=torch.float64)
+        x, _, state = solver.step(None, x, Interval(k, one, one, False), state)
+        xs.append(x)
+    return xs
+
+
+@pytest.mark.parametrize(("a", "s"), [(3.0, 1.0), (2.5, 0.5), (10.0, 0.2)])
+def test_fast_km_follows_its_formula_and_keeps_fixed_points(a, s):
+    angle = torch.tensor(0.7, dtype=torch.float64)
+    rotation = torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
+    x = torch.tensor([[1.0, 2.0], [-0.5, 0.3]], dtype=torch.float64)
+    xs = iterate(FastKM(Fixed(rotation), a, s), x, 6)
+    images = [z @ rotation.T for z in xs]
+    for k in range(1, 6):
+        c = s * a / (2 * (k + a))
+        expected = (
+            (1 - c) * xs[k] + (1 - s) * k / (k + a) * (xs[k] - xs[k - 1])
+            + c * images[k] + s * k / (k + a) * (images[k] - images[k - 1])
+        )  # fmt: skip
+        assert torch.allclose(xs[k + 1], expected, atol=1e-14)
+    identity = iterate(FastKM(Fixed(torch.eye(2, dtype=torch.float64)), a, s), x, 5)
+    assert all(torch.allclose(z, x, atol=1e-14) for z in identity)
+
+
+def test_fast_km_residual_falls_faster_than_the_plain_blend():
+    """On a rotation, where x ↦ T(x) alone never converges: ‖x − T(x)‖ = o(1/k) against O(1/√k) for the averaged iteration."""
+    angle = math.pi * 0.98
+    rotation = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=torch.float64)
+    rotation = torch.block_diag(rotation, torch.tensor([[math.cos(0.02), -math.sin(0.02)], [math.sin(0.02), math.cos(0.02)]]))
+    x = torch.ones(1, 4, dtype=torch.float64)
+    fast = iterate(FastKM(Fixed(rotation), 3.0, 1.0), x, 400)[-1]
+    averaged = x
+    for _ in range(400):
+        averaged = 0.5 * (averaged + averaged @ rotation.T)
+    assert float((fast - fast @ rotation.T).norm()) < 0.5 * float((averaged - averaged @ rotation.T).norm())
+
+
+def test_fast_km_first_step_is_half_way_as_documented():
+    sigmas = grids.karras(3)
+    plain = next(sd.steps("ddim", MODEL, X, sigmas)).step.x
+    blended = next(sd.steps(FastKM(solvers.make("ddim")), MODEL, X, sigmas)).step.x
+    assert torch.allclose(blended, 0.5 * (X + plain), rtol=1e-14)
+
+
+def test_interpolation_is_linear_in_log_sigma():
+    """Prop. D.4: exact at both ends, and for a state linear in log σ."""
+    start, end = 10.0, 0.1
+    x, denoised = X[:2], torch.zeros(2, 3, dtype=torch.float64)
+    jump = end / start * x
+    for share in (0.0, 0.3, 1.0):
+        middle = start ** (1 - share) * end**share
+        got = interpolated(x, denoised, torch.tensor([start, middle, end], dtype=torch.float64))
+        assert torch.allclose(got, (1 - share) * x + share * jump, rtol=1e-12)
+
+
+def test_compatibility_is_one_at_agreement_and_falls_like_a_gaussian():
+    """Prop. D.5."""
+    delta = torch.tensor([[0.0, 0.0], [3.0, 4.0], [30.0, 40.0]], dtype=torch.float64)
+    omega = compatibility(delta, torch.tensor(5.0, dtype=torch.float64))
+    assert torch.allclose(omega, torch.tensor([1.0, math.exp(-0.5), math.exp(-50.0)], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "unipc_2"])
+def test_self_consistency_moves_by_eta_omega_delta(name, eta):
+    """Prop. D.6: ‖x − x^S‖ = ηω‖δ‖, along δ, per sample; the last step is untouched."""
+    sigmas = grids.karras(12, sigma_min=0.5)
+    wrapped, base = SelfConsistent(solvers.make(name), eta=eta, scale=2.0), solvers.make(name)
+    x, state, grid = X, None, Grid.of(sigmas)
+    state = wrapped.init(MODEL, x, sigmas)
+    for i in range(grid.steps):
+        interval = grid.interval(i)
+        proposal = base.step(MODEL, x, interval, state.inner)
+        moved = wrapped.step(MODEL, x, interval, state)
+        if interval.last:
+            assert torch.equal(moved.x, proposal.x)
+            break
+        delta = interpolated(x, proposal.denoised, sigmas[i : i + 3]) - proposal.x
+        omega = torch.exp(-delta.square().sum(1) / (2 * 4.0 * 3 * sigmas[i + 1] ** 2))
+        assert torch.allclose(moved.x - proposal.x, eta * omega[:, None] * delta, atol=1e-12)
+        assert torch.allclose(moved.state.weight, eta * omega)
+        x, state = moved.x, moved.state
+
+
+def test_look_ahead_to_zero_is_skipped():
+    sigmas = grids.with_zero(grids.karras(3))
+    result = sd.sample(SelfConsistent(solvers.make("ddim"), eta=1.0), MODEL, X, sigmas)
+    assert bool(torch.isfinite(result.x).all())
+    first_two = [e.step.x for e in sd.steps(SelfConsistent(solvers.make("ddim"), eta=1.0), MODEL, X, sigmas)][:3]
+    assert torch.equal(sd.solvers.make("ddim").step(MODEL, first_two[1], Grid.of(sigmas).interval(2), None).x, first_two[2])
+
+
+def test_no_evaluation_is_added_and_the_correction_inside_is_traced():
+    sigmas = grids.karras(5)
+    corrected = sd.Corrected(solvers.make("dpmpp_2m"), rules.CleanTarget(gamma_max=1.0))
+    for wrapper in (SelfConsistent(corrected), FastKM(corrected), SelfConsistent(FastKM(corrected))):
+        result = sd.sample(wrapper, MODEL, X, sigmas, generator=torch.Generator().manual_seed(3))
+        assert result.stats.nfe == 5 == wrapper.nfe(sigmas)
+        assert result.stats.vjps == 5
+        assert all(0 < r.gamma <= 1 and r.reason != "plain" for r in result.trace)
+        assert wrapper.order == 2
+    a, b = (sd.sample(SelfConsistent(corrected), MODEL, X, sigmas, generator=torch.Generator().manual_seed(k)) for k in (3, 4))
+    assert [r.gamma_raw for r in a.trace] != [r.gamma_raw for r in b.trace]  # the probes' seed reaches the inner solver
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FastKM(solvers.make("ddim"), a=2.0),
+        lambda: FastKM(solvers.make("ddim"), s=0.0),
+        lambda: FastKM(solvers.make("ddim"), s=1.5),
+        lambda: SelfConsistent(solvers.make("ddim"), eta=1.5),
+        lambda: SelfConsistent(solvers.make("ddim"), scale=0.0),
+    ],
+)
+def test_bad_options_are_refused(make):
+    with pytest.raises(InputError, match="need"):
+        make()

@@ -1,0 +1,285 @@
+"""The study: its grid, its files, its numbers and its resumption; alone and on two processes."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from steindiff.analytic import GaussianMixture
+from steindiff.cli.bench import configure
+from steindiff.errors import InputError
+from steindiff.metrics import Value
+from steindiff.study import cell, store, testbed
+from steindiff.study import run as running
+from steindiff.study.cell import draw, key_of, price
+from steindiff.study.grid import PRESETS, Cell, Config, read_config
+from steindiff.study.measure import Ruler, changes
+from steindiff.study.run import run_study
+from steindiff.study.store import Result
+from steindiff.study.testbed import References, digits_mixture, make, references
+
+SMALL = Config(
+    beds=("digits_mixture",),
+    solvers=("dpmpp_2m", "heun"),
+    grids=("karras",),
+    nfe=(5,),
+    corrections=("none", "clamped", "energy"),
+    n=48,
+    batch=24,
+)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    return folder, run_study(SMALL, folder, progress=False)
+
+
+# --- the grid --------------------------------------------------------------------------------------------------------
+
+
+def test_cells_are_every_combination_with_the_plain_run_first():
+    cells = list(dataclasses.replace(SMALL, corrections=("clamped", "energy")).cells())
+    assert len(cells) == len(set(cells)) == 6
+    assert [c.correction for c in cells[:3]] == ["none", "clamped", "energy"]
+    assert all(c.plain in cells for c in cells)
+    assert len(list(PRESETS["paper"].cells())) == 4 * 9 * 2 * 8 * 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"solvers": ["dpmp_2m"]}, "did you mean 'dpmpp_2m'"),
+        ({"corrections": ["clampd"]}, "did you mean 'clamped'"),
+        ({"grids": ["carras"]}, "did you mean 'karras'"),
+        ({"nfe": [1]}, "nfe ≥ 2"),
+        ({"nfe": ["five"]}, "whole numbers"),
+        ({"n": 10}, "n ≥ 40"),
+        ({"n": "many"}, "need a value like 512"),
+        ({"samples": 512}, "unknown entry of a study"),
+        ({"beds": []}, "at least one"),
+        ({"solvers": ["heun", "heun"]}, "none twice"),
+    ],
+)
+def test_a_study_that_cannot_run_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        Config().but(changes)
+
+
+def test_a_file_changes_a_preset_and_flags_change_the_file(tmp_path):
+    (tmp_path / "s.toml").write_text('n = 64\nsolvers = ["heun"]\n')
+    study = configure("quick", tmp_path / "s.toml", {"nfe": "5,6", "beds": ""}, {"batch": 32})
+    assert (study.n, study.solvers, study.nfe, study.batch) == (64, ("heun",), (5, 6), 32)
+    assert study.beds == PRESETS["quick"].beds
+    (tmp_path / "s.toml").write_text("n = ")
+    with pytest.raises(InputError, match="not a readable TOML file"):
+        read_config(tmp_path / "s.toml", Config())
+    with pytest.raises(InputError, match="did you mean 'quick'"):
+        configure("quik", None, {}, {})
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_results_survive_the_disk(tmp_path):
+    cell = Cell("bed", "heun", "karras", 5, "none")
+    shown = torch.arange(24, dtype=torch.uint8).reshape(2, 2, 2, 3)
+    result = Result(cell, "abc", 7, {"energy": Value(0.5, 0.1)}, {}, {"nfe": 5.0}, [{"gamma": 1.0}], [0.1], "", 1.5, shown)
+    store.write(tmp_path, result)
+    again = store.read(tmp_path, cell, "abc")
+    assert again is not None
+    assert torch.equal(again.shown, shown)
+    assert {f.name: getattr(again, f.name) for f in dataclasses.fields(Result) if f.name != "shown"} == {
+        f.name: getattr(result, f.name) for f in dataclasses.fields(Result) if f.name != "shown"
+    }
+    assert store.read(tmp_path, cell, "abd") is None
+
+
+def test_foreign_and_half_written_results_are_refused(tmp_path):
+    cell = Cell("bed", "heun", "karras", 5, "none")
+    store.write(tmp_path, Result(cell, "abc", 7))
+    path = store.place(tmp_path, cell, "abc")
+    whole = path.read_bytes()
+    store.place(tmp_path, cell, "xyz").write_bytes(whole)
+    with pytest.raises(InputError, match="it holds abc"):
+        store.read(tmp_path, cell, "xyz")
+    path.write_bytes(whole[:-3])
+    with pytest.raises(InputError, match="remove it, and the cell is run again"):
+        store.read(tmp_path, cell, "abc")
+
+
+# --- testbeds and numbers --------------------------------------------------------------------------------------------
+
+
+def test_the_key_is_of_all_that_determines_a_cell():
+    bed, cell = make("digits_mixture"), Cell("digits_mixture", "dpmpp_2m", "karras", 5, "clamped")
+    base = key_of(cell, bed, SMALL)
+    others = [
+        key_of(dataclasses.replace(cell, **{name: value}), bed, SMALL)
+        for name, value in (("solver", "heun"), ("grid", "log_snr"), ("nfe", 6), ("correction", "literal"))
+    ]
+    others += [
+        key_of(cell, bed, dataclasses.replace(SMALL, **{k: v}))
+        for k, v in (("n", 64), ("batch", 12), ("first_seed", 1), ("probes", 2))
+    ]
+    others.append(key_of(cell, dataclasses.replace(bed, digest="other"), SMALL))
+    assert len({base, *others}) == 10
+    assert key_of(cell, bed, dataclasses.replace(SMALL, nfe=(5, 6))) == base
+
+
+def test_the_key_does_not_depend_on_threads():
+    before = torch.get_num_threads()
+    digests = set()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        digests.add(make("digits_mixture").digest)
+    torch.set_num_threads(before)
+    assert len(digests) == 1
+
+
+def test_references_are_made_once_and_read_again(tmp_path, monkeypatch):
+    bed = make("digits_mixture")
+    made = references(bed, range(40), tmp_path)
+    assert made.endpoints.shape == made.floor.shape == (40, 1, 8, 8)
+    assert len(made.target) == 160
+    monkeypatch.setattr("steindiff.study.testbed._exact", None)
+    again = references(bed, range(40), tmp_path)
+    assert torch.equal(again.target, made.target)
+    assert again.how == made.how
+    (file,) = (tmp_path / "references").iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InputError, match="remove it, and they are made again"):
+        references(bed, range(40), tmp_path)
+
+
+def test_a_perfect_sampler_is_at_the_floor_and_a_shifted_one_is_not():
+    bed = make("digits_mixture")
+    law = digits_mixture()
+    draws = [law.sample(400, torch.Generator().manual_seed(s)).float() for s in range(4)]
+    ruler = Ruler(bed, References(draws[0], draws[1], draws[2], "test"))
+    floor, shifted = ruler.measure(draws[3], paired=False), ruler.measure(draws[3] + 0.3, paired=False)
+    assert "endpoint" not in floor.values
+    for name in ("energy", "sliced", "frechet", "spectrum"):
+        assert shifted.values[name].value > floor.values[name].value + 4 * shifted.values[name].se, name
+    assert shifted.values["precision"].value < floor.values["precision"].value
+    skewed = GaussianMixture(torch.tensor([0.55, *[0.05] * 9]).double(), law.means, law.covariances)
+    lopsided = ruler.measure(skewed.sample(400, torch.Generator().manual_seed(9)).float(), paired=False)
+    off = lopsided.values["components"]
+    assert abs(off.value - 0.45) < 4 * off.se + 0.02  # ½ Σ |w − w'| = 0.55 − 0.1
+    change = changes(shifted, floor)
+    assert change["energy"].value == pytest.approx(shifted.values["energy"].value - floor.values["energy"].value)
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_cell_has_numbers_and_a_report(study):
+    folder, results = study
+    assert len(results) == 6
+    for r in results:
+        assert not r.failure
+        assert r.n == 48
+        assert set(r.values) >= {
+            "energy",
+            "frechet",
+            "sliced",
+            "spectrum",
+            "precision",
+            "recall",
+            "coverage",
+            "components",
+            "endpoint",
+        }
+        assert set(r.changes) == (set() if r.cell.correction == "none" else set(r.values))
+        assert r.stats["nfe"] == 5
+        assert len(r.trace) == (3 if r.cell.solver == "heun" else 5)
+        assert r.shown.shape == (12, 8, 8, 1)
+    assert (folder / "report.md").stat().st_size > 1000
+    assert (folder / "report.html").stat().st_size > 1000
+
+
+def test_changes_are_those_of_the_values(study):
+    _, results = study
+    plain = {r.cell: r for r in results}
+    for r in results:
+        for name, change in r.changes.items():
+            assert change.value == pytest.approx(
+                r.values[name].value - plain[r.cell.plain].values[name].value, rel=1e-6, abs=1e-9
+            )
+
+
+def test_a_study_goes_on_without_loss_or_repeat(study, tmp_path, monkeypatch):
+    """Some cells are removed: only these are run, with the same numbers; of their group the plain run serves again."""
+    folder, results = study
+    files = sorted((folder / "cells").rglob("*.safetensors"))
+    assert len(files) == 6
+    before = {f: f.stat().st_mtime_ns for f in files}
+    gone = [f for f in files if "heun" in f.name and "energy" in f.name]
+    gone[0].unlink()
+    ran = []
+
+    def watched(cell, *rest):
+        ran.append(str(cell))
+        return draw(cell, *rest)
+
+    monkeypatch.setattr(running, "draw", watched)
+    again = run_study(SMALL, folder, progress=False)
+    assert ran == ["digits_mixture heun karras 5 none", "digits_mixture heun karras 5 energy"]
+    assert [r.values for r in again] == [r.values for r in results]
+    assert [r.changes for r in again] == [r.changes for r in results]
+    assert all(f.stat().st_mtime_ns == before[f] for f in files if f not in gone)
+    ran.clear()
+    run_study(SMALL, folder, progress=False)
+    assert ran == []
+
+
+def test_a_derivative_is_priced_once_in_a_study(tmp_path, monkeypatch):
+    bed = make("digits_mixture")
+    first = price(bed, SMALL, tmp_path)
+    assert 0 < first.cost("vjp") < 50
+    monkeypatch.setattr(cell, "choose", lambda *_, **__: pytest.fail("measured again"))
+    assert price(bed, SMALL, tmp_path) == first
+    (file,) = (tmp_path / "prices").iterdir()
+    for wrong in ("{half", "[1]", '{"method": "vjp"}'):
+        file.write_text(wrong)
+        with pytest.raises(InputError, match="remove it, and it is measured again"):
+            price(bed, SMALL, tmp_path)
+
+
+def test_a_diverged_run_is_a_result_and_not_an_end(tmp_path):
+    bed = testbed.Testbed("broken", lambda x, sigma: x * float("nan") if sigma < 1 else x / (1 + sigma**2), (1, 8, 8), "digest")
+    drawn = draw(Cell("broken", "ddim", "karras", 5, "none"), bed, SMALL, price(make("digits_mixture"), SMALL, tmp_path))
+    assert drawn.x is None
+    assert "NaN or infinite" in drawn.failure
+
+
+def test_a_testbed_of_ones_own(tmp_path):
+    """In a few lines: a law, its name and a digest."""
+    from steindiff.analytic import Gaussian
+
+    law = Gaussian(torch.zeros(4), torch.diag(torch.tensor([0.1, 0.2, 0.5, 1.0])))
+    config = dataclasses.replace(SMALL, beds=("mine",), solvers=("dpmpp_2m",), corrections=("none",))
+    (result,) = run_study(config, tmp_path, beds=[testbed.Testbed("mine", law, (4,), "v1")], progress=False)
+    assert set(result.values) >= {"energy", "endpoint"}
+    assert "spectrum" not in result.values
+
+
+def test_two_processes_give_the_single_processs_numbers(study, tmp_path):
+    _, results = study
+    flags = [
+        "bench", "--preset", "quick", "--beds", "digits_mixture", "--solvers", "dpmpp_2m,heun", "--nfe", "5",
+        "--corrections", "none,clamped,energy", "--samples", "48", "--batch", "24", "--outdir", str(tmp_path),
+    ]  # fmt: skip
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "steindiff", *flags]
+    done = subprocess.run(launcher, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    bed = make("digits_mixture")
+    for r in results:
+        other = store.read(tmp_path, r.cell, key_of(r.cell, bed, SMALL))
+        assert other is not None
+        for name in ("energy", "endpoint", "sliced"):
+            assert other.values[name].value == pytest.approx(r.values[name].value, rel=1e-3, abs=1e-4)
+        assert [t["gamma"] for t in other.trace] == pytest.approx([t["gamma"] for t in r.trace], rel=1e-3)

@@ -1,0 +1,83 @@
+"""FID and inception score in a study, by a tiny network of the published signature, made here."""
+
+import math
+
+import pytest
+import scipy.linalg
+import torch
+
+from steindiff.analytic import Gaussian
+from steindiff.errors import InputError
+from steindiff.io.files import sha256
+from steindiff.metrics import Reference, SampleMoments, write_reference
+from steindiff.study import testbed
+from steindiff.study.extractors import Extractors
+from steindiff.study.grid import Config
+from steindiff.study.run import run_study
+from steindiff.study.testbed import make, references
+from tiny_inception import Tiny, save
+
+SMALL = Config(
+    beds=("digits_mixture",),
+    solvers=("dpmpp_2m",),
+    grids=("karras",),
+    nfe=(5,),
+    corrections=("none", "clamped"),
+    n=48,
+    batch=24,
+)
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory):
+    torch.manual_seed(0)
+    return save(tmp_path_factory.mktemp("inception") / "tiny.pt", Tiny())
+
+
+def test_a_study_with_an_extractor_has_fid_and_inception_score(inception_file, tmp_path):
+    extractors = Extractors(inception=inception_file)
+    results = run_study(SMALL, tmp_path, extractors=extractors, progress=False)
+    for r in results:
+        assert {"fid", "inception_score"} <= set(r.values)
+        assert all(math.isfinite(x) for x in (*r.values["fid"], *r.values["inception_score"]))
+    plain, corrected = (next(r for r in results if r.cell.correction == c) for c in ("none", "clamped"))
+    difference = corrected.values["fid"].value - plain.values["fid"].value
+    assert corrected.changes["fid"].value == pytest.approx(difference, rel=1e-9)
+    assert corrected.changes["fid"].se < math.hypot(plain.values["fid"].se, corrected.values["fid"].se)  # paired
+    report = (tmp_path / "report.md").read_text()
+    assert "inception score" in report
+    assert sha256(inception_file)[:16] in report
+    # Another extractor's numbers are other cells.
+    assert len(list(tmp_path.glob("cells/*/*"))) == 2
+    run_study(SMALL, tmp_path, progress=False)
+    assert len(list(tmp_path.glob("cells/*/*"))) == 4
+
+
+def test_the_fid_is_that_of_the_images(inception_file, tmp_path):
+    """Against own reference statistics: scipy's root, and the distance of the target to itself."""
+    bed = make("digits_mixture")
+    refs = references(bed, range(48), tmp_path)
+    (one,) = Extractors(inception=inception_file).judges(bed, refs.target, 48)
+    assert one.measure(refs.target)["fid"].value.value == pytest.approx(0, abs=1e-8)
+    a, b = (SampleMoments.of(one.extractor(x)) for x in (refs.floor, refs.target))
+    root = scipy.linalg.sqrtm((a.covariance @ b.covariance).numpy()).real
+    expected = float((a.mean - b.mean).square().sum() + (a.covariance + b.covariance).trace()) - 2 * root.trace()
+    assert one.measure(refs.floor)["fid"].value.value == pytest.approx(expected, rel=1e-6)
+
+
+def test_extractors_and_references_that_do_not_fit_are_refused(inception_file, tmp_path):
+    bed = make("digits_mixture")
+    refs = references(bed, range(48), tmp_path)
+    target = tmp_path / "other.npz"
+    moments = SampleMoments.of(torch.randn(100, 12, dtype=torch.float64))
+    write_reference(target, Reference.of(moments, extractor_sha256="0" * 64))
+    with pytest.raises(InputError, match="make both with the same"):
+        Extractors(inception=inception_file, inception_reference=target).judges(bed, refs.target, 48)
+    with pytest.raises(InputError, match="11 images in 20 groups"):
+        Extractors(inception=inception_file).judges(bed, refs.target, 11)
+    with pytest.raises(InputError, match="without its extractor"):
+        Extractors(inception_reference=target)
+    with pytest.raises(InputError, match="2 testbeds"):
+        Extractors(inception=inception_file, inception_reference=target).check(("digits", "digits_mixture"))
+    law = Gaussian(torch.zeros(4), torch.eye(4))
+    assert Extractors(inception=inception_file).judges(testbed.Testbed("mine", law, (4,), "v1"), refs.target, 48) == []
