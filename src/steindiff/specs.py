@@ -1,0 +1,142 @@
+"""Specs: text that says which solver, grid or correction is meant, wherever a name is taken.
+
+A spec is a name, or a call with options:
+
+    dpmpp_2m        dpmpp_3m(exact=True)        energy(bands=8, moment=m.json)        chain(clamped, self_consistent)
+
+A value is a Python literal (`0.5`, `True`, `None`, `(2, 3)`, `'text'`), `inf`, or else plain text: a path, a word, another
+spec. Nothing in a spec is executed.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from steindiff.errors import InputError, unknown_name
+
+__all__ = ["Call", "Registry", "parse", "split"]
+
+T = TypeVar("T")
+_CALL = re.compile(r"\s*([A-Za-z_]\w*)\s*(?:\((.*)\))?\s*", re.DOTALL)
+_OPTION = re.compile(r"([A-Za-z_]\w*)\s*=(.*)", re.DOTALL)
+_PAIRS = {"(": ")", "[": "]", "{": "}"}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A spec taken apart: `name(*args, **options)`."""
+
+    name: str
+    args: tuple[Any, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def parse(text: str) -> Call:
+    """Take a spec apart.
+
+    Example:
+        >>> parse("energy(bands=8, moment=out/m.json, eta_max=1.5)")
+        Call(name='energy', args=(), options={'bands': 8, 'moment': 'out/m.json', 'eta_max': 1.5})
+
+    Raises:
+        InputError: the text is not a name or a call, its brackets do not match, or an option is given twice.
+    """
+    found = _CALL.fullmatch(text)
+    if found is None:
+        raise InputError(f"spec {text!r}: write a name, or a call such as 'dpmpp_3m(exact=True)'")
+    args: list[Any] = []
+    options: dict[str, Any] = {}
+    inner = (found[2] or "").strip()
+    for part in split(inner) if inner else []:
+        option = _OPTION.fullmatch(part)
+        if option is None and options:
+            raise InputError(f"spec {text!r}: the value {part!r} stands after an option; write values first, then options")
+        if option is None:
+            args.append(_value(part))
+        elif option[1] in options:
+            raise InputError(f"spec {text!r}: the option {option[1]!r} is given twice; leave one out")
+        else:
+            options[option[1]] = _value(option[2])
+    return Call(found[1], tuple(args), options)
+
+
+def split(text: str) -> list[str]:
+    """Split a list of specs at the commas outside brackets and quotes.
+
+    Example:
+        >>> split("dpmpp_2m, dpmpp_3m(exact=True, lower_order_final=False)")
+        ['dpmpp_2m', 'dpmpp_3m(exact=True, lower_order_final=False)']
+
+    Raises:
+        InputError: brackets or quotes are not closed.
+    """
+    parts, closing, quote, start = list[str](), list[str](), "", 0
+    for i, c in enumerate(text):
+        if quote:
+            quote = "" if c == quote else quote
+        elif c in "'\"":
+            quote = c
+        elif c in _PAIRS:
+            closing.append(_PAIRS[c])
+        elif c in _PAIRS.values() and (not closing or closing.pop() != c):
+            raise InputError(f"{text!r}: the bracket {c!r} at character {i + 1} closes nothing; remove it or open it")
+        elif c == "," and not closing:
+            parts.append(text[start:i].strip())
+            start = i + 1
+    if closing or quote:
+        raise InputError(f"{text!r}: {(quote or closing[-1])!r} is missing at the end; close every bracket and quote")
+    return [*parts, text[start:].strip()]
+
+
+def _value(text: str) -> Any:
+    """The Python literal that the text is, or the text itself."""
+    text = text.strip()
+    if text in ("inf", "-inf"):
+        return float(text)
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+class Registry(Generic[T]):
+    """What specs of one kind can name.
+
+    Args:
+        kind: what an entry is, for error texts: "solver".
+        base: the type of what `make` returns.
+        entries: a factory for each name; its parameters are the options of the spec.
+    """
+
+    def __init__(self, kind: str, base: type[T], entries: Mapping[str, Callable[..., T]]) -> None:
+        self.kind, self.base, self.entries = kind, base, dict(entries)
+
+    def names(self) -> tuple[str, ...]:
+        """The names that a spec can have."""
+        return tuple(self.entries)
+
+    def make(self, spec: str | T) -> T:
+        """What a spec names; an object of the kind is returned as it is.
+
+        Raises:
+            InputError: an unknown name (with a suggestion), options that the entry does not take, or an object of another kind.
+        """
+        if isinstance(spec, self.base):
+            return spec
+        if not isinstance(spec, str):
+            raise InputError(f"{spec!r} is no {self.kind}: give a {self.base.__name__}, or a name or spec as text")
+        call = parse(spec)
+        if call.name not in self.entries:
+            raise unknown_name(self.kind, call.name, self.entries)
+        factory = self.entries[call.name]
+        try:
+            bound = inspect.signature(factory).bind(*call.args, **call.options)
+            return factory(*bound.args, **bound.kwargs)
+        except TypeError as error:
+            options = ", ".join(inspect.signature(factory).parameters) or "no options"
+            raise InputError(f"{self.kind} {spec!r}: {error}; {call.name} takes {options}") from error
