@@ -11,10 +11,14 @@ import torch
 from matplotlib.figure import Figure
 
 from steindiff.metrics import Value, weigh
-from steindiff.report.html import Bullets, Code, Details, Entry, Heading, Strips, Table, Text, page
+from steindiff.report.blocks import Bullets, Code, Details, Entry, Heading, Strips, Table, Text
+from steindiff.report.figures import _legend
+from steindiff.report.markdown import markdown
+from steindiff.report.numbers import show
+from steindiff.report.page import page
 from steindiff.report.published import PUBLISHED, SOURCES
-from steindiff.report.study import command, markdown, write_report
-from steindiff.report.study_figures import _legend, image_strips, overview, quality, spectra, traces
+from steindiff.report.study import command, write_report
+from steindiff.report.study_figures import image_strips, overview, quality, spectra, traces
 from steindiff.report.tables import (
     BedSummary,
     Study,
@@ -27,7 +31,6 @@ from steindiff.report.tables import (
     losing_table,
     quality_table,
     rival,
-    show,
     tally,
     verdict,
 )

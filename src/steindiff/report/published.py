@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from steindiff.report.html import Block, Details, Table, Text
+from steindiff.report.blocks import Block, Details, Table, Text
 
 __all__ = ["PUBLISHED", "SOURCES", "Published", "Setting", "published_blocks"]
 

@@ -5,30 +5,15 @@ Every sentence is made from the results, whatever they are; results that are not
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from html import escape
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from steindiff.io.files import atomic, write_text
 from steindiff.metrics import HIGHER, TITLES
-from steindiff.report.html import (
-    Block,
-    Bullets,
-    Code,
-    Details,
-    Drawing,
-    Heading,
-    Part,
-    Strips,
-    Table,
-    Text,
-    page,
-    slug,
-)
+from steindiff.report import write
+from steindiff.report.blocks import Block, Bullets, Code, Details, Heading, Part, Table, Text
 from steindiff.report.published import published_blocks
 from steindiff.report.study_figures import AXES, image_strips, overview, quality, shown_solvers, spectra, traces
 from steindiff.report.tables import (
@@ -50,7 +35,7 @@ from steindiff.report.tables import (
 from steindiff.study.grid import PRESETS, Cell, Config
 from steindiff.study.store import Result
 
-__all__ = ["command", "markdown", "write_report"]
+__all__ = ["command", "write_report"]
 
 _TITLE = "steindiff bench"
 _ORDER = "wins / losses / ties / diverged"
@@ -76,18 +61,7 @@ def write_report(
     study = Study.of(config, results, beds)
     blocks = [*_facts(study), *_tables(study), *_best(study), *_figures(study), *_losses(study)]
     blocks += [Heading("As published, not ours"), *published_blocks(), *_how(study, about), *_appendix(study)]
-    for drawing in _pictures(blocks):
-        with atomic(folder / "figures" / f"{slug(drawing.name)}.png") as temporary:
-            temporary.write_bytes(drawing.png)
-    for part in (b for b in blocks if isinstance(b, Part)):
-        write_text(folder / "metrics" / f"{slug(part.name)}.md", markdown([Heading(part.summary, 1), *part.blocks]))
-    write_text(folder / "report.md", markdown([Heading(_TITLE, 1), *blocks]))
-    write_text(folder / "report.html", page(_TITLE, blocks))
-
-
-def markdown(blocks: Iterable[Block]) -> str:
-    """The same blocks as Markdown; pictures and parts are links to files."""
-    return "\n\n".join(map(_markdown, blocks)) + "\n"
+    write(folder, _TITLE, blocks)
 
 
 def command(config: Config, outdir: str = "outputs/bench", **lists: Sequence[str | int]) -> str:
@@ -327,46 +301,9 @@ def _appendix(study: Study) -> list[Block]:
         for bed in (b for b in study.config.beds if metric in study.metrics[b]):
             for grid in study.config.grids:
                 inner += _one_table(study, bed, grid, metric)
-        blocks.append(Part(metric, _title(metric), tuple(inner)))
+        blocks.append(Part(f"metrics/{metric}", _title(metric), tuple(inner)))
     costs: list[Block] = []
     for bed in study.config.beds:
         for grid in study.config.grids:
             costs += [Text(f"{short(bed)}, grid {grid}: forward-equivalents, mean over batches."), cost_table(study, bed, grid)]
-    return [*blocks, Part("cost", "Forward-equivalents of every run", tuple(costs))]
-
-
-def _pictures(blocks: Iterable[Block]) -> Iterator[Drawing | Strips]:
-    """At any depth."""
-    for block in blocks:
-        match block:
-            case Drawing() | Strips():
-                yield block
-            case Details(_, inner) | Part(_, _, inner):
-                yield from _pictures(inner)
-
-
-def _markdown(block: Block) -> str:
-    match block:
-        case Heading(text, level):
-            return f"{'#' * level} {_plain(text)}"
-        case Text(text):
-            return _plain(text)
-        case Bullets(items):
-            return "\n".join(f"- {_plain(item)}" for item in items)
-        case Code(text):
-            return f"```\n{text}\n```"
-        case Table(columns, rows):
-            lines = [columns, ["---"] * len(columns), *rows]
-            return "\n".join("| " + " | ".join(_plain(str(cell)) for cell in line) + " |" for line in lines)
-        case Drawing() | Strips():
-            return f"![{_plain(block.name)}](figures/{slug(block.name)}.png)\n\n{_plain(block.caption)}"
-        case Details(summary, inner):
-            return f"<details><summary>{escape(summary, quote=False)}</summary>\n\n{markdown(inner)}\n</details>"
-        case Part(name, summary, _):
-            return f"- [{_plain(summary)}](metrics/{slug(name)}.md)"
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is; an underscore inside a word needs no escape."""
-    single = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*\[\]|$~])|(?<!\w)_|_(?!\w)", lambda found: "\\" + found.group(), single)
+    return [*blocks, Part("metrics/cost", "Forward-equivalents of every run", tuple(costs))]

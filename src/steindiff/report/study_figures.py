@@ -6,19 +6,16 @@ plain solver in the text's colour. Each drawing is made twice, as PNG on white a
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from steindiff.metrics import TITLES, Value
-from steindiff.report.html import Drawing, Strips
+from steindiff.report.blocks import Figure, Strips, slug
+from steindiff.report.figures import Image, drawing, figure, plain_ticks, strips, style
+from steindiff.report.palette import INK, look
 from steindiff.report.tables import HEADLINE, Study, cost, short
 from steindiff.study.grid import PLAIN, Cell
 from steindiff.study.store import Result
@@ -28,20 +25,9 @@ __all__ = ["AXES", "image_strips", "overview", "quality", "shown_nfe", "shown_so
 Point: TypeAlias = tuple[float, Value, bool]
 """Abscissa, value, and whether the run diverged."""
 
-_INK = "#1b1e21"
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#858585")
-_MARKERS = "sD^vPX*<>ph8"
-_DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _PANELS, _COLUMNS = 12, 4
 _SEEDS = 8
 _PREFERRED = ("dpmpp_2m", "unipc_3", "heun", "ipndm_3")
-_SETTINGS = {
-    **{f"{name}.color": _INK for name in ("text", "xtick", "ytick")},
-    **{f"axes.{name}": _INK for name in ("edgecolor", "labelcolor", "titlecolor")},
-    "axes.facecolor": "none", "figure.facecolor": "none", "legend.facecolor": "none", "legend.edgecolor": "none",
-    "font.size": 9, "axes.titlesize": 9, "svg.fonttype": "none", "svg.hashsalt": "steindiff", "text.parse_math": False,
-    "axes.spines.top": False, "axes.spines.right": False,
-}  # fmt: skip
 AXES = {"nfe": "NFE", "forward_equivalents": "forward-equivalents"}
 
 
@@ -56,7 +42,7 @@ def shown_solvers(study: Study) -> list[str]:
     return [*names, *(s for s in study.config.solvers if s not in names)][:4]
 
 
-def overview(study: Study, axis: str) -> Drawing:
+def overview(study: Study, axis: str) -> Figure:
     """A panel per testbed and grid, a line per correction: the best of all solvers at this NFE, or up to this cost."""
     pairs = [(bed, grid) for bed in study.config.beds for grid in study.config.grids][:_PANELS]
     lines = {
@@ -67,10 +53,12 @@ def overview(study: Study, axis: str) -> Drawing:
     left_out = len(study.config.beds) * len(study.config.grids) - len(pairs)
     at = "at each NFE" if axis == "nfe" else "up to each cost"
     caption = f"{TITLES[HEADLINE]} of the best of {len(study.config.solvers)} solvers {at}, against {AXES[axis]}; {_LEGEND}"
-    return _curves(f"overview-{axis}", caption + (f" {left_out} panels are left out." if left_out else ""), lines, floors, axis)
+    return _curves(
+        _file("overview", axis), caption + (f" {left_out} panels are left out." if left_out else ""), lines, floors, axis
+    )
 
 
-def quality(study: Study, bed: str, grid: str, axis: str) -> Drawing:
+def quality(study: Study, bed: str, grid: str, axis: str) -> Figure:
     """A panel per solver, a line per correction."""
     solvers = study.config.solvers[:_PANELS]
     lines = {
@@ -83,18 +71,18 @@ def quality(study: Study, bed: str, grid: str, axis: str) -> Drawing:
     caption = f"{TITLES[HEADLINE]} on {short(bed)}, {grid}, against {AXES[axis]}, solver by solver; {_LEGEND}{_CROSSES}"
     left_out = len(study.config.solvers) - len(solvers)
     caption += f" {left_out} solvers are left out." if left_out else ""
-    return _curves(f"{bed}-{grid}-{axis}", caption, lines, [_floor(study, bed)] * len(solvers), axis)
+    return _curves(_file(bed, grid, axis), caption, lines, [_floor(study, bed)] * len(solvers), axis)
 
 
-def traces(study: Study, bed: str) -> Drawing | None:
+def traces(study: Study, bed: str) -> Figure | None:
     """γ per step above, σ̂/σ below, at the largest NFE of `shown_nfe` on the first grid; None without any trace."""
     nfe, grid = shown_nfe(study)[-1], study.config.grids[0]
     runs = _runs(study, bed, grid, nfe)
     if not any(r.trace for found in runs.values() for rule, r in found.items() if rule != PLAIN):
         return None
-    with _style():
-        figure = _figure(3.0 * len(runs), 4.6)
-        axes = figure.subplots(2, len(runs), squeeze=False, sharex="col")
+    with style():
+        plot = figure(3.0 * len(runs), 4.6)
+        axes = plot.subplots(2, len(runs), squeeze=False, sharex="col")
         for column, (solver, found) in zip(axes.T, runs.items(), strict=True):
             for axis, key in zip(column, ("gamma", "noise_ratio"), strict=True):
                 _trace(axis, study, {rule: r for rule, r in found.items() if rule != PLAIN}, key)
@@ -107,7 +95,7 @@ def traces(study: Study, bed: str) -> Drawing | None:
             "step is told, where a derivative was taken. Values that are not positive are gaps; lines that leave a panel "
             "are of diverged runs."
         )
-        return _drawing(f"{bed}-traces", caption, figure, study.corrections)
+        return drawing(_file(bed, "traces"), caption, plot, [_title(rule) for rule in study.corrections])
 
 
 def _trace(axis: Any, study: Study, runs: dict[str, Result], key: str) -> None:
@@ -120,14 +108,14 @@ def _trace(axis: Any, study: Study, runs: dict[str, Result], key: str) -> None:
             axis.semilogy(kept, **_look(study, rule), label=_title(rule))
         if study.verdict(result.cell, HEADLINE) != "diverged":
             seen += [v for v in kept if not math.isnan(v)]
-    axis.axhline(1.0, color=_INK, lw=0.6, alpha=0.5)
+    axis.axhline(1.0, color=INK, lw=0.6, alpha=0.5)
     axis.set_yscale("log")
     axis.set_ylim(min(0.9, min(seen) / 1.2), max(1.2, 1.2 * max(seen)))
     axis.xaxis.get_major_locator().set_params(integer=True)
-    _plain_ticks(axis)
+    plain_ticks(axis)
 
 
-def spectra(study: Study, bed: str) -> Drawing | None:
+def spectra(study: Study, bed: str) -> Figure | None:
     """Log ratio of power to the target's per band, per solver, at the NFE of `shown_nfe`; None where there are no spectra."""
     grid, rows = study.config.grids[0], shown_nfe(study)
     found = [_runs(study, bed, grid, nfe) for nfe in rows]
@@ -135,28 +123,28 @@ def spectra(study: Study, bed: str) -> Drawing | None:
         return None
     summary = study.bed(bed)
     colour = summary is not None and summary.event_shape[0] == 3
-    with _style():
-        figure = _figure(3.0 * len(found[0]), 2.3 * len(rows) + 0.4)
-        axes = figure.subplots(len(rows), len(found[0]), squeeze=False, sharex=True)
+    with style():
+        plot = figure(3.0 * len(found[0]), 2.3 * len(rows) + 0.4)
+        axes = plot.subplots(len(rows), len(found[0]), squeeze=False, sharex=True)
         for line, nfe, runs in zip(axes, rows, found, strict=True):
             for axis, (solver, some) in zip(line, runs.items(), strict=True):
                 for rule, result in some.items():
                     if study.verdict(result.cell, HEADLINE) != "diverged":
                         _spectrum(axis, result.spectrum, colour, {**_look(study, rule), "label": _title(rule)})
-                axis.axhline(0.0, color=_INK, lw=0.6, alpha=0.5)
+                axis.axhline(0.0, color=INK, lw=0.6, alpha=0.5)
                 axis.set_title(f"{solver}, NFE {nfe}")
             line[0].set_ylabel("log power ratio")
         for axis in axes[-1]:
             axis.set_xlabel("band: luma, then chroma" if colour else "band, low to high frequency")
         where = f"{short(bed)}, {grid}"
         caption = f"Log ratio of power to the target's by band, {where}; below 0 too little; without diverged runs."
-        return _drawing(f"{bed}-spectra", caption, figure, [PLAIN, *study.corrections])
+        return drawing(_file(bed, "spectra"), caption, plot, _titles(study))
 
 
 def image_strips(study: Study, bed: str, solver: str) -> Strips | None:
     """One row per correction and the reference flow last, the same seeds everywhere; None where there are no images."""
     grid, nfe = study.config.grids[0], shown_nfe(study)
-    rows: list[tuple[str, list[Tensor | None]]] = []
+    rows: list[tuple[str, list[Image | None]]] = []
     for rule in (PLAIN, *study.corrections):
         results = [study.results.get(Cell(bed, solver, grid, n, rule)) for n in nfe]
         rows.append((solver if rule == PLAIN else f"+ {_title(rule)}", [_images(r.shown) if r else None for r in results]))
@@ -167,8 +155,7 @@ def image_strips(study: Study, bed: str, solver: str) -> Strips | None:
         rows.append(("reference flow", [_images(summary.shown)] * len(nfe)))
     caption = f"Samples on {short(bed)}, {solver}, {grid}, the same seeds in every row; “–”: no result, or no number left."
     columns = tuple(f"NFE {n}" for n in nfe)
-    strips = tuple((name, tuple(b"" if i is None else _png(_strip(i)) for i in images)) for name, images in rows)
-    return Strips(f"{bed}-{solver}-images", caption, _sheet(columns, rows), columns, strips)
+    return strips(_file(bed, solver, "images"), caption, columns, rows)
 
 
 def _runs(study: Study, bed: str, grid: str, nfe: int) -> dict[str, dict[str, Result]]:
@@ -217,27 +204,27 @@ _CROSSES = " × in the upper rows, one for each correction: diverged."
 
 def _curves(
     name: str, caption: str, panels: dict[str, dict[str, list[Point]]], floors: Sequence[Value | None], axis: str
-) -> Drawing:
+) -> Figure:
     """Small multiples: a panel per title, a line per correction."""
-    looks = {rule: _look_of(i) for i, rule in enumerate(next(iter(panels.values())))}
+    looks = {rule: look(i) for i, rule in enumerate(next(iter(panels.values())))}
     columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
-    with _style():
-        figure = _figure(max(3.0 * columns, 5.0), 2.6 * rows + 0.5)
-        axes = figure.subplots(rows, columns, squeeze=False)
-        for plot in axes.flat[len(panels) :]:
-            plot.set_axis_off()
-        for plot, (title, lines), floor in zip(axes.flat, panels.items(), floors, strict=False):
-            _panel(plot, lines, looks, floor)
-            _plain_ticks(plot)
-            plot.set_title(title)
+    with style():
+        plot = figure(max(3.0 * columns, 5.0), 2.6 * rows + 0.5)
+        axes = plot.subplots(rows, columns, squeeze=False)
+        for panel in axes.flat[len(panels) :]:
+            panel.set_axis_off()
+        for panel, (title, lines), floor in zip(axes.flat, panels.items(), floors, strict=False):
+            _panel(panel, lines, looks, floor)
+            plain_ticks(panel)
+            panel.set_title(title)
             if axis == "nfe":
-                plot.set_xticks(sorted({x for points in lines.values() for x, _, _ in points}))
+                panel.set_xticks(sorted({x for points in lines.values() for x, _, _ in points}))
         for line in axes:
             line[0].set_ylabel(TITLES[HEADLINE])
         for i in range(columns):
             axes[(len(panels) - 1 - i) // columns, i].set_xlabel(AXES[axis])
-        return _drawing(name, caption, figure, list(looks))
+        return drawing(name, caption, plot, [_title(rule) for rule in looks])
 
 
 def _panel(plot: Any, lines: dict[str, list[Point]], looks: dict[str, dict[str, Any]], floor: Value | None) -> None:
@@ -270,21 +257,16 @@ def _scale(plot: Any, drawn: Sequence[Value]) -> None:
     plot.set_yscale("symlog", linthresh=max(noise[len(noise) // 2] if noise else 0.0, 1e-6 * max(high, 1e-3)))
 
 
+def _titles(study: Study) -> list[str]:
+    return [_title(rule) for rule in (PLAIN, *study.corrections)]
+
+
 def _title(rule: str) -> str:
     return "plain" if rule == PLAIN else short(rule)
 
 
 def _look(study: Study, rule: str) -> dict[str, Any]:
-    return _look_of(0 if rule == PLAIN else 1 + study.corrections.index(rule))
-
-
-def _look_of(place: int) -> dict[str, Any]:
-    """The plain solver is number 0."""
-    if place == 0:
-        return {"color": _INK, "ls": "-", "lw": 1.8, "marker": "o", "ms": 4}
-    i = place - 1
-    marker, dashes = _MARKERS[i % len(_MARKERS)], _DASHES[i % len(_DASHES)]
-    return {"color": _COLOURS[i % len(_COLOURS)], "ls": dashes, "lw": 1.2, "marker": marker, "ms": 4}
+    return look(0 if rule == PLAIN else 1 + study.corrections.index(rule))
 
 
 def _spectrum(axis: Any, ratios: Sequence[float | None], colour: bool, look: dict[str, Any]) -> None:
@@ -301,109 +283,9 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _images(shown: Tensor) -> Tensor | None:
-    return shown[:_SEEDS] if shown.ndim == 4 and len(shown) else None
+def _images(shown: Tensor) -> Image | None:
+    return shown[:_SEEDS].cpu().numpy() if shown.ndim == 4 and len(shown) else None
 
 
-def _strip(images: Tensor) -> npt.NDArray[np.uint8]:
-    """(k, H, W, C) side by side, one pixel apart."""
-    padded = np.pad(images.cpu().numpy(), ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=255)
-    strip: npt.NDArray[np.uint8] = np.concatenate(list(padded), axis=1)[:, :-1]
-    return strip.squeeze(-1) if strip.shape[-1] == 1 else strip
-
-
-def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def _sheet(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Tensor | None]]]) -> bytes:
-    """All strips in one picture."""
-    with _style():
-        figure = _figure(4.0 * len(columns) + 1.4, 0.55 * len(rows) + 0.4)
-        axes = figure.subplots(len(rows), len(columns), squeeze=False)
-        for line, (label, images) in zip(axes, rows, strict=True):
-            for axis, image in zip(line, images, strict=True):
-                axis.set(xticks=[], yticks=[])
-                axis.spines[:].set_visible(False)
-                if image is None:
-                    axis.text(0.02, 0.5, "–", transform=axis.transAxes)
-                    continue
-                axis.imshow(_strip(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            line[0].set_ylabel(label, rotation=0, ha="right", va="center")
-        for axis, title in zip(axes[0], columns, strict=True):
-            axis.set_title(title)
-        return _save(figure, "png")
-
-
-def _plain_ticks(axis: Any) -> None:
-    """Numbers as text: mathematics is not parsed, since names may hold a dollar sign; few decades get more ticks."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
-    if axis.get_yscale() == "linear":
-        return
-    low, high = axis.get_ylim()
-    if axis.get_yscale() == "log" and high < 300 * low:
-        axis.yaxis.set_major_locator(MaxNLocator(5) if high < 12 * low else LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}".replace("-", "−")))
-    axis.yaxis.set_minor_formatter(FuncFormatter(lambda x, _: ""))
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """Settings that hold while figures are made and saved: ticks are drawn late."""
-    from matplotlib import rc_context
-
-    with rc_context(_SETTINGS):  # type: ignore[arg-type]
-        yield
-
-
-def _drawing(name: str, caption: str, figure: Any, rules: Sequence[str]) -> Drawing:
-    """With one legend below all panels, in the order of these rules."""
-    _legend(figure, list(map(_title, rules)))
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once, saved twice
-    png, svg = _save(figure, "png"), _save(figure, "svg").decode()
-    return Drawing(name, caption[0].upper() + caption[1:], png, _inline(svg))
-
-
-def _legend(figure: Any, titles: Sequence[str]) -> None:
-    """As wide as fits; a line's look goes before the crosses of its diverged runs."""
-    handles: dict[str, Any] = {}
-    for axis in figure.axes:
-        for handle, text in zip(*axis.get_legend_handles_labels(), strict=True):
-            if text not in handles or getattr(handles[text], "get_marker", str)() == "x":
-                handles[text] = handle
-    entries = {text: handles[text] for text in titles if text in handles}
-    for columns in range(min(8, len(entries)), 0, -1):
-        legend = figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False)
-        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
-            return
-        legend.remove()
-
-
-def _inline(svg: str) -> str:
-    """Without prologue, metadata and fixed height, in short numbers, at most as wide as drawn; the ink becomes the page's."""
-    bare = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    bare = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", bare, count=1)
-    bare = re.sub(r'<svg([^>]*?) width="([^"]*)"', r'<svg role="img"\1 style="max-width: \2"', bare, count=1)
-    bare = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", " ".join(tag.group().split())), bare)
-    bare = re.sub(r'<g id="[^"]*">', "<g>", re.sub(r">\s+<", "><", bare))
-    return bare.replace(_INK, "currentColor")
-
-
-def _save(figure: Any, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    settings: dict[str, Any] = {"dpi": 110, "facecolor": "white"} if kind == "png" else {"metadata": {"Date": None}}
-    figure.savefig(buffer, format=kind, **settings)
-    return buffer.getvalue()
+def _file(*parts: str) -> str:
+    return f"figures/{slug('-'.join(parts))}"

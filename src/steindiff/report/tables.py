@@ -26,23 +26,21 @@ import torch
 from torch import Tensor
 
 from steindiff.metrics import TITLES, Value, weigh
-from steindiff.report.html import Entry, Table
+from steindiff.report.blocks import Entry, Table
+from steindiff.report.numbers import MARKS, NONE, SAME, compact, show
 from steindiff.study.grid import PLAIN, Cell, Config
 from steindiff.study.store import Result
 
 __all__ = [
-    "HEADLINE", "MARKS", "BedSummary", "Study", "Verdict", "against_best", "best_table", "change_of", "cost",
-    "cost_table", "counts", "equal_cost", "gamma_table", "label", "losing_table", "quality_table", "rival", "short", "show",
+    "HEADLINE", "BedSummary", "Study", "Verdict", "against_best", "best_table", "change_of", "cost",
+    "cost_table", "counts", "equal_cost", "gamma_table", "label", "losing_table", "quality_table", "rival", "short",
     "tally", "verdict",
 ]  # fmt: skip
 
 Verdict = Literal["win", "loss", "noise", "diverged", "missing"]
 
-MARKS: dict[str, str] = {"win": "▲", "loss": "▼", "noise": "·", "diverged": "✕", "missing": "–"}
 HEADLINE = "energy"
 _DIVERGED = 10.0
-_NONE = "–"
-_SAME = "″"
 
 
 @dataclass(frozen=True)
@@ -145,32 +143,6 @@ def counts(found: Counter[Verdict]) -> str:
     return f"{text} ({found['missing']} –)" if found["missing"] else text
 
 
-def show(number: Value, signed: bool = False) -> str:
-    """Value ± standard error, the error to two digits and the value as far; powers of ten where it would be long.
-
-    Example:
-        >>> show(Value(0.01234, 0.00041)), show(Value(-0.5, 0.12), signed=True), show(Value(123456.0, 7000.0))
-        ('0.01234 ± 0.00041', '−0.50 ± 0.12', '1.2e5 ± 7e3')
-    """
-    value, se = number
-    if not math.isfinite(value):
-        return "diverged"
-    if max(abs(value), se if math.isfinite(se) else 0.0) >= 10_000:
-        text, error = f"{value:.1e}", f"{se:.0e}"
-    elif se >= 1e-5:
-        digits = max(0, 1 - math.floor(math.log10(se)))
-        text, error = f"{value:.{digits}f}", f"{se:.{digits}f}"
-    else:
-        text, error = f"{value:.4g}", f"{se:.0e}" if se > 0 else "0" if se == 0 else _NONE
-    sign = "+" if signed and value > 0 else ""
-    return _compact(f"{sign}{text} ± {_NONE if error == 'nan' else error}")
-
-
-def _compact(text: str) -> str:
-    """1.2e+05 as 1.2e5, with a true minus."""
-    return text.replace("e+0", "e").replace("e+", "e").replace("e-0", "e-").replace("-", "−")
-
-
 def label(cell: Cell) -> str:
     """The solver, and what corrects it."""
     return cell.solver if cell.correction == PLAIN else f"{cell.solver} + {short(cell.correction)}"
@@ -191,7 +163,7 @@ def quality_table(study: Study, bed: str, grid: str, metric: str) -> Table:
     summary = study.bed(bed)
     for title, values in (("independent samples", "floors"), ("reference flow", "perfect")):
         value = getattr(summary, values).get(metric) if summary else None
-        first, rest = (_NONE, _NONE) if value is None else (show(value), _SAME)
+        first, rest = (NONE, NONE) if value is None else (show(value), SAME)
         rows.append((f"floor: {title}", first, *[rest] * (len(study.nfe) - 1)))
     return Table(("solver", *(f"NFE {n}" for n in study.nfe)), tuple(rows))
 
@@ -203,7 +175,7 @@ def _entry(study: Study, cell: Cell, metric: str) -> Entry:
     if result is not None and (result.failure or (value and not math.isfinite(value.value))):
         return Entry(f"{MARKS['diverged']} diverged", mark="diverged")
     if result is None or value is None:
-        return Entry(_NONE, mark="missing")
+        return Entry(NONE, mark="missing")
     if cell.correction == PLAIN:
         return Entry(show(value))
     return Entry(show(value), *_marked(result.changes.get(metric), study.verdict(cell, metric)))
@@ -227,7 +199,7 @@ def cost_table(study: Study, bed: str, grid: str) -> Table:
         for rule in (PLAIN, *study.corrections):
             cells = [Cell(bed, solver, grid, nfe, rule) for nfe in study.nfe]
             found = [cost(study.results.get(cell)) for cell in cells]
-            rows.append((label(cells[0]), *(f"{c:.1f}" if math.isfinite(c) else _NONE for c in found)))
+            rows.append((label(cells[0]), *(f"{c:.1f}" if math.isfinite(c) else NONE for c in found)))
     return Table(("solver", *(f"NFE {n}" for n in study.nfe)), tuple(rows))
 
 
@@ -280,7 +252,7 @@ def best_table(study: Study, bed: str, grid: str) -> Table:
         plain, corrected = (_best(study, bed, grid, nfe, rules) for rules in ([PLAIN], study.corrections))
         row: list[str | Entry] = [str(nfe), _named(plain), _named(corrected)]
         if corrected is None:
-            rows.append((*row, *[_NONE] * (len(columns) - 3)))
+            rows.append((*row, *[NONE] * (len(columns) - 3)))
             continue
         row += [_difference(corrected, plain), f"{cost(corrected):.1f}"]
         for solvers in ([corrected.cell.solver], list(study.config.solvers)):
@@ -309,14 +281,14 @@ def _best(study: Study, bed: str, grid: str, nfe: int, rules: Sequence[str]) -> 
 
 def _named(result: Result | None, nfe: bool = False) -> str:
     if result is None:
-        return _NONE
+        return NONE
     where = f" at NFE {result.cell.nfe}" if nfe else ""
     return f"{label(result.cell)}{where}: {show(result.values[HEADLINE])}"
 
 
 def _difference(result: Result, other: Result | None) -> Entry:
     if other is None:
-        return Entry(_NONE, mark="missing")
+        return Entry(NONE, mark="missing")
     change = change_of(result, other, HEADLINE)
     text, found = _marked(change, weigh(change, HEADLINE))
     return Entry("", text, found)
@@ -332,7 +304,7 @@ def losing_table(study: Study, correction: str) -> Table:
                 lost = "; ".join(_losses(study, cells))
                 diverged = ", ".join(str(c.nfe) for c in cells if study.verdict(c, HEADLINE) == "diverged")
                 if lost or diverged:
-                    rows.append((short(bed), grid, solver, lost or _NONE, diverged or _NONE))
+                    rows.append((short(bed), grid, solver, lost or NONE, diverged or NONE))
     return Table(("testbed", "grid", "solver", "worse at NFE: by", "diverged at NFE"), tuple(rows))
 
 
@@ -347,7 +319,7 @@ def gamma_table(study: Study) -> Table:
                 continue
             others = [v for v in found if v != 1]
             levels = np.quantile(others, (0.05, 0.5, 0.95)) if others else ()
-            quantiles = [_compact(f"{q:.3g}") for q in levels] or [_NONE] * 3
+            quantiles = [compact(f"{q:.3g}") for q in levels] or [NONE] * 3
             rows.append((short(bed), short(rule), f"{len(found):,}", f"{1 - len(others) / len(found):.0%}", *quantiles))
     return Table(("testbed", "correction", "γ seen", "γ = 1", "5 % of the others below", "median", "5 % above"), tuple(rows))
 

@@ -1,0 +1,153 @@
+"""The blocks that every report is made of; `markdown`, `page` and `terminal` render them.
+
+A report is a sequence of blocks. Its texts are plain: each renderer escapes them. A `Markup` is the exception, for our own
+emphasis and code: `Markup("*Floor*: a perfect sampler's score")`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+__all__ = [
+    "Block", "Bullets", "Code", "Details", "Entry", "Figure", "Heading", "Markup", "Part", "Strips", "Table", "Text", "place",
+    "slug", "walk",
+]  # fmt: skip
+
+
+class Markup(str):
+    """One paragraph of Markdown, wherever a block holds text. Foreign names in it must pass through `markdown.escape`."""
+
+
+class Entry(NamedTuple):
+    """One cell of a table: a value, its change, and the verdict on the change as a CSS class; the text holds its sign too."""
+
+    text: str
+    change: str = ""
+    mark: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.change})" if self.text and self.change else self.text or self.change
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading; level 2 is a section."""
+
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list."""
+
+    items: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines to be copied as they are."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column names its rows; every row has as many cells as there are columns."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | Entry, ...], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Figure:
+    """A figure of lines: as PNG on white, and as SVG in the page's colours; `figures.drawing` makes it.
+
+    Attributes:
+        name: its file's path from the report, without the suffix.
+        caption: what it shows.
+        png: bytes of the file.
+        svg: one inline element.
+    """
+
+    name: str
+    caption: str
+    png: bytes
+    svg: str
+
+
+@dataclass(frozen=True, eq=False)
+class Strips:
+    """Rows of sample images; `figures.strips` makes it.
+
+    Attributes:
+        name: its file's path from the report, without the suffix.
+        caption: what it shows.
+        png: one picture of all rows.
+        columns: titles, one for each strip of a row.
+        rows: a label and its strips, each a PNG at its own size; empty where there are no images.
+    """
+
+    name: str
+    caption: str
+    png: bytes
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[bytes, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Details:
+    """Blocks folded away under a line of text."""
+
+    summary: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Blocks folded away on the page, and a file of their own beside a Markdown report; `name` is its path, as a figure's."""
+
+    name: str
+    summary: str
+    blocks: tuple[Block, ...]
+
+
+Block: TypeAlias = Heading | Text | Bullets | Code | Table | Figure | Strips | Details | Part
+
+
+def walk(blocks: Iterable[Block]) -> Iterator[Block]:
+    """Every block, with those folded away in others."""
+    for block in blocks:
+        yield block
+        if isinstance(block, Details | Part):
+            yield from walk(block.blocks)
+
+
+def slug(text: str) -> str:
+    """A heading's anchor, and a name for a file.
+
+    Example:
+        >>> slug("Losses, cell by cell")
+        'losses-cell-by-cell'
+    """
+    return re.sub(r"[^\w]+", "-", text.lower()).strip("-")
+
+
+def place(name: str) -> str:
+    """The path of a picture or a part, with each piece as `slug` has it.
+
+    Example:
+        >>> place("figures/My model-nfe")
+        'figures/my-model-nfe'
+    """
+    return "/".join(map(slug, name.split("/")))
