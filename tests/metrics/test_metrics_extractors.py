@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from steindiff.errors import InputError, ModelFileError
 from steindiff.io.files import sha256
 from steindiff.io.images import to_uint8
-from steindiff.metrics import SampleMoments, extractors
+from steindiff.metrics import SampleMoments
+from steindiff.metrics.fid import extractors
 from steindiff.metrics.fid.extractors import Dinov2, dinov2, inception
 from steindiff.metrics.fid.inception_score import inception_score
 from tiny_inception import Tiny, save

@@ -364,7 +364,7 @@ def test_data_that_cannot_be_trained_on(tmp_path):
 
 
 def test_the_command_names_what_is_wrong(tmp_path, capsys, monkeypatch):
-    from steindiff import cli
+    from steindiff.cli import app as cli
 
     monkeypatch.setattr(sys, "argv", ["steindiff", "train", "--preset", "smok", "--data", "digits", "--outdir", str(tmp_path)])
     with pytest.raises(SystemExit) as stop:
