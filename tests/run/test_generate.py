@@ -1,6 +1,5 @@
 """Many images: killed anywhere and by any means, dealt out to processes, the files are those of one unbroken run."""
 
-import importlib
 import itertools
 import json
 import os
@@ -20,11 +19,9 @@ from PIL import Image
 from steindiff import models
 from steindiff.errors import InputError, NonFiniteError
 from steindiff.io import files
-from steindiff.run import Job, generate, output
+from steindiff.run import Job, generate, loop, output
 from steindiff.run.output import write_npz
 from steindiff.run.parts import PARTS
-
-run = importlib.import_module("steindiff.run.generate")  # the function of that name hides the module
 
 JOB = Job("digits", tuple(range(5)), nfe=3, batch=2, correction="clamped", divergence="vjp")
 MANY = replace(JOB, seeds=tuple(range(80)))
@@ -110,7 +107,7 @@ def test_stopped_twice_and_with_half_written_files_about(unbroken, tmp_path):
 
 def test_killed_after_the_last_word(unbroken, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(run, "remove_parts", killed)
+        patch.setattr(loop, "remove_parts", killed)
         with pytest.raises(Killed):
             generate(JOB, tmp_path)
     assert parts_in(tmp_path)
@@ -127,8 +124,8 @@ def test_no_batch_is_drawn_twice(tmp_path, monkeypatch, capsys):
         drawn.append(args[2].shape[0])
         return sample(*args, **kwargs)
 
-    sample = run.sample
-    monkeypatch.setattr(run, "sample", counted)
+    sample = loop.sample
+    monkeypatch.setattr(loop, "sample", counted)
     stopped(7, JOB, tmp_path)  # after the record, two batches of two PNGs and a part
     assert drawn == [2, 2, 1]
     generate(JOB, tmp_path, progress=True)
@@ -251,8 +248,8 @@ def test_no_more_than_a_batch_is_held(tmp_path, monkeypatch):
         most = max(most, sum(ref() is not None for ref in held))
         return result
 
-    sample = run.sample
-    monkeypatch.setattr(run, "sample", watched)
+    sample = loop.sample
+    monkeypatch.setattr(loop, "sample", watched)
     generate(replace(JOB, seeds=tuple(range(20))), tmp_path)
     assert len(held) == 10
     assert most <= 2

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
+from steindiff.cli.options import Device, Threads, use_threads
 from steindiff.errors import unknown_name
 from steindiff.study.grid import PRESETS, Config, read_config
 from steindiff.study.testbed import names as bed_names
@@ -57,15 +57,14 @@ def bench_command(
     dinov2_reference: Annotated[
         Path | None, typer.Option("--dinov2-reference", help="Its .npz; default: the testbed's own target.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, …; several processes with cuda take one device each.")] = "cpu",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's default.", min=0)] = 0,
+    device: Device = "cpu",
+    threads: Threads = 0,
 ) -> None:
     """Every solver, grid, NFE and correction on every testbed: tables with standard errors, floors, wins and losses."""
     from steindiff.study.extractors import Extractors
     from steindiff.study.run import run_study
 
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     lists = {"beds": beds, "solvers": solvers, "grids": grids, "nfe": nfe, "corrections": corrections}
     numbers = {"n": n, "batch": batch, "first_seed": seed, "probes": probes}
     study = configure(preset, config, lists, {k: v for k, v in numbers.items() if v is not None})

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from rich.console import Console
 from rich.markdown import Markdown
 
 from steindiff import models
+from steindiff.cli.options import Chunk, Device, FirstSeed, HeldOut, ModelName, Threads, use_threads, wide_console
 from steindiff.errors import InputError
 from steindiff.models import Model
 from steindiff.models.datasets import ImageSet, load_pair
@@ -33,18 +32,16 @@ Killed at any moment, the same command goes on where it was; a larger --n adds i
 
 
 def evaluate_command(
-    model: Annotated[str, typer.Option(help=f"One of {', '.join(models.names())}, or a .safetensors file.")],
+    model: ModelName,
     data: Annotated[str, typer.Option(help="The images it was trained on: folder, zip or tar, or: digits.")],
     outdir: Annotated[Path, typer.Option(help="Where samples, quality.json, quality.md and samples.png go; made if need be.")],
-    held_out: Annotated[
-        str, typer.Option("--held-out", help="Images it never saw: folder, zip or tar; or how many train held out of --data.")
-    ] = "",
+    held_out: HeldOut = "",
     n: Annotated[int, typer.Option("--n", help="Samples, and at most as many real images of either set.", min=4)] = 10000,
     n_few: Annotated[int | None, typer.Option("--n-few", help="Samples of the few-step runs; default: --n.", min=4)] = None,
     runs: Annotated[
         str, typer.Option(help="fine, and SOLVER-NFE, comma-separated; default: fine and four solvers at NFE 5, 6, 8, 10.")
     ] = "",
-    seed: Annotated[int, typer.Option(help="First of the image seeds.", min=0)] = 0,
+    seed: FirstSeed = 0,
     fine_steps: Annotated[
         int, typer.Option("--fine-steps", help="Heun steps of the fine run, before the last to 0.", min=2)
     ] = 35,
@@ -55,26 +52,26 @@ def evaluate_command(
     groups: Annotated[
         int | None, typer.Option(help="Of the jackknife; default: 20, or 5 beyond 1000 dimensions.", min=2)
     ] = None,
-    batch: Annotated[int, typer.Option(help="Images at a time; changes speed and rounding only.", min=1)] = 250,
+    batch: Chunk = 250,
     chunk: Annotated[int, typer.Option(help="Images between writes to disk.", min=1)] = 1000,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's default.", min=0)] = 0,
+    device: Device = "cpu",
+    threads: Threads = 0,
 ) -> None:
     """Energy and Fréchet distances of samples to training and held-out images, beside those of real images to each other."""
     from steindiff.study.evaluate import evaluate
     from steindiff.study.evaluate_settings import RUNS, Settings
 
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     names = tuple(part.strip() for part in runs.split(",")) if runs else RUNS
     settings = Settings(
-        n, n_few, names, seed, fine_steps, precision, features=features, groups=groups, batch=batch, chunk=chunk, device=device
-    )
+        n=n, n_few=n_few, runs=names, first_seed=seed, fine_steps=fine_steps, precision=precision, features=features,
+        groups=groups, batch=batch, chunk=chunk, device=device,
+    )  # fmt: skip
     loaded = models.load(model, device=device)
     train, held = load_data(loaded, data, held_out, progress=True)
     report = evaluate(loaded, train, held, settings, outdir)
-    console = Console()
-    (console if console.is_terminal else Console(width=200)).print(Markdown(report.markdown()))
+    console = wide_console(200)
+    console.print(Markdown(report.markdown()))
     console.print(f"everything is in [bold]{outdir}[/bold]: quality.md, quality.json, samples.png", highlight=False)
 
 

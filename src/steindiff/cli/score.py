@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from steindiff.cli.options import Chunk, Device, wide_console
 from steindiff.errors import InputError
 from steindiff.io.files import writable_folder, write_json
 from steindiff.metrics.features import names as feature_names
@@ -62,8 +62,8 @@ def score_command(
     resolution: Annotated[int | None, typer.Option(help="Crop and resize real images to this many pixels.", min=1)] = None,
     groups: Annotated[int, typer.Option(help="Of the jackknife.", min=2)] = 20,
     few: Annotated[bool, typer.Option("--few", help="Allow no more images than features; very biased.")] = False,
-    batch: Annotated[int, typer.Option(help="Images at a time; changes speed and rounding only.", min=1)] = 64,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    batch: Chunk = 64,
+    device: Device = "cpu",
     outdir: Annotated[Path | None, typer.Option(help="Where score.json goes, with hashes, versions and command.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace score.json or the reference.")] = False,
 ) -> None:
@@ -81,7 +81,10 @@ def score_command(
             raise InputError(f"--{flag}-reference {reference} without its extractor: give --{flag} too")
     kinds = {"features": "classifier"}
     rulers = tuple(Ruler(kinds.get(flag, flag), path, reference) for flag, (path, reference) in named.items() if path)
-    job = Job(rulers, images, against, real, held_out, write_reference, n, groups, few, resolution, batch, device)
+    job = Job(
+        rulers=rulers, images=images, against=against, real=real, held_out=held_out, write_reference=write_reference, n=n,
+        groups=groups, few=few, resolution=resolution, batch=batch, device=device,
+    )  # fmt: skip
     file = None if outdir is None else outdir / "score.json"
     for place in (file, write_reference):
         if place is not None and place.exists() and not overwrite:
@@ -89,8 +92,7 @@ def score_command(
         if place is not None:
             writable_folder(place.parent)
     report = score(job, progress=True)
-    console = Console()
-    console = console if console.is_terminal else Console(width=150)
+    console = wide_console()
     if job.images:
         console.print(report.table())
         for note in report.notes():

@@ -11,6 +11,7 @@ import torch
 import typer
 
 from steindiff import models
+from steindiff.cli.options import HeldOut
 from steindiff.errors import InputError
 from steindiff.models.datasets import ImageSet
 from steindiff.models.networks import UNetConfig
@@ -40,9 +41,7 @@ Killed at any moment, the same command goes on from the last checkpoint, with th
 def train_command(
     outdir: Annotated[Path, typer.Option(help="Where checkpoint, log, samples, model and card go; made if need be.")],
     data: Annotated[str, typer.Option(help="Folder, zip or tar of images to train on, or: digits.")],
-    held_out: Annotated[
-        str, typer.Option("--held-out", help="Images never trained on: folder, zip, tar, or a number to hold out of --data.")
-    ] = "",
+    held_out: HeldOut = "",
     preset_name: Annotated[
         str, typer.Option("--preset", help="; ".join(f"{k}: {v.about}" for k, v in PRESETS.items()))
     ] = "cifar10",
@@ -83,11 +82,16 @@ def train_command(
     except ModuleNotFoundError as error:
         raise InputError(f"training needs {error.name}: pip install 'steindiff[cli,train]'") from error
 
-    plan = Plan(preset_name, data, held_out, tuple(settings or ()), resolution, grey, classes)
-    options = Options(log_every, report_every, checkpoint_seconds, 60 * session_minutes, compile_network, cpu)
-    run_training(
-        plan, outdir, options, Output(name or outdir.resolve().name, notes, evaluate, features), budget_minutes, overwrite
-    )
+    plan = Plan(
+        preset=preset_name, data=data, held_out=held_out, changes=tuple(settings or ()), resolution=resolution, grey=grey,
+        classes=classes,
+    )  # fmt: skip
+    options = Options(
+        log_every=log_every, report_every=report_every, checkpoint_seconds=checkpoint_seconds,
+        session_seconds=60 * session_minutes, compile=compile_network, cpu=cpu,
+    )  # fmt: skip
+    output = Output(name=name or outdir.resolve().name, notes=notes, samples=evaluate, features=features)
+    run_training(plan, outdir, options, output, budget_minutes=budget_minutes, overwrite=overwrite)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,40 @@
+"""The options that several commands share: each flag has its spelling, its limits and its help here, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from steindiff import models
+
+__all__ = [
+    "Batch", "Chunk", "Device", "FirstSeed", "HeldOut", "ModelName", "ReportFolder", "Threads", "use_threads", "wide_console",
+]  # fmt: skip
+
+Batch = Annotated[int, typer.Option(help="Images in a batch; the statistics of a correction are those of a batch.", min=1)]
+Chunk = Annotated[int, typer.Option("--batch", help="Images at a time; this changes speed and rounding only.", min=1)]
+Device = Annotated[str, typer.Option(help="Where the model computes: cpu, cuda, cuda:1, …")]
+FirstSeed = Annotated[int, typer.Option("--seed", help="The first image comes from this seed, the next from the next.", min=0)]
+HeldOut = Annotated[
+    str,
+    typer.Option(help="Images that are not trained on: a folder, zip or tar, or how many of --data are held out."),
+]
+ModelName = Annotated[str, typer.Option(help=f"The model is one of {', '.join(models.names())}, or a .safetensors file.")]
+ReportFolder = Annotated[Path, typer.Option("--outdir", help="The report and its pictures go into this folder.")]
+Threads = Annotated[int, typer.Option(help="The number of CPU threads; 0 leaves torch's default.", min=0)]
+
+
+def use_threads(count: int) -> None:
+    """Let torch compute with so many CPU threads; 0 changes nothing."""
+    if count:
+        torch.set_num_threads(count)
+
+
+def wide_console(columns: int = 150) -> Console:
+    """The terminal, or a console of so many columns where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=columns)
