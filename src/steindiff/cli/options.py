@@ -17,8 +17,13 @@ __all__ = [
 
 Batch = Annotated[int, typer.Option(help="Images in a batch; the statistics of a correction are those of a batch.", min=1)]
 Chunk = Annotated[int, typer.Option("--batch", help="Images at a time; this changes speed and rounding only.", min=1)]
-Device = Annotated[str, typer.Option(help="Where the model computes: cpu, cuda, cuda:1, …")]
-FirstSeed = Annotated[int, typer.Option("--seed", help="The first image comes from this seed, the next from the next.", min=0)]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="The model computes on cpu, cuda, cuda:1, …; with cuda, each of several processes takes a device of its own."
+    ),
+]
+FirstSeed = Annotated[int, typer.Option("--seed", help="Image i comes from this seed plus i.", min=0)]
 HeldOut = Annotated[
     str,
     typer.Option(help="Images that are not trained on: a folder, zip or tar, or how many of --data are held out."),

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from steindiff import corrections, grids, solvers
-from steindiff.cli.options import Batch, Device
+from steindiff.cli.options import Batch, Device, ModelName
 
 __all__ = ["EXAMPLES", "sample_command"]
 
