@@ -2,20 +2,23 @@
 
 `Denoiser` is any callable `D(x, sigma)`, x: (B, *event), sigma: (B,) or (). The adapters turn a network that predicts
 ε, v, x0 or a flow velocity under some schedule into one; guidance is a denoiser made of denoisers; `Counter` counts.
+
+A denoiser may say two things about itself, and every wrapper here passes them on: `schedule`, whose α defines the model's own
+x, and `forwards`, the network forwards behind one call. `declare` says them for any other callable.
 """
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from steindiff.errors import InputError
+from steindiff.errors import InputError, ScheduleWarning
 from steindiff.schedules import VE, DiscreteBetas, Schedule
 
 __all__ = [
@@ -30,6 +33,7 @@ __all__ = [
     "Network",
     "TimeSelected",
     "TimeShifted",
+    "declare",
     "expand",
     "forwards_per_call",
     "schedule_of",
@@ -55,6 +59,99 @@ def _wide(sigma: Tensor, x: Tensor) -> Tensor:
     """σ on x's device in float64: discrete schedules' times and small σ lose several digits in float32."""
     s = torch.as_tensor(sigma, device=x.device)
     return s if s.device.type == "mps" else s.to(torch.float64)
+
+
+# Where a callable keeps the one that it wraps: ours, functools.partial, functools.wraps (and torch.compile), a bound method.
+_LINKS = ("wrapped", "func", "__wrapped__", "__self__")
+
+
+def _layers(denoiser: object) -> Iterator[object]:
+    """The callable, what it wraps, what that wraps, and so on. The one place that looks for attributes by name."""
+    layer: object | None = denoiser
+    for _ in range(100):  # a proxy that invents attributes would have no end
+        if layer is None:
+            return
+        yield layer
+        layer = next((inner for inner in (getattr(layer, link, None) for link in _LINKS) if inner is not None), None)
+
+
+def _known_schedule(denoiser: Denoiser) -> Schedule | None:
+    """The outermost schedule that a layer of the denoiser states; None where none does."""
+    stated = (getattr(layer, "schedule", None) for layer in _layers(denoiser))
+    return next((schedule for schedule in stated if isinstance(schedule, Schedule)), None)
+
+
+def schedule_of(denoiser: Denoiser) -> Schedule:
+    """The schedule whose α defines the model's own x; VE, with a ScheduleWarning, where no layer of the denoiser states one."""
+    known = _known_schedule(denoiser)
+    if known is None:
+        *_, inner = (layer for layer in _layers(denoiser) if callable(layer))
+        warnings.warn(
+            f"the schedule of {getattr(inner, '__qualname__', None) or type(inner).__qualname__} is unknown and taken as VE "
+            "(alpha = 1), which decides the frame of the correction: state it with denoisers.declare(f, schedule=...), or "
+            "choose frame='ve' if VE is meant",
+            ScheduleWarning,
+            stacklevel=2,
+        )
+    return known or VE()
+
+
+def forwards_per_call(denoiser: Denoiser) -> int:
+    """Network forwards behind one call: 2 for guidance (nested guidance adds up), 1 where no layer of the denoiser says."""
+    stated = (getattr(layer, "forwards", None) for layer in _layers(denoiser))
+    return next((forwards for forwards in stated if isinstance(forwards, int)), 1)
+
+
+class _Wrapper(ABC):
+    """A denoiser made of another, whose schedule and cost it passes on."""
+
+    @property
+    @abstractmethod
+    def wrapped(self) -> Denoiser:
+        """The denoiser inside."""
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The schedule of the denoiser inside; None where it is unknown."""
+        return _known_schedule(self.wrapped)
+
+    @property
+    def forwards(self) -> int:
+        """Network forwards behind one call."""
+        return forwards_per_call(self.wrapped)
+
+
+@dataclass(frozen=True, eq=False)
+class _Declared:
+    """A callable beside what is said about it."""
+
+    wrapped: Denoiser
+    schedule: Schedule
+    forwards: int
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.wrapped(x, sigma)
+
+
+def declare(denoiser: Denoiser, *, schedule: Schedule, forwards: int = 1) -> Denoiser:
+    """The same denoiser with its schedule and its cost stated, for callables that hide what they wrap.
+
+    Args:
+        denoiser: D(x, sigma) in VE coordinates.
+        schedule: the one whose α defines the model's own x.
+        forwards: network forwards behind one call, ≥ 1.
+
+    Raises:
+        InputError: forwards < 1.
+
+    Example:
+        >>> from steindiff.schedules import VPLinear
+        >>> schedule_of(declare(lambda x, sigma: x / (1 + sigma**2), schedule=VPLinear()))
+        VPLinear(beta_min=0.1, beta_max=20.0)
+    """
+    if forwards < 1:
+        raise InputError(f"forwards={forwards}: need at least one network forward behind a call")
+    return _Declared(denoiser, schedule, forwards)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +216,7 @@ class FromFlow(_Adapter):
 
 
 @dataclass(frozen=True, eq=False)
-class Guided:
+class Guided(_Wrapper):
     """Classifier-free guidance: D = D_∅ + w (D_c − D_∅), a denoiser of denoisers (Ho & Salimans 2022).
 
     Args:
@@ -134,6 +231,16 @@ class Guided:
     unconditional: Denoiser
     scale: float
 
+    @property
+    def wrapped(self) -> Denoiser:
+        """D_c, whose schedule both share."""
+        return self.conditional
+
+    @property
+    def forwards(self) -> int:
+        """Those of D_c and of D_∅."""
+        return forwards_per_call(self.conditional) + forwards_per_call(self.unconditional)
+
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D_∅ + w (D_c − D_∅)."""
         unconditional = self.unconditional(x, sigma)
@@ -141,7 +248,7 @@ class Guided:
 
 
 @dataclass(frozen=True, eq=False)
-class EpsilonScaled:
+class EpsilonScaled(_Wrapper):
     """ε-scaling: ε̂ ← ε̂/b, hence D ← x + (D − x)/b, against exposure bias (Ning et al. 2024).
 
     Args:
@@ -159,13 +266,18 @@ class EpsilonScaled:
         if not 0 < self.b < float("inf"):
             raise InputError(f"b={self.b}: need a positive scale")
 
+    @property
+    def wrapped(self) -> Denoiser:
+        """The denoiser inside."""
+        return self.denoiser
+
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """X + (D − x)/b."""
         return torch.lerp(x, self.denoiser(x, sigma), 1 / self.b)
 
 
 @dataclass(frozen=True, eq=False)
-class TimeShifted:
+class TimeShifted(_Wrapper):
     """The network is told another noise level than the state has: D(x, (1+ξ) σ) (time-shift sampling, Li et al. 2023).
 
     Args:
@@ -183,13 +295,18 @@ class TimeShifted:
         if not -1 < self.shift < float("inf"):
             raise InputError(f"shift={self.shift}: need a relative shift above -1")
 
+    @property
+    def wrapped(self) -> Denoiser:
+        """The denoiser inside."""
+        return self.denoiser
+
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D(x, (1+ξ) σ)."""
         return self.denoiser(x, (1 + self.shift) * sigma)
 
 
 @dataclass(frozen=True, eq=False)
-class TimeSelected:
+class TimeSelected(_Wrapper):
     """The network is told the time whose marginal variance is nearest the state's (time-shift sampler, Li et al. 2024).
 
         τ = argmin over t−w/2, …, t+w/2 of |var(x) − (α_τ² v0 + σ_τ²)| if t > t_c, else t;      D(x/α_τ, σ_τ/α_τ)
@@ -230,9 +347,14 @@ class TimeSelected:
             raise InputError(f"data_variance={self.data_variance}: need a variance ≥ 0 (0 is published)")
         if self.frame not in ("model", "ve"):
             raise InputError(f"frame={self.frame!r}: choose 'model' or 've'")
-        own = schedule_of(self.denoiser)
+        own = _known_schedule(self.denoiser)
         object.__setattr__(self, "_clock", own if isinstance(own, DiscreteBetas) else DiscreteBetas.linear())
-        object.__setattr__(self, "_schedule", own if self.frame == "model" else VE())
+        object.__setattr__(self, "_schedule", schedule_of(self.denoiser) if self.frame == "model" else VE())
+
+    @property
+    def wrapped(self) -> Denoiser:
+        """The denoiser inside."""
+        return self.denoiser
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D(x/α_τ, σ_τ/α_τ) at x = α_t y; the argument is y."""
@@ -256,7 +378,7 @@ class TimeSelected:
         return selected.squeeze(1).to(torch.as_tensor(sigma).dtype)
 
 
-class Counter:
+class Counter(_Wrapper):
     """Counts the calls of a denoiser: one call is one NFE. The only mutable object of a run.
 
     Example:
@@ -270,37 +392,12 @@ class Counter:
         self.inner = inner
         self.calls = 0
 
+    @property
+    def wrapped(self) -> Denoiser:
+        """The denoiser inside."""
+        return self.inner
+
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D(x, sigma), counted."""
         self.calls += 1
         return self.inner(x, sigma)
-
-
-def schedule_of(denoiser: Denoiser) -> Schedule:
-    """The schedule whose α defines the model's own x; seen through partials, counters and guidance; VE for a plain callable."""
-    match denoiser:
-        case partial():
-            return schedule_of(denoiser.func)
-        case Counter():
-            return schedule_of(denoiser.inner)
-        case Guided():
-            return schedule_of(denoiser.conditional)
-        case EpsilonScaled() | TimeShifted() | TimeSelected():
-            return schedule_of(denoiser.denoiser)
-        case _Adapter():
-            return denoiser.schedule
-    return VE()
-
-
-def forwards_per_call(denoiser: Denoiser) -> int:
-    """Network forwards behind one call: 2 for guidance (nested guidance adds up), 1 otherwise."""
-    match denoiser:
-        case partial():
-            return forwards_per_call(denoiser.func)
-        case Counter():
-            return forwards_per_call(denoiser.inner)
-        case Guided():
-            return forwards_per_call(denoiser.conditional) + forwards_per_call(denoiser.unconditional)
-        case EpsilonScaled() | TimeShifted() | TimeSelected():
-            return forwards_per_call(denoiser.denoiser)
-    return 1

@@ -5,7 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["InputError", "ModelFileError", "NonFiniteError", "SteindiffError", "unknown_name"]
+__all__ = [
+    "InputError",
+    "ModelFileError",
+    "NonFiniteError",
+    "ScheduleWarning",
+    "StateWarning",
+    "SteindiffError",
+    "unknown_name",
+]
 
 
 class SteindiffError(Exception):
@@ -22,6 +30,14 @@ class ModelFileError(SteindiffError, ValueError):
 
 class NonFiniteError(SteindiffError, ArithmeticError):
     """A network output or a state became NaN or infinite; names the step and the noise level."""
+
+
+class ScheduleWarning(UserWarning):
+    """A denoiser's schedule is unknown where it matters, and is taken as VE."""
+
+
+class StateWarning(UserWarning):
+    """The state's size does not fit the first noise level."""
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:

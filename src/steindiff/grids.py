@@ -1,6 +1,6 @@
 """Noise grids: n steps need n+1 strictly decreasing noise levels σ₀ > σ₁ > … > σₙ ≥ 0, in VE coordinates, float64.
 
-Every grid ends at `sigma_min` (0.002 by default); `with_zero` appends the exact end σ = 0, as EDM's own sampler does.
+Every grid ends at `sigma_min` (`SIGMA_MIN` by default); `with_zero` appends the exact end σ = 0, as EDM's own sampler does.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from steindiff.errors import InputError, unknown_name
 from steindiff.schedules import Schedule, VPLinear
 
 __all__ = [
+    "SIGMA_MAX",
+    "SIGMA_MIN",
     "from_list",
     "karras",
     "log_snr",
@@ -27,7 +29,11 @@ __all__ = [
 ]
 
 
-def karras(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
+SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
+"""The ends of EDM's grid (Karras et al. 2022, Table 1), the default of every grid and of the noise that a run starts from."""
+
+
+def karras(n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = 7.0) -> Tensor:
     """The EDM grid: σ_i = (σ_max^(1/ρ) + i/n (σ_min^(1/ρ) − σ_max^(1/ρ)))^ρ, i = 0…n (Karras et al. 2022, Eq. 5).
 
     Returns:
@@ -42,19 +48,23 @@ def karras(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float
     return _pin(_ramp(n, sigma_max ** (1 / rho), sigma_min ** (1 / rho)) ** rho, sigma_min, sigma_max)
 
 
-def log_snr(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Tensor:
+def log_snr(n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX) -> Tensor:
     """Uniform in λ = −log σ: σ_i = σ_max (σ_min/σ_max)^(i/n) (Lu et al. 2022). Arguments and errors as `karras`."""
     _check(n, sigma_min, sigma_max)
     ends = torch.tensor([sigma_max, sigma_min], dtype=torch.float64).log()
     return _pin(_ramp(n, *ends.tolist()).exp(), sigma_min, sigma_max)
 
 
-def time_uniform(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, schedule: Schedule | None = None) -> Tensor:
+def time_uniform(
+    n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, schedule: Schedule | None = None
+) -> Tensor:
     """Uniform in the schedule's time, t_i = t_max + i/n (t_min − t_max) (default schedule: VPLinear). Errors as `karras`."""
     return _in_time(n, sigma_min, sigma_max, schedule, power=1)
 
 
-def time_quadratic(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, schedule: Schedule | None = None) -> Tensor:
+def time_quadratic(
+    n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, schedule: Schedule | None = None
+) -> Tensor:
     """Uniform in √t: denser at low noise (Song et al. 2021, DDIM). Arguments and errors as `time_uniform`."""
     return _in_time(n, sigma_min, sigma_max, schedule, power=2)
 
@@ -85,7 +95,7 @@ def names() -> tuple[str, ...]:
     return tuple(_REGISTRY)
 
 
-def make(name: str, n: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Tensor:
+def make(name: str, n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX) -> Tensor:
     """The named grid with its default shape. Raises InputError for an unknown name, with a suggestion."""
     if name not in _REGISTRY:
         raise unknown_name("grid", name, _REGISTRY)

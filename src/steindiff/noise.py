@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from steindiff.errors import InputError
+from steindiff.grids import SIGMA_MAX
 
 __all__ = ["fresh_seed", "generators", "initial_noise", "mix"]
 
@@ -32,6 +33,9 @@ def mix(*values: int) -> int:
 
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
     """One CPU generator per image; below 2³² the stream of `torch.manual_seed(seed)`.
+
+    `sample(generator=generators(seeds))` seeds the probes of a correction and nothing else: the images themselves come from
+    the state that `sample` is given, which `initial_noise(seeds, …)` draws.
 
     Raises:
         InputError: a seed that is not a whole number in 0 … 2⁶³−1.
@@ -62,7 +66,7 @@ def fresh_seed(generator: torch.Generator) -> int:
 def initial_noise(
     seeds: Sequence[int],
     event_shape: Sequence[int],
-    sigma_max: float = 80.0,
+    sigma_max: float = SIGMA_MAX,
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",

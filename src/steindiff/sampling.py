@@ -6,6 +6,8 @@ trace of every step and what it cost. Nothing in the loop waits for the device: 
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,7 +21,7 @@ from steindiff.corrections.base import Correction, corrected_state
 from steindiff.denoisers import Counter, Denoiser, forwards_per_call
 from steindiff.divergence import Choice
 from steindiff.divergence.products import fresh
-from steindiff.errors import InputError, NonFiniteError
+from steindiff.errors import InputError, NonFiniteError, StateWarning
 from steindiff.io import processes
 from steindiff.noise import fresh_seed
 from steindiff.solvers import Grid, Interval, Solver, Step, make
@@ -144,8 +146,9 @@ def steps(
 ) -> Iterator[Event]:
     """Integrate from sigmas[0] to sigmas[-1], yielding after each step. Arguments and errors as `sample`."""
     solver = make(solver) if isinstance(solver, str) else solver
-    _check_state(x)
-    sigmas = fresh(grids.validate(sigmas).to(x.device))
+    sigmas = grids.validate(sigmas)
+    _check_state(x, float(sigmas[0]))
+    sigmas = fresh(sigmas.to(x.device))
     if generator is not None:
         solver = solver.seeded(_seeds(generator, len(x)))
     return _run(solver, denoiser if isinstance(denoiser, _Watched) else _Watched(denoiser), fresh(x), sigmas)
@@ -207,7 +210,7 @@ def sample(
     return SampleResult(final, _trace(kept), _stats(watched, [c for _, c in kept if c], choice, len(x)))
 
 
-def _check_state(x: Tensor) -> None:
+def _check_state(x: Tensor, sigma: float) -> None:
     if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise InputError(
@@ -215,9 +218,27 @@ def _check_state(x: Tensor) -> None:
         )
     if x.ndim < 2 or x.shape[0] == 0 or x[0].numel() == 0:
         raise InputError(f"x of shape {tuple(x.shape)}: need a batch of at least one, (B, *event) with B ≥ 1")
-    bad = int((~torch.isfinite(x)).sum())
+    square = float(x.detach().square().mean())
+    bad = 0 if math.isfinite(square) else int((~torch.isfinite(x)).sum())
     if bad:
         raise InputError(f"x holds {bad} NaN or infinite values of {x.numel()}: start from a finite state")
+    _check_level(square**0.5, sigma, x.numel())
+
+
+def _check_level(rms: float, sigma: float, n: int) -> None:
+    """Warn where n numbers of this root mean square are no x* + σ ε: a state made for another noise level.
+
+    RMS² ≥ σ² (1 − 2√(20.7/n)) but for a probability of 1e-9 (Laurent & Massart 2000); half of σ is left to states that are
+    less noisy on purpose. Above, 4 σ is beyond any data of standard deviation below 11.
+    """
+    small = rms**2 < sigma**2 * min(0.25, 1 - 2 * math.sqrt(20.7 / n))
+    if small or (sigma >= 3 and rms > 4 * sigma):
+        warnings.warn(
+            f"the state's root mean square is {rms:.3g} where the grid starts at sigma = {sigma:.3g}: scale the noise to it, "
+            "as initial_noise(..., sigma_max=float(sigmas[0])) does, or start the grid at the state's own noise level",
+            StateWarning,
+            stacklevel=5,
+        )
 
 
 def _check_end(x: Tensor, grid: Grid) -> None:

@@ -1,14 +1,17 @@
 """Adapters: a network of any parametrisation, built from a known denoiser, gives that denoiser back in VE coordinates."""
 
+import contextlib
 import functools
 import re
+import warnings
 from functools import partial
 
 import pytest
 import torch
 
-from problems import gaussian
-from steindiff import grids, sampling
+from problems import MODEL, gaussian
+from steindiff import grids, rules, sampling, solvers
+from steindiff.corrections.base import Corrected
 from steindiff.denoisers import (
     Counter,
     FromEps,
@@ -16,11 +19,14 @@ from steindiff.denoisers import (
     FromV,
     FromX0,
     Guided,
+    TimeSelected,
+    declare,
     expand,
     forwards_per_call,
     schedule_of,
 )
-from steindiff.errors import InputError
+from steindiff.errors import InputError, ScheduleWarning
+from steindiff.models.networks import EDMPrecond
 from steindiff.schedules import VE, DiscreteBetas, RectifiedFlow, VPCosine, VPLinear
 
 SCHEDULES = {
@@ -161,4 +167,96 @@ def test_schedule_through_wrappers():
     assert schedule_of(adapter) is schedule
     assert schedule_of(Counter(Guided(Counter(adapter), gaussian, 2.0))) is schedule
     assert schedule_of(partial(adapter)) is schedule
-    assert schedule_of(gaussian) == VE()
+    with pytest.warns(ScheduleWarning):
+        assert schedule_of(gaussian) == VE()
+
+
+def wrapped(adapter):
+    @functools.wraps(adapter)
+    def logged(x, sigma):
+        return adapter(x, sigma)
+
+    return logged
+
+
+@pytest.mark.filterwarnings("error::steindiff.errors.ScheduleWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        wrapped,
+        partial,
+        Counter,
+        lambda d: d.__call__,
+        lambda d: partial(wrapped(Counter(d).__call__)),
+        lambda d: torch.compile(d, backend="eager"),
+        lambda d: Counter(torch.compile(d.__call__, backend="eager")),
+        lambda d: declare(lambda x, sigma: d(x, sigma), schedule=d.schedule, forwards=2),
+    ],
+)
+def test_wrappers_of_every_kind_pass_on_schedule_and_forwards(wrap):
+    adapter = FromV(_network(FromV, VPCosine()), VPCosine())
+    guided = wrap(Guided(adapter, gaussian, 2.0))
+    assert schedule_of(guided) == schedule_of(wrap(adapter)) == VPCosine()
+    assert forwards_per_call(guided) == 2
+
+
+@pytest.mark.filterwarnings("error::steindiff.errors.ScheduleWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("bind", [lambda m: m, lambda m: torch.compile(m, backend="eager"), lambda m: m.forward])
+def test_a_networks_schedule_is_seen_through_compilation(bind):
+    """A module may state its own; the preconditioned network and the exact laws do."""
+    network = bind(EDMPrecond(torch.nn.Identity(), 0.5))
+    assert schedule_of(network) == schedule_of(MODEL) == schedule_of(MODEL.denoise) == VE()
+    assert forwards_per_call(network) == forwards_per_call(MODEL) == 1
+
+
+class Logger:
+    schedule = "linear"  # not a Schedule
+
+    def __call__(self, x, sigma):
+        return gaussian(x, sigma)
+
+
+@pytest.mark.parametrize(
+    "wrap, name",
+    [
+        (lambda d: lambda x, sigma: d(x, sigma), "<lambda>"),
+        (lambda d: Counter(partial(gaussian, mean=d)), "gaussian"),
+        (lambda d: Guided(Logger(), d, 2.0), "Logger"),
+    ],
+)
+def test_what_hides_a_schedule_is_named_where_it_matters(wrap, name):
+    hidden = wrap(FromV(_network(FromV, VPCosine()), VPCosine()))
+    with pytest.warns(ScheduleWarning, match=rf"schedule of .*{re.escape(name)} is unknown.*declare\(.*frame='ve'"):
+        assert schedule_of(hidden) == VE()
+
+
+def test_the_warning_comes_from_corrections_and_selection_in_the_models_frame_only():
+    x, sigmas = 5.0 * _state(3), grids.karras(2, 0.1, 5.0)
+
+    def plain(x, sigma):
+        return gaussian(x, sigma)
+
+    for frame in ("model", "ve"):
+        corrected = Corrected(solvers.make("ddim"), rules.CleanTarget(), frame=frame)
+        for act in (lambda c=corrected: sampling.sample(c, plain, x, sigmas), lambda f=frame: TimeSelected(plain, frame=f)):
+            with pytest.warns(ScheduleWarning) if frame == "model" else _silent():
+                act()
+    with _silent():
+        sampling.sample("ddim", plain, x, sigmas)
+        forwards_per_call(plain)
+
+
+@contextlib.contextmanager
+def _silent():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ScheduleWarning)
+        yield
+
+
+def test_declare():
+    x, sigma = _state(3), torch.tensor(0.7, dtype=torch.float64)
+    declared = declare(gaussian, schedule=VPLinear(), forwards=3)
+    assert torch.equal(declared(x, sigma), gaussian(x, sigma))
+    assert forwards_per_call(Guided(declared, declared, 1.5)) == 6
+    with pytest.raises(InputError, match="forwards=0: need at least one"):
+        declare(gaussian, schedule=VE(), forwards=0)

@@ -17,8 +17,8 @@ from steindiff.corrections import CleanTarget, FixedGamma, Moments, Reason
 from steindiff.corrections.base import Corrected
 from steindiff.denoisers import Counter, Guided
 from steindiff.divergence import Exact, Hutchinson
-from steindiff.errors import InputError, NonFiniteError, SteindiffError
-from steindiff.noise import generators
+from steindiff.errors import InputError, NonFiniteError, StateWarning, SteindiffError
+from steindiff.noise import generators, initial_noise
 from steindiff.sampling import Event, Stats, _Watched, sample, steps
 
 torch.set_num_threads(1)
@@ -295,6 +295,30 @@ def test_progress_without_tqdm_says_what_to_install(monkeypatch):
 def test_bad_states_are_refused(bad, message, progress):
     with pytest.raises(InputError, match=message):
         sample("ddim", gaussian, bad, GRID, progress=progress)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1 / 80, 0.2, 0.45, 4.1, 80.0])
+@pytest.mark.parametrize("run", [sample, lambda *args: list(steps(*args))], ids=["sample", "steps"])
+def test_a_state_of_another_noise_level_than_the_grids_is_named(scale, run):
+    x = scale * initial_noise(range(8), (3, 8, 8), float(GRID[0]))
+    with pytest.warns(
+        StateWarning, match=r"root mean square is .* sigma = 10: .*initial_noise\(.*sigmas\[0\].*or start the grid"
+    ):
+        run("ddim", gaussian, x, GRID)
+
+
+@pytest.mark.parametrize(
+    "x, sigmas",
+    [
+        (initial_noise(range(8), (3, 8, 8), 10.0), GRID),
+        (0.55 * initial_noise(range(8), (3, 8, 8), 10.0), GRID),  # a mean of two noises has 0.71 σ
+        (3.8 * initial_noise(range(8), (3, 8, 8), 10.0), GRID),
+        (torch.zeros(4, 16), GRID),  # 64 numbers: too few to tell
+        (40 * initial_noise([0], (3, 8, 8), 1.0), grids.karras(3, 0.1, 1.0)),  # a small σ: the data may be large
+    ],
+)
+def test_a_state_that_fits_passes_without_a_word(x, sigmas):
+    sample("ddim", gaussian, x, sigmas)  # warnings are errors in these tests
 
 
 @pytest.mark.parametrize(

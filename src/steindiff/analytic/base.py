@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
 
 from steindiff.analytic.integrate import Flow
 from steindiff.errors import InputError
+from steindiff.schedules import VE
 
 __all__ = ["ExactModel"]
 
@@ -24,6 +25,9 @@ class ExactModel(ABC):
     tensor, in the units of x; every method is differentiable with respect to x in both modes. A wrong shape, dtype, device
     or σ raises `InputError`.
     """
+
+    schedule: Final = VE()
+    forwards: Final = 1
 
     @property
     @abstractmethod

@@ -8,11 +8,13 @@ Frame: variance exploding, x = x₀ + σ ε, with x₀ of standard deviation σ_
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from steindiff.errors import InputError
+from steindiff.schedules import VE
 
 __all__ = ["EDMPrecond"]
 
@@ -38,6 +40,9 @@ class EDMPrecond(nn.Module):
     Raises:
         InputError: if σ_data is not finite and positive.
     """
+
+    schedule: Final = VE()
+    forwards: Final = 1
 
     def __init__(self, network: nn.Module, sigma_data: float) -> None:
         super().__init__()
