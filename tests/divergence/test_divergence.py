@@ -568,7 +568,7 @@ def test_the_choice_is_recorded_and_reusing_it_probes_nothing():
         return torch.tanh(layer(x)) / (1 + sigma)
 
     grid = torch.tensor([5.0, 2.0, 0.5], dtype=D64)
-    x = torch.randn(16, 64, generator=torch.Generator().manual_seed(0), dtype=D64)
+    x = 5 * torch.randn(16, 64, generator=torch.Generator().manual_seed(0), dtype=D64)
     first = sample(Corrected(solvers.make("ddim"), CleanTarget(gamma_max=1.0)), network, x, grid)
     probing = len(calls) - first.stats.nfe
     assert probing > 0

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +120,8 @@ def digest(**parts: Any) -> str:
 
 def manifest(**config: Any) -> dict[str, Any]:
     """Versions, machine, time and command of this process, with the caller's own entries beside them."""
-    from steindiff import __version__
-
     return {
-        "steindiff": __version__,
+        "steindiff": version("steindiff"),
         "git": _git_revision(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -22,12 +22,14 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from steindiff import grids, initial_noise, sample
+from steindiff import grids
 from steindiff.errors import InputError, NonFiniteError
 from steindiff.io.files import plain, writable_folder, write_text
 from steindiff.io.images import contact_sheet, save_png, to_uint8
 from steindiff.models.datasets import ImageSet
 from steindiff.models.networks import EDMPrecond, UNet, UNetConfig
+from steindiff.noise import initial_noise
+from steindiff.sampling import sample
 from steindiff.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from steindiff.train.feed import Batch, Feed
 from steindiff.train.objective import loss_per_sigma, weighted_errors
