@@ -47,15 +47,10 @@ CIRCULAR: set[str] = {
 """Modules that still lie on a circle."""
 
 LATE: set[str] = {
-    "steindiff.cli.app",
-    "steindiff.cli.bench",
-    "steindiff.cli.evaluate",
-    "steindiff.cli.score",
-    "steindiff.cli.train",
     "steindiff.diagnostics.study",
     "steindiff.study.demo",
 }
-"""Modules that still import this package inside a function."""
+"""Modules outside cli that still import this package inside a function; a command may load its runner when it is called."""
 
 
 def _modules() -> dict[str, Path]:
@@ -116,6 +111,7 @@ def test_this_package_is_imported_at_the_top_of_a_module():
     late = {
         module
         for module, path in MODULES.items()
+        if _room(module) != "cli"
         for function in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(function, ast.FunctionDef)
         for node in ast.walk(function)
