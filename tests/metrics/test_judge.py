@@ -13,8 +13,7 @@ from torch import Tensor
 from steindiff.errors import InputError
 from steindiff.io.images import to_uint8
 from steindiff.metrics import Judge, Reference, SampleMoments, judge, load_features, write_reference
-from steindiff.metrics.fid.extractors import Dinov2, Inception, inception
-from steindiff.metrics.fid.judge import load_extractor, moments
+from steindiff.metrics.fid.extractors import Dinov2, Inception, inception, load_extractor
 from tiny_inception import Tiny, save
 
 CPU = torch.device("cpu")
@@ -108,7 +107,7 @@ def test_the_network_sees_an_image_once_unless_its_last_layer_says_otherwise(one
     torch.manual_seed(0)
     network = Counted(temperature, bias=3.0)
     extractor = Inception(network, "0" * 64, CPU, 16)
-    counted = Judge(extractor, Reference.of(moments(extractor, [images(0, 300)])), groups=5)
+    counted = Judge(extractor, Reference.of(extractor.moments([images(0, 300)])), groups=5)
     x = images(1, 60)
     before = network.seen
     got = counted.stream([x])
@@ -155,7 +154,7 @@ def test_few_images_are_judged_only_when_asked_for():
             return x if return_features else x.softmax(1)
 
     extractor = Inception(Wide(), "0" * 64, CPU, 64)
-    reference = Reference.of(moments(extractor, [images(0, 400)]), extractor.sha256, extractor.resize)
+    reference = Reference.of(extractor.moments([images(0, 400)]), extractor.sha256, extractor.resize)
     with pytest.raises(InputError, match=r"n = 60 images, d = 192 features of inception.*at least 193.*--few"):
         Judge(extractor, reference).check(60)
     with pytest.raises(InputError, match="covariance is singular"):
@@ -220,7 +219,7 @@ def test_dinov2_has_one_number():
         return SimpleNamespace(last_hidden_state=F.adaptive_avg_pool2d(pixel_values.mean(1), 2).flatten(1)[:, None])
 
     extractor = Dinov2(network, "0" * 64, CPU, 16)
-    one = Judge(extractor, Reference.of(moments(extractor, [images(0, 60)])), groups=4)
+    one = Judge(extractor, Reference.of(extractor.moments([images(0, 60)])), groups=4)
     got = one.measure(images(1, 30, power=1.5))
     assert tuple(got) == one.names == ("fd_dinov2",)
     assert got["fd_dinov2"].value.value > 4 * got["fd_dinov2"].value.se

@@ -13,14 +13,14 @@ from steindiff.metrics.distances import (
 from steindiff.metrics.features import Features, load_features
 from steindiff.metrics.fid.extractors import dinov2, inception
 from steindiff.metrics.fid.inception_score import inception_score
-from steindiff.metrics.fid.judge import Judge, judge
+from steindiff.metrics.fid.judge import Judge, JudgeFiles, judge
 from steindiff.metrics.fid.references import Reference, read_reference, write_reference
 from steindiff.metrics.manifold import Manifold, ManifoldTarget, precision_recall
 from steindiff.metrics.moments import SampleMoments
 from steindiff.metrics.resampling import Halves, Replicates, jackknife, jackknife_difference
 from steindiff.metrics.sliced import SlicedTarget, sliced_wasserstein
 from steindiff.metrics.spectrum import Spectrum, SpectrumTarget, spectrum_error
-from steindiff.metrics.values import Shares, Value
+from steindiff.metrics.values import Paired, Shares, Value
 from steindiff.metrics.verdicts import HIGHER, TITLES, weigh
 
 __all__ = [
@@ -32,8 +32,10 @@ __all__ = [
     "FrechetTarget",
     "Halves",
     "Judge",
+    "JudgeFiles",
     "Manifold",
     "ManifoldTarget",
+    "Paired",
     "Reference",
     "Replicates",
     "SampleMoments",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
 from steindiff.errors import InputError
 
-__all__ = ["Shares", "Value"]
+__all__ = ["Paired", "Shares", "Value"]
+
+T = TypeVar("T", bound="Paired")
 
 
 class Value(NamedTuple):
@@ -31,6 +33,19 @@ class Value(NamedTuple):
             return f"{self.value:.1e} ± {self.se:.0e}"
         digits = 1 if self.value >= 100 else 2 if self.value >= 10 else 4
         return f"{self.value:.{digits}f} ± {self.se:.{digits}f}"
+
+
+class Paired(Protocol):
+    """A statistic with its standard error, and that of a difference from the same seeds."""
+
+    @property
+    def value(self) -> Value:
+        """The statistic with its standard error."""
+        ...
+
+    def minus(self: T, other: T) -> Value:
+        """This statistic less another's, with the paired standard error."""
+        ...
 
 
 class Shares(NamedTuple):

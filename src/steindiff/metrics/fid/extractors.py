@@ -1,7 +1,8 @@
-"""Feature extractors of published metrics, from local files the user names; nothing is downloaded.
+"""Feature extractors of published metrics, from local files that the user names; nothing is downloaded.
 
     FID, inception score   `inception(path)`    NVIDIA's TorchScript of the 2015 Inception network
     FD-DINOv2              `dinov2(folder)`     DINOv2 as transformers keeps it: config.json and *.safetensors
+    no FID                 `classifier(name)`   the package's own small classifier of CIFAR-10
 
 Images pass through 8 bits, as they would through files, since the published numbers are of files; grey ones become RGB. Numbers
 compare only with the same weights and the same resizing, so each extractor carries its hash and says how it resizes.
@@ -14,24 +15,40 @@ import importlib
 import json
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, reduce
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from steindiff.errors import InputError, ModelFileError
+from steindiff.errors import InputError, ModelFileError, unknown_name
 from steindiff.io.files import sha256
 from steindiff.io.images import to_uint8
-from steindiff.metrics.moments import SampleMoments
+from steindiff.io.processes import local_device
+from steindiff.metrics.features import load_features
+from steindiff.metrics.fid.references import grouped_moments
+from steindiff.metrics.moments import CHUNK, SampleMoments
 
-__all__ = ["Dinov2", "Extractor", "Inception", "dinov2", "inception"]
+__all__ = ["Classified", "Dinov2", "Extractor", "Inception", "Summary", "classifier", "dinov2", "inception", "load_extractor"]
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of the channels, in [0, 1]."""
+
+
+class Summary(NamedTuple):
+    """What a judge needs to know of a set of images.
+
+    Attributes:
+        parts: moments of groups of its features.
+        probabilities: class probabilities by Inception, (n, classes) float64; None for other extractors.
+    """
+
+    parts: list[SampleMoments]
+    probabilities: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +57,9 @@ class Extractor(ABC):
 
     Attributes:
         network: frozen.
-        sha256: of its file, or of its files' hashes.
-        device: where it runs.
-        batch: images at a time; changes memory and rounding only.
+        sha256: the hash of its file, or of its files' hashes.
+        device: where the network computes.
+        batch: how many images it sees at a time; this changes memory and rounding only.
     """
 
     network: Any
@@ -53,6 +70,10 @@ class Extractor(ABC):
     name: ClassVar[str]
     resize: ClassVar[str]
     """How images of any size become those the network sees."""
+    numbers: ClassVar[tuple[str, ...]]
+    """The names of the numbers that follow from it, the Fréchet distance first."""
+    least: ClassVar[int] = 0
+    """The fewest images that it can be asked about."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, 1 or 3, H, W), uint8 or floating point in [−1, 1], to (N, F).
@@ -62,15 +83,55 @@ class Extractor(ABC):
         """
         return self._map(self._features, images)
 
+    @property
+    def about(self) -> dict[str, str]:
+        """Its name, hash and resizing, for files."""
+        return {"name": self.name, "sha256": self.sha256, "resize": self.resize}
+
+    @cached_property
+    def dimension(self) -> int:
+        """F, the number of features of an image."""
+        return self(self._noise).shape[1]
+
+    def check(self, n: int, groups: int, few: bool) -> None:
+        """Check that n images suffice.
+
+        Raises:
+            InputError: fewer than two a group, or a split of the inception score; unless `few`, no more than features.
+        """
+        least, d = max(2 * groups, self.least), self.dimension
+        if n < least:
+            raise InputError(f"{n} images in {groups} groups: need at least {least}; draw more, or take fewer groups")
+        if n <= d and not few:
+            raise InputError(
+                f"n = {n} images, d = {d} features of {self.name}: their covariance is singular; take at least {d + 1}, 50000 "
+                "for numbers that compare with published ones, or allow it by few=True (--few) and compare equal n only"
+            )
+
     def moments(self, chunks: Iterable[Tensor]) -> SampleMoments:
         """Mean and scatter of the features of images that come in chunks. Raises InputError where none come."""
-        whole: SampleMoments | None = None
-        for chunk in chunks:
-            part = SampleMoments.of(self(chunk))
-            whole = part if whole is None else whole.merge(part)
-        if whole is None:
+        parts = map(SampleMoments.of, _packed(map(self, chunks)))
+        first = next(parts, None)
+        if first is None:
             raise InputError("no images came: give at least one chunk")
-        return whole
+        return reduce(SampleMoments.merge, parts, first)
+
+    def summary(self, chunks: Iterable[Tensor], groups: int) -> Summary:
+        """What a judge needs to know of images that come in chunks. Raises InputError for fewer than two a group."""
+        probabilities: list[Tensor] = []
+
+        def features() -> Iterator[Tensor]:
+            for chunk in chunks:
+                found, classes = self._seen(chunk)
+                probabilities.extend(() if classes is None else (classes,))
+                yield found
+
+        parts = grouped_moments(_packed(features()), groups)
+        return Summary(parts, torch.cat(probabilities) if probabilities else None)
+
+    def _seen(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features, and class probabilities where the extractor has such."""
+        return self(images), None
 
     @abstractmethod
     def _features(self, images: Tensor) -> Tensor:
@@ -82,6 +143,17 @@ class Extractor(ABC):
         _check(images)
         return torch.cat([function(_rgb_bytes(part).to(self.device)).cpu().double() for part in images.split(self.batch)])
 
+    @property
+    def _side(self) -> int:
+        """A side of images that the extractor takes."""
+        return 32
+
+    @property
+    def _noise(self) -> Tensor:
+        """Two images that the extractor takes, (2, 3, side, side) uint8."""
+        g = torch.Generator().manual_seed(0)
+        return torch.randint(256, (2, 3, self._side, self._side), generator=g).to(torch.uint8)
+
 
 @final
 class Inception(Extractor):
@@ -89,9 +161,11 @@ class Inception(Extractor):
 
     name = "inception"
     resize = "inside the network"
+    numbers = ("fid", "inception_score")
+    least = 20  # two a split of the inception score
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """Class probabilities for the inception score, (N, classes); the last layer's bias left out, as published.
+        """Class probabilities for the inception score, (N, classes); the last layer's bias is left out, as published.
 
         Raises:
             InputError: as a call.
@@ -102,6 +176,22 @@ class Inception(Extractor):
         features: Tensor = self.network(images, return_features=True)
         return features
 
+    def _seen(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features, w = self(images), self._last_layer
+        return features, self.probabilities(images) if w is None else (features @ w.mT).softmax(1)
+
+    @cached_property
+    def _last_layer(self) -> Tensor | None:
+        """W, (classes, d) float64, where softmax(W f) is what the network gives for noise; else None."""
+        weight = getattr(getattr(self.network, "output", None), "weight", None)
+        if not isinstance(weight, Tensor):
+            return None
+        w = weight.detach().double().cpu()
+        features, given = self(self._noise), self.probabilities(self._noise)
+        if w.shape != (given.shape[1], features.shape[1]):
+            return None
+        return w if torch.allclose((features @ w.mT).softmax(1), given, rtol=1e-3, atol=1e-7) else None
+
 
 @final
 class Dinov2(Extractor):
@@ -109,12 +199,50 @@ class Dinov2(Extractor):
 
     name = "dinov2"
     resize = "bicubic antialiased 224"
+    numbers = ("fd_dinov2",)
 
     def _features(self, images: Tensor) -> Tensor:
         x = F.interpolate(images.float(), size=(224, 224), mode="bicubic", antialias=True) / 255
         mean, std = (torch.tensor(values, device=x.device).reshape(1, 3, 1, 1) for values in IMAGENET)
         token: Tensor = self.network(pixel_values=(x - mean) / std).last_hidden_state[:, 0]
         return token
+
+
+@final
+class Classified(Extractor):
+    """Features of the package's own classifier (`metrics.load_features`): quick, for CIFAR-10, and no FID."""
+
+    name = "classifier"
+    resize = "half its side enlarged, else none"
+    numbers = ("fd_classifier",)
+
+    def _features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.network(images.float() / 127.5 - 1)
+        return features
+
+    @property
+    def _side(self) -> int:
+        side: int = self.network.network.config.side
+        return side
+
+
+def load_extractor(kind: str, path: str | Path, device: str | torch.device = "cpu", batch: int = 64) -> Extractor:
+    """An extractor by its kind, "inception", "dinov2" or "classifier", and its file or folder.
+
+    Raises:
+        InputError: another kind, no such file, or a device that cannot be used.
+        ModelFileError: the file holds something else.
+    """
+    if kind not in _LOADERS:
+        raise unknown_name("extractor", kind, _LOADERS)
+    return _LOADERS[kind](path, local_device(str(device)), batch)
+
+
+def classifier(name: str | Path = "cifar10", device: str | torch.device = "cpu", batch: int = 64) -> Classified:
+    """The package's own classifier, by name or file. Raises InputError and ModelFileError as `load_features`."""
+    _check_batch(batch)
+    features = load_features(name, device)
+    return Classified(features, features.sha256, torch.device(device), batch)
 
 
 def inception(path: str | Path, device: str | torch.device = "cpu", batch: int = 64) -> Inception:
@@ -173,6 +301,13 @@ def dinov2(folder: str | Path, device: str | torch.device = "cpu", batch: int = 
     return Dinov2(network.float().to(device).eval().requires_grad_(False), digest, device, batch)
 
 
+_LOADERS: dict[str, Callable[[str | Path, str, int], Extractor]] = {
+    "inception": inception,
+    "dinov2": dinov2,
+    "classifier": classifier,
+}
+
+
 def _read_dinov2(folder: Path, transformers: Any) -> Any:
     """The model of a folder. Raises ModelFileError where transformers would guess, or fails."""
     try:
@@ -187,6 +322,19 @@ def _read_dinov2(folder: Path, transformers: Any) -> Any:
     if lost := sorted(loaded["missing_keys"]):
         raise ModelFileError(f"{folder} lacks {len(lost)} of the model's weights, such as {lost[0]}: copy it again")
     return network
+
+
+def _packed(parts: Iterable[Tensor], rows: int = CHUNK) -> Iterator[Tensor]:
+    """The same rows in order, so many at a time: merging moments costs d² a group, however few rows come."""
+    held: list[Tensor] = []
+    for part in parts:
+        held.append(part)
+        while sum(map(len, held)) >= rows:
+            whole = torch.cat(held)
+            yield whole[:rows]
+            held = [whole[rows:]]
+    if sum(map(len, held)):
+        yield torch.cat(held)
 
 
 def _check(images: Tensor) -> None:

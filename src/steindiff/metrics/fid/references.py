@@ -14,7 +14,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +106,7 @@ class Reference:
         parts = [parts] if isinstance(parts, SampleMoments) else list(parts)
         if not parts:
             raise InputError("no moments: give at least one part")
-        whole = parts[0]
-        for part in parts[1:]:
-            whole = whole.merge(part)
+        whole = reduce(SampleMoments.merge, parts)
         self.check(len(whole.mean), extractor_sha256, resize)
         _check_number(whole.n, len(whole.mean), few)
         without = [self._distance(whole.without(part)) for part in parts] if len(parts) > 1 else [float("nan")]
