@@ -1,0 +1,149 @@
+"""What `steindiff score` is asked, and what it finds: images, judges of them, and a number for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from steindiff.errors import InputError
+from steindiff.metrics import JudgeFiles, Paired, Value, weigh
+
+__all__ = ["Job", "Judgement", "Judgements", "Line"]
+
+_WORDS = {"win": "better", "loss": "worse", "noise": "within noise"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that determines the numbers.
+
+    Args:
+        judges: the files of each; one of a kind at most.
+        images: folder, zip, tar or .npz; where it is empty, only a reference is made.
+        against: a second set from the same seeds, for a paired difference.
+        real: images that references are made of, for extractors without a file of them.
+        held_out: real images that are in no reference, for the noise floor.
+        write_reference: where the reference is kept, .npz.
+        n: how many images of each set are judged, the first ones; None: all of them.
+        groups: how many the jackknife has.
+        few: allow no more images than features.
+        resolution: the size that real images are cropped and resized to; None: they are as they should be.
+        batch: how many images the network sees at a time; this changes speed and rounding only.
+        device: where the network computes.
+
+    Raises:
+        InputError: entries that do not go together.
+    """
+
+    judges: tuple[JudgeFiles, ...]
+    images: str = ""
+    against: str = ""
+    real: str = ""
+    held_out: str = ""
+    write_reference: Path | None = None
+    n: int | None = None
+    groups: int = 20
+    few: bool = False
+    resolution: int | None = None
+    batch: int = 64
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if problem := next(self._problems(), None):
+            raise InputError(problem)
+        for name, low in (("groups", 2), ("batch", 1), ("n", 2)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise InputError(f"{name}={value}: must be at least {low}")
+
+    def _problems(self) -> Iterator[str]:
+        place, without = self.write_reference, [files.kind for files in self.judges if files.reference is None]
+        if not self.judges:
+            yield "no extractor: give --inception FILE, --dinov2 FOLDER or --features cifar10"
+        if not self.images and place is None:
+            yield "nothing to score: give --images, or --write-reference with --real to make a reference"
+        if not self.images and (self.against or self.held_out):
+            yield f"{self.against or self.held_out} without --images: there is nothing to compare it with"
+        if self.resolution is not None and not (self.real or self.held_out):
+            yield f"--resolution {self.resolution} is that of real images: give --real or --held-out, or leave it out"
+        if without and not self.real:
+            yield f"no reference for {', '.join(without)}: name an .npz of real images' statistics, or the images by --real"
+        if self.real and not without:
+            yield f"real images {self.real} are not needed, as every reference is named; for a noise floor give --held-out"
+        if place is not None and (len(without), len(self.judges)) != (1, 1):
+            yield f"--write-reference {place} keeps one reference: give one extractor, and --real"
+        if place is not None and place.suffix != ".npz":
+            yield f"--write-reference {place}: reference statistics are .npz files; name one"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One number.
+
+    Attributes:
+        name: "fid", …
+        value: that of the images.
+        real: that of as many real images; None where there were not enough.
+        against: that of the second set.
+        difference: value less against, paired.
+    """
+
+    name: str
+    value: Value
+    real: Value | None = None
+    against: Value | None = None
+    difference: Value | None = None
+
+    @classmethod
+    def of(cls, name: str, found: Paired, real: Paired | None, against: Paired | None) -> Line:
+        """A line of statistics."""
+        values = [None if other is None else other.value for other in (real, against)]
+        return cls(name, found.value, *values, None if against is None else found.minus(against))
+
+    @property
+    def verdict(self) -> str:
+        """By two standard errors of the difference: better, worse or within noise; empty where there is none."""
+        return "" if self.difference is None else _WORDS[weigh(self.difference, self.name)]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one extractor says.
+
+    Attributes:
+        extractor: its name, path, SHA-256 and resizing.
+        reference: where it is from, the SHA-256 of the file, and how many images it is of.
+        digest: a hash of all that determines the numbers of given images.
+        lines: the numbers; none where only a reference was made.
+        floor: what the numbers of real images are, or why there are none.
+    """
+
+    extractor: Mapping[str, Any]
+    reference: Mapping[str, Any]
+    digest: str
+    lines: tuple[Line, ...]
+    floor: str
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """What all extractors say.
+
+    Attributes:
+        job: what was asked.
+        sets: source, number, shape and hash of each set of images.
+        paired: whether the two sets are known to be from the same seeds; None where nothing says.
+        found: one judgement an extractor.
+    """
+
+    job: Job
+    sets: Mapping[str, Any]
+    paired: bool | None
+    found: tuple[Judgement, ...]
+
+    @property
+    def n(self) -> int:
+        """How many images were judged."""
+        return int(self.sets["images"]["n"])
