@@ -17,14 +17,15 @@ from steindiff.cli.app import app
 from steindiff.cli.score import EXAMPLES
 from steindiff.errors import InputError
 from steindiff.io.files import sha256
-from steindiff.metrics import Reference, SampleMoments, Value, inception, read_reference
+from steindiff.metrics import JudgeFiles, Reference, SampleMoments, Value, inception, read_reference
+from steindiff.metrics.fid.extractors import load_extractor
 from steindiff.metrics.fid.inception_score import inception_score
-from steindiff.metrics.fid.judge import load_extractor
 from steindiff.metrics.fid.references import grouped_moments
 from steindiff.models.datasets import load_images
-from steindiff.report.score import Line
-from steindiff.study.score import score
-from steindiff.study.score_job import Job, Ruler
+from steindiff.report.judge import notes
+from steindiff.report.numbers import show
+from steindiff.study.judge import judge_images
+from steindiff.study.judging import Job, Line
 from tiny_inception import Tiny, save
 
 N = 60
@@ -83,7 +84,7 @@ def test_numbers_are_those_of_the_metrics(place, tmp_path, monkeypatch, capsys):
     assert judged["extractor"]["sha256"] == sha256(place / "tiny.pt")
     assert found["sets"]["images"]["n"] == N
     assert found["command"][:2] == ["steindiff", "score"]
-    assert str(Value(**fid["value"])) in out
+    assert show(Value(**fid["value"])) in out
     assert f"{fid['verdict']}" in out
     assert "image/s" in err
     assert "The same seeds, as both run.json say" in out
@@ -93,9 +94,9 @@ def test_a_run_is_the_same_as_folder_and_as_npz(place, tmp_path):
     (tmp_path / "pngs").mkdir()
     for file in (place / "a").glob("0*.png"):
         (tmp_path / "pngs" / file.name).write_bytes(file.read_bytes())
-    ruler = Ruler("inception", str(place / "tiny.pt"))
+    files = JudgeFiles("inception", str(place / "tiny.pt"))
     reports = [
-        score(Job((ruler,), images=str(images), real=str(place / "real.npz")))
+        judge_images(Job((files,), images=str(images), real=str(place / "real.npz")))
         for images in (place / "a", place / "a" / "samples.npz", tmp_path / "pngs")
     ]
     assert len({report.judgements[0].lines for report in reports}) == 1
@@ -111,24 +112,24 @@ def test_a_reference_is_made_once_and_used_again(place, tmp_path, monkeypatch, c
     note = json.loads((tmp_path / "ref.npz.json").read_text())
     assert note["real"]["shape"] == [3, 8, 8]
     assert note["reference_sha256"] == sha256(ref)
-    ruler = Ruler("inception", str(place / "tiny.pt"), ref)
-    (used,) = score(Job((ruler,), images=str(place / "a"))).judgements
-    (made,) = score(
-        Job((Ruler("inception", str(place / "tiny.pt")),), str(place / "a"), real=str(place / "real.npz"))
+    files = JudgeFiles("inception", str(place / "tiny.pt"), ref)
+    (used,) = judge_images(Job((files,), images=str(place / "a"))).judgements
+    (made,) = judge_images(
+        Job((JudgeFiles("inception", str(place / "tiny.pt")),), str(place / "a"), real=str(place / "real.npz"))
     ).judgements
     assert tuple(used.lines[0].value) == pytest.approx(tuple(made.lines[0].value), rel=1e-6)
     assert "give --held-out" in used.floor
     code, out, err = run(monkeypatch, capsys, *making)
     assert (code, "is there already" in err) == (2, True)
     with pytest.raises(InputError, match=r"16×16 pixels, reference .* of 8×8"):
-        score(Job((ruler,), images=str(place / "large.npz")))
+        judge_images(Job((files,), images=str(place / "large.npz")))
     np.savez(ref, mu=np.zeros(12), sigma=np.eye(12))  # another file under the name: the note is not of it
-    assert score(Job((ruler,), images=str(place / "large.npz"))).judgements[0].lines[0].value.value > 0
+    assert judge_images(Job((files,), images=str(place / "large.npz"))).judgements[0].lines[0].value.value > 0
 
 
 def test_real_images_are_resized_on_request(place):
-    ruler = Ruler("inception", str(place / "tiny.pt"))
-    report = score(Job((ruler,), str(place / "a"), real=str(place / "large.npz"), resolution=8))
+    files = JudgeFiles("inception", str(place / "tiny.pt"))
+    report = judge_images(Job((files,), str(place / "a"), real=str(place / "large.npz"), resolution=8))
     expected = load_images(place / "large.npz", resolution=8)
     assert report.sets["real"]["sha256"] == expected.sha256
     assert report.sets["real"]["shape"] == [3, 8, 8]
@@ -136,12 +137,12 @@ def test_real_images_are_resized_on_request(place):
 
 def test_held_out_images_are_the_floor(place):
     job = Job(
-        (Ruler("inception", str(place / "tiny.pt")),),
+        (JudgeFiles("inception", str(place / "tiny.pt")),),
         str(place / "a"),
         real=str(place / "real.npz"),
         held_out=str(place / "held.npz"),
     )
-    (judged,) = score(job).judgements
+    (judged,) = judge_images(job).judgements
     reference = Reference.of(SampleMoments.of(features(place, "real.npz")))
     held = features(place, "held.npz")[torch.randperm(N + 5, generator=torch.Generator().manual_seed(0))[:N]]
     expected = reference.frechet(grouped_moments([held], 20)).value
@@ -151,14 +152,14 @@ def test_held_out_images_are_the_floor(place):
 
 
 def test_without_enough_real_images_there_is_no_floor(place):
-    ruler = Ruler("inception", str(place / "tiny.pt"))
-    (judged,) = score(Job((ruler,), str(place / "real.npz"), real=str(place / "real.npz"))).judgements
+    files = JudgeFiles("inception", str(place / "tiny.pt"))
+    (judged,) = judge_images(Job((files,), str(place / "real.npz"), real=str(place / "real.npz"))).judgements
     assert judged.lines[0].real is None
     assert "200 real images are fewer than 2n" in judged.floor
     assert "score --n 100 of them" in judged.floor
-    job = Job((ruler,), str(place / "real.npz"), real=str(place / "real.npz"), held_out=str(place / "held.npz"))
-    assert "has 65 images, fewer than 200; --n 65 would give one" in score(job).judgements[0].floor
-    (judged,) = score(Job((ruler,), str(place / "real.npz"), real=str(place / "real.npz"), n=100)).judgements
+    job = Job((files,), str(place / "real.npz"), real=str(place / "real.npz"), held_out=str(place / "held.npz"))
+    assert "has 65 images, fewer than 200; --n 65 would give one" in judge_images(job).judgements[0].floor
+    (judged,) = judge_images(Job((files,), str(place / "real.npz"), real=str(place / "real.npz"), n=100)).judgements
     assert judged.lines[0].real is not None
 
 
@@ -293,10 +294,12 @@ def test_a_score_is_not_replaced_unasked(place, tmp_path, monkeypatch, capsys):
 
 def test_sets_that_do_not_say_their_seeds_are_taken_at_their_word(place, tmp_path):
     np.savez(tmp_path / "b.npz", arr_0=pictures(5, N))
-    job = Job((Ruler("inception", str(place / "tiny.pt")),), str(place / "a"), str(tmp_path / "b.npz"), str(place / "real.npz"))
-    report = score(job)
+    job = Job(
+        (JudgeFiles("inception", str(place / "tiny.pt")),), str(place / "a"), str(tmp_path / "b.npz"), str(place / "real.npz")
+    )
+    report = judge_images(job)
     assert report.paired is None
-    assert any("Nothing says that the seeds are the same" in note for note in report.notes())
+    assert any("Nothing says that the seeds are the same" in note for note in notes(report))
     fid = report.judgements[0].lines[0]
     assert fid.verdict == "worse"
     assert fid.difference.value == pytest.approx(fid.value.value - fid.against.value)
@@ -312,9 +315,9 @@ def test_the_examples_are_commands(text, count):
         found = commands[name].make_context(name, args).params
         if name == "score":
             kinds = [kind for kind in ("inception", "dinov2", "features") if found[kind]]
-            rulers = tuple(Ruler(kind, found[kind], found[f"{kind}_reference"]) for kind in kinds)
+            judges = tuple(JudgeFiles(kind, found[kind], found[f"{kind}_reference"]) for kind in kinds)
             named = ("images", "against", "real", "held_out", "write_reference", "n", "resolution")
-            Job(rulers, **{key: found[key] for key in named})
+            Job(judges, **{key: found[key] for key in named})
 
 
 def test_every_image_is_seen_once(place, monkeypatch):
@@ -334,7 +337,9 @@ def test_every_image_is_seen_once(place, monkeypatch):
         extractor = load_extractor(kind, path, device, batch)
         return dataclasses.replace(extractor, network=Seeing(extractor.network))
 
-    monkeypatch.setattr("steindiff.study.score.load_extractor", load)
-    score(Job((Ruler("inception", str(place / "tiny.pt")),), str(place / "a"), real=str(place / "real.npz"), batch=20))
+    monkeypatch.setattr("steindiff.metrics.fid.judge.load_extractor", load)
+    judge_images(
+        Job((JudgeFiles("inception", str(place / "tiny.pt")),), str(place / "a"), real=str(place / "real.npz"), batch=20)
+    )
     assert seen.count(20) == (N + 200) // 20
     assert set(seen) == {2, 20}  # two images of noise, to see what the network gives

@@ -7,10 +7,15 @@ from typing import Annotated
 
 import typer
 
-from steindiff.cli.options import Chunk, Device, wide_console
+from steindiff import report
+from steindiff.cli.options import Chunk, Device
 from steindiff.errors import InputError
 from steindiff.io.files import writable_folder, write_json
+from steindiff.metrics import JudgeFiles
 from steindiff.metrics.features import names as feature_names
+from steindiff.report.judge import as_json, blocks
+from steindiff.study.judge import judge_images
+from steindiff.study.judging import Job
 
 __all__ = ["EXAMPLES", "score_command"]
 
@@ -68,36 +73,30 @@ def score_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace score.json or the reference.")] = False,
 ) -> None:
     """FID, inception score and FD-DINOv2 of images, with standard errors; weights and references are your own files."""
-    from steindiff.study.score import score
-    from steindiff.study.score_job import Job, Ruler
-
     named = {
-        "inception": (inception, inception_reference),
-        "dinov2": (dinov2, dinov2_reference),
-        "features": (features, features_reference),
+        "inception": ("inception", inception, inception_reference),
+        "dinov2": ("dinov2", dinov2, dinov2_reference),
+        "features": ("classifier", features, features_reference),
     }
-    for flag, (path, reference) in named.items():
+    for flag, (_, path, reference) in named.items():
         if reference is not None and not path:
             raise InputError(f"--{flag}-reference {reference} without its extractor: give --{flag} too")
-    kinds = {"features": "classifier"}
-    rulers = tuple(Ruler(kinds.get(flag, flag), path, reference) for flag, (path, reference) in named.items() if path)
+    judges = tuple(JudgeFiles(*files) for files in named.values() if files[1])
     job = Job(
-        rulers=rulers, images=images, against=against, real=real, held_out=held_out, write_reference=write_reference, n=n,
+        judges=judges, images=images, against=against, real=real, held_out=held_out, write_reference=write_reference, n=n,
         groups=groups, few=few, resolution=resolution, batch=batch, device=device,
     )  # fmt: skip
     file = None if outdir is None else outdir / "score.json"
-    for place in (file, write_reference):
-        if place is not None and place.exists() and not overwrite:
+    written = [place for place in (write_reference, file) if place is not None]
+    for place in written:
+        if place.exists() and not overwrite:
             raise InputError(f"{place} is there already: choose another place, or pass --overwrite")
-        if place is not None:
-            writable_folder(place.parent)
-    report = score(job, progress=True)
-    console = wide_console()
+        writable_folder(place.parent)
+    found = judge_images(job, progress=True)
+    console = report.console()
     if job.images:
-        console.print(report.table())
-        for note in report.notes():
-            console.print(f"- {note}", highlight=False, markup=False)
+        report.show(console, blocks(found))
     if file is not None:
-        write_json(file, report.as_json())
-    for place in filter(None, (write_reference, file)):
+        write_json(file, as_json(found))
+    for place in written:
         console.print(f"written: {place}", highlight=False, markup=False)

@@ -99,8 +99,10 @@ class Line:
     @classmethod
     def of(cls, name: str, found: Paired, real: Paired | None, against: Paired | None) -> Line:
         """A line of statistics."""
-        values = [None if other is None else other.value for other in (real, against)]
-        return cls(name, found.value, *values, None if against is None else found.minus(against))
+        floor = None if real is None else real.value
+        if against is None:
+            return cls(name, found.value, floor)
+        return cls(name, found.value, floor, against.value, found.minus(against))
 
     @property
     def verdict(self) -> str:
@@ -135,13 +137,13 @@ class Judgements:
         job: what was asked.
         sets: source, number, shape and hash of each set of images.
         paired: whether the two sets are known to be from the same seeds; None where nothing says.
-        found: one judgement an extractor.
+        judgements: one an extractor.
     """
 
     job: Job
     sets: Mapping[str, Any]
     paired: bool | None
-    found: tuple[Judgement, ...]
+    judgements: tuple[Judgement, ...]
 
     @property
     def n(self) -> int:
