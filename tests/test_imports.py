@@ -33,7 +33,6 @@ UPWARDS: set[tuple[str, str]] = {
     ("steindiff.study.evaluate", "steindiff.report.evaluate"),
     ("steindiff.study.run", "steindiff.report.study"),
     ("steindiff.study.run", "steindiff.report.tables"),
-    ("steindiff.study.score", "steindiff.report.score"),
 }
 """Imports of a higher room that still stand, as (module, imported module)."""
 

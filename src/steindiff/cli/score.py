@@ -1,4 +1,4 @@
-"""`steindiff score`: FID, inception score and FD-DINOv2 of images, with weights and references of one's own."""
+"""`steindiff score`: FID, inception score and FD-DINOv2 of images, with weights and references that you name."""
 
 from __future__ import annotations
 
