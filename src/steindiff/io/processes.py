@@ -1,8 +1,8 @@
-"""One batch of images over several processes: per-image numbers are gathered, so a batch statistic is that of the whole batch.
+"""Several processes that work together: shares of a batch, one decision for all, and batch statistics of the whole batch.
 
-Every process works on a block of the images, in order of rank. A batch mean E[·] that decides γ or η is taken over the
-gathered per-image numbers, in the order a single process would have them; γ, η and the images then agree with a
-single-process run up to the rounding of a network that meets another batch size.
+Every process works on a block of the images, in order of rank. A batch mean E[·] that decides γ or η is taken over the gathered
+per-image numbers, in the order that a single process would have. γ, η and the images therefore agree with a single-process run
+up to the rounding of a network that meets another batch size.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,21 +19,24 @@ from torch import Tensor
 
 from steindiff.errors import InputError
 
-__all__ = ["Gather", "active", "alone", "barrier", "gather", "joined", "local_device", "rank", "share", "world_size"]
+__all__ = ["Gather", "active", "agreed", "alone", "barrier", "gather", "joined", "local_device", "rank", "share", "world_size"]
 
+T = TypeVar("T")
 # One process may work for long while others wait for it; one that ends is noticed at once, whatever this is.
 _PATIENCE = timedelta(days=7)
 
 
 @contextmanager
 def joined(device: str = "cpu") -> Iterator[None]:
-    """Join the processes that torchrun or accelerate started, where they have not been joined yet; part from them at the end.
+    """Join the processes that torchrun or accelerate started, and part from them at the end; one that has joined stays so.
 
-    Numbers on the CPU travel by gloo, those on a CUDA device by NCCL. A process that another one's end leaves waiting fails,
-    with an InputError that says so.
+    Numbers on the CPU travel by gloo, those on a CUDA device by NCCL.
 
     Args:
-        device: that the work is done on.
+        device: where the work is done.
+
+    Raises:
+        InputError: another process has ended, and left this one waiting.
     """
     begun = int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized()
     if begun:
@@ -54,16 +57,16 @@ def joined(device: str = "cpu") -> Iterator[None]:
 
 
 def _lost(error: RuntimeError) -> bool:
-    """Whether it is of the connection and not of the work."""
+    """Whether the connection failed, and not the work."""
     words = ("connection", "peer", "gloo", "nccl", "socket", "timed out")
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
 
 
 def local_device(device: str) -> str:
-    """This process's own: "cuda" becomes the device of its local rank where several work together.
+    """The device of this process: where several work together, "cuda" becomes the one of the local rank.
 
     Raises:
-        InputError: a device that is not there.
+        InputError: the device cannot be used.
     """
     name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and active() else device
     try:
@@ -79,12 +82,12 @@ def active() -> bool:
 
 
 def rank() -> int:
-    """Which of them; 0 for a process by itself."""
+    """The number of this process; 0 where it works by itself."""
     return dist.get_rank() if active() else 0
 
 
 def world_size() -> int:
-    """How many there are; 1 for a process by itself."""
+    """How many processes work together; 1 where this one works by itself."""
     return dist.get_world_size() if active() else 1
 
 
@@ -94,30 +97,44 @@ def barrier() -> None:
         dist.barrier()
 
 
+def agreed(found: T | None) -> T | None:
+    """One answer for all: the first, in order of rank, that is not None. Every process must ask.
+
+    Example:
+        price = agreed(measure() if rank() == 0 else None)      # the first process decides
+        failure = agreed(my_failure)                            # one failure is everybody's
+    """
+    if not active():
+        return found
+    answers: list[T | None] = [None] * world_size()
+    dist.all_gather_object(answers, found)
+    return next((answer for answer in answers if answer is not None), None)
+
+
 def share(count: int) -> range:
-    """This process's block of `count` images: sizes differ by one at most, the larger ones first."""
+    """The block of `count` images that is this process's: sizes differ by one at most, and the larger ones come first."""
     whole, rest = divmod(count, world_size())
     start = rank() * whole + min(rank(), rest)
     return range(start, start + whole + (rank() < rest))
 
 
 class Gather(Protocol):
-    """Per-image numbers of this process in, those of the whole batch out; images along `dim`."""
+    """Per-image numbers of this process go in, those of the whole batch come out; images lie along `dim`."""
 
     def __call__(self, x: Tensor, dim: int = 0) -> Tensor:
-        """Joined along `dim`."""
+        """The numbers, joined along `dim`."""
         ...
 
 
 def alone(x: Tensor, dim: int = 0) -> Tensor:
-    """x itself: this process has the whole batch."""
+    """x itself, where this process has the whole batch."""
     return x
 
 
 def gather(x: Tensor, dim: int = 0) -> Tensor:
-    """x of all processes, joined along `dim`, where sizes may differ; x itself for a process by itself.
+    """x of all processes, detached and joined along `dim`; x itself where this process works by itself.
 
-    x: any shape with the same other dimensions everywhere; detached.
+    x: any shape; only the size along `dim` may differ between processes.
     """
     if not active():
         return x

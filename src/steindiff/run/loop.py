@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from steindiff import grids, models
@@ -66,7 +65,7 @@ def generate(
     with processes.joined():
         run = _Run.of(job)
         parts = Parts(folder, run.about(), {"subdirs": subdirs, "png": png})
-        _refuse_together(lambda: _admit(parts, job.batches, overwrite))
+        _admit_together(parts, job.batches, overwrite)
         if not output.finished(folder):
             _draw_share(run, parts, layout, progress)
             processes.barrier()
@@ -75,18 +74,16 @@ def generate(
     return folder
 
 
-def _refuse_together(look: Callable[[], None]) -> None:
-    """The first process looks, the others wait for what it says: one InputError for all, or none."""
-    said = [""]
+def _admit_together(parts: Parts, batches: range, overwrite: bool) -> None:
+    """The first process looks, and all refuse what it refuses."""
+    refusal: InputError | None = None
     if processes.rank() == 0:
         try:
-            look()
+            _admit(parts, batches, overwrite)
         except InputError as error:
-            said = [str(error)]
-    if processes.active():
-        dist.broadcast_object_list(said, src=0)
-    if said[0]:
-        raise InputError(said[0])
+            refusal = error
+    if (refusal := processes.agreed(refusal)) is not None:
+        raise refusal
 
 
 def _admit(parts: Parts, batches: range, overwrite: bool) -> None:
