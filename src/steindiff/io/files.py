@@ -25,14 +25,14 @@ from torch import Tensor
 from steindiff.errors import InputError
 
 __all__ = [
-    "atomic", "digest", "manifest", "plain", "read_tensors", "sha256", "writable_folder", "write_json", "write_tensors",
-    "write_text",
+    "atomic", "digest", "manifest", "plain", "read_json", "read_tensors", "sha256", "writable_folder", "write_json",
+    "write_tensors", "write_text",
 ]  # fmt: skip
 
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it when the block ends well and removed when it does not.
+    """A temporary path beside `path`; it is renamed to `path` when the block ends well, and removed when it does not.
 
     Raises:
         InputError: the folder cannot be written to, or the disk is full.
@@ -46,7 +46,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o644)
         os.replace(temporary, target)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk by an error of its own
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot write {target}: {reason}; free space or choose another folder") from error
     finally:
@@ -64,8 +64,20 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: str | Path) -> Any:
+    """The value that a JSON file holds.
+
+    Raises:
+        ValueError: there is no such file, or it is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(str(error)) from error
+
+
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Any) -> None:
-    """Write a safetensors file atomically, `about` as JSON in its header; NaN and infinities there become null.
+    """Write a safetensors file atomically, with `about` as JSON in its header; NaN and infinities there become null.
 
     Raises:
         InputError: the folder cannot be written to, or the disk is full.
@@ -76,10 +88,10 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Any) -
 
 
 def read_tensors(path: str | Path, *names: str) -> tuple[dict[str, Any], list[Tensor]]:
-    """What `write_tensors` wrote: about, and the tensors of these names.
+    """What `write_tensors` wrote: `about`, and the tensors of these names.
 
     Raises:
-        ValueError: no such file, one that is damaged or another program's, or a name that it does not have.
+        ValueError: there is no such file, it is damaged or another program's, or it lacks a name.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -93,7 +105,7 @@ def read_tensors(path: str | Path, *names: str) -> tuple[dict[str, Any], list[Te
 
 
 def writable_folder(path: str | Path) -> Path:
-    """The folder, made if need be. Raises InputError where it cannot be made or is a file."""
+    """The folder, made if need be. Raises InputError where it cannot be made or written to."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +117,7 @@ def writable_folder(path: str | Path) -> Path:
 
 
 def sha256(path: str | Path) -> str:
-    """Hex digest of a file's bytes."""
+    """The hex digest of a file's bytes."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
@@ -114,12 +126,12 @@ def sha256(path: str | Path) -> str:
 
 
 def digest(**parts: Any) -> str:
-    """A hash of a description, 16 hex digits; of its JSON, as `plain` makes it."""
+    """A hash of a description's JSON, 16 hex digits; `plain` makes the JSON."""
     return hashlib.sha256(json.dumps(plain(parts), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def manifest(**config: Any) -> dict[str, Any]:
-    """Versions, machine, time and command of this process, with the caller's own entries beside them."""
+    """The versions, machine, time and command of this process, with the caller's entries beside them."""
     return {
         "steindiff": version("steindiff"),
         "git": _git_revision(),
@@ -149,7 +161,7 @@ def _git_revision() -> str | None:
 
 
 def plain(value: Any) -> Any:
-    """The same tree for JSON, which has no NaN and no infinity: they become None, and unknown objects their text."""
+    """The same tree for JSON: NaN and infinities, which JSON lacks, become None; unknown objects become their text."""
     if isinstance(value, float):
         return value if abs(value) < float("inf") else None
     if isinstance(value, dict):
