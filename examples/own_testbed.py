@@ -1,4 +1,4 @@
-"""A study on a testbed of one's own: here an exact law of two dimensions; any denoiser D(x, sigma) will do."""
+"""A study on your own testbed: here an exact law of two dimensions; any denoiser D(x, sigma) will do."""
 
 import sys
 
@@ -15,5 +15,5 @@ law = sd.analytic.GaussianMixture(torch.full((8,), 1 / 8), ring, 0.01 * torch.ey
 
 bed = Testbed("ring", law, event_shape=(2,), digest="ring, version 1")  # say a new version when the denoiser changes
 config = Config(beds=("ring",), solvers=("dpmpp_2m", "heun"), grids=("karras",), nfe=(5, 8), corrections=("energy",), n=256)
-for result in run_study(config, outdir, beds=[bed]):
+for result in run_study(config, outdir, beds=[bed]).results:
     print(result.cell, "energy distance", result.values["energy"])

@@ -31,8 +31,6 @@ UPWARDS: set[tuple[str, str]] = {
     ("steindiff.diagnostics.study", "steindiff.report.diagnose"),
     ("steindiff.study.demo", "steindiff.report.demo"),
     ("steindiff.study.evaluate", "steindiff.report.evaluate"),
-    ("steindiff.study.run", "steindiff.report.study"),
-    ("steindiff.study.run", "steindiff.report.tables"),
 }
 """Imports of a higher room that still stand, as (module, imported module)."""
 

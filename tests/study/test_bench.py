@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 
@@ -10,16 +11,22 @@ import torch
 
 from steindiff.analytic import GaussianMixture
 from steindiff.cli.bench import configure
-from steindiff.errors import InputError
+from steindiff.errors import InputError, NonFiniteError
+from steindiff.io.files import manifest, write_tensors
 from steindiff.metrics import Value
-from steindiff.study import cell, store, testbed
+from steindiff.report.study import write_report
+from steindiff.study import price as pricing
 from steindiff.study import run as running
-from steindiff.study.cell import draw, key_of, price
+from steindiff.study import store, testbed
+from steindiff.study.cell import build, key_of
+from steindiff.study.draw import draw
 from steindiff.study.grid import PRESETS, Cell, Config, read_config
 from steindiff.study.measure import Ruler, changes
+from steindiff.study.price import price
+from steindiff.study.references import References, references
 from steindiff.study.run import run_study
 from steindiff.study.store import Result
-from steindiff.study.testbed import References, digits_mixture, make, references
+from steindiff.study.testbed import digits_mixture, make
 
 SMALL = Config(
     beds=("digits_mixture",),
@@ -35,7 +42,9 @@ SMALL = Config(
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    return folder, run_study(SMALL, folder, progress=False)
+    results, beds = run_study(SMALL, folder, progress=False)
+    write_report(folder, SMALL, results, beds, manifest())
+    return folder, results
 
 
 # --- the grid --------------------------------------------------------------------------------------------------------
@@ -145,7 +154,7 @@ def test_references_are_made_once_and_read_again(tmp_path, monkeypatch):
     made = references(bed, range(40), tmp_path)
     assert made.endpoints.shape == made.floor.shape == (40, 1, 8, 8)
     assert len(made.target) == 160
-    monkeypatch.setattr("steindiff.study.testbed._exact", None)
+    monkeypatch.setattr("steindiff.study.references._exact", None)
     again = references(bed, range(40), tmp_path)
     assert torch.equal(again.target, made.target)
     assert again.how == made.how
@@ -223,10 +232,10 @@ def test_a_study_goes_on_without_loss_or_repeat(study, tmp_path, monkeypatch):
 
     def watched(cell, *rest):
         ran.append(str(cell))
-        return draw(cell, *rest)
+        return build(cell, *rest)
 
-    monkeypatch.setattr(running, "draw", watched)
-    again = run_study(SMALL, folder, progress=False)
+    monkeypatch.setattr(running, "build", watched)
+    again = run_study(SMALL, folder, progress=False).results
     assert ran == ["digits_mixture heun karras 5 none", "digits_mixture heun karras 5 energy"]
     assert [r.values for r in again] == [r.values for r in results]
     assert [r.changes for r in again] == [r.changes for r in results]
@@ -237,23 +246,31 @@ def test_a_study_goes_on_without_loss_or_repeat(study, tmp_path, monkeypatch):
 
 
 def test_a_derivative_is_priced_once_in_a_study(tmp_path, monkeypatch):
-    bed = make("digits_mixture")
-    first = price(bed, SMALL, tmp_path)
+    bed, seeds = make("digits_mixture"), SMALL.seeds[:24]
+    first = price(bed, seeds, tmp_path)
     assert 0 < first.cost("vjp") < 50
-    monkeypatch.setattr(cell, "choose", lambda *_, **__: pytest.fail("measured again"))
-    assert price(bed, SMALL, tmp_path) == first
+    monkeypatch.setattr(pricing, "choose", lambda *_, **__: pytest.fail("measured again"))
+    assert price(bed, seeds, tmp_path) == first
     (file,) = (tmp_path / "prices").iterdir()
-    for wrong in ("{half", "[1]", '{"method": "vjp"}'):
-        file.write_text(wrong)
+    (key,) = re.findall("[0-9a-f]{16}", file.name)
+    head = {"format": store.FORMAT, "key": key, "tensors": []}
+    for wrong in ({}, {"kept": {}}, {"kept": head}, {"kept": head, "method": "vjp"}, {"kept": {**head, "key": "other"}}):
+        write_tensors(file, {}, wrong)
         with pytest.raises(InputError, match="remove it, and it is measured again"):
-            price(bed, SMALL, tmp_path)
+            price(bed, seeds, tmp_path)
+    file.write_text("{half")
+    with pytest.raises(InputError, match="remove it, and it is measured again"):
+        price(bed, seeds, tmp_path)
 
 
-def test_a_diverged_run_is_a_result_and_not_an_end(tmp_path):
+def test_a_diverged_run_is_a_result_and_not_an_end():
     bed = testbed.Testbed("broken", lambda x, sigma: x * float("nan") if sigma < 1 else x / (1 + sigma**2), (1, 8, 8), "digest")
-    drawn = draw(Cell("broken", "ddim", "karras", 5, "none"), bed, SMALL, price(make("digits_mixture"), SMALL, tmp_path))
+    solver, sigmas = build(Cell("broken", "ddim", "karras", 5, "none"), SMALL)
+    drawn = draw(solver, bed, sigmas, SMALL.seeds, batch=24)
     assert drawn.x is None
     assert "NaN or infinite" in drawn.failure
+    with pytest.raises(NonFiniteError, match="NaN or infinite"):
+        _ = drawn.samples
 
 
 def test_a_testbed_of_ones_own(tmp_path):
@@ -262,7 +279,7 @@ def test_a_testbed_of_ones_own(tmp_path):
 
     law = Gaussian(torch.zeros(4), torch.diag(torch.tensor([0.1, 0.2, 0.5, 1.0])))
     config = dataclasses.replace(SMALL, beds=("mine",), solvers=("dpmpp_2m",), corrections=("none",))
-    (result,) = run_study(config, tmp_path, beds=[testbed.Testbed("mine", law, (4,), "v1")], progress=False)
+    (result,) = run_study(config, tmp_path, beds=[testbed.Testbed("mine", law, (4,), "v1")], progress=False).results
     assert set(result.values) >= {"energy", "endpoint"}
     assert "spectrum" not in result.values
 

@@ -10,11 +10,13 @@ from steindiff.analytic import Gaussian
 from steindiff.errors import InputError
 from steindiff.io.files import sha256
 from steindiff.metrics import Reference, SampleMoments, write_reference
+from steindiff.report.study import write_report
 from steindiff.study import testbed
 from steindiff.study.extractors import Extractors
 from steindiff.study.grid import Config
+from steindiff.study.references import references
 from steindiff.study.run import run_study
-from steindiff.study.testbed import make, references
+from steindiff.study.testbed import make
 from tiny_inception import Tiny, save
 
 SMALL = Config(
@@ -36,7 +38,8 @@ def inception_file(tmp_path_factory):
 
 def test_a_study_with_an_extractor_has_fid_and_inception_score(inception_file, tmp_path):
     extractors = Extractors(inception=inception_file)
-    results = run_study(SMALL, tmp_path, extractors=extractors, progress=False)
+    results, beds = run_study(SMALL, tmp_path, extractors=extractors, progress=False)
+    write_report(tmp_path, SMALL, results, beds, {})
     for r in results:
         assert {"fid", "inception_score"} <= set(r.values)
         assert all(math.isfinite(x) for x in (*r.values["fid"], *r.values["inception_score"]))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,6 +61,9 @@ def bench_command(
     threads: Threads = 0,
 ) -> None:
     """Every solver, grid, NFE and correction on every testbed: tables with standard errors, floors, wins and losses."""
+    from steindiff.io import processes
+    from steindiff.io.files import manifest
+    from steindiff.report.study import write_report
     from steindiff.study.extractors import Extractors
     from steindiff.study.run import run_study
 
@@ -69,8 +72,12 @@ def bench_command(
     numbers = {"n": n, "batch": batch, "first_seed": seed, "probes": probes}
     study = configure(preset, config, lists, {k: v for k, v in numbers.items() if v is not None})
     extractors = Extractors(inception, inception_reference, dinov2, dinov2_reference)
-    run_study(study, outdir, extractors=extractors, device=device, command=" ".join(["steindiff", *sys.argv[1:]]))
-    if os.environ.get("RANK", "0") == "0":
+    with processes.joined(device):
+        found = run_study(study, outdir, extractors=extractors, device=device)
+        if processes.rank():
+            return
+        about = manifest(study=asdict(study), device=device, rerun=" ".join(["steindiff", *sys.argv[1:]]))
+        write_report(outdir, study, found.results, found.beds, about)
         typer.echo(f"everything is in {outdir}: report.md, report.html, cells/")
 
 

@@ -16,20 +16,18 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from steindiff.metrics import TITLES, Value, weigh
 from steindiff.report.blocks import Entry, Table
 from steindiff.report.numbers import MARKS, NONE, SAME, compact, show
 from steindiff.study.grid import PLAIN, Cell, Config
-from steindiff.study.store import Result
+from steindiff.study.store import BedSummary, Result
 
 __all__ = [
     "HEADLINE", "BedSummary", "Study", "Verdict", "against_best", "best_table", "change_of", "cost",
@@ -41,31 +39,6 @@ Verdict = Literal["win", "loss", "noise", "diverged", "missing"]
 
 HEADLINE = "energy"
 _DIVERGED = 10.0
-
-
-@dataclass(frozen=True)
-class BedSummary:
-    """What a report says of a testbed.
-
-    Attributes:
-        name: as in its cells.
-        kind: "exact" or "network".
-        event_shape: of one sample.
-        reference: how endpoints and target were made.
-        n_target: samples of the target.
-        floors: independent samples of the law, as many as a cell has, against the target.
-        perfect: the reference flow's own end points against the target.
-        shown: the first of these end points, uint8 (k, H, W, C), for a row beside the samples; may be empty.
-    """
-
-    name: str
-    kind: str
-    event_shape: tuple[int, ...]
-    reference: str
-    n_target: int
-    floors: dict[str, Value]
-    perfect: dict[str, Value]
-    shown: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8), compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
+
+from torch import Tensor
 
 from steindiff import corrections, grids, solvers
+from steindiff.divergence import Choice, Estimator, Exact, Hutchinson
 from steindiff.errors import InputError, unknown_name
+from steindiff.solvers import Solver
 
-__all__ = ["PLAIN", "PRESETS", "Cell", "Config", "read_config"]
+__all__ = ["AXES", "METRICS", "PLAIN", "PRESETS", "TWICE", "Cell", "Config", "read_config"]
 
-PLAIN = "none"
+PLAIN, TWICE = "none", "twice"
+Derivative = Literal["vjp", "jvp", "fd", "exact"]
+METRICS = ("energy", "frechet", "features", "sliced", "spectrum", "precision", "recall", "coverage", "components", "endpoint")
+"""All that a study measures by itself; see `measure.Ruler`."""
+AXES = 64
+"""Principal axes of a pixel Fréchet distance where there are more pixels."""
 _PAPER = ("dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "heun")
 _FURTHER = ("ddim", "deis_3", "ipndm_3", "ipndm_4")
 _RULES = ("none", "literal", "clamped", "analytical", "self_consistent", "fast_km", "energy", "energy_bands")
@@ -23,7 +32,7 @@ _NFE = (5, 6, 8, 10, 12, 15, 20, 25)
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the study."""
+    """One run of the study; solver, grid and correction by their labels in its `Config`."""
 
     bed: str
     solver: str
@@ -36,6 +45,11 @@ class Cell:
         """The same without a correction."""
         return replace(self, correction=PLAIN)
 
+    @property
+    def evaluations(self) -> int:
+        """The network evaluations that the run may spend."""
+        return 2 * self.nfe if self.correction == TWICE else self.nfe
+
     def __str__(self) -> str:
         return f"{self.bed} {self.solver} {self.grid} {self.nfe} {self.correction}"
 
@@ -44,16 +58,26 @@ class Cell:
 class Config:
     """A study: every combination of these.
 
+    Solvers, grids and corrections are specs (`heun`, `dpmpp_3m(exact=True)`, `energy(bands=8)`), or labels of `objects`. The
+    correction `twice` is the plain solver at twice the NFE: about what the derivatives of a correction would have paid for.
+
     Args:
         beds: names of testbeds, or model files.
-        solvers: by name; a plain run of each is added where corrections are compared with it.
-        grids: noise grids by name.
+        solvers: specs; a plain run of each is added where corrections are compared with it.
+        grids: specs of noise grids.
         nfe: network evaluations.
-        corrections: by name.
+        corrections: specs.
         n: images a cell.
         batch: images a batch; γ is a statistic of a batch.
         first_seed: image i comes from seed first_seed + i in every cell.
+        divergence: how derivatives are taken: vjp, jvp or fd, with Hutchinson's probes, or exact (all d products).
         probes: Hutchinson probes a step.
+        probe_kind: rademacher or gaussian.
+        sub_batch: images of a batch whose divergence is estimated; 0 for all.
+        metrics: what is measured.
+        axes: principal axes of the pixel Fréchet distance.
+        checked: fine runs of a network that are repeated with twice the steps, to say how exact its references are.
+        objects: what labels stand for that are no specs: solvers, corrections, and grids as functions (n, σ_min, σ_max) → σ.
 
     Raises:
         InputError: an empty or repeated entry, an unknown name, or a number outside its range.
@@ -67,25 +91,70 @@ class Config:
     n: int = 512
     batch: int = 128
     first_seed: int = 0
+    divergence: Derivative = "vjp"
     probes: int = 1
+    probe_kind: Literal["rademacher", "gaussian"] = "rademacher"
+    sub_batch: int = 0
+    metrics: tuple[str, ...] = METRICS
+    axes: int = AXES
+    checked: int = 0
+    objects: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("beds", "solvers", "grids", "nfe", "corrections"):
+        for name in ("beds", "solvers", "grids", "nfe", "corrections", "metrics"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise InputError(f"{name} {list(values)}: need at least one, and none twice")
-        known = {"solvers": solvers.names(), "grids": grids.names(), "corrections": corrections.names()}
-        for name, names in known.items():
-            for value in getattr(self, name):
-                if value not in names and not (name == "corrections" and value.endswith(".json")):
-                    raise unknown_name(name.removesuffix("s"), value, names)
+        for metric in self.metrics:
+            if metric not in METRICS:
+                raise unknown_name("metric", metric, METRICS)
+        if self.divergence not in get_args(Derivative):
+            raise unknown_name("divergence", self.divergence, get_args(Derivative))
+        self._check_numbers()
+        self._check_specs()
+
+    def _check_specs(self) -> None:
+        self.estimator()
+        plain = solvers.make("ddim")
+        for label in self.solvers:
+            self.solver(label)
+        for label in self.grids:
+            self.grid(label, 2)
+        for label in self.corrections:
+            if label != TWICE and not label.endswith(".json"):
+                corrections.apply(self.objects.get(label, label), plain)
+
+    def _check_numbers(self) -> None:
         if not all(type(v) is int for v in self.nfe):
             raise InputError(f"nfe {list(self.nfe)}: need whole numbers")
-        if min(self.nfe) < 2 or self.n < 40 or self.batch < 1 or self.first_seed < 0 or self.probes < 1:
+        least = {"n": 40, "batch": 1, "first_seed": 0, "probes": 1, "sub_batch": 0, "axes": 1, "checked": 0}
+        low = {name: getattr(self, name) for name, bound in least.items() if getattr(self, name) < bound}
+        if min(self.nfe) < 2 or low:
+            wrong = ", ".join(f"{name}={value}" for name, value in {"nfe": min(self.nfe), **low}.items())
             raise InputError(
-                f"nfe={min(self.nfe)}, n={self.n}, batch={self.batch}, first_seed={self.first_seed}, probes={self.probes}: "
-                "need nfe ≥ 2, n ≥ 40 (two images in each group of a jackknife), batch ≥ 1, first_seed ≥ 0, probes ≥ 1"
+                f"{wrong}: need nfe ≥ 2, n ≥ 40 (two images in each group of a jackknife), batch ≥ 1, first_seed ≥ 0, "
+                "probes ≥ 1, sub_batch ≥ 0, axes ≥ 1, checked ≥ 0"
             )
+
+    @property
+    def seeds(self) -> range:
+        """Of the images of a cell."""
+        return range(self.first_seed, self.first_seed + self.n)
+
+    def solver(self, label: str) -> Solver:
+        """What a label stands for. Raises InputError as `solvers.make`."""
+        return solvers.make(self.objects.get(label, label))
+
+    def estimator(self, choice: Choice | None = None) -> Estimator:
+        """What estimates the divergences of corrections, at this price of a derivative."""
+        if self.divergence == "exact":
+            return Exact(choice)
+        return Hutchinson(self.probes, self.probe_kind, self.divergence, choice=choice, samples=self.sub_batch or None)
+
+    def grid(self, label: str, steps: int) -> Tensor:
+        """The grid of a label, with so many steps. Raises InputError as `grids.make`."""
+        make = self.objects.get(label)
+        return grids.make(label, steps) if make is None else make(steps, grids.SIGMA_MIN, grids.SIGMA_MAX)
 
     def cells(self) -> Iterator[Cell]:
         """Every cell, a testbed's together, the plain run of a solver before its corrections."""
@@ -98,10 +167,10 @@ class Config:
 
     def but(self, changes: Mapping[str, Any]) -> Config:
         """With some entries changed; lists become tuples. Raises InputError for entries that a study does not have."""
-        fields = {f.name: f for f in dataclasses.fields(Config)}
+        names = {f.name for f in dataclasses.fields(Config)} - {"objects"}
         for name, value in changes.items():
-            if name not in fields:
-                raise unknown_name("entry of a study", name, fields)
+            if name not in names:
+                raise unknown_name("entry of a study", name, names)
             wanted = type(getattr(self, name))
             if not isinstance(value, list | tuple if wanted is tuple else wanted):
                 raise InputError(f"{name} = {value!r}: need a value like {getattr(self, name)!r}")

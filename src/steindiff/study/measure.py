@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, TypeVar
@@ -13,6 +13,7 @@ from torch import Tensor
 from steindiff.analytic.mixture import Mixture
 from steindiff.corrections.bands import Cosine
 from steindiff.errors import InputError
+from steindiff.grids import SIGMA_MIN
 from steindiff.metrics import (
     EnergyTarget,
     Features,
@@ -28,12 +29,13 @@ from steindiff.metrics import (
     load_features,
     principal_features,
 )
-from steindiff.study.testbed import SIGMA_MIN, References, Testbed
+from steindiff.study.grid import AXES, METRICS
+from steindiff.study.references import References
+from steindiff.study.testbed import Testbed
 
 __all__ = ["Measures", "Ruler", "changes"]
 
-_AXES = 64
-"""Principal axes of a pixel Fréchet distance where there are more pixels."""
+_NEAR = ("precision", "recall", "coverage")
 
 T = TypeVar("T", bound="Paired")
 
@@ -64,16 +66,16 @@ class Measures:
         return {name: s.value for name, s in self.statistics.items()}
 
 
-def changes(corrected: Measures, plain: Measures) -> dict[str, Value]:
-    """Corrected less plain, from the same seeds, by metric."""
-    return {name: s.minus(plain.statistics[name]) for name, s in corrected.statistics.items() if name in plain.statistics}
+def changes(run: Measures, base: Measures) -> dict[str, Value]:
+    """A run less another from the same seeds, by metric."""
+    return {name: s.minus(base.statistics[name]) for name, s in run.statistics.items() if name in base.statistics}
 
 
 class Ruler:
     """Measures samples of a testbed against its references; what belongs to the target is computed once.
 
     energy      energy distance to the target
-    frechet     Fréchet distance, of pixels or of the target's 64 leading principal axes
+    frechet     Fréchet distance, of pixels or of the target's leading principal axes
     features    Fréchet distance in the features of a CIFAR-10 classifier, for RGB images of its sizes
     sliced      sliced 2-Wasserstein distance, squared
     spectrum    RMS log ratio of power over frequency bands, for images
@@ -81,57 +83,100 @@ class Ruler:
     components  total variation of the component weights, for mixtures
     endpoint    RMSE to the exact flow's end points of the same noise (not for other sets than those of the study's seeds)
     fid, inception_score, fd_dinov2    by the judges that are given, for images
+
+    Args:
+        bed: the testbed.
+        references: what its samples are measured against.
+        judges: what else measures them.
+        metrics: which of METRICS to measure, as far as the testbed has them.
+        axes: how many principal axes stand for the pixels where there are more pixels.
     """
 
-    def __init__(self, bed: Testbed, references: References, judges: Sequence[Judge] = ()) -> None:
-        self._bed, self._references, self._judges = bed, references, judges
-        self._energy = EnergyTarget(references.target)
-        d = references.target[0].numel()
-        self._axes = principal_features(references.target, min(_AXES, len(references.target) // 4)) if d > _AXES else _flat
-        self._frechet = FrechetTarget(self._axes(references.target))
-        self._sliced = SlicedTarget(references.target, count=64)
-        self._spectrum = SpectrumTarget(references.target, Cosine(_rings(bed))) if bed.is_image else None
+    def __init__(
+        self,
+        bed: Testbed,
+        references: References,
+        judges: Sequence[Judge] = (),
+        metrics: Collection[str] = METRICS,
+        axes: int = AXES,
+    ) -> None:
+        self.bed, self.references, self.judges = bed, references, judges
+        self._target, self._wanted, self._count = references.target, metrics, axes
+
+    @property
+    def judged_by(self) -> list[str]:
+        """A digest of each judge."""
+        return [judge.digest for judge in self.judges]
+
+    @cached_property
+    def perfect(self) -> Measures:
+        """What the exact flow's end points measure."""
+        return self.measure(self.references.endpoints)
 
     def measure(self, x: Tensor, paired: bool = True) -> Measures:
         """Of samples (n, *event); paired: they come from the noise of the study's seeds."""
-        found: dict[str, Paired] = {
-            "energy": self._energy.shares(x),
-            "frechet": self._frechet.replicates(self._axes(x)),
-            "sliced": self._sliced.shares(x),
-        }
-        spectrum = self._spectrum.spectrum(x) if self._spectrum else None
-        if spectrum is not None:
-            found["spectrum"] = spectrum.rms
-        if self._features is not None and self._feature_target is not None:
-            found["features"] = self._feature_target.replicates(self._features(x.clamp(-1, 1)))
-        manifold = self._manifold.compare(self._view(x))
-        found |= {"precision": manifold.precision, "recall": manifold.recall, "coverage": manifold.coverage}
-        if isinstance(self._bed.law, Mixture):
-            found["components"] = component_weights(x, self._bed.law, SIGMA_MIN).total_variation
-        for judge in self._judges:
+        wanted, found, ratios = self._wanted, dict[str, Paired](), list[float]()
+        if "energy" in wanted:
+            found["energy"] = self._energy.shares(x)
+        if "frechet" in wanted:
+            found["frechet"] = self._frechet.replicates(self._axes(x))
+        if "sliced" in wanted:
+            found["sliced"] = self._sliced.shares(x)
+        if "spectrum" in wanted and self.bed.is_image:
+            spectrum = self._spectrum.spectrum(x)
+            found["spectrum"], ratios = spectrum.rms, spectrum.ratios.tolist()
+        if "features" in wanted and self._features is not None:
+            found["features"] = self._in_features.replicates(self._view(x))
+        if near := [name for name in _NEAR if name in wanted]:
+            manifold = self._manifold.compare(self._view(x))
+            found |= {name: getattr(manifold, name) for name in near}
+        if "components" in wanted and isinstance(self.bed.law, Mixture):
+            found["components"] = component_weights(x, self.bed.law, SIGMA_MIN).total_variation
+        for judge in self.judges:
             found |= judge.measure(x)
-        if paired:
-            found["endpoint"] = _endpoint(x, self._references.endpoints)
-        return Measures(found, [] if spectrum is None else spectrum.ratios.tolist())
+        if "endpoint" in wanted and paired:
+            found["endpoint"] = _endpoint(x, self.references.endpoints)
+        return Measures(found, ratios)
+
+    @cached_property
+    def _energy(self) -> EnergyTarget:
+        return EnergyTarget(self._target)
+
+    @cached_property
+    def _axes(self) -> Callable[[Tensor], Tensor]:
+        many = self._target[0].numel() > self._count
+        return principal_features(self._target, min(self._count, len(self._target) // 4)) if many else _flat
+
+    @cached_property
+    def _frechet(self) -> FrechetTarget:
+        return FrechetTarget(self._axes(self._target))
+
+    @cached_property
+    def _sliced(self) -> SlicedTarget:
+        return SlicedTarget(self._target, count=64)
+
+    @cached_property
+    def _spectrum(self) -> SpectrumTarget:
+        return SpectrumTarget(self._target, Cosine(min(8, self.bed.event_shape[-1] // 2)))
 
     @cached_property
     def _features(self) -> Features | None:
         """The classifier's, where its images have this shape."""
         features = load_features("cifar10")
         try:
-            features.check(self._bed.event_shape)
+            features.check(self.bed.event_shape)
         except InputError:
             return None
-        return features if self._bed.law is None else None
+        return features if self.bed.law is None else None
 
     @cached_property
-    def _feature_target(self) -> FrechetTarget | None:
-        return FrechetTarget(self._features(self._references.target.clamp(-1, 1))) if self._features is not None else None
+    def _in_features(self) -> FrechetTarget:
+        return FrechetTarget(self._view(self._target))
 
     @cached_property
     def _manifold(self) -> ManifoldTarget:
         # As many as samples: coverage counts the target's points.
-        return ManifoldTarget(self._view(self._references.target[: len(self._references.endpoints)]))
+        return ManifoldTarget(self._view(self._target[: len(self.references.endpoints)]))
 
     def _view(self, x: Tensor) -> Tensor:
         """What neighbours are looked for in."""
@@ -140,11 +185,6 @@ class Ruler:
 
 def _flat(x: Tensor) -> Tensor:
     return x.flatten(1).double()
-
-
-def _rings(bed: Testbed) -> int:
-    """Frequency rings of an image."""
-    return min(8, bed.event_shape[-1] // 2)
 
 
 def _endpoint(x: Tensor, reference: Tensor) -> Shares:

@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from tqdm.auto import tqdm
 
+from steindiff.divergence import Choice
 from steindiff.errors import InputError
 from steindiff.io import processes
-from steindiff.io.files import manifest, writable_folder
+from steindiff.io.files import writable_folder
 from steindiff.io.images import to_uint8
-from steindiff.report.study import write_report
-from steindiff.report.tables import BedSummary
 from steindiff.study import store
-from steindiff.study.cell import Drawn, draw, key_of, price
+from steindiff.study.cell import build, key_of
+from steindiff.study.draw import Drawn, draw
 from steindiff.study.extractors import Extractors
 from steindiff.study.grid import PLAIN, Cell, Config
 from steindiff.study.measure import Measures, Ruler, changes
-from steindiff.study.store import Result
-from steindiff.study.testbed import References, Testbed, make, references
+from steindiff.study.price import price
+from steindiff.study.references import references
+from steindiff.study.store import BedSummary, Result
+from steindiff.study.testbed import Testbed, make
 
-__all__ = ["run_study"]
+__all__ = ["Found", "run_study"]
 
 _SHOWN = 12
+
+
+class Found(NamedTuple):
+    """What a study found: the result of every cell, and what was measured against on every testbed."""
+
+    results: list[Result]
+    beds: list[BedSummary]
 
 
 def run_study(
@@ -38,24 +50,22 @@ def run_study(
     extractors: Extractors | None = None,
     device: str = "cpu",
     progress: bool = True,
-    command: str = "",
-) -> list[Result]:
-    """Run what is missing of a study in `outdir`, and write its report.
+) -> Found:
+    """Run what is missing of a study in `outdir`.
 
     Under torchrun or accelerate, every batch is shared out over the processes, and statistics are those of the whole batch.
 
     Args:
         config: the study.
-        outdir: made if need be; cells/ holds one file a cell, references/ what they are measured
-            against, prices/ what a derivative costs.
-        beds: testbeds of one's own, for names in `config.beds` that are theirs.
+        outdir: made if need be; cells/ holds one file a cell, references/ what they are measured against, prices/ what a
+            derivative costs.
+        beds: your own testbeds, for names in `config.beds` that are theirs.
         extractors: of FID, inception score and FD-DINOv2, for testbeds of images.
         device: of the named testbeds: "cpu", "cuda", …; several processes with "cuda" take one each. Not part of a cell's key.
         progress: a bar, on the first process.
-        command: for the report: what makes this study again.
 
     Returns:
-        Every cell's result; on the first process.
+        What was found, on the first process; nothing on the others.
 
     Raises:
         InputError: a configuration that cannot run, a foreign or broken file, a folder that cannot be written to.
@@ -64,84 +74,95 @@ def run_study(
     own = {bed.name: bed for bed in beds}
     extractors = extractors or Extractors()
     extractors.check(config.beds)
+    found = Found([], [])
     with processes.joined(device):
         _check_shares(config)
         place = processes.local_device(device)
-        results: list[Result] = []
-        summaries: list[BedSummary] = []
-        cells = list(config.cells())
-        quiet = not (progress and processes.rank() == 0)
-        with tqdm(total=len(cells), unit="cell", disable=quiet, mininterval=1.0, smoothing=0.05) as bar:
+        total, quiet = len(list(config.cells())), not (progress and processes.rank() == 0)
+        with tqdm(total=total, unit="cell", disable=quiet, mininterval=1.0, smoothing=0.05) as bar:
             for name in config.beds:
                 bed = own[name] if name in own else make(name, place)
-                found, summary = _study_bed(bed, [c for c in cells if c.bed == name], config, folder, extractors, bar)
-                results += found
-                summaries += [summary] if summary else []
-        if processes.rank() == 0:
-            write_report(folder, config, results, summaries, manifest(study=config.__dict__, device=device, rerun=command))
-    return results
+                bar.set_postfix_str(f"{bed.name}: references")
+                ruler = _ruler(bed, config, folder, extractors) if processes.rank() == 0 else None
+                found.beds.extend([_summary(ruler)] if ruler else [])
+                part = _Part(bed, config, folder, ruler, bar.set_postfix_str)
+                for _, group in groupby((c for c in config.cells() if c.bed == name), key=lambda c: c.plain):
+                    cells = list(group)
+                    found.results.extend(part.results(cells))
+                    bar.update(len(cells))
+    return found
 
 
-def _study_bed(
-    bed: Testbed, cells: list[Cell], config: Config, folder: Path, extractors: Extractors, bar: tqdm[Any]
-) -> tuple[list[Result], BedSummary | None]:
-    """A testbed's cells, group by group: a solver's plain run, then its corrections, compared with it."""
-    bar.set_postfix_str(f"{bed.name}: references")
-    first = processes.rank() == 0
-    seeds = range(config.first_seed, config.first_seed + config.n)
-    ruler = _Bench(bed, references(bed, seeds, folder), extractors) if first else None
-    results, choice = [], None
-    for _, group in groupby(cells, key=lambda c: c.plain):
-        wanted = list(group)
-        keys = {cell: key_of(cell, bed, config, ruler.judges) for cell in wanted} if ruler else {}
-        held = {cell: store.read(folder, cell, key) for cell, key in keys.items()}
-        missing = _from_first([cell for cell in wanted if held.get(cell) is None] if first else [])
-        if missing:
-            choice = choice or _from_first(price(bed, config, folder) if first else None)
-            todo = missing if missing[0].correction == PLAIN else [wanted[0], *missing]
-            plain: Measures | None = None
-            for cell in todo:
-                bar.set_postfix_str(str(cell))
-                drawn = draw(cell, bed, config, choice)
-                if ruler is not None:
-                    measured = ruler.measure(drawn)
-                    result = _result(cell, keys[cell], drawn, measured, plain, bed)
-                    plain = measured if cell.correction == PLAIN else plain
-                    if cell in missing:
-                        store.write(folder, result)
-                        held[cell] = result
-        results += [r for r in held.values() if r is not None]
-        bar.update(len(wanted))
-    return results, ruler.summary if ruler else None
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A testbed's part of a study; only the first process has a ruler, measures and keeps."""
+
+    bed: Testbed
+    config: Config
+    folder: Path
+    ruler: Ruler | None
+    tell: Callable[[str], object]
+
+    def results(self, cells: list[Cell]) -> list[Result]:
+        """Of a group of cells: a solver's plain run, then the runs that are compared with it."""
+        keys = {cell: key_of(cell, self.bed, self.config, self.ruler.judged_by) for cell in cells} if self.ruler else {}
+        held = {cell: store.read(self.folder, cell, key) for cell, key in keys.items()}
+        missing = _from_first([cell for cell, result in held.items() if result is None])
+        for result in self._new(cells[0], missing, keys):
+            store.write(self.folder, result)
+            held[result.cell] = result
+        return [result for result in held.values() if result is not None]
+
+    def _new(self, first: Cell, missing: list[Cell], keys: dict[Cell, str]) -> Iterator[Result]:
+        """The missing results; the plain run is made once more where a missing one is compared with it."""
+        plain: Measures | None = None
+        for cell in dict.fromkeys([first, *missing]) if missing else ():
+            self.tell(str(cell))
+            solver, sigmas = build(cell, self.config, self._price)
+            drawn = draw(solver, self.bed, sigmas, self.config.seeds, batch=self.config.batch, together=True)
+            if self.ruler is not None:
+                measured = None if drawn.x is None else self.ruler.measure(drawn.x)
+                plain = measured if cell == first else plain
+                if cell in missing:
+                    yield _result(cell, keys[cell], drawn, measured, plain, self.ruler)
+
+    @cached_property
+    def _price(self) -> Choice:
+        method = "vjp" if self.config.divergence == "exact" else self.config.divergence
+        seeds = self.config.seeds[: self.config.batch]
+        found: Choice = _from_first(price(self.bed, seeds, self.folder, method) if self.ruler else None)
+        return found
 
 
-class _Bench:
-    """A ruler with what it says of perfect samples."""
-
-    def __init__(self, bed: Testbed, refs: References, extractors: Extractors) -> None:
-        judges = extractors.judges(bed, refs.target, len(refs.endpoints))
-        self.judges = [judge.digest for judge in judges]
-        self._ruler = Ruler(bed, refs, judges)
-        floor, perfect = self._ruler.measure(refs.floor, paired=False), self._ruler.measure(refs.endpoints)
-        kind = "network" if bed.law is None else "exact"
-        shown = torch.from_numpy(to_uint8(refs.endpoints[:_SHOWN])) if bed.is_image else torch.empty(0, dtype=torch.uint8)
-        how = "; ".join([refs.how, *(f"{', '.join(j.names)}: extractor {j.extractor.sha256[:16]}" for j in judges)])
-        self.summary = BedSummary(bed.name, kind, bed.event_shape, how, len(refs.target), floor.values, perfect.values, shown)
-
-    def measure(self, drawn: Drawn) -> Measures | None:
-        """None where there are no samples."""
-        return None if drawn.x is None else self._ruler.measure(drawn.x)
+def _ruler(bed: Testbed, config: Config, folder: Path, extractors: Extractors) -> Ruler:
+    refs = references(bed, config.seeds, folder, config.checked)
+    return Ruler(bed, refs, extractors.judges(bed, refs.target, config.n), config.metrics, config.axes)
 
 
-def _result(cell: Cell, key: str, drawn: Drawn, measured: Measures | None, plain: Measures | None, bed: Testbed) -> Result:
+def _summary(ruler: Ruler) -> BedSummary:
+    """What a report says of the testbed."""
+    bed, refs = ruler.bed, ruler.references
+    how = "; ".join([refs.how, *(f"{', '.join(j.names)}: extractor {j.extractor.sha256[:16]}" for j in ruler.judges)])
+    floors, kind = ruler.measure(refs.floor, paired=False).values, "exact" if bed.law else "network"
+    return BedSummary(
+        bed.name, kind, bed.event_shape, how, len(refs.target), floors, ruler.perfect.values, _shown(bed, refs.endpoints),
+        refs.error,
+    )  # fmt: skip
+
+
+def _result(cell: Cell, key: str, drawn: Drawn, measured: Measures | None, plain: Measures | None, ruler: Ruler) -> Result:
     if measured is None or drawn.x is None:
         return Result(cell, key, 0, failure=drawn.failure, seconds=drawn.seconds)
     change = changes(measured, plain) if plain and cell.correction != PLAIN else {}
-    shown = torch.from_numpy(to_uint8(drawn.x[:_SHOWN])) if bed.is_image else torch.empty(0, dtype=torch.uint8)
     return Result(
         cell, key, len(drawn.x), measured.values, change, drawn.stats, drawn.trace, measured.spectrum, seconds=drawn.seconds,
-        shown=shown,
+        shown=_shown(ruler.bed, drawn.x), excess=changes(measured, ruler.perfect),
     )  # fmt: skip
+
+
+def _shown(bed: Testbed, x: Tensor) -> Tensor:
+    """The first images, for a report."""
+    return torch.from_numpy(to_uint8(x[:_SHOWN])) if bed.is_image else torch.empty(0, dtype=torch.uint8)
 
 
 def _from_first(decision: Any) -> Any:

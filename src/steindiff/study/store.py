@@ -1,10 +1,16 @@
-"""One file a cell: whole or not there, named by a hash of all that determines it, refused where it is something else."""
+"""What a study keeps on disk: files that are whole or not there, each named by a digest of all that determines it.
+
+`kept` reads what is there, or makes it and writes it. A file that is damaged, or that is not what its name says, is refused
+with a remedy, and never overwritten.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,9 +20,86 @@ from steindiff.io.files import read_tensors, write_tensors
 from steindiff.metrics import Value
 from steindiff.study.grid import Cell
 
-__all__ = ["Result", "place", "read", "write"]
+__all__ = ["FORMAT", "BedSummary", "Kind", "Result", "file_name", "held", "keep", "kept", "place", "read", "write"]
 
-FORMAT = 1
+FORMAT = 2
+"""Of every kept file. Digests contain it, so that a file of another format is not looked for."""
+
+T = TypeVar("T")
+
+
+class Kind(NamedTuple):
+    """A kind of kept file.
+
+    Attributes:
+        parse: makes the object of the file's entries, tensors and JSON, given by name; raises KeyError, TypeError or
+            ValueError where they do not fit.
+        remedy: what happens once the file is removed: "it is measured again".
+    """
+
+    parse: Callable[..., Any]
+    remedy: str
+
+
+def kept(path: Path, key: str, kind: Kind, make: Callable[[], T]) -> T:
+    """What the file holds; where there is no file, what `make` makes, which is then written.
+
+    Args:
+        path: the file; its name contains the key.
+        key: a digest of all that determines the object.
+        kind: how the file is read.
+        make: makes a dataclass or a named tuple whose entries are tensors and what JSON can hold.
+
+    Raises:
+        InputError: as `held` and `keep`.
+    """
+    found: T | None = held(path, key, kind)
+    if found is None:
+        found = make()
+        keep(path, key, found)
+    return found
+
+
+def held(path: Path, key: str, kind: Kind) -> Any:
+    """What the file holds; None where there is no file.
+
+    Raises:
+        InputError: the file is damaged, another program's, or holds another key.
+    """
+    if not path.exists():
+        return None
+    try:
+        about, _ = read_tensors(path)
+        head = about.pop("kept")
+        if (head["format"], head["key"]) != (FORMAT, key):
+            raise ValueError(f"it holds {head['key']}")
+        names = [str(name) for name in head["tensors"]]
+        return kind.parse(**about, **dict(zip(names, read_tensors(path, *names)[1], strict=True)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not what its name says ({error}): remove it, and {kind.remedy}") from error
+
+
+def keep(path: Path, key: str, value: Any) -> None:
+    """Write an object atomically. Raises InputError where the folder cannot be written to, or the disk is full."""
+    entries = _entries(value)
+    tensors = {name: entry for name, entry in entries.items() if isinstance(entry, Tensor)}
+    about = {name: _entries(entry) if is_dataclass(entry) else entry for name, entry in entries.items() if name not in tensors}
+    write_tensors(path, tensors, {"kept": {"format": FORMAT, "key": key, "tensors": list(tensors)}, **about})
+
+
+def _entries(value: Any) -> dict[str, Any]:
+    """The entries of a dataclass or of a named tuple."""
+    return {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else dict(value._asdict())
+
+
+def file_name(*labels: str | int) -> str:
+    """Labels joined by hyphens, without what a file system or a shell would take amiss; long ones are cut.
+
+    Example:
+        >>> file_name("dpmpp_3m(exact=True)", "karras", 5, "tables/gamma.json")
+        'dpmpp_3m(exact=True)-karras-5-tables_gamma.json'
+    """
+    return "-".join(re.sub(r"[^\w.()=,+-]+", "_", str(label))[:60] for label in labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,17 +107,18 @@ class Result:
     """What one cell gave.
 
     Attributes:
-        cell: which.
-        key: digest of all that determines the numbers.
-        n: images.
+        cell: which cell.
+        key: a digest of all that determines the numbers.
+        n: how many images; 0 where the run failed.
         values: by metric; empty where the run failed.
-        changes: corrected less plain, paired over seeds, by metric; empty for a plain run and where either failed.
-        stats: nfe and forward_equivalents, means over batches.
-        trace: of the first batch, one record per step.
-        spectrum: log ratio of power to the target's, per band, from low to high frequency.
+        changes: this run less the plain one, paired over seeds, by metric; empty for a plain run and where either failed.
+        stats: nfe, forward_equivalents, jvps and vjps, means over batches.
+        trace: of the first batch, one record a step.
+        spectrum: log ratio of power to the target's by band, from low to high frequency.
         failure: why there are no numbers.
-        seconds: of sampling.
+        seconds: how long sampling took.
         shown: the first images, uint8 (k, H, W, C); empty for points that are no images.
+        excess: this run less the exact flow's end points, paired over seeds, by metric: what the few steps lose.
     """
 
     cell: Cell
@@ -48,36 +132,54 @@ class Result:
     failure: str = ""
     seconds: float = 0.0
     shown: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+    excess: dict[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BedSummary:
+    """What a report says of a testbed.
+
+    Attributes:
+        name: as in its cells.
+        kind: "exact" or "network".
+        event_shape: of one sample.
+        reference: how endpoints and target were made.
+        n_target: samples of the target.
+        floors: independent samples of the law, as many as a cell has, against the target.
+        perfect: the reference flow's own end points against the target.
+        shown: the first of these end points, uint8 (k, H, W, C), for a row beside the samples; may be empty.
+        error: estimated RMS error of the end points, a coordinate; None where it was not asked for.
+    """
+
+    name: str
+    kind: str
+    event_shape: tuple[int, ...]
+    reference: str
+    n_target: int
+    floors: dict[str, Value]
+    perfect: dict[str, Value]
+    shown: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8), compare=False, repr=False)
+    error: float | None = None
 
 
 def place(folder: Path, cell: Cell, key: str) -> Path:
     """Where a cell's file lies."""
-    bed = Path(cell.bed).stem
-    return folder / "cells" / bed / f"{cell.solver}-{cell.grid}-{cell.nfe}-{Path(cell.correction).stem}-{key}.safetensors"
+    name = file_name(cell.solver, cell.grid, cell.nfe, Path(cell.correction).stem, key)
+    return folder / "cells" / Path(cell.bed).stem / f"{name}.safetensors"
 
 
 def write(folder: Path, result: Result) -> None:
-    """Write a result atomically. Raises InputError where the folder cannot be written to, or the disk is full."""
-    about = {"format": FORMAT, **{f.name: getattr(result, f.name) for f in fields(result) if f.name not in ("cell", "shown")}}
-    about["cell"] = asdict(result.cell)
-    write_tensors(place(folder, result.cell, result.key), {"shown": result.shown}, about)
+    """Write a result atomically. Raises InputError as `keep`."""
+    keep(place(folder, result.cell, result.key), result.key, result)
 
 
 def read(folder: Path, cell: Cell, key: str) -> Result | None:
-    """A cell's result; None where there is none.
+    """A cell's result; None where there is none. Raises InputError as `held`."""
+    found: Result | None = held(place(folder, cell, key), key, Kind(_result, "the cell is run again"))
+    return found
 
-    Raises:
-        InputError: a file of that name that is not that result: half-written by another program, or foreign.
-    """
-    path = place(folder, cell, key)
-    if not path.exists():
-        return None
-    try:
-        about, (shown,) = read_tensors(path, "shown")
-        if about.pop("format") != FORMAT or about["key"] != key or Cell(**about.pop("cell")) != cell:
-            raise ValueError(f"it holds {about['key']}")
-        for name in ("values", "changes"):
-            about[name] = {k: Value.parse(v) for k, v in about[name].items()}
-        return Result(cell, shown=shown, **about)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not the result its name says ({error}): remove it, and the cell is run again") from error
+
+def _result(cell: dict[str, Any], **entries: Any) -> Result:
+    for name in ("values", "changes", "excess"):
+        entries[name] = {metric: Value.parse(pair) for metric, pair in entries[name].items()}
+    return Result(Cell(**cell), **entries)

@@ -1,0 +1,106 @@
+"""The one batch loop: images of given seeds by a solver on a testbed, on one process or shared out over several."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from steindiff.errors import NonFiniteError
+from steindiff.io import processes
+from steindiff.noise import generators, initial_noise
+from steindiff.sampling import SampleResult, sample
+from steindiff.solvers import Solver
+from steindiff.study.testbed import Testbed
+
+__all__ = ["Drawn", "draw"]
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """What a run gave.
+
+    Attributes:
+        x: its images, (n, *event), on the CPU; None where the run failed.
+        trace: of the first batch, one record a step.
+        stats: nfe, forward_equivalents, jvps and vjps, means over batches.
+        seconds: how long it took.
+        failure: why there are no images.
+    """
+
+    x: Tensor | None
+    trace: list[dict[str, Any]]
+    stats: dict[str, float]
+    seconds: float
+    failure: str = ""
+
+    @property
+    def samples(self) -> Tensor:
+        """The images. Raises NonFiniteError where the run failed."""
+        if self.x is None:
+            raise NonFiniteError(self.failure)
+        return self.x
+
+
+def draw(
+    solver: Solver,
+    bed: Testbed,
+    sigmas: Tensor,
+    seeds: Sequence[int],
+    *,
+    batch: int = 128,
+    together: bool = False,
+    tick: Callable[[int], object] | None = None,
+) -> Drawn:
+    """Images of the seeds, batch by batch, from their own noise at the grid's first level.
+
+    Args:
+        solver: corrected or not; a correction's statistics are those of a batch.
+        bed: the testbed.
+        sigmas: the grid.
+        seeds: one an image.
+        batch: images a batch.
+        together: whether all processes call this: each takes a block of every batch, each gets all images, and a failure of
+            one is a failure of all.
+        tick: told the number of images of each finished batch.
+    """
+    start = time.perf_counter()
+    results: list[SampleResult] = []
+    ends: list[Tensor] = []
+    for first in range(0, len(seeds), batch):
+        part = seeds[first : first + batch]
+        block = processes.share(len(part)) if together else range(len(part))
+        result, failure = _one(solver, bed, sigmas, part[block.start : block.stop])
+        failure = _agreed(failure) if together else failure
+        if result is None or failure:
+            return Drawn(None, [], {}, time.perf_counter() - start, failure)
+        results.append(result)
+        ends.append((processes.gather(result.x) if together else result.x).cpu())
+        if tick is not None:
+            tick(len(part))
+    names = ("nfe", "forward_equivalents", "jvps", "vjps")
+    stats = {name: sum(getattr(r.stats, name) for r in results) / len(results) for name in names}
+    return Drawn(torch.cat(ends), [asdict(r) for r in results[0].trace], stats, time.perf_counter() - start)
+
+
+def _one(solver: Solver, bed: Testbed, sigmas: Tensor, seeds: Sequence[int]) -> tuple[SampleResult | None, str]:
+    """A batch, or why there is none."""
+    x = initial_noise(seeds, bed.event_shape, float(sigmas[0]), device=bed.device)
+    try:
+        return sample(solver, bed.denoiser_for(seeds), x, sigmas, generator=generators(seeds)), ""
+    except NonFiniteError as error:
+        return None, str(error)
+
+
+def _agreed(failure: str) -> str:
+    """The first process's failure that has one; every process must ask."""
+    if not processes.active():
+        return failure
+    all_of_them: list[str] = [""] * processes.world_size()
+    dist.all_gather_object(all_of_them, failure)
+    return next((f for f in all_of_them if f), "")
