@@ -19,23 +19,10 @@ from steindiff.report.page import page
 from steindiff.report.published import PUBLISHED, SOURCES
 from steindiff.report.study import command, write_report
 from steindiff.report.study_figures import image_strips, overview, quality, spectra, traces
-from steindiff.report.tables import (
-    BedSummary,
-    Study,
-    against_best,
-    best_table,
-    cost_table,
-    counts,
-    equal_cost,
-    gamma_table,
-    losing_table,
-    quality_table,
-    rival,
-    tally,
-    verdict,
-)
+from steindiff.report.tables import best_table, cost_table, counts, gamma_table, losing_table, quality_table
+from steindiff.study.compare import Study, against_best, equal_cost, rival, tally, verdict
 from steindiff.study.grid import PRESETS, Cell, Config
-from steindiff.study.store import Result
+from steindiff.study.store import BedSummary, Result
 
 VOID = {"meta", "br", "img", "hr", "link", "input"}
 CONFIG = Config(

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from steindiff.report.blocks import Figure, Strips
 from steindiff.report.palette import INK
 
-__all__ = ["Image", "drawing", "figure", "plain_ticks", "strips", "style"]
+__all__ = ["Image", "drawing", "figure", "integer_ticks", "plain_ticks", "strips", "style"]
 
 Image: TypeAlias = npt.NDArray[np.uint8]
 
@@ -72,6 +72,11 @@ def strips(name: str, caption: str, columns: Sequence[str], rows: Sequence[tuple
     joined = [(label, [None if x is None else _side_by_side(x) for x in sets]) for label, sets in rows]
     found = tuple((label, tuple(b"" if x is None else _png(x) for x in sets)) for label, sets in joined)
     return Strips(name, caption, _sheet(columns, joined), tuple(columns), found)
+
+
+def integer_ticks(axis: Any) -> None:
+    """Whole numbers below a panel whose abscissa counts steps."""
+    axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def plain_ticks(axis: Any) -> None:

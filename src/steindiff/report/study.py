@@ -6,7 +6,7 @@ Every sentence is made from the results, whatever they are; results that are not
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -17,23 +17,18 @@ from steindiff.report.blocks import Block, Bullets, Code, Details, Heading, Part
 from steindiff.report.published import published_blocks
 from steindiff.report.study_figures import AXES, image_strips, overview, quality, shown_solvers, spectra, traces
 from steindiff.report.tables import (
-    HEADLINE,
-    BedSummary,
-    Study,
-    Verdict,
-    against_best,
     best_table,
     cost_table,
+    count_table,
     counts,
-    equal_cost,
     gamma_table,
     losing_table,
     quality_table,
     short,
-    tally,
 )
+from steindiff.study.compare import HEADLINE, Study, Verdict, against_best, equal_cost, tally
 from steindiff.study.grid import PRESETS, Cell, Config
-from steindiff.study.store import Result
+from steindiff.study.store import BedSummary, Result
 
 __all__ = ["command", "write_report"]
 
@@ -86,22 +81,22 @@ def _facts(study: Study) -> list[Block]:
     failed = sum(bool(r.failure) for r in study.results.values())
     at_cost = {cell: equal_cost(study, cell) for cell in study.corrected}
     short_of = sum(c for _, c in at_cost.values())
-    rules = "; ".join(f"{short(c)} {counts(tally(_verdicts(study, HEADLINE, c)))}" for c in study.corrections)
+    rules = "; ".join(f"{short(c)} {_counts(study, HEADLINE, c)}" for c in study.corrections)
     return [
         Heading("What was found"),
         Text(
             f"{have} of {cells} cells have a result, {cells - have} are missing; {failed} of the results ended without "
             f"numbers. By {TITLES[HEADLINE]}, every corrected run against the plain run of the same solver, grid, NFE and "
-            f"seeds, {_ORDER}: {rules or 'no corrections'}; all together {counts(tally(_verdicts(study, HEADLINE)))}. "
+            f"seeds, {_ORDER}: {rules or 'no corrections'}; all together {_counts(study, HEADLINE)}. "
             "Against the plain run of the same solver that costs as many forward-equivalents, or the next fewer: "
             f"{counts(tally(v for v, _ in at_cost.values()))}; in {short_of} of these every such plain run of the study "
             "costs at least two evaluations less."
         ),
         *_counted(study, {cell: found for cell, (found, _) in at_cost.items()}),
         Text(
-            "What the corrections did to the steps of each run's first batch: γ, or for the energy rules η of every band; how "
-            "many are 1, which is the plain step, and between which values the others lie. (fast_km blends by fixed weights: "
-            "its γ is that of the step within.)"
+            "The next table says what the corrections did to the steps of each run's first batch, by γ, or for the energy "
+            "rules by η of every band: how many are 1, which is the plain step, and between which values the others lie. "
+            "(fast_km blends by fixed weights: its γ is that of the step within.)"
         ),
         gamma_table(study),
         Heading("How to read the numbers", 3),
@@ -116,20 +111,22 @@ def _counted(study: Study, at_cost: Mapping[Cell, Verdict]) -> list[Block]:
     def at_nfe(cell: Cell) -> Verdict:
         return study.verdict(cell, HEADLINE)
 
-    rows = [(short(c), *(counts(tally(_verdicts(study, m, c))) for m in metrics)) for c in study.corrections]
-    totals = ("all", *(counts(tally(_verdicts(study, m))) for m in metrics))
-    return [
-        Text(f"{_title(HEADLINE)} at equal NFE, by testbed, {_ORDER}:"),
-        _by(study, "bed", at_nfe),
-        Text(f"{_title(HEADLINE)} at equal forward-equivalents, by testbed, {_ORDER}:"),
-        _by(study, "bed", lambda cell: at_cost[cell]),
-        Text(f"{_title(HEADLINE)} at equal NFE, by solver, {_ORDER}:"),
-        _by(study, "solver", at_nfe),
-        Text(f"{_title(HEADLINE)} at equal NFE, by NFE, {_ORDER}:"),
-        _by(study, "nfe", at_nfe),
-        Text(f"By metric at equal NFE, all testbeds that have it, {_ORDER}:"),
-        Table(("correction", *(TITLES.get(m, m) for m in metrics)), (*rows, totals)),
-    ]
+    tables = (
+        ("NFE, by testbed", count_table(study, "bed", at_nfe)),
+        ("forward-equivalents, by testbed", count_table(study, "bed", lambda cell: at_cost[cell])),
+        ("NFE, by solver", count_table(study, "solver", at_nfe)),
+        ("NFE, by NFE", count_table(study, "nfe", at_nfe)),
+    )
+    blocks: list[Block] = []
+    for title, table in tables:
+        blocks += [Text(f"{_title(HEADLINE)} at equal {title}, {_ORDER}:"), table]
+    rows = [(short(c) or "all", *(_counts(study, m, c) for m in metrics)) for c in [*study.corrections, ""]]
+    by_metric = Table(("correction", *(TITLES.get(m, m) for m in metrics)), tuple(rows))
+    return [*blocks, Text(f"By metric at equal NFE, all testbeds that have it, {_ORDER}:"), by_metric]
+
+
+def _counts(study: Study, metric: str, correction: str = "") -> str:
+    return counts(tally(study.verdicts(metric, correction)))
 
 
 _READING = (
@@ -146,28 +143,6 @@ _READING = (
     "None of these numbers can be compared with published ones; a FID or FD-DINOv2 only with others of the same extractor, "
     "reference and n.",
 )
-
-
-def _verdicts(study: Study, metric: str, correction: str = "") -> Iterator[Verdict]:
-    """Of all corrected cells, or one correction's, on the testbeds that have the metric."""
-    for cell in study.corrected:
-        if correction in ("", cell.correction) and (metric == HEADLINE or metric in study.metrics[cell.bed]):
-            yield study.verdict(cell, metric)
-
-
-def _by(study: Study, entry: str, of: Callable[[Cell], Verdict]) -> Table:
-    """Counts: a row per correction, a column per testbed, solver or whatever entry of a cell."""
-    found: dict[tuple[str, Any], Counter[Verdict]] = {}
-    for cell in study.corrected:
-        column, verdict = getattr(cell, entry), of(cell)
-        for place in ((cell.correction, column), (cell.correction, ""), ("", column), ("", "")):
-            found.setdefault(place, Counter())[verdict] += 1
-    columns = [*dict.fromkeys(getattr(cell, entry) for cell in study.corrected), ""]
-    rows = [
-        (short(rule) or "all", *(counts(found.get((rule, column), Counter())) for column in columns))
-        for rule in [*study.corrections, ""]
-    ]
-    return Table(("correction", *(short(str(column)) or "all" for column in columns)), tuple(rows))
 
 
 def _tables(study: Study) -> list[Block]:
@@ -217,13 +192,12 @@ def _best(study: Study) -> list[Block]:
             "study costs at least two evaluations less."
         ),
     ]
-    for bed in study.config.beds:
-        for grid in study.config.grids:
-            blocks += [Text(f"{short(bed)}, grid {grid}:"), best_table(study, bed, grid)]
+    for bed, grid in study.places:
+        blocks += [Text(f"{short(bed)}, grid {grid}:"), best_table(study, bed, grid)]
     return [
         *blocks,
         Text(f"Every corrected run against the best plain run of any solver at its NFE, by testbed, {_ORDER}:"),
-        _by(study, "bed", lambda cell: against_best(study, cell)),
+        count_table(study, "bed", lambda cell: against_best(study, cell)),
     ]
 
 
@@ -248,7 +222,7 @@ def _losses(study: Study) -> list[Block]:
         Text(f"By {TITLES[HEADLINE]} at equal NFE: worse by more than two standard errors, or diverged."),
     ]
     for rule in study.corrections:
-        found = tally(_verdicts(study, HEADLINE, rule))
+        found = tally(study.verdicts(HEADLINE, rule))
         title = f"{short(rule)}: {found['loss']} losses, {found['diverged']} diverged"
         table = losing_table(study, rule)
         blocks.append(Details(title, (table,)) if table.rows else Text(f"{title}."))
@@ -298,12 +272,11 @@ def _appendix(study: Study) -> list[Block]:
     blocks: list[Block] = [Heading("Other metrics and costs")]
     for metric in (m for m in study.all_metrics if m != HEADLINE):
         inner: list[Block] = []
-        for bed in (b for b in study.config.beds if metric in study.metrics[b]):
-            for grid in study.config.grids:
+        for bed, grid in study.places:
+            if metric in study.metrics[bed]:
                 inner += _one_table(study, bed, grid, metric)
         blocks.append(Part(f"metrics/{metric}", _title(metric), tuple(inner)))
     costs: list[Block] = []
-    for bed in study.config.beds:
-        for grid in study.config.grids:
-            costs += [Text(f"{short(bed)}, grid {grid}: forward-equivalents, mean over batches."), cost_table(study, bed, grid)]
+    for bed, grid in study.places:
+        costs += [Text(f"{short(bed)}, grid {grid}: forward-equivalents, mean over batches."), cost_table(study, bed, grid)]
     return [*blocks, Part("metrics/cost", "Forward-equivalents of every run", tuple(costs))]
