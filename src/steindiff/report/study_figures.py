@@ -86,9 +86,9 @@ def traces(study: Study, bed: str) -> Figure | None:
         axes[0, 0].set_ylabel("γ (1: plain solver)")
         axes[1, 0].set_ylabel("σ̂/σ (1: as told)")
         caption = (
-            f"Above γ, step by step, on {short(bed)}, {grid}, NFE {nfe}, first batch; below σ̂/σ, the noise that a batch has over what the "
-            "step is told, where a derivative was taken. Values that are not positive are gaps. Lines that leave a panel are "
-            "those of diverged runs."
+            f"Above γ, step by step, of the first batch on {short(bed)}, {grid}, NFE {nfe}; below σ̂/σ, the noise that a batch "
+            "has over what the step is told, where a derivative was taken. Values that are not positive are gaps. Lines that "
+            "leave a panel are those of diverged runs."
         )
         return drawing(_file(bed, "traces"), caption, plot, list(map(_title, study.corrections)))
 
