@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from steindiff.analytic.base import ExactModel
 from steindiff.analytic.integrate import Flow
 from steindiff.analytic.laws import FactorMixture, Gaussian, GaussianMixture
-from steindiff.analytic.mixture import Mixture
+from steindiff.analytic.mixture import ExactModel
 
-__all__ = ["ExactModel", "FactorMixture", "Flow", "Gaussian", "GaussianMixture", "Mixture"]
+__all__ = ["ExactModel", "FactorMixture", "Flow", "Gaussian", "GaussianMixture"]

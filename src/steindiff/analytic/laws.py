@@ -9,14 +9,14 @@ from torch import Tensor
 from steindiff.analytic.checks import check_covariances, check_flow, check_parameters, check_shape, check_weights
 from steindiff.analytic.components import Dense, LowRank, wide
 from steindiff.analytic.integrate import Flow
-from steindiff.analytic.mixture import Mixture
+from steindiff.analytic.mixture import ExactModel
 from steindiff.errors import InputError
 
 __all__ = ["FactorMixture", "Gaussian", "GaussianMixture"]
 
 
 @final
-class FactorMixture(Mixture):
+class FactorMixture(ExactModel):
     """A mixture of factor analysers: Σ_k = W_k W_kᵀ + diag(ψ_k), never formed.
 
     Woodbury's identity and the determinant lemma need one r × r Cholesky factor per component and σ; a call costs
@@ -61,7 +61,7 @@ class FactorMixture(Mixture):
         return self._components.diagonal
 
 
-class _DenseMixture(Mixture):
+class _DenseMixture(ExactModel):
     """A mixture whose covariances are diagonalised once, in float64."""
 
     _components: Dense

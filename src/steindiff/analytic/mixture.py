@@ -1,11 +1,11 @@
-"""Gaussian mixtures with exact denoisers.
+"""Exact models: Gaussian mixtures, whose denoiser D(x, σ) = E[x* | x* + σ ε = x] is known in closed form.
 
 For x* ~ Σ_k w_k N(μ_k, Σ_k) and x = x* + σ ε, with p_k the responsibilities and m_k the posterior mean in component k,
 
     p_k ∝ w_k N(x; μ_k, Σ_k + σ²),    m_k = μ_k + Σ_k (Σ_k + σ²)⁻¹ (x − μ_k),
     D = Σ_k p_k m_k,                  ∇·D = Σ_k p_k tr Σ_k(Σ_k + σ²)⁻¹ + Σ_k p_k ‖m_k − D‖²/σ².
 
-`Mixture` is written once, over any family of components; `laws` has the public ones.
+`ExactModel` is written once, over any family of components; `laws` has the public ones.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
 
-from steindiff.analytic.base import ExactModel
 from steindiff.analytic.checks import check_flow, check_state, noise_level
 from steindiff.analytic.components import Components, Noisy
 from steindiff.analytic.integrate import Flow, integrate
+from steindiff.denoisers import expand
 from steindiff.errors import InputError
+from steindiff.schedules import VE
 
-__all__ = ["Mixture"]
+__all__ = ["ExactModel"]
 
-AnyMixture = TypeVar("AnyMixture", bound="Mixture")
+Model = TypeVar("Model", bound="ExactModel")
 
 BUDGET = 2**21  # elements of one (rows, K, d) array: larger ones leave the cache (measured at K = 16, d = 3072)
 
@@ -36,11 +37,6 @@ BUDGET = 2**21  # elements of one (rows, K, d) array: larger ones leave the cach
 def _positive(sigma: Tensor) -> Tensor:
     """σ with 1 in place of 0, for formulas whose value at 0 is chosen afterwards."""
     return torch.where(sigma == 0, torch.ones_like(sigma), sigma)
-
-
-def _like(sigma: Tensor, x: Tensor) -> Tensor:
-    """σ () or (B,) made broadcastable against x (B, *event)."""
-    return sigma.reshape(sigma.shape + (1,) * (x.ndim - 1)) if sigma.ndim else sigma
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,14 +73,21 @@ class _Posterior:
         return torch.stack([(p * self.noisy.traces()).sum(-1), (p * (m - center[:, None]).square().sum(-1)).sum(-1)], -1)
 
 
-class Mixture(ExactModel):
-    """x* ~ Σ_k w_k N(μ_k, Σ_k), over any family of `Components`; immutable.
+class ExactModel:
+    """x* ~ Σ_k w_k N(μ_k, Σ_k) ∈ ℝ^event, over any family of `Components`; an instance is itself a `Denoiser`, and immutable.
+
+    In VE coordinates x = x* + σ ε. Throughout, x has shape (B, *event) in the model's dtype; σ is a float, a () or a (B,)
+    tensor, in the units of x; every method is differentiable with respect to x in both modes. A wrong shape, dtype, device
+    or σ raises `InputError`.
 
     Args:
         weights: w_k > 0 summing to one, (K,).
         means: μ_k, (K, *event).
         components: builds the family from the centred means, (K, d).
     """
+
+    schedule: Final = VE()
+    forwards: Final = 1
 
     def __init__(self, weights: Tensor, means: Tensor, components: Callable[[Tensor], Components]) -> None:
         self.weights = weights / weights.sum()
@@ -99,6 +102,11 @@ class Mixture(ExactModel):
         return tuple(self.means.shape[1:])
 
     @property
+    def dim(self) -> int:
+        """d, the number of coordinates of one sample."""
+        return math.prod(self.event_shape)
+
+    @property
     def dtype(self) -> torch.dtype:
         """float32 or float64."""
         return self.means.dtype
@@ -110,14 +118,14 @@ class Mixture(ExactModel):
 
     @property
     def mean(self) -> Tensor:
-        """Σ_k w_k μ_k, (*event)."""
+        """E x* = Σ_k w_k μ_k, (*event)."""
         return self._center.reshape(self.event_shape)
 
     def second_moment(self) -> Tensor:
-        """Σ_k w_k (‖μ_k‖² + tr Σ_k), ()."""
+        """E‖x*‖² = Σ_k w_k (‖μ_k‖² + tr Σ_k), ()."""
         return self.weights @ (self.means.flatten(1).square().sum(-1) + self._components.traces())
 
-    def to(self: AnyMixture, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> AnyMixture:
+    def to(self: Model, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Model:
         """The same law in another dtype (float32 or float64) or on another device; parameters are rounded, not refitted.
 
         Raises:
@@ -133,7 +141,7 @@ class Mixture(ExactModel):
         return moved
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n independent draws of x*, (n, *event): a component, then the component's Gaussian.
+        """n independent draws of x*, (n, *event): a component, then its Gaussian, on `generator`'s device.
 
         Raises:
             InputError: n < 1.
@@ -148,6 +156,10 @@ class Mixture(ExactModel):
             x[rows] = self._components.draw(k, len(rows), generator)
         return (x + self._center).reshape(n, *self.event_shape)
 
+    def __call__(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """D(x, σ): `denoise`."""
+        return self.denoise(x, sigma)
+
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """D(x, σ) = Σ_k p_k m_k, (B, *event); D(x, 0) = x.
 
@@ -156,10 +168,10 @@ class Mixture(ExactModel):
         """
         s = self._noise(x, sigma)
         d = self._map(_Posterior.mean, x, _positive(s)).reshape(x.shape) + self.mean
-        return torch.where(_like(s, x) == 0, x, d)
+        return torch.where(expand(s, x) == 0, x, d)
 
     def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """∇ log p_σ(x) = −Σ_k p_k (Σ_k + σ²)⁻¹ (x − μ_k) = (D − x)/σ², (B, *event).
+        """∇ log p_σ(x) = −Σ_k p_k (Σ_k + σ²)⁻¹ (x − μ_k) = (D − x)/σ², (B, *event), without that difference's cancellation.
 
         Raises:
             InputError: as `denoise`; σ = 0 for a law without a density.
@@ -177,6 +189,8 @@ class Mixture(ExactModel):
     def log_density(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """log p_σ(x) = log Σ_k w_k N(x; μ_k, Σ_k + σ²), (B,), in nats; σ = 0 gives the law itself.
 
+        In float32 the sum of d terms carries its own rounding, about 1e-7 of |log p|.
+
         Raises:
             InputError: as `score`.
         """
@@ -193,8 +207,33 @@ class Mixture(ExactModel):
         trace, spread = self._map(_Posterior.trace_and_spread, x, s).unbind(-1)
         return torch.where(sigma == 0, self.dim, trace + spread / s.square().to(x.dtype))
 
+    def posterior_trace(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """tr Cov[x* | x] = σ² ∇·D(x, σ), (B,), in squared units of x."""
+        divergence = self.divergence(x, sigma)
+        return torch.as_tensor(sigma, dtype=x.dtype, device=x.device).square() * divergence
+
+    def flow(self, x: Tensor, sigma_from: float, sigma_to: float, tol: float = 1e-6) -> Tensor:
+        """x carried along dy/dσ = (y − D(y, σ))/σ from σ_from to σ_to, (B, *event), in either direction.
+
+        Args:
+            x: the state at σ_from, (B, *event).
+            sigma_from: where it starts, >= 0.
+            sigma_to: where it ends, >= 0; 0 is the data.
+            tol: the largest estimated RMS error per coordinate over the batch, in units of x.
+
+        Raises:
+            InputError: tol is out of reach; the message states the error reached. `flow_with_error` returns it instead.
+        """
+        result = self.flow_with_error(x, sigma_from, sigma_to, tol)
+        if not result.error <= tol:
+            raise InputError(
+                f"flow reached an RMS error of {result.error:.2g} in {result.steps} steps; tol is {tol:g}: raise tol, or use "
+                "model.to(torch.float64) (float32 stops near 1e-5), or flow_with_error with larger max_steps"
+            )
+        return result.x
+
     def flow_with_error(self, x: Tensor, sigma_from: float, sigma_to: float, tol: float = 1e-6, max_steps: int = 2048) -> Flow:
-        """The probability flow from σ_from to σ_to, (B, *event), each sample with its estimated error.
+        """`flow` with its estimated error, sample by sample; it never raises for a missed tolerance.
 
         Integrates dy/d log σ = y − D by doubled sixth-order steps (`integrate`), sample by sample until each is within
         tol, its error has met the dtype's rounding floor, or max_steps is reached; the error is stated in every case.

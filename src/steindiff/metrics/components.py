@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steindiff.analytic import Mixture
+from steindiff.analytic import ExactModel
 from steindiff.errors import InputError
 from steindiff.metrics.values import Shares, Value
 
@@ -68,7 +68,7 @@ class ComponentWeights:
         return se
 
 
-def component_weights(x: Tensor, law: Mixture, sigma: float = 0.0) -> ComponentWeights:
+def component_weights(x: Tensor, law: ExactModel, sigma: float = 0.0) -> ComponentWeights:
     """Responsibilities of samples x, (n, *event), under the mixture, in float64.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from steindiff.analytic.mixture import Mixture
+from steindiff.analytic import ExactModel
 from steindiff.corrections.bands import Cosine
 from steindiff.errors import InputError
 from steindiff.grids import SIGMA_MIN
@@ -130,7 +130,7 @@ class Ruler:
         if near := [name for name in _NEAR if name in wanted]:
             manifold = self._manifold.compare(self._view(x))
             found |= {name: getattr(manifold, name) for name in near}
-        if "components" in wanted and isinstance(self.bed.law, Mixture):
+        if "components" in wanted and isinstance(self.bed.law, ExactModel):
             found["components"] = component_weights(x, self.bed.law, SIGMA_MIN).total_variation
         for judge in self.judges:
             found |= judge.measure(x)
