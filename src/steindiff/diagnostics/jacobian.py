@@ -13,16 +13,15 @@ iterates (Rayleigh–Ritz, i.e. Lanczos) replaces the last iterate. It is never 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from steindiff.denoisers import Denoiser
+from steindiff.denoisers import Denoiser, expand
+from steindiff.divergence.products import Options, dot, linearise
 from steindiff.errors import InputError, NonFiniteError, SteindiffError
 from steindiff.noise import mix
 
@@ -31,8 +30,6 @@ __all__ = [
     "Lipschitz",
     "Map",
     "Push",
-    "gains",
-    "largest_singular_value",
     "linearize",
     "lipschitz",
     "local_denoiser_lipschitz",
@@ -111,16 +108,8 @@ def _double(f: Map, z: Tensor, value: Tensor) -> Map:
 
 
 def _forward(f: Map, z: Tensor, value: Tensor) -> Map:
-    def push(v: Tensor) -> Tensor:
-        with warnings.catch_warnings(), torch.no_grad(), forward_ad.dual_level():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, on the first use of its forward rules
-            tangent = forward_ad.unpack_dual(f(forward_ad.make_dual(z.detach().clone(), v))).tangent
-        if tangent is None:
-            raise SteindiffError("the tangent was lost on the way")
-        detached: Tensor = tangent.detach()
-        return detached
-
-    return push
+    """Jv by forward mode, one evaluation of f each."""
+    return linearise("jvp", lambda y: (f(y), None), z.detach(), Options()).one
 
 
 def _central(f: Map, z: Tensor, value: Tensor) -> Map:
@@ -130,7 +119,7 @@ def _central(f: Map, z: Tensor, value: Tensor) -> Map:
     scale = torch.finfo(x.dtype).eps ** (1 / 3) * torch.where(size > 0, size, math.sqrt(x[0].numel()))
 
     def push(v: Tensor) -> Tensor:
-        h = _like(scale / norms(v).clamp_min(torch.finfo(x.dtype).tiny), x)
+        h = expand(scale / norms(v).clamp_min(torch.finfo(x.dtype).tiny), x)
         with torch.no_grad():
             return (f(x + h * v) - f(x - h * v)) / (2 * h)
 
@@ -144,7 +133,7 @@ def _check_adjoint(push: Map, pull: Map, x: Tensor) -> None:
     """⟨w, Jv⟩ = ⟨Jᵀw, v⟩: a derivative rule that is missing a part fails it."""
     v, w = (_gaussian(x, k) for k in (1, 2))
     jv, jw = push(v), pull(w)
-    gap = (_dot(w, jv) - _dot(jw, v)).abs()
+    gap = (dot(w, jv) - dot(jw, v)).abs()
     if bool((gap > 0.01 * (norms(w) * norms(jv) + norms(jw) * norms(v))).any()):
         raise SteindiffError("Jv and Jᵀw are not adjoint: a derivative rule of the network is incomplete")
 
@@ -170,12 +159,14 @@ class Lipschitz:
 
 
 def lipschitz(
-    f: Map, x: Tensor, *, tol: float = 1e-3, max_iterations: int = 100, seed: int = 0, method: Push = "auto"
+    f: Map | Linearization, x: Tensor, *, tol: float = 1e-3, max_iterations: int = 100, seed: int = 0, method: Push = "auto"
 ) -> Lipschitz:
     """‖∂f/∂x‖₂ per sample, by accelerated power iteration on JᵀJ.
 
+    That is Lanczos on A = JᵀJ with full reorthogonalisation; A V = V T + β v⁺ eᵀ, so a Ritz pair's residual is β |y_last|.
+
     Args:
-        f: a map of each sample alone, (B, *event) to (B, *event).
+        f: a map of each sample alone, (B, *event) to (B, *event), or what `linearize` made of it.
         x: where, (B, *event).
         tol: relative residual at which a sample is done.
         max_iterations: JVP–VJP pairs.
@@ -194,18 +185,11 @@ def lipschitz(
         >>> result.value, result.converged
         (tensor([4.2361]), tensor([True]))
     """
-    return largest_singular_value(linearize(f, x, method), x, tol, max_iterations, seed)
-
-
-def largest_singular_value(J: Linearization, x: Tensor, tol: float, max_iterations: int, seed: int) -> Lipschitz:
-    """`lipschitz` of a map linearized already.
-
-    Lanczos on A = JᵀJ with full reorthogonalisation; A V = V T + β v⁺ eᵀ, so a Ritz pair's residual is β |y_last|.
-    """
     if not tol > 0 or max_iterations < 1:
         raise InputError(f"tol={tol}, max_iterations={max_iterations}: need tol > 0 and max_iterations ≥ 1")
+    J = f if isinstance(f, Linearization) else linearize(f, x, method)
     v = _gaussian(x, 0, seed)
-    v = v / _like(norms(v), x)
+    v = v / expand(norms(v), x)
     basis: list[Tensor] = []
     diagonal: list[Tensor] = []
     off: list[Tensor] = []
@@ -213,11 +197,11 @@ def largest_singular_value(J: Linearization, x: Tensor, tol: float, max_iteratio
     for k in range(1, max_iterations + 1):
         basis.append(v)
         w = J.pull(J.push(v))
-        diagonal.append(_dot(v, w))
+        diagonal.append(dot(v, w))
         size = norms(w)
         for _ in range(2):  # twice is enough (Kahan)
             for u in basis:
-                w = w - _like(_dot(u, w), x) * u
+                w = w - expand(dot(u, w), x) * u
         beta = norms(w)
         beta = torch.where(beta > 8 * torch.finfo(x.dtype).eps * size, beta, 0.0)  # an invariant space has been exhausted
         theta, y = _ritz(diagonal, off)
@@ -226,8 +210,8 @@ def largest_singular_value(J: Linearization, x: Tensor, tol: float, max_iteratio
         if bool((residual <= tol).all()):
             break
         off.append(beta)
-        v = w * _like(torch.where(beta > 0, 1 / beta, 0.0), x)
-    direction = torch.stack([_like(c, x) * u for c, u in zip(y.unbind(1), basis, strict=True)]).sum(0)
+        v = w * expand(torch.where(beta > 0, 1 / beta, 0.0), x)
+    direction = torch.stack([expand(c, x) * u for c, u in zip(y.unbind(1), basis, strict=True)]).sum(0)
     return Lipschitz(theta.sqrt(), residual, residual <= tol, iterations, direction)
 
 
@@ -249,13 +233,9 @@ def local_denoiser_lipschitz(
     return lipschitz(lambda z: denoiser(z, sigma), x, tol=tol, max_iterations=max_iterations, seed=seed)
 
 
-def random_directions(f: Map, x: Tensor, k: int = 8, *, seed: int = 0, method: Push = "auto") -> Tensor:
+def random_directions(f: Map | Linearization, x: Tensor, k: int = 8, *, seed: int = 0, method: Push = "auto") -> Tensor:
     """‖Jv‖/‖v‖ for k Gaussian directions, (k, B). Raises InputError for k < 1, SteindiffError as `linearize`."""
-    return gains(linearize(f, x, method), x, k, seed)
-
-
-def gains(J: Linearization, x: Tensor, k: int, seed: int) -> Tensor:
-    """`random_directions` of a map linearized already."""
+    J = f if isinstance(f, Linearization) else linearize(f, x, method)
     if k < 1:
         raise InputError(f"k={k} random directions: need at least one")
     probes = [_gaussian(x, 3 + i, seed) for i in range(k)]
@@ -272,13 +252,3 @@ def norms(v: Tensor) -> Tensor:
     """‖v‖ per sample, (B,)."""
     size: Tensor = torch.linalg.vector_norm(v.flatten(1), dim=1)
     return size
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """⟨a, b⟩ per sample, (B,)."""
-    return (a * b).flatten(1).sum(1)
-
-
-def _like(scale: Tensor, x: Tensor) -> Tensor:
-    """(B,) made broadcastable against x (B, *event)."""
-    return scale.reshape(-1, *[1] * (x.ndim - 1))

@@ -24,7 +24,7 @@ from torch import Tensor
 from steindiff import grids
 from steindiff.analytic.integrate import runge_kutta
 from steindiff.denoisers import Denoiser
-from steindiff.diagnostics.jacobian import Map, gains, largest_singular_value, linearize, norms
+from steindiff.diagnostics.jacobian import Map, linearize, lipschitz, norms, random_directions
 from steindiff.divergence import choose
 from steindiff.errors import InputError
 from steindiff.solvers import Grid, Interval, Solver
@@ -184,7 +184,7 @@ def along_trajectory(
         if only is not None and i not in only:
             continue
         J = linearize(T, z)
-        top = largest_singular_value(J, z, tol, max_iterations, seed)
+        top = lipschitz(J, z, tol=tol, max_iterations=max_iterations, seed=seed)
         actual = size = torch.full((len(z),), float("nan"))
         if reference is not None:
             y, error = reference.at(interval.sigma)
@@ -197,7 +197,7 @@ def along_trajectory(
             tuple(top.value.tolist()),
             tuple(top.converged.tolist()),
             tuple(top.iterations.tolist()),
-            tuple(gains(J, z, directions, seed).flatten().tolist()),
+            tuple(random_directions(J, z, directions, seed=seed).flatten().tolist()),
             tuple(actual.tolist()),
             tuple(size.tolist()),
         )
