@@ -61,8 +61,8 @@ def _wide(sigma: Tensor, x: Tensor) -> Tensor:
     return s if s.device.type == "mps" else s.to(torch.float64)
 
 
-# Where a callable keeps the one that it wraps: ours, functools.partial, functools.wraps (and torch.compile), a bound method.
-_LINKS = ("wrapped", "func", "__wrapped__", "__self__")
+# Where a callable keeps the one that it wraps: our wrappers, functools.partial, functools.wraps (and torch.compile), bound methods.
+_LINKS = ("denoiser", "func", "__wrapped__", "__self__")
 
 
 def _layers(denoiser: object) -> Iterator[object]:
@@ -102,35 +102,32 @@ def forwards_per_call(denoiser: Denoiser) -> int:
     return next((forwards for forwards in stated if isinstance(forwards, int)), 1)
 
 
-class _Wrapper(ABC):
+class _Wrapper:
     """A denoiser made of another, whose schedule and cost it passes on."""
 
-    @property
-    @abstractmethod
-    def wrapped(self) -> Denoiser:
-        """The denoiser inside."""
+    denoiser: Denoiser
 
     @property
     def schedule(self) -> Schedule | None:
         """The schedule of the denoiser inside; None where it is unknown."""
-        return _known_schedule(self.wrapped)
+        return _known_schedule(self.denoiser)
 
     @property
     def forwards(self) -> int:
         """Network forwards behind one call."""
-        return forwards_per_call(self.wrapped)
+        return forwards_per_call(self.denoiser)
 
 
 @dataclass(frozen=True, eq=False)
 class _Declared:
     """A callable beside what is said about it."""
 
-    wrapped: Denoiser
+    denoiser: Denoiser
     schedule: Schedule
     forwards: int
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.wrapped(x, sigma)
+        return self.denoiser(x, sigma)
 
 
 def declare(denoiser: Denoiser, *, schedule: Schedule, forwards: int = 1) -> Denoiser:
@@ -232,7 +229,7 @@ class Guided(_Wrapper):
     scale: float
 
     @property
-    def wrapped(self) -> Denoiser:
+    def denoiser(self) -> Denoiser:  # type: ignore[override]
         """D_c, whose schedule both share."""
         return self.conditional
 
@@ -266,11 +263,6 @@ class EpsilonScaled(_Wrapper):
         if not 0 < self.b < float("inf"):
             raise InputError(f"b={self.b}: need a positive scale")
 
-    @property
-    def wrapped(self) -> Denoiser:
-        """The denoiser inside."""
-        return self.denoiser
-
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """X + (D − x)/b."""
         return torch.lerp(x, self.denoiser(x, sigma), 1 / self.b)
@@ -294,11 +286,6 @@ class TimeShifted(_Wrapper):
     def __post_init__(self) -> None:
         if not -1 < self.shift < float("inf"):
             raise InputError(f"shift={self.shift}: need a relative shift above -1")
-
-    @property
-    def wrapped(self) -> Denoiser:
-        """The denoiser inside."""
-        return self.denoiser
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D(x, (1+ξ) σ)."""
@@ -351,11 +338,6 @@ class TimeSelected(_Wrapper):
         object.__setattr__(self, "_clock", own if isinstance(own, DiscreteBetas) else DiscreteBetas.linear())
         object.__setattr__(self, "_schedule", schedule_of(self.denoiser) if self.frame == "model" else VE())
 
-    @property
-    def wrapped(self) -> Denoiser:
-        """The denoiser inside."""
-        return self.denoiser
-
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D(x/α_τ, σ_τ/α_τ) at x = α_t y; the argument is y."""
         told = self.told(x, sigma)
@@ -388,16 +370,11 @@ class Counter(_Wrapper):
         1
     """
 
-    def __init__(self, inner: Denoiser) -> None:
-        self.inner = inner
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
         self.calls = 0
-
-    @property
-    def wrapped(self) -> Denoiser:
-        """The denoiser inside."""
-        return self.inner
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D(x, sigma), counted."""
         self.calls += 1
-        return self.inner(x, sigma)
+        return self.denoiser(x, sigma)

@@ -303,4 +303,4 @@ def _stats(watched: _Watched, corrections: list[Correction], choice: Choice | No
     jvps, vjps = sum(c.jvps for c in corrections), sum(c.vjps for c in corrections)
     extra = sum(c.share * (c.jvps * choice.cost("jvp") + c.vjps * choice.cost("vjp")) for c in corrections) if choice else 0.0
     nfe = watched.evaluations
-    return Stats(nfe, jvps, vjps, (nfe + extra) * forwards_per_call(watched.inner), batch, choice)
+    return Stats(nfe, jvps, vjps, (nfe + extra) * forwards_per_call(watched), batch, choice)
