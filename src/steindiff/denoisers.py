@@ -61,7 +61,7 @@ def _wide(sigma: Tensor, x: Tensor) -> Tensor:
     return s if s.device.type == "mps" else s.to(torch.float64)
 
 
-# Where a callable keeps the one that it wraps: our wrappers, functools.partial, functools.wraps (and torch.compile), bound methods.
+# Where a callable keeps the one that it wraps: our wrappers, partial, functools.wraps (and torch.compile), bound methods.
 _LINKS = ("denoiser", "func", "__wrapped__", "__self__")
 
 
