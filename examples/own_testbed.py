@@ -1,10 +1,13 @@
 """A study on your own testbed: here an exact law of two dimensions; any denoiser D(x, sigma) will do."""
 
 import sys
+from pathlib import Path
 
 import torch
 
 import steindiff as sd
+from steindiff.io.files import manifest
+from steindiff.report.study import write_report
 from steindiff.study.grid import Config
 from steindiff.study.run import run_study
 from steindiff.study.testbed import Testbed
@@ -15,5 +18,7 @@ law = sd.analytic.GaussianMixture(torch.full((8,), 1 / 8), ring, 0.01 * torch.ey
 
 bed = Testbed("ring", law, event_shape=(2,), digest="ring, version 1")  # say a new version when the denoiser changes
 config = Config(beds=("ring",), solvers=("dpmpp_2m", "heun"), grids=("karras",), nfe=(5, 8), corrections=("energy",), n=256)
-for result in run_study(config, outdir, beds=[bed]).results:
+found = run_study(config, outdir, beds=[bed])
+write_report(Path(outdir), config, found.results, found.beds, manifest())
+for result in found.results:
     print(result.cell, "energy distance", result.values["energy"])
