@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tally: defaultdict[str, Counter[str]] = defaultdict(Counter)
     etas: list[str] = []
     for name, nfe in tqdm([(s, n) for s in args.solvers for n in args.nfe], unit="cell"):
-        solver, steps = solvers.for_nfe(solvers.make(name), nfe)
+        solver, steps = solvers.make(name).for_nfe(nfe)
         plain, _ = _run(bed, solver, steps)
         cells, seen = [str(plain.minus(bed.perfect))], {}
         for variant, rule in rules.items():

@@ -165,12 +165,12 @@ def _with(value: Value, more: float) -> Value:
 
 def cell(bed: Bed, name: str, nfe: int, args: argparse.Namespace, choice: Choice, tick: Callable[[], object]) -> dict[str, Any]:
     """All rows of one solver and NFE; those without a correction once."""
-    solver, steps = solvers.for_nfe(SOLVERS[name][0], nfe)
+    solver, steps = SOLVERS[name][0].for_nfe(nfe)
     plain = {"plain": (solver, steps)}
     if name == "2m_unlowered":
-        plain["plain, as published"] = solvers.for_nfe(solvers.make("dpmpp_2m"), nfe)
+        plain["plain, as published"] = solvers.make("dpmpp_2m").for_nfe(nfe)
     published = solvers.make("dpmpp_2m") if name == "2m_unlowered" else solver
-    plain["plain, as published, twice the NFE"] = solvers.for_nfe(published, 2 * nfe)
+    plain["plain, as published, twice the NFE"] = published.for_nfe(2 * nfe)
     rule = CleanTarget(gamma_max=1.0)
     runs: dict[str, list[Run]] = {}
     for label, estimator in estimators(args, choice).items():

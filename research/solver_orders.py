@@ -21,7 +21,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from steindiff.solvers import DEIS, IPNDM, DPMpp2M, DPMpp3M, Grid, History, Solver, UniPC, make, names
+from steindiff.solvers import DEIS, IPNDM, DPMpp2M, DPMpp3M, Grid, Solver, UniPC, make, names
 
 COUNTS = (64, 96, 128, 192)
 FINE = math.lcm(*COUNTS)
@@ -107,7 +107,7 @@ def error(solver: Solver, ramp: str, n: int, exact_history: bool) -> float:
     sigmas, states = exact.sigmas[nodes], exact.states[nodes]
     grid, x = Grid.of(sigmas), states[past]
     solver = _without_lowering(solver) if exact_history else solver
-    state = _history(solver, sigmas, states) if exact_history else solver.init(denoiser, x, sigmas)
+    state = _history(solver, grid, states) if exact_history else solver.init(denoiser, x, grid)
     for i in range(past, grid.steps):
         x, _, state = solver.step(denoiser, x, grid.interval(i), state)
     return float((x - states[-1]).square().mean().sqrt())
@@ -120,9 +120,9 @@ def _without_lowering(solver: Solver) -> Solver:
     return solver
 
 
-def _history(solver: Solver, sigmas: Tensor, states: Tensor) -> object:
+def _history(solver: Solver, grid: Grid, states: Tensor) -> object:
     """The state this solver would have at node PAST if every step before had been exact; values newest first."""
-    recent = range(PAST, -1, -1)
+    recent, sigmas = range(PAST, -1, -1), grid.sigmas
     denoised = [denoiser(states[j], sigmas[j]) for j in recent]
     noise = [(states[j] - d) / sigmas[j] for j, d in zip(recent, denoised, strict=True)]
     match solver:
@@ -133,8 +133,8 @@ def _history(solver: Solver, sigmas: Tensor, states: Tensor) -> object:
         case DEIS() | IPNDM():
             kept = noise[1 : solver.order]
         case _:
-            return solver.init(denoiser, states[PAST], sigmas)
-    return History(Grid.of(sigmas), tuple(kept))
+            return solver.init(denoiser, states[PAST], grid)
+    return tuple(kept)
 
 
 def slope(errors: Sequence[float]) -> float:

@@ -26,7 +26,7 @@ from steindiff.corrections import Moments, stein_ratio
 from steindiff.denoisers import Denoiser, FromEps
 from steindiff.divergence import Exact
 from steindiff.schedules import VE, DiscreteBetas, Schedule, VPCosine, VPLinear
-from steindiff.solvers import DDIM, DPMpp2M, Grid, History
+from steindiff.solvers import DDIM, DPMpp2M, Grid
 
 D64 = torch.float64
 DIM = 8
@@ -195,7 +195,7 @@ def _step(case: Case, y: Tensor, other: Tensor) -> Callable[[Tensor], Tensor]:
     denoiser, sigmas = case.denoiser, case.sigmas
     grid = Grid.of(sigmas)
     if case.solver == "ddim":
-        return lambda y: DDIM().step(denoiser, y, grid.interval(1), None).x
+        return lambda y: DDIM().step(denoiser, y, grid.interval(1), ()).x
     solver = DPMpp2M(lower_order_final=False)
 
     def past_of(z: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ def _step(case: Case, y: Tensor, other: Tensor) -> Callable[[Tensor], Tensor]:
 
     def step(z: Tensor) -> Tensor:
         past = past_of(z) if kept is None else kept
-        return solver.step(denoiser, z, grid.interval(1), History(grid, (past,))).x
+        return solver.step(denoiser, z, grid.interval(1), (past,)).x
 
     return step
 

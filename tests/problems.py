@@ -48,7 +48,8 @@ def noisy_state(sigma, batch=5, seed=0):
 def run(solver, denoiser, x, sigmas):
     """The loop without anything around it."""
     sigmas = grids.validate(sigmas)
-    grid, state = solvers.Grid.of(sigmas), solver.init(denoiser, x, sigmas)
+    grid = solvers.Grid.of(sigmas)
+    state = solver.init(denoiser, x, grid)
     for i in range(grid.steps):
         x, _, state = solver.step(denoiser, x, grid.interval(i), state)
     return x

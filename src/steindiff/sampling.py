@@ -145,7 +145,7 @@ def steps(
     solver: Solver | str, denoiser: Denoiser, x: Tensor, sigmas: Tensor, *, generator: Generators = None
 ) -> Iterator[Event]:
     """Integrate from sigmas[0] to sigmas[-1], yielding after each step. Arguments and errors as `sample`."""
-    solver = make(solver) if isinstance(solver, str) else solver
+    solver = make(solver)
     sigmas = grids.validate(sigmas)
     _check_state(x, float(sigmas[0]))
     sigmas = fresh(sigmas.to(x.device))
@@ -157,7 +157,7 @@ def steps(
 def _run(solver: Solver, watched: _Watched, x: Tensor, sigmas: Tensor) -> Iterator[Event]:
     grid = Grid.of(sigmas)
     with torch.no_grad():
-        state = solver.init(watched, x, sigmas)
+        state = solver.init(watched, x, grid)
     watched.start(len(x))
     for i in range(grid.steps):
         watched.step = i

@@ -17,7 +17,7 @@ from steindiff.errors import InputError, NonFiniteError, SteindiffError
 from steindiff.noise import generators, initial_noise
 from steindiff.sampling import sample, steps
 from steindiff.schedules import RectifiedFlow, VPCosine, VPLinear
-from steindiff.solvers.base import Grid, History
+from steindiff.solvers.base import Grid
 from steindiff.solvers.unipc import UniPC
 
 torch.set_num_threads(1)
@@ -214,7 +214,7 @@ def measured(solver_step, state_of, kind, frame, sigma, sigma_next, n=4000, batc
         y = clean + sigma * torch.randn(clean.shape, generator=g, dtype=D64)
         inner = state_of(grid, clean, g)
         corrected = Corrected(solver_step, CleanTarget(), Hutchinson(method="vjp", seed=i), frame)
-        begun = corrected.init(DENOISERS[kind], y, grid)
+        begun = corrected.init(DENOISERS[kind], y, Grid.of(grid))
         with torch.no_grad():
             state = CorrectedState(inner, begun.estimator, begun.schedule, begun.needs)
             record = corrected.step(DENOISERS[kind], y, interval, state).state.last
@@ -236,9 +236,9 @@ def test_gamma_minimises_the_distance_to_the_clean_sample(name, kind, frame):
 
     def state_of(grid, clean, g):
         if name != "dpmpp_2m":
-            return solver.init(MIX, clean, grid)
+            return solver.init(MIX, clean, Grid.of(grid))
         other = clean + grid[0] * torch.randn(clean.shape, generator=g, dtype=D64)
-        return History(Grid.of(grid), (MIX(other, grid[0]),))
+        return (MIX(other, grid[0]),)
 
     raw, direct, candidates, loss = measured(solver, state_of, kind, frame, 0.8, 0.3)
     se = float((raw - direct).std() / math.sqrt(len(raw)))
@@ -260,7 +260,8 @@ def jacobian_trace(solver, denoiser, y, interval, inner):
 def third_step(solver, denoiser, grid=GRID):
     """State and interval of step 2, after two plain steps."""
     x = start(sigma=float(grid[0]))
-    plan, state = Grid.of(grid), solver.init(denoiser, x, grid)
+    plan = Grid.of(grid)
+    state = solver.init(denoiser, x, plan)
     with torch.no_grad():
         for i in (0, 1):
             step = solver.step(denoiser, x, plan.interval(i), state)
@@ -288,7 +289,7 @@ def test_the_divergence_is_that_of_the_finished_step_with_its_history_constant(n
             differences += (plus - minus) / (2 * h)
     torch.testing.assert_close(x.shape[1] - differences / rho, expected, rtol=1e-6, atol=1e-6)
     corrected = Corrected(solver, CLAMPED, Exact(), frame)
-    begun = corrected.init(denoiser, x, GRID)
+    begun = corrected.init(denoiser, x, Grid.of(GRID))
     with torch.no_grad():
         last = corrected.step(
             denoiser, x, interval, CorrectedState(inner, begun.estimator, begun.schedule, begun.needs)
@@ -301,7 +302,7 @@ def test_heuns_derivative_goes_through_both_evaluations():
     """T's trace differs from that of the Euler half alone, by far more than rounding."""
     x, interval, inner = third_step(solvers.make("heun"), MIX)
     full = jacobian_trace(solvers.make("heun"), MIX, x, interval, inner)
-    euler = jacobian_trace(solvers.make("ddim"), MIX, x, interval, None)
+    euler = jacobian_trace(solvers.make("ddim"), MIX, x, interval, ())
     assert ((full - euler).abs() > 0.01).all()
 
 
@@ -512,7 +513,7 @@ def test_one_correction_per_step():
 def test_differentiating_a_measured_step_is_refused_not_wrong(how):
     solver = Corrected(solvers.make("ddim"), CLAMPED, Hutchinson(method="vjp"))
     x = start()
-    state, interval = solver.init(MIX, x, GRID), Grid.of(GRID).interval(0)
+    state, interval = solver.init(MIX, x, Grid.of(GRID)), Grid.of(GRID).interval(0)
 
     def T(z):
         return solver.step(MIX, z, interval, state).x
@@ -533,7 +534,7 @@ def test_differentiating_a_measured_step_is_refused_not_wrong(how):
 def test_a_frozen_step_can_be_differentiated(kind):
     solver = Corrected(solvers.make("heun"), FixedGamma((0.7,) * 4))
     x = start(2)
-    state, interval = solver.init(DENOISERS[kind], x, GRID), Grid.of(GRID).interval(0)
+    state, interval = solver.init(DENOISERS[kind], x, Grid.of(GRID)), Grid.of(GRID).interval(0)
 
     def T(z):
         return solver.step(DENOISERS[kind], z, interval, state).x

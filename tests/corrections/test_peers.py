@@ -56,7 +56,7 @@ def test_dcw_in_pixels(scale):
     x, grid = X, Grid.of(SIGMAS)
     for i in range(grid.steps):
         interval = grid.interval(i)
-        plain = DDIM.step(MODEL, x, interval, None)
+        plain = DDIM.step(MODEL, x, interval, ())
         x = plain.x + scale * interval.sigma / 80.0 * (plain.x - plain.denoised)
     assert torch.allclose(result.x, x, rtol=1e-11, atol=1e-11)
 
@@ -235,7 +235,7 @@ def test_a_first_order_step_from_the_selected_level_is_a_gamma():
     y, grid = 1.05 * noisy(level(600), images=6, d=64), Grid.of(torch.stack([level(600), level(500)]))
     select = TimeSelected(gaussian, data_variance=V0)
     told = select.told(y, grid.sigmas[0])[:, None]
-    proposed = DDIM.step(select, y, grid.interval(0), None).x
+    proposed = DDIM.step(select, y, grid.interval(0), ()).x
     r, r_told = level(500) / level(600), level(500) / told
     gamma = (1 - r_told) / (1 - r)
     assert torch.equal(gamma > 1, told > level(600))  # told more noise: a longer step

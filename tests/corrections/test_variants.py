@@ -10,7 +10,7 @@ import steindiff as sd
 from steindiff import grids, rules, solvers
 from steindiff.corrections.variants import FastKM, SelfConsistent, compatibility, interpolated
 from steindiff.errors import InputError
-from steindiff.solvers import Grid, Interval, Solver, Step
+from steindiff.solvers import Grid, Solver, Step
 
 MODEL = sd.analytic.GaussianMixture(
     torch.tensor([0.4, 0.6], dtype=torch.float64),
@@ -27,7 +27,7 @@ class Fixed(Solver):
     matrix: torch.Tensor
     order: int = 1
 
-    def init(self, denoiser, x, sigmas):
+    def init(self, denoiser, x, grid):
         return None
 
     def step(self, denoiser, x, interval, state):
@@ -38,10 +38,10 @@ class Fixed(Solver):
 
 
 def iterate(solver, x, n):
-    state, xs = solver.init(None, x, None), [x]
+    grid = Grid.of(torch.ones(n + 1, dtype=torch.float64))
+    state, xs = solver.init(None, x, grid), [x]
     for k in range(n):
-        one = torch.tensor(1.0, dtype=torch.float64)
-        x, _, state = solver.step(None, x, Interval(k, one, one, False), state)
+        x, _, state = solver.step(None, x, grid.interval(k), state)
         xs.append(x)
     return xs
 
@@ -109,7 +109,7 @@ def test_self_consistency_moves_by_eta_omega_delta(name, eta):
     sigmas = grids.karras(12, sigma_min=0.5)
     wrapped, base = SelfConsistent(solvers.make(name), eta=eta, scale=2.0), solvers.make(name)
     x, state, grid = X, None, Grid.of(sigmas)
-    state = wrapped.init(MODEL, x, sigmas)
+    state = wrapped.init(MODEL, x, grid)
     for i in range(grid.steps):
         interval = grid.interval(i)
         proposal = base.step(MODEL, x, interval, state.inner)
@@ -129,7 +129,7 @@ def test_look_ahead_to_zero_is_skipped():
     result = sd.sample(SelfConsistent(solvers.make("ddim"), eta=1.0), MODEL, X, sigmas)
     assert bool(torch.isfinite(result.x).all())
     first_two = [e.step.x for e in sd.steps(SelfConsistent(solvers.make("ddim"), eta=1.0), MODEL, X, sigmas)][:3]
-    assert torch.equal(sd.solvers.make("ddim").step(MODEL, first_two[1], Grid.of(sigmas).interval(2), None).x, first_two[2])
+    assert torch.equal(sd.solvers.make("ddim").step(MODEL, first_two[1], Grid.of(sigmas).interval(2), ()).x, first_two[2])
 
 
 def test_no_evaluation_is_added_and_the_correction_inside_is_traced():

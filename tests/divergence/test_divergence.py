@@ -248,11 +248,10 @@ def tensors(tree):
 def second_step(name):
     """A solver's map at its second step (so that there is history), with the state it starts from."""
     solver = solvers.make(name)
-    grid = torch.tensor([5.0, 2.0, 0.8, 0.3], dtype=D64)
+    grid = Grid.of(torch.tensor([5.0, 2.0, 0.8, 0.3], dtype=D64))
     start = MIXTURE.draw(3, 5.0, seed=0)
-    first = solver.step(MIXTURE, start, Grid.of(grid).interval(0), solver.init(MIXTURE, start, grid))
-    interval = Grid.of(grid).interval(1)
-    return lambda z: (lambda s: (s.x, s))(solver.step(MIXTURE, z, interval, first.state)), first.x
+    first = solver.step(MIXTURE, start, grid.interval(0), solver.init(MIXTURE, start, grid))
+    return lambda z: (lambda s: (s.x, s))(solver.step(MIXTURE, z, grid.interval(1), first.state)), first.x
 
 
 @pytest.mark.parametrize("name", solvers.names())
@@ -828,7 +827,7 @@ GRID = torch.tensor([10.0, 4.0, 1.5, 0.5, 0.1], dtype=D64)
 def one_step(name):
     """A step with history as `through` wants it, its state, and the divergence of z − T(z) by Exact."""
     solver, grid = solvers.make(name), Grid.of(GRID)
-    first = solver.step(MIXTURE, MIXTURE.draw(6, 10.0, seed=0), grid.interval(0), solver.init(MIXTURE, MIXTURE.mu, GRID))
+    first = solver.step(MIXTURE, MIXTURE.draw(6, 10.0, seed=0), grid.interval(0), solver.init(MIXTURE, MIXTURE.mu, grid))
 
     def g(network, z):
         step = solver.step(network, z, grid.interval(1), first.state)

@@ -22,7 +22,7 @@ from steindiff.corrections import CleanTarget, FixedGamma
 from steindiff.corrections.base import Corrected, CorrectedState
 from steindiff.divergence import Exact
 from steindiff.sampling import sample
-from steindiff.solvers import DDIM, DPMpp2M, Grid, History
+from steindiff.solvers import DDIM, DPMpp2M, Grid
 
 torch.set_num_threads(1)
 
@@ -65,9 +65,9 @@ def test_the_wrapper_records_these_moments_and_makes_this_blend(law, schedule, s
     torch.randn(300, core.DIM, generator=g, dtype=D64)
     other = other + case.sigmas[0] * torch.randn(300, core.DIM, generator=g, dtype=D64)
     past = (case.denoiser(other, case.sigmas[0]),)
-    base, inner = (DDIM(), None) if solver == "ddim" else (DPMpp2M(lower_order_final=False), History(grid, past))
+    base, inner = (DDIM(), ()) if solver == "ddim" else (DPMpp2M(lower_order_final=False), past)
     corrected = Corrected(base, CleanTarget(), Exact())
-    begun = corrected.init(case.denoiser, drawn.y, case.sigmas)
+    begun = corrected.init(case.denoiser, drawn.y, grid)
     state = CorrectedState(inner, begun.estimator, begun.schedule, begun.needs)
     with torch.no_grad():
         step = corrected.step(case.denoiser, drawn.y, grid.interval(1), state)

@@ -27,7 +27,7 @@ from steindiff.divergence import Choice, Estimator, Hutchinson
 from steindiff.errors import InputError, SteindiffError
 from steindiff.io.processes import Gather, alone
 from steindiff.schedules import VE, Schedule
-from steindiff.solvers.base import Interval, Solver, State, Step
+from steindiff.solvers.base import Grid, Interval, Solver, State, Step
 
 __all__ = ["Corrected", "CorrectedState", "Correction", "WrappedState", "corrected_state"]
 
@@ -125,20 +125,20 @@ class Corrected(Solver):
             raise InputError(f"active={self.active!r}: give step indices, or a predicate of (index, sigma)")
         object.__setattr__(self, "order", self.solver.order)
 
-    def init(self, denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> CorrectedState:
+    def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> CorrectedState:
         """Decide once, on the host, what every step needs; probe the network if any needs a derivative."""
-        levels = sigmas.tolist()[:-1]
+        levels = list(grid.levels[:-1])
         self.rule.check(len(levels))
         active = self._active(levels)
         planned = iter(self.rule.plan([s for s, on in zip(levels, active, strict=True) if on]))
         needs = tuple(next(planned) if on else None for on in active)
         estimator = self.divergence or Hutchinson()
         if Need.FULL in needs:
-            estimator = estimator.resolve(denoiser, x, sigmas[0])
+            estimator = estimator.resolve(denoiser, x, grid.nodes[0])
         schedule = schedule_of(denoiser) if self.frame == "model" else VE()
         second = self.rule.second_moment if isinstance(self.rule, Energy) else None
         known = None if second is None else torch.as_tensor(second, device=x.device)
-        return CorrectedState(self.solver.init(denoiser, x, sigmas), estimator, schedule, needs, known)
+        return CorrectedState(self.solver.init(denoiser, x, grid), estimator, schedule, needs, known)
 
     def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: CorrectedState) -> Step:
         """Propose, measure, decide, blend."""
@@ -186,7 +186,8 @@ class Corrected(Solver):
         else:
             proposal = self.solver.step(denoiser, x, interval, state.inner)
         assert second is not None  # planned: the first corrected step measures it where it was not given
-        matched = match_energy(rule, x, proposal, interval, second, self.gather)
+        first = self.solver.first_order(x, proposal.denoised, interval)
+        matched = match_energy(rule, first, proposal, interval, second, self.gather)
         done = _band_record(matched, interval, rule.bands.sizes(x.shape[1:]).to(x.device), jvps, vjps)
         done = done._replace(share=share)
         return Step(matched.x, proposal.denoised, replace(state, inner=proposal.state, second_moment=second, last=done))
@@ -194,6 +195,15 @@ class Corrected(Solver):
     def nfe(self, sigmas: Tensor) -> int:
         """The wrapped solver's, without what the estimator adds (forward-mode and finite differences evaluate again)."""
         return self.solver.nfe(sigmas)
+
+    def for_nfe(self, nfe: int) -> tuple[Solver, int]:
+        """The wrapped solver's, corrected as this one."""
+        solver, steps = self.solver.for_nfe(nfe)
+        return replace(self, solver=solver), steps
+
+    def first_order(self, x: Tensor, denoised: Tensor, interval: Interval) -> Tensor:
+        """The wrapped solver's."""
+        return self.solver.first_order(x, denoised, interval)
 
     def linear(self, interval: Interval, state: CorrectedState) -> Tensor:
         """The wrapped solver's."""

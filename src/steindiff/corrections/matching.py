@@ -15,7 +15,6 @@ from steindiff.divergence import Estimator
 from steindiff.errors import InputError
 from steindiff.io.processes import Gather, alone
 from steindiff.solvers.base import Interval, Solver, State, Step
-from steindiff.solvers.coefficients import ddim
 
 __all__ = ["Matched", "match_energy", "measure_second_moment", "second_moment"]
 
@@ -29,23 +28,22 @@ class Matched(NamedTuple):
 
 
 def match_energy(
-    rule: Energy, x: Tensor, proposal: Step, interval: Interval, second: Tensor, gather: Gather = alone
+    rule: Energy, first: Tensor, proposal: Step, interval: Interval, second: Tensor, gather: Gather = alone
 ) -> Matched:
     """x' = T + Σ_b (η_b − 1) P_b w, w = T − T₁, T₁ the first-order step from the same denoised value; bitwise T where η = 1.
 
-    x is the state before the step, (B, *event), VE coordinates; second is M_b, (n,).
+    first is T₁, (B, *event), VE coordinates; second is M_b, (n,).
 
     Raises:
         InputError: M_b does not have one entry per band.
     """
-    first = ddim(x, proposal.denoised, interval.sigma, interval.sigma_next)
     move = proposal.x - first
-    sizes = rule.bands.sizes(x.shape[1:]).to(x.device)
+    sizes = rule.bands.sizes(first.shape[1:]).to(first.device)
     if second.shape != sizes.shape:
         raise InputError(f"second_moment has {len(second)} entries for {len(sizes)} bands: give one per band")
     pairs = ((first, first), (first, move), (move, move), (proposal.denoised, proposal.denoised))
     ff, fm, mm, dd = (gather(rule.bands.inner(a, b)) for a, b in pairs)
-    moments = BandMoments(ff, fm, mm, dd, second.to(x), sizes, interval.sigma, interval.sigma_next)
+    moments = BandMoments(ff, fm, mm, dd, second.to(first), sizes, interval.sigma, interval.sigma_next)
     decision = rule.decide(moments)
     moved = proposal.x + rule.bands.scale(move, decision.gamma - 1)
     return Matched(moved, decision, moments.move.mean(0).sum())

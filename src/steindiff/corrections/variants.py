@@ -41,6 +41,15 @@ class _Wrapper(Solver):
         """The wrapped solver's."""
         return self.solver.nfe(sigmas)
 
+    def for_nfe(self, nfe: int) -> tuple[Solver, int]:
+        """The wrapped solver's, wrapped as this one."""
+        solver, steps = self.solver.for_nfe(nfe)
+        return replace(self, solver=solver), steps
+
+    def first_order(self, x: Tensor, denoised: Tensor, interval: Interval) -> Tensor:
+        """The wrapped solver's."""
+        return self.solver.first_order(x, denoised, interval)
+
     def linear(self, interval: Interval, state: WrappedState) -> Tensor:
         """The wrapped solver's, which is not this map's own where it blends."""
         return self.solver.linear(interval, state.inner)
@@ -77,9 +86,9 @@ class FastKM(_Wrapper):
         if not self.a > 2 or not 0 < self.s <= 1:
             raise InputError(f"a={self.a}, s={self.s}: need a > 2 and 0 < s ≤ 1")
 
-    def init(self, denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> FastKMState:
+    def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> FastKMState:
         """No past."""
-        return FastKMState(self.solver.init(denoiser, x, sigmas))
+        return FastKMState(self.solver.init(denoiser, x, grid))
 
     def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: FastKMState) -> Step:
         """One step of the wrapped solver, then the blend with the last two states."""
@@ -95,9 +104,8 @@ class FastKM(_Wrapper):
 
 @dataclass(frozen=True)
 class SelfConsistentState(WrappedState):
-    """The wrapped solver's state, the grid, and how much of the look-ahead the last step took, (B,)."""
+    """The wrapped solver's state, and how much of the look-ahead the last step took, (B,)."""
 
-    grid: Grid
     weight: Tensor | None = None
 
 
@@ -131,21 +139,21 @@ class SelfConsistent(_Wrapper):
         if not 0 <= self.eta <= 1 or not self.scale > 0:
             raise InputError(f"eta={self.eta}, scale={self.scale}: need 0 ≤ eta ≤ 1 and scale > 0")
 
-    def init(self, denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> SelfConsistentState:
-        """Keeps the grid: a step must know the noise level after next."""
-        return SelfConsistentState(self.solver.init(denoiser, x, sigmas), Grid.of(sigmas))
+    def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> SelfConsistentState:
+        """No look-ahead yet."""
+        return SelfConsistentState(self.solver.init(denoiser, x, grid))
 
     def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: SelfConsistentState) -> Step:
         """The wrapped solver's step, moved towards the look-ahead by ηω."""
-        proposal, grid = self.solver.step(denoiser, x, interval, state.inner), state.grid
-        done = SelfConsistentState(proposal.state, grid)
+        proposal, grid = self.solver.step(denoiser, x, interval, state.inner), interval.grid
+        done = SelfConsistentState(proposal.state)
         if interval.last or (grid.to_zero and interval.index == grid.steps - 2):
             return proposal._replace(state=done)
         look_ahead = interpolated(x, proposal.denoised, grid.sigmas[interval.index : interval.index + 3])
         delta = look_ahead - proposal.x
         weight = self.eta * compatibility(delta, self.scale * x[0].numel() ** 0.5 * interval.sigma_next)
         moved = proposal.x + weight.to(x).reshape(-1, *[1] * (x.ndim - 1)) * delta
-        return Step(moved, proposal.denoised, SelfConsistentState(proposal.state, grid, weight))
+        return Step(moved, proposal.denoised, SelfConsistentState(proposal.state, weight))
 
 
 def interpolated(x: Tensor, denoised: Tensor, sigmas: Tensor) -> Tensor:

@@ -135,7 +135,7 @@ def run_diagnose(outdir: str | Path, setup: Setup, console: Console) -> Path:
 def _runs(setup: Setup) -> Iterator[tuple[str, int, Solver, Tensor]]:
     for name in setup.solvers:
         for nfe in setup.nfe:
-            solver, steps = solvers.for_nfe(solvers.make(name), nfe)
+            solver, steps = solvers.make(name).for_nfe(nfe)
             if isinstance(solver, UniPC):  # with a stored evaluation a step is hardly a function of its state
                 solver = replace(solver, stored="refresh")
             yield name, nfe, solver, grids.karras(steps, SIGMA_MIN, SIGMA_MAX)
@@ -209,7 +209,7 @@ def _traces(model: Model, setup: Setup) -> Iterator[TraceRun]:
     noise = initial_noise(range(setup.first_seed, setup.first_seed + size), model.event_shape, SIGMA_MAX)
     price = choose(model.denoiser, noise, noise.new_tensor(1.0), methods=("vjp",), repeats=1)
     for name in _TRACED:
-        solver, steps = solvers.for_nfe(solvers.make(name), setup.trace_nfe)
+        solver, steps = solvers.make(name).for_nfe(setup.trace_nfe)
         for rule_name in RULES:
             rule = corrections.make(rule_name)
             chosen = solver if rule is None else Corrected(solver, rule, divergence=Hutchinson(choice=price))

@@ -106,10 +106,9 @@ def step_maps(solver: Solver, denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> 
     Raises:
         InputError: sigmas malformed.
     """
-    sigmas = grids.validate(sigmas).to(x.device)
-    grid, x = Grid.of(sigmas), x.detach()
+    grid, x = Grid.of(grids.validate(sigmas).to(x.device)), x.detach()
     with torch.no_grad():
-        state = solver.init(denoiser, x, sigmas)
+        state = solver.init(denoiser, x, grid)
     for i in range(grid.steps):
         interval = grid.interval(i)
 

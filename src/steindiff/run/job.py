@@ -82,7 +82,7 @@ def build_solver(job: Job, choice: Choice | None = None) -> tuple[Solver, int]:
     solver = solvers.make(job.solver)
     steps = job.steps
     if steps is None:
-        solver, steps = solvers.for_nfe(solver, job.nfe or 0)
+        solver, steps = solver.for_nfe(job.nfe or 0)
     methods: dict[str, Method] = {"auto": "auto", "vjp": "vjp", "jvp": "jvp", "fd": "fd"}
     if job.divergence not in methods or job.probe_kind not in ("rademacher", "gaussian") or job.frame not in ("model", "ve"):
         raise InputError(

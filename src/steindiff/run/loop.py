@@ -27,7 +27,7 @@ from steindiff.run.job import Job, build_grid, build_solver, state_dtype
 from steindiff.run.output import Layout
 from steindiff.run.parts import Parts, has_parts, remove_parts
 from steindiff.sampling import SampleResult, sample
-from steindiff.solvers import Solver
+from steindiff.solvers import Grid, Solver
 
 __all__ = ["generate"]
 
@@ -136,7 +136,7 @@ class _Run:
         """With a derivative's method and cost found once, on the first batch's noise, and not anew in every batch."""
         x = self._noise(0)
         with torch.no_grad():
-            state = corrected_state(self.solver.init(self.denoiser, x, self.sigmas.to(x.device)))
+            state = corrected_state(self.solver.init(self.denoiser, x, Grid.of(self.sigmas.to(x.device))))
         choice = state.choice if state else None
         return replace(self, solver=build_solver(self.job, choice)[0]) if choice else self
 

@@ -8,29 +8,87 @@ differentiated, evaluated twice, wrapped and interleaved.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from steindiff.denoisers import Denoiser
+from steindiff.errors import InputError
+from steindiff.solvers.coefficients import ddim
 
-__all__ = ["SHORT_RUN", "Grid", "History", "Interval", "Solver", "State", "Step"]
+__all__ = ["SHORT_RUN", "Grid", "Interval", "Solver", "State", "Step"]
 
 State = Any
-"""Whatever a solver carries from step to step; immutable."""
+"""What a solver carries from one step to the next. It is never changed in place. A multistep method carries the tuple of
+the values of earlier steps, newest first; a singlestep method carries None."""
 
 SHORT_RUN = 15
 """Runs of fewer steps than this lower their order at the end (the published setting of DPM-Solver++)."""
 
 
-class Interval(NamedTuple):
-    """Step `index` of the grid goes from `sigma` to `sigma_next`; both 0-dim float64."""
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The noise grid σ_0 > … > σ_n ≥ 0 of one run; make it with `Grid.of`.
 
-    index: int  # type: ignore[assignment]  # the contract's name; shadows tuple.index
-    sigma: Tensor
-    sigma_next: Tensor
-    last: bool
+    Attributes:
+        sigmas: the levels on the device of the run, (n+1,), float64.
+        levels: the same levels on the host. They are read once, so that the loop never waits for the device.
+    """
+
+    sigmas: Tensor
+    levels: tuple[float, ...]
+    nodes: tuple[Tensor, ...] = field(repr=False)
+    """`sigmas` taken apart, 0-dim each: a level is one and the same tensor wherever an interval names it."""
+
+    @classmethod
+    def of(cls, sigmas: Tensor) -> Grid:
+        """The grid of these levels. This reads the device once."""
+        return cls(sigmas, tuple(sigmas.tolist()), sigmas.unbind())
+
+    @property
+    def steps(self) -> int:
+        """The number n of intervals."""
+        return len(self.levels) - 1
+
+    @property
+    def to_zero(self) -> bool:
+        """Whether the last level is σ = 0."""
+        return self.levels[-1] == 0
+
+    def interval(self, index: int) -> Interval:
+        """Step `index` of this grid."""
+        return Interval(self, index)
+
+    def order(self, index: int, order: int, lower_final: bool) -> int:
+        """The order a multistep method can have at step `index`: warm-up, the end of a short run, a step to σ = 0."""
+        if index == self.steps - 1 and self.to_zero:
+            return 1
+        tail = self.steps - index if lower_final and self.steps < SHORT_RUN else order
+        return max(1, min(order, index + 1, tail))
+
+
+@dataclass(frozen=True, eq=False)
+class Interval:
+    """Step `index` of a grid, from `sigma` to `sigma_next`; both are 0-dim float64 on the device of the run."""
+
+    grid: Grid
+    index: int
+
+    @property
+    def sigma(self) -> Tensor:
+        """The level at which the step starts."""
+        return self.grid.nodes[self.index]
+
+    @property
+    def sigma_next(self) -> Tensor:
+        """The level at which the step ends."""
+        return self.grid.nodes[self.index + 1]
+
+    @property
+    def last(self) -> bool:
+        """Whether the run ends with this step."""
+        return self.index == self.grid.steps - 1
 
 
 class Step(NamedTuple):
@@ -41,43 +99,6 @@ class Step(NamedTuple):
     state: Any
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The noise grid of a run, with what must be known of it on the host: its length and whether it ends at σ = 0."""
-
-    sigmas: Tensor
-    steps: int
-    to_zero: bool
-
-    @classmethod
-    def of(cls, sigmas: Tensor) -> Grid:
-        """One host read for a whole run: the loop itself then never waits for the device."""
-        return cls(sigmas, len(sigmas) - 1, float(sigmas[-1]) == 0)
-
-    def interval(self, index: int) -> Interval:
-        """Step `index` of this grid."""
-        return Interval(index, self.sigmas[index], self.sigmas[index + 1], index == self.steps - 1)
-
-    def order(self, index: int, order: int, lower_final: bool) -> int:
-        """The order a multistep method can have at step `index`: warm-up, the end of a short run, a step to σ = 0."""
-        if index == self.steps - 1 and self.to_zero:
-            return 1
-        tail = self.steps - index if lower_final and self.steps < SHORT_RUN else order
-        return max(1, min(order, index + 1, tail))
-
-
-@dataclass(frozen=True)
-class History:
-    """State of a multistep solver: its grid and the values of earlier steps, newest first (values[j] is of step i−1−j)."""
-
-    grid: Grid
-    values: tuple[Tensor, ...] = ()
-
-    def push(self, value: Tensor, keep: int) -> History:
-        """This history with `value` in front, at most `keep` values long."""
-        return History(self.grid, (value, *self.values)[:keep])
-
-
 class Solver(ABC):
     """A frozen dataclass without mutable state: `init` makes the state of a run, `step` advances it."""
 
@@ -85,8 +106,8 @@ class Solver(ABC):
     """The nominal order: the number in the method's name. `docs/solvers.md` has the orders it reaches."""
 
     @abstractmethod
-    def init(self, denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> State:
-        """The state before the first step. sigmas: a validated grid."""
+    def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> State:
+        """The state before the first step of a run over `grid`."""
 
     @abstractmethod
     def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: State) -> Step:
@@ -94,12 +115,28 @@ class Solver(ABC):
 
     @abstractmethod
     def nfe(self, sigmas: Tensor) -> int:
-        """Network evaluations over this grid."""
+        """Network evaluations over the grid `sigmas`, (n+1,)."""
+
+    def for_nfe(self, nfe: int) -> tuple[Solver, int]:
+        """The solver and the number of steps that spend `nfe` evaluations on a grid ending above σ = 0.
+
+        A method with one evaluation a step takes `nfe` steps and stays as it is.
+
+        Raises:
+            InputError: nfe < 1.
+        """
+        if nfe < 1:
+            raise InputError(f"nfe={nfe}: need at least one network evaluation")
+        return self, nfe
 
     def linear(self, interval: Interval, state: State) -> Tensor:
         """∂T/∂x with every network output held fixed: r = σ'/σ for exponential integrators in data prediction."""
         return interval.sigma_next / interval.sigma
 
+    def first_order(self, x: Tensor, denoised: Tensor, interval: Interval) -> Tensor:
+        """T₁ = r x + (1−r) D, rounded as this solver rounds: where its own step is of first order, T₁ is that step bitwise."""
+        return ddim(x, denoised, interval.sigma, interval.sigma_next)
+
     def seeded(self, seed: int | tuple[int, ...]) -> Solver:
-        """This solver with its random probes drawn from `seed` (one int, or one per image); solvers have none."""
+        """This solver with its random probes drawn from `seed` (one int, or one per image); a plain solver has none."""
         return self

@@ -1,7 +1,8 @@
-"""Formulas several solvers share. Coefficients are 0-dim float64: they never change the dtype of the state."""
+"""Formulas that several solvers share. A coefficient is a float or a 0-dim float64, so it never changes the state's dtype."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -31,47 +32,51 @@ def combine(weights: Sequence[Tensor | float], values: Sequence[Tensor]) -> Tens
     return total
 
 
-def phi(h: Tensor, count: int = 2) -> tuple[Tensor, ...]:
+def phi(h: float, count: int = 2) -> tuple[float, ...]:
     """φ_k = ∫₀¹ h e^(−h(1−s)) s^k ds for k = 0 … count: the integrals of e^(τ−λ') ((τ−λ)/h)^k over a step h in λ.
 
-    The recursion φ_k = 1 − k φ_{k−1}/h cancels for small h; below h = 0.1 the power series Σ_j (−1)^j h^(j+1) k!/(k+j+1)!
-    is used instead (12 terms: full float64 accuracy).
+    The recursion φ_k = 1 − k φ_{k−1}/h cancels for small h. Below h = 0.1 the power series Σ_j (−1)^j h^(j+1) k!/(k+j+1)!
+    is used instead; its first 12 terms give full float64 accuracy.
     """
-    values = [-torch.expm1(-h)]
-    small = h < 0.1
+    values = [-math.expm1(-h)]
     for k in range(1, count + 1):
-        series, term = torch.zeros_like(h), h / (k + 1)
+        if h >= 0.1:
+            values.append(1 - k * values[-1] / h)
+            continue
+        series, term = 0.0, h / (k + 1)
         for j in range(12):
-            series = series + term
-            term = -term * h / (k + j + 2)
-        values.append(torch.where(small, series, 1 - k * values[-1] / h))
+            series += term
+            term *= -h / (k + j + 2)
+        values.append(series)
     return tuple(values)
 
 
 @cache
-def _gauss_legendre(points: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _gauss_legendre(points: int) -> tuple[Tensor, Tensor]:
     nodes, weights = np.polynomial.legendre.leggauss(points)
-    return tuple(nodes), tuple(weights)
+    return torch.from_numpy(nodes), torch.from_numpy(weights)
 
 
 def lagrange_integrals(
-    nodes: Sequence[Tensor], start: Tensor, end: Tensor, variable: Callable[[Tensor], Tensor], points: int = 48
-) -> list[Tensor]:
-    """w_j = ∫_start^end ℓ_j(s(σ)) dσ, ℓ_j the Lagrange basis of the noise levels `nodes` in the variable s(σ).
+    nodes: Sequence[float], start: float, end: float, variable: Callable[[Tensor], Tensor], points: int = 48
+) -> tuple[float, ...]:
+    """w_j = ∫_start^end ℓ_j(s(σ)) dσ, where ℓ_j is the Lagrange basis of the noise levels `nodes` in the variable s(σ).
 
-    Gauss–Legendre quadrature in log σ, where every variable in use is smooth however long the step; in s itself the density
-    dσ/ds of the VP time has a singularity at s = 0, next to the steps at low noise. All arguments and results are 0-dim.
+    Gauss–Legendre quadrature runs in log σ, where every variable in use is smooth however long the step. In s itself the
+    density dσ/ds of the VP time has a singularity at s = 0, next to the steps at low noise.
     """
-    g, w = (torch.tensor(z, dtype=start.dtype, device=start.device) for z in _gauss_legendre(points))
-    half = (end / start).log() / 2
+    g, w = _gauss_legendre(points)
+    half = math.log(end / start) / 2
     sigma = start * torch.exp(half * (1 + g))
     mass = half * w * sigma
-    s, at = variable(sigma), [variable(node) for node in nodes]
+    s = variable(torch.cat([sigma, sigma.new_tensor(nodes)]))
+    at = s[points:].tolist()
+    offsets = [s[:points] - node for node in at]
     integrals = []
     for j, node in enumerate(at):
-        basis = torch.ones_like(s)
+        basis = mass
         for i, other in enumerate(at):
             if i != j:
-                basis = basis * (s - other) / (node - other)
-        integrals.append((mass * basis).sum())
-    return integrals
+                basis = basis * offsets[i] / (node - other)
+        integrals.append(float(basis.sum()))
+    return tuple(integrals)

@@ -2,7 +2,7 @@
 
 In VE coordinates dy = ε̂ dσ, hence y' = y + ∫_σ^σ' Σ_j ℓ_j(s(τ)) ε̂_j dτ, with ℓ_j the Lagrange basis through the current and
 the previous nodes in some variable s(σ). tAB takes the time of the VP schedule (the published best), ρAB takes σ itself, and
-"log_sigma" is the variant diffusers ships.
+"log_sigma" is the variant that diffusers ships.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError
 from steindiff.schedules import VPLinear
-from steindiff.solvers.base import Grid, History, Interval, Solver, Step
-from steindiff.solvers.coefficients import combine, lagrange_integrals, noise_of
+from steindiff.solvers.base import Grid
+from steindiff.solvers.coefficients import lagrange_integrals
+from steindiff.solvers.multistep import NoiseMultistep, Row
 
 __all__ = ["DEIS"]
 
@@ -31,7 +31,7 @@ _VARIABLES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class DEIS(Solver):
+class DEIS(NoiseMultistep):
     """x' = x + Σ_j w_j ε̂_j, w_j = ∫_σ^σ' ℓ_j(s(τ)) dτ over the last `order` noise predictions.
 
     Args:
@@ -52,30 +52,11 @@ class DEIS(Solver):
             choices = ", ".join(_VARIABLES)
             raise InputError(f"DEIS order={self.order!r}, variable={self.variable!r}: choose 1 to 4, and one of {choices}")
 
-    def init(self, denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> History:
-        """An empty history."""
-        return History(Grid.of(sigmas))
-
-    def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: History) -> Step:
-        """One evaluation."""
-        denoised = denoiser(x, interval.sigma)
-        eps = noise_of(x, denoised, interval.sigma)
-        weights = self._weights(interval, state)
-        values = (eps, *state.values)[: len(weights)]
-        return Step(x + combine(weights, values), denoised, state.push(eps, self.order - 1))
-
-    def nfe(self, sigmas: Tensor) -> int:
-        """One a step."""
-        return len(sigmas) - 1
-
-    def linear(self, interval: Interval, state: History) -> Tensor:
-        """1 + w₀/σ: the current noise prediction is (x − D)/σ."""
-        return 1 + self._weights(interval, state)[0] / interval.sigma
-
-    def _weights(self, interval: Interval, state: History) -> list[Tensor]:
-        grid, i = state.grid, interval.index
-        order = min(grid.order(i, self.order, self.lower_order_final), len(state.values) + 1)
+    def weights(self, grid: Grid, index: int) -> Row:
+        """(1, w)."""
+        order = grid.order(index, self.order, self.lower_order_final)
+        start, end = grid.levels[index : index + 2]
         if order == 1:
-            return [interval.sigma_next - interval.sigma]
-        nodes = grid.sigmas[i - order + 1 : i + 1].flip(0)
-        return lagrange_integrals(list(nodes), interval.sigma, interval.sigma_next, _VARIABLES[self.variable])
+            return Row(1.0, (end - start,))
+        nodes = grid.levels[index - order + 1 : index + 1][::-1]
+        return Row(1.0, lagrange_integrals(nodes, start, end, _VARIABLES[self.variable]))

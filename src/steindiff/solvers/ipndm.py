@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError
-from steindiff.solvers.base import Grid, History, Interval, Solver, Step
-from steindiff.solvers.coefficients import combine, noise_of
+from steindiff.solvers.base import Grid
+from steindiff.solvers.multistep import NoiseMultistep, Row
 
 __all__ = ["IPNDM"]
 
@@ -22,7 +19,7 @@ _ADAMS_BASHFORTH = (
 
 
 @dataclass(frozen=True)
-class IPNDM(Solver):
+class IPNDM(NoiseMultistep):
     """x' = x + (σ'−σ) Σ_j c_j ε̂_j, c the Adams–Bashforth coefficients of *equal* steps, whatever the grid.
 
     On a uniform σ grid the order is `order`. On any other the fixed coefficients extrapolate to the wrong place by a multiple
@@ -41,23 +38,7 @@ class IPNDM(Solver):
         if self.order not in (1, 2, 3, 4):
             raise InputError(f"iPNDM order={self.order!r}: choose 1 to 4")
 
-    def init(self, denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> History:
-        """An empty history."""
-        return History(Grid.of(sigmas))
-
-    def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: History) -> Step:
-        """One evaluation."""
-        denoised = denoiser(x, interval.sigma)
-        eps = noise_of(x, denoised, interval.sigma)
-        values = (eps, *state.values)
-        mixed = combine(_ADAMS_BASHFORTH[len(values) - 1], values)
-        return Step(x + (interval.sigma_next - interval.sigma) * mixed, denoised, state.push(eps, self.order - 1))
-
-    def nfe(self, sigmas: Tensor) -> int:
-        """One a step."""
-        return len(sigmas) - 1
-
-    def linear(self, interval: Interval, state: History) -> Tensor:
-        """1 + c₀ (σ'−σ)/σ."""
-        c0 = _ADAMS_BASHFORTH[len(state.values)][0]
-        return 1 + c0 * (interval.sigma_next / interval.sigma - 1)
+    def weights(self, grid: Grid, index: int) -> Row:
+        """(1, (σ'−σ) c), with as many coefficients as there are values."""
+        step = grid.levels[index + 1] - grid.levels[index]
+        return Row(1.0, tuple(step * c for c in _ADAMS_BASHFORTH[min(self.order, index + 1) - 1]))

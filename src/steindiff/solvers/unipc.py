@@ -12,15 +12,16 @@ of order 1. In the paper's notation hh = −h, and its right-hand side is b_i = 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError
-from steindiff.solvers.base import Grid, History, Interval, Solver, Step
+from steindiff.solvers.base import Grid, Interval, Solver, Step
 from steindiff.solvers.coefficients import combine, ddim, phi
 
 __all__ = ["UniPC"]
@@ -59,26 +60,27 @@ class UniPC(Solver):
         if self.variant not in ("bh1", "bh2") or self.stored not in ("keep", "refresh"):
             raise InputError(f"variant={self.variant!r}, stored={self.stored!r}: choose bh1 or bh2, keep or refresh")
 
-    def init(self, denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> History:
-        """An empty history; its first value, once there is one, belongs to the current state."""
-        return History(Grid.of(sigmas))
+    def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> tuple[Tensor, ...]:
+        """No values yet. Once there are, the first belongs to the current state if the corrector is on."""
+        return ()
 
-    def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: History) -> Step:
+    def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: tuple[Tensor, ...]) -> Step:
         """Predict, evaluate at the prediction, correct."""
-        grid, index = state.grid, interval.index
+        grid, index = interval.grid, interval.index
         current, past = self._current(denoiser, x, interval, state)
+        kept = (current, *past)[: self.order - 1]
         order = min(self._order(grid, index), len(past) + 1)
         base = ddim(x, current, interval.sigma, interval.sigma_next)
         if order == 1 and (interval.last or not self.corrector):
-            return Step(base, current, self._next(grid, (), current, past))
+            return Step(base, current, kept)
         rule = _Rule(grid, index, order, self.variant)
         slopes = [(d - current) / r for d, r in zip(past, rule.nodes, strict=False)]
         predicted = base + rule.scale * combine(rule.predictor(), slopes) if slopes[: order - 1] else base
         if interval.last or not self.corrector:
-            return Step(predicted, current, self._next(grid, (), current, past))
+            return Step(predicted, current, kept)
         ahead = denoiser(predicted, interval.sigma_next)
         corrected = base + rule.scale * combine(rule.corrector(), [*slopes, ahead - current])
-        return Step(corrected, current, self._next(grid, (ahead,), current, past))
+        return Step(corrected, current, (ahead, *kept))
 
     def nfe(self, sigmas: Tensor) -> int:
         """n; with "refresh" and the corrector, 2n − 1."""
@@ -91,43 +93,33 @@ class UniPC(Solver):
             order = min(order, grid.steps - index)
         return 1 if grid.to_zero and index == grid.steps - 1 else order
 
-    def _current(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: History) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _current(
+        self, denoiser: Denoiser, x: Tensor, interval: Interval, state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """D at the current state, stored or evaluated now, and the values of earlier steps."""
-        if not self.corrector or not state.values:
-            return denoiser(x, interval.sigma), state.values
-        stored, *past = state.values
+        if not self.corrector or not state:
+            return denoiser(x, interval.sigma), state
+        stored, *past = state
         return (stored if self.stored == "keep" else denoiser(x, interval.sigma)), tuple(past)
-
-    def _next(self, grid: Grid, ahead: tuple[Tensor, ...], current: Tensor, past: tuple[Tensor, ...]) -> History:
-        return History(grid, (*ahead, *(current, *past)[: self.order - 1]))
 
 
 class _Rule:
-    """The weights of one step, 0-dim float64."""
+    """The weights of one step, on the host."""
 
     def __init__(self, grid: Grid, index: int, order: int, variant: str) -> None:
-        lam = -grid.sigmas[max(index - order + 1, 0) : index + 2].log()
-        h = lam[-1] - lam[-2]
+        *lam, end = (-math.log(level) for level in grid.levels[max(index - order + 1, 0) : index + 2])
+        h = end - lam[-1]
         self.order = order
-        self.nodes = [(lam[-2 - j] - lam[-2]) / h for j in range(1, order)]
+        self.nodes = [(lam[-1 - j] - lam[-1]) / h for j in range(1, order)]
         phi0, *moments = phi(h, order)
         self.scale = h if variant == "bh1" else phi0
-        self._matrix = torch.stack([torch.stack([*self.nodes, torch.ones_like(h)]) ** i for i in range(order)])
-        self._target = torch.stack(moments) / self.scale
+        self._matrix = np.vander([*self.nodes, 1.0], increasing=True).T
+        self._target = np.array(moments) / self.scale
 
-    def predictor(self) -> list[Tensor]:
+    def predictor(self) -> list[float]:
         """Weights of the past slopes; one half for order 2, as published."""
-        if self.order == 2:
-            return [torch.full_like(self.scale, 0.5)]
-        return list(_solve(self._matrix[:-1, :-1], self._target[:-1]))
+        return [0.5] if self.order == 2 else np.linalg.solve(self._matrix[:-1, :-1], self._target[:-1]).tolist()
 
-    def corrector(self) -> list[Tensor]:
+    def corrector(self) -> list[float]:
         """Weights of the past slopes and of the new one; one half for order 1, as published."""
-        if self.order == 1:
-            return [torch.full_like(self.scale, 0.5)]
-        return list(_solve(self._matrix, self._target))
-
-
-def _solve(matrix: Tensor, target: Tensor) -> Tensor:
-    solution: Tensor = torch.linalg.solve_ex(matrix, target)[0]
-    return solution
+        return [0.5] if self.order == 1 else np.linalg.solve(self._matrix, self._target).tolist()

@@ -101,7 +101,7 @@ def _cells(bed: Testbed, name: str, nfe: int, first_seed: int) -> Iterator[Cell]
     for solver_name in SOLVERS:
         plain: tuple[Cell, Shares] | None = None
         for run, (correction, times) in RUNS.items():
-            solver, steps = solvers.for_nfe(solvers.make(solver_name), times * nfe)
+            solver, steps = solvers.make(solver_name).for_nfe(times * nfe)
             sigmas = grids.karras(steps, SIGMA_MIN, SIGMA_MAX)
             rule = corrections.make(correction)
             chosen = solver if rule is None else Corrected(solver, rule, divergence=Hutchinson(choice=price))

@@ -94,5 +94,5 @@ def build(name: str, settings: Settings) -> Run:
     solver_name, dash, nfe = name.rpartition("-")
     if not dash or not nfe.isdecimal():
         raise InputError(f"run {name!r}: write {FINE!r}, or a solver and its evaluations such as 'heun-10'")
-    solver, steps = solvers.for_nfe(solvers.make(solver_name), int(nfe))
+    solver, steps = solvers.make(solver_name).for_nfe(int(nfe))
     return Run(name, solver, grids.karras(steps, SIGMA_MIN, SIGMA_MAX), settings.n_few or settings.n)

@@ -1,0 +1,130 @@
+"""Multistep solvers: one step is a row of weights.
+
+    x' = a x + Σ_j w_j v_j
+
+The values v are data predictions D, or noise predictions (x − D)/σ, of this step and of the steps before it, newest first. A
+method writes its `order` and `weights`; the step, its linear part, the history and the cost follow from them.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from steindiff.denoisers import Denoiser
+from steindiff.errors import InputError
+from steindiff.solvers.base import Grid, Interval, Solver, Step
+
+__all__ = ["DDIM", "Multistep", "NoiseMultistep", "Row", "ddim_row"]
+
+History = tuple[Tensor, ...]
+
+
+class Row(NamedTuple):
+    """The weights of one step: `a` of the state, `values` of v_0 (this step), v_1 (the step before) and so on."""
+
+    a: float
+    values: tuple[float, ...]
+
+
+class Multistep(Solver):
+    """A multistep method in data prediction: v = D(x, σ). One evaluation a step."""
+
+    @abstractmethod
+    def weights(self, grid: Grid, index: int) -> Row:
+        """The row of step `index`, computed on the host in float64; at most `order` and at most `index` + 1 values."""
+
+    def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> History:
+        """No earlier values."""
+        return ()
+
+    def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: History) -> Step:
+        """Evaluate once and take the weighted sum.
+
+        Raises:
+            InputError: the state holds fewer earlier values than the step needs.
+        """
+        row = self.weights(interval.grid, interval.index)
+        if len(row.values) > len(state) + 1:
+            raise InputError(
+                f"step {interval.index} needs {len(row.values) - 1} earlier values and the state holds {len(state)}: start the "
+                "run at step 0 of its grid"
+            )
+        denoised = denoiser(x, interval.sigma)
+        values = (self._value(x, denoised, interval), *state)
+        return Step(_updated(row, x, values), denoised, values[: self.order - 1])
+
+    def nfe(self, sigmas: Tensor) -> int:
+        """One evaluation a step."""
+        return len(sigmas) - 1
+
+    def linear(self, interval: Interval, state: History) -> Tensor:
+        """a, since a data prediction is a network output."""
+        return interval.sigma.new_full((), self.weights(interval.grid, interval.index).a)
+
+    def first_order(self, x: Tensor, denoised: Tensor, interval: Interval) -> Tensor:
+        """T₁ = r x + (1−r) D."""
+        return _updated(ddim_row(interval.grid, interval.index), x, (denoised,))
+
+    def _value(self, x: Tensor, denoised: Tensor, interval: Interval) -> Tensor:
+        return denoised
+
+
+class NoiseMultistep(Multistep):
+    """A multistep method in noise prediction: v = (x − D(x, σ))/σ. One evaluation a step."""
+
+    def linear(self, interval: Interval, state: History) -> Tensor:
+        """a + w₀/σ, since the noise prediction of this step contains x/σ."""
+        row = self.weights(interval.grid, interval.index)
+        return interval.sigma.new_full((), row.a + row.values[0] / interval.grid.levels[interval.index])
+
+    def first_order(self, x: Tensor, denoised: Tensor, interval: Interval) -> Tensor:
+        """T₁ = x + (σ'−σ)(x − D)/σ."""
+        sigma, sigma_next = interval.grid.levels[interval.index : interval.index + 2]
+        return _updated(Row(1.0, (sigma_next - sigma,)), x, (self._value(x, denoised, interval),))
+
+    def _value(self, x: Tensor, denoised: Tensor, interval: Interval) -> Tensor:
+        residual, sigma = x - denoised, interval.grid.levels[interval.index]
+        return residual / sigma if _transformed() else residual.div_(sigma)
+
+
+@dataclass(frozen=True)
+class DDIM(Multistep):
+    """x' = r x + (1−r) D(x, σ), r = σ'/σ (Song, Meng & Ermon 2021). In VE coordinates this is also Euler's method in σ."""
+
+    order = 1
+
+    def weights(self, grid: Grid, index: int) -> Row:
+        """(r, 1−r)."""
+        return ddim_row(grid, index)
+
+
+def ddim_row(grid: Grid, index: int) -> Row:
+    """(r, 1−r): the first-order step in data prediction."""
+    r = grid.levels[index + 1] / grid.levels[index]
+    return Row(r, (1 - r,))
+
+
+def _updated(row: Row, x: Tensor, values: Sequence[Tensor]) -> Tensor:
+    """a x + Σ_j w_j v_j in one new tensor, with one pass over the data for each term; x and the values stay as they are."""
+    a, (first, *others) = row
+    if not others and a + first == 1:
+        return torch.lerp(x, values[0], first)
+    if a == 1:
+        out, rest = torch.add(x, values[0], alpha=first), list(zip(others, values[1:], strict=False))
+    else:
+        out, rest = a * x, list(zip((first, *others), values, strict=False))
+    in_place = not _transformed()
+    for w, v in rest:
+        out = out.add_(v, alpha=w) if in_place else torch.add(out, v, alpha=w)
+    return out
+
+
+def _transformed() -> bool:
+    """Whether torch.func batches or differentiates this call: a batched value cannot be added in place to a plain tensor."""
+    return torch._C._functorch.peek_interpreter_stack() is not None

@@ -1,0 +1,149 @@
+"""Singlestep solvers, which evaluate several times a step and carry nothing: Heun's method and DPM-Solver++ 2S and 3S."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from steindiff.denoisers import Denoiser
+from steindiff.errors import InputError
+from steindiff.solvers.base import Grid, Interval, Solver, Step
+from steindiff.solvers.coefficients import ddim, noise_of, phi
+
+__all__ = ["DPMpp2S", "DPMpp3S", "Heun"]
+
+
+@dataclass(frozen=True)
+class Heun(Solver):
+    """x̂ = x + (σ'−σ) d, d = (x−D)/σ; x' = x + (σ'−σ)(d + d̂)/2, d̂ = (x̂ − D(x̂, σ'))/σ'.
+
+    This is EDM's sampler without churn (Karras et al. 2022, Algorithm 1 with c = 2). It takes two evaluations a step, and
+    one (Euler's) on the last step when that goes to σ' = 0, as published, or when `euler_at_end` is set: with it a run of n
+    steps costs 2n−1 evaluations on any grid.
+    """
+
+    euler_at_end: bool = False
+    order = 2
+
+    def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> None:
+        """Nothing."""
+
+    def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: None) -> Step:
+        """Predict by Euler, correct by the trapezoidal rule."""
+        denoised = denoiser(x, interval.sigma)
+        euler = ddim(x, denoised, interval.sigma, interval.sigma_next)
+        if interval.last and self._ends_with_euler(interval.grid):
+            return Step(euler, denoised, None)
+        d = noise_of(x, denoised, interval.sigma)
+        d_hat = noise_of(euler, denoiser(euler, interval.sigma_next), interval.sigma_next)
+        return Step(x + (interval.sigma_next - interval.sigma) * (d + d_hat) / 2, denoised, None)
+
+    def nfe(self, sigmas: Tensor) -> int:
+        """2n, or 2n − 1 where the last step is Euler's."""
+        grid = Grid.of(sigmas)
+        return 2 * grid.steps - self._ends_with_euler(grid)
+
+    def for_nfe(self, nfe: int) -> tuple[Heun, int]:
+        """nfe/2 whole steps; where nfe is odd, (nfe+1)/2 steps, the last of them Euler's (NFE = 2·steps − 1).
+
+        Raises:
+            InputError: nfe < 1.
+        """
+        super().for_nfe(nfe)
+        return replace(self, euler_at_end=nfe % 2 == 1), (nfe + 1) // 2
+
+    def _ends_with_euler(self, grid: Grid) -> bool:
+        return self.euler_at_end or grid.to_zero
+
+
+@dataclass(frozen=True)
+class _Stages(Solver):
+    """A Runge–Kutta method of `order` stages each step, on inner points equally spaced in λ = −log σ (Lu et al. 2022).
+
+    Args:
+        tail: orders of the last intervals. The published method spends a budget that `order` does not divide in this way:
+            order 3 with 5 evaluations is two intervals of orders 3 and 2, so `tail=(2,)`.
+
+    Raises:
+        InputError: an order of the tail outside 1 to `order`.
+    """
+
+    tail: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if any(not 1 <= k <= self.order for k in self.tail):
+            raise InputError(f"tail={self.tail}: each order must lie between 1 and {self.order}")
+
+    def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> None:
+        """Nothing."""
+
+    def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: None) -> Step:
+        """As many evaluations as the order of this interval."""
+        stages = (_first, _second, _third)
+        return stages[self._orders(interval.grid)[interval.index] - 1](denoiser, x, interval)
+
+    def nfe(self, sigmas: Tensor) -> int:
+        """The sum of the intervals' orders."""
+        return sum(self._orders(Grid.of(sigmas)))
+
+    def for_nfe(self, nfe: int) -> tuple[_Stages, int]:
+        """⌈nfe/order⌉ intervals, the last of a lower order where `order` does not divide nfe.
+
+        Raises:
+            InputError: nfe < 1.
+        """
+        super().for_nfe(nfe)
+        rest = nfe % self.order
+        return replace(self, tail=(rest,) if rest else ()), -(-nfe // self.order)
+
+    def _orders(self, grid: Grid) -> list[int]:
+        orders = [self.order] * grid.steps
+        for i, k in enumerate(reversed(self.tail[-grid.steps :])):
+            orders[-1 - i] = k
+        if grid.to_zero:
+            orders[-1] = 1
+        return orders
+
+
+@dataclass(frozen=True)
+class DPMpp2S(_Stages):
+    """x_m = DDIM(x, √(σσ')), x' = r x + (1−r) D(x_m) (Lu et al. 2022, Algorithm 1 with r₁ = ½)."""
+
+    order = 2
+
+
+@dataclass(frozen=True)
+class DPMpp3S(_Stages):
+    """x' = r x + φ₀ D₀ + (3/2) φ₁ (D₂ − D₀), D₂ at two thirds of the step in λ (r₁ = ⅓, r₂ = ⅔)."""
+
+    order = 3
+
+
+def _first(denoiser: Denoiser, x: Tensor, interval: Interval) -> Step:
+    denoised = denoiser(x, interval.sigma)
+    return Step(ddim(x, denoised, interval.sigma, interval.sigma_next), denoised, None)
+
+
+def _second(denoiser: Denoiser, x: Tensor, interval: Interval) -> Step:
+    """Midpoint in λ: x_m = DDIM to √(σσ'), x' = r x + (1−r) D(x_m)."""
+    sigma, sigma_next = interval.sigma, interval.sigma_next
+    middle = (sigma * sigma_next).sqrt()
+    denoised = denoiser(x, sigma)
+    at_middle = denoiser(ddim(x, denoised, sigma, middle), middle)
+    return Step(ddim(x, at_middle, sigma, sigma_next), denoised, None)
+
+
+def _third(denoiser: Denoiser, x: Tensor, interval: Interval) -> Step:
+    """Inner points at h/3 and 2h/3; the slope of D from the second one."""
+    sigma, sigma_next = interval.sigma, interval.sigma_next
+    h = (sigma / sigma_next).log()
+    s1, s2 = (sigma * torch.exp(-h * c) for c in (1 / 3, 2 / 3))
+    d0 = denoiser(x, sigma)
+    d1 = denoiser(ddim(x, d0, sigma, s1), s1)
+    start, end = interval.grid.levels[interval.index : interval.index + 2]
+    step = math.log(start / end)
+    d2 = denoiser(ddim(x, d0, sigma, s2) + 2 * phi(2 * step / 3)[1] * (d1 - d0), s2)
+    return Step(ddim(x, d0, sigma, sigma_next) + 1.5 * phi(step)[1] * (d2 - d0), d0, None)
