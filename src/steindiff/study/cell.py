@@ -11,7 +11,7 @@ from steindiff.divergence import Choice
 from steindiff.errors import InputError
 from steindiff.io import processes
 from steindiff.io.files import digest
-from steindiff.solvers import Solver, for_nfe
+from steindiff.solvers import Solver
 from steindiff.study.grid import PLAIN, TWICE, Cell, Config
 from steindiff.study.store import FORMAT
 from steindiff.study.testbed import Testbed
@@ -27,7 +27,7 @@ def build(cell: Cell, config: Config, choice: Choice | None = None) -> tuple[Sol
         config: the study, which says what the labels stand for.
         choice: the price of a derivative; None where the solver is described and not run.
     """
-    solver, steps = for_nfe(config.solver(cell.solver), cell.evaluations)
+    solver, steps = config.solver(cell.solver).for_nfe(cell.evaluations)
     sigmas = config.grid(cell.grid, steps)
     if cell.correction in (PLAIN, TWICE):
         return solver, sigmas
