@@ -39,8 +39,6 @@ from tqdm import tqdm
 from steindiff.analytic import FactorMixture
 from steindiff.errors import InputError
 
-__all__ = ["INNER_STEPS", "WARM_RANK", "Factors", "Fit", "check_sizes", "fit", "log_joint", "mean_log_likelihood", "mixture"]
-
 CHUNK = 2048
 NEGLIGIBLE = 1e-8  # responsibilities below this do not enter the M-step
 WARM_RANK = 4  # of the mixture that groups the points before the full rank is fitted
@@ -217,27 +215,23 @@ def initialise(x: Tensor, components: int, rank: int, *, warm: int, seed: int, f
 
 
 def fit(
-    x: Tensor,
-    components: int,
-    rank: int,
-    *,
-    iterations: int = 60,
-    warm: int = 20,
-    tolerance: float = 1e-4,
-    floor: float = 1e-4,
-    seed: int = 0,
-) -> Fit:
-    """Initialise and run EM; refuses sizes that make no mixture of factor analysers.
+    x: Tensor, components: int, rank: int, *,
+    iterations: int = 60, warm: int = 20, tolerance: float = 1e-4, floor: float = 1e-4, seed: int = 0,
+) -> Fit:  # fmt: skip
+    """Initialise a mixture on points x (N, d) and run EM.
 
     Args:
-        x: points, shape (N, d).
-        components: K ≥ 1.
-        rank: r with 1 ≤ r < d.
-        iterations: most EM iterations, ≥ 1.
-        warm: EM iterations at low rank before these.
-        tolerance: stop when an iteration gains less than this many nats per point and dimension.
-        floor: least ψ.
-        seed: of the clustering and of the randomised PCA.
+        x: the points, (N, d).
+        components: the number K of components.
+        rank: the factors r of a component.
+        iterations: the most EM iterations.
+        warm: the EM iterations at low rank that come before.
+        tolerance: EM stops when an iteration gains less than this many nats per point and dimension.
+        floor: the least ψ.
+        seed: what fixes the clustering and the randomised PCA.
+
+    Raises:
+        InputError: a size out of range, or a cluster with no more points than the rank.
     """
     check_sizes(components, rank, iterations, x.shape[1])
     start = initialise(x, components, rank, warm=warm, seed=seed, floor=floor)

@@ -1,138 +1,143 @@
-"""Fit a mixture of factor analysers to CIFAR-10 by maximum likelihood and write it as a model file.
+"""Fits a mixture of factor analysers to CIFAR-10 by maximum likelihood and writes it as a model file, or measures one.
 
-The mathematics is in `factor_em`. Run it (the recipe of the shipped file; 4 to 8 minutes on one core), then measure it:
+The shipped file's recipe (4 to 8 minutes on one core), a pilot in seconds, the tables of the model card (2 to 4 minutes):
 
     python -m recipes.fit_cifar10_mixture --data PATH/TO/cifar10 --out outputs/cifar10_mixture.safetensors
-    python -m recipes.evaluate_cifar10_mixture --data PATH/TO/cifar10 --model outputs/cifar10_mixture.safetensors
+    python -m recipes.fit_cifar10_mixture --data PATH/TO/cifar10 --dry-run --components 4 --rank 20 --iterations 5 --subset 5000
+    python -m recipes.fit_cifar10_mixture --data PATH/TO/cifar10 --evaluate cifar10_mixture
+
+`factor_em` has the mathematics. --evaluate prints likelihoods in nats and in bits per dimension, −log₂(p(x) (1/127.5)^d)/d,
+of the model, of one factor analyser of the same rank and of one full Gaussian, whose covariance has no eigenvalue below the
+variance of a quantisation step; then the energy and Fréchet distances of unclipped samples to test images.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import math
 import platform
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from recipes.cifar10 import DATA_HELP, EVENT_SHAPE, bits_per_dim, read_images, shuffled, to_points
-from recipes.factor_em import INNER_STEPS, WARM_RANK, Factors, Fit, check_sizes, fit, mean_log_likelihood, mixture
+from recipes.command import run
+from recipes.factor_em import INNER_STEPS, WARM_RANK, Factors, Fit, check_sizes, fit, log_joint, mean_log_likelihood, mixture
 from steindiff import models
-from steindiff.cli.script import run_command
+from steindiff.analytic import ExactModel, FactorMixture, Gaussian
 from steindiff.errors import InputError
 from steindiff.io.files import sha256, writable_folder
-from steindiff.metrics import energy_distance
+from steindiff.metrics import EnergyTarget, Value, energy_distance, frechet_distance
+from steindiff.models import Model
+from steindiff.models.datasets import load_images
 
+EVENT_SHAPE = (3, 32, 32)
+LEVEL = 1 / 127.5  # distance between neighbouring grey levels after x = u8 / 127.5 − 1
 MAX_BYTES = 4_000_000
 HELD_OUT_SAMPLES = 2000  # most samples for the energy distance to held-out images
+CHUNK = 1000
+CHECKED = 1000  # test images on which two codes' densities are compared
 
 
-def check_options(args: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Options:
+    """The command line; the defaults are those of the shipped file and its card."""
+
+    data: Annotated[Path, "folder with train.tar.xz and test.tar.xz, archives of 32×32 JPEG or PNG images"]
+    components: Annotated[int, "number of components K"] = 10
+    rank: Annotated[int, "factors per component r"] = 63
+    iterations: Annotated[int, "most EM iterations"] = 60
+    warm: Annotated[int, f"EM iterations at rank {WARM_RANK} before; 0: k-means only", 0] = 20
+    tolerance: Annotated[float, "least gain per iteration, nats per dimension"] = 1e-4
+    floor: Annotated[float, "least noise variance ψ, on the [-1, 1] scale"] = 1e-4
+    seed: Annotated[int, "seed of everything random"] = 0
+    holdout: Annotated[int, "training images kept out of the fit, for choosing K and r"] = 0
+    subset: Annotated[int | None, "fit to this many training images; default: all", 1] = None
+    threads: Annotated[int, "CPU threads; they change the last digits", 1] = 1
+    out: Annotated[Path | None, "the .safetensors file to write; required without --dry-run and --evaluate"] = None
+    dry_run: Annotated[bool, "fit and report, write nothing"] = False
+    evaluate: Annotated[str | None, "measure this model, by name or file, and fit nothing"] = None
+    n: Annotated[int, "with --evaluate: points of each set for the energy distance", 40] = 2000
+    n_frechet: Annotated[int, "with --evaluate: the same for the Fréchet distance, of cost n³", 40] = 500
+
+
+def read_images(archive: Path) -> Tensor:
+    """All images of a tar archive in the order of their names, uint8 (N, 3, 32, 32).
+
+    Raises:
+        InputError: no such file, not a readable archive, or images of another size.
+    """
+    if not archive.is_file():
+        raise InputError(f"no such file: {archive}; --data must name the folder with train.tar.xz and test.tar.xz")
+    images = load_images(archive)
+    if images.event_shape != EVENT_SHAPE:
+        raise InputError(f"{archive} holds images of {images.event_shape}: need {EVENT_SHAPE}")
+    return images.pixels
+
+
+def read_shuffled(o: Options, split: str) -> Tensor:
+    """The images of a split in an order that the seed fixes."""
+    images = read_images(o.data / f"{split}.tar.xz")
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(o.seed))]
+
+
+def to_points(images: Tensor) -> Tensor:
+    """The uint8 images as float32 points of shape (N, 3072) in [-1, 1]."""
+    return images.flatten(1).float().div_(127.5).sub_(1)
+
+
+def bits_per_dim(nats: float, d: int) -> float:
+    """Bits per dimension of the 8-bit values: the density times the volume of one level, −log₂(p(x)·levelᵈ)/d."""
+    return (-nats / d - math.log(LEVEL)) / math.log(2)
+
+
+# ---------------------------------------------------------------- fit
+
+
+def check_options(o: Options) -> None:
     """Raise InputError for an option that cannot work, before any data is read."""
     d = math.prod(EVENT_SHAPE)
-    check_sizes(args.components, args.rank, args.iterations, d)
-    size = args.components * (args.rank + 2) * d * 2
-    if size > MAX_BYTES and not args.dry_run:
+    check_sizes(o.components, o.rank, o.iterations, d)
+    size = o.components * (o.rank + 2) * d * 2
+    if size > MAX_BYTES and not o.dry_run:
         raise InputError(f"the file would have {size:,} bytes, over {MAX_BYTES:,}: lower --components or --rank")
-    if not args.floor > 0:
-        raise InputError(f"--floor {args.floor}: must be positive, or constant pixels have infinite likelihood")
-    if not 0 <= args.seed < 2**32:
-        raise InputError(f"--seed {args.seed}: must be from 0 to {2**32 - 1}")
-    if args.threads < 1:
-        raise InputError(f"--threads {args.threads}: must be at least 1")
-    if args.warm < 0:
-        raise InputError(f"--warm {args.warm}: must be at least 0")
-    if args.subset is not None and args.subset < 1:
-        raise InputError(f"--subset {args.subset}: must be at least 1")
-    check_output(args)
-
-
-def check_output(args: argparse.Namespace) -> None:
-    """Raise InputError where the model file could not be written."""
-    if args.dry_run:
-        return
-    if args.out is None or args.out.suffix != ".safetensors":
-        raise InputError(f"--out {args.out}: name a file that ends with .safetensors, or give --dry-run")
-    writable_folder(args.out.parent)
-
-
-def half(f: Factors) -> dict[str, Tensor]:
-    """The tensors of the file: float16, the diagonal by its logarithm since small ψ are subnormal in float16."""
-    return {
-        "weights": f.log_weights.double().softmax(0).float(),
-        "means": f.means.half().contiguous(),
-        "loadings": f.loadings.half().contiguous(),
-        "log_diagonal": f.diagonal.log().half().contiguous(),
-    }
+    if not o.floor > 0:
+        raise InputError(f"--floor {o.floor}: must be positive, or constant pixels have infinite likelihood")
+    if not 0 <= o.seed < 2**32:
+        raise InputError(f"--seed {o.seed}: must be from 0 to {2**32 - 1}")
+    if not o.dry_run and not o.evaluate:
+        if o.out is None or o.out.suffix != ".safetensors":
+            raise InputError(f"--out {o.out}: name a file that ends with .safetensors, or give --dry-run")
+        writable_folder(o.out.parent)
 
 
 def write(path: Path, f: Factors, recipe: dict[str, object], event_shape: Sequence[int]) -> None:
-    """Write the model file."""
-    tensors = half(f)
-    tensors["means"] = tensors["means"].reshape(-1, *event_shape)
-    info = {
-        "kind": "factor_mixture",
-        "name": path.stem,
-        "event_shape": list(event_shape),
-        "diagonal": "exp(log_diagonal)",
-        "recipe": recipe,
+    """Write the model file in float16; the diagonal by its logarithm, since small ψ are subnormal in float16."""
+    tensors = {
+        "weights": f.log_weights.double().softmax(0).float(),
+        "means": f.means.half().reshape(-1, *event_shape).contiguous(),
+        "loadings": f.loadings.half().contiguous(),
+        "log_diagonal": f.diagonal.log().half().contiguous(),
     }
-    models.save(path, tensors, info)
+    info = {"name": path.stem, "event_shape": list(event_shape), "diagonal": "exp(log_diagonal)", "recipe": recipe}
+    models.save(path, tensors, {"kind": "factor_mixture", **info})
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n\n")[0],
-        epilog="examples (the shipped file's recipe, 4 to 8 minutes; a small pilot in seconds):\n"
-        "  python -m recipes.fit_cifar10_mixture --data PATH/TO/cifar10 --out outputs/cifar10_mixture.safetensors\n"
-        "  python -m recipes.fit_cifar10_mixture --data PATH/TO/cifar10 --dry-run --components 4 --rank 20 --iterations 5 "
-        "--subset 5000",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("--data", type=Path, required=True, help=DATA_HELP)
-    p.add_argument("--components", type=int, default=10, help="number of components K; default: %(default)s")
-    p.add_argument("--rank", type=int, default=63, help="factors per component r; default: %(default)s")
-    p.add_argument("--iterations", type=int, default=60, help="most EM iterations; default: %(default)s")
-    p.add_argument(
-        "--warm", type=int, default=20, help=f"EM iterations at rank {WARM_RANK} before; 0: k-means only; default: %(default)s"
-    )
-    p.add_argument(
-        "--tolerance", type=float, default=1e-4, help="least gain per iteration, nats per dimension; default: %(default)s"
-    )
-    p.add_argument(
-        "--floor", type=float, default=1e-4, help="least noise variance ψ, on the [-1, 1] scale; default: %(default)s"
-    )
-    p.add_argument("--seed", type=int, default=0, help="seed of everything random; default: %(default)s")
-    p.add_argument(
-        "--holdout", type=int, default=0, help="training images kept out of the fit, for choosing K and r; default: %(default)s"
-    )
-    p.add_argument("--subset", type=int, default=None, help="fit to this many training images (pilots); default: all")
-    p.add_argument("--threads", type=int, default=1, help="threads of torch; changes the last digits; default: %(default)s")
-    p.add_argument("--out", type=Path, help="the .safetensors file to write; required without --dry-run")
-    p.add_argument("--dry-run", action="store_true", help="fit and report, write nothing (pilots)")
-    return p
-
-
-def recipe_of(args: argparse.Namespace, result: Fit, images: int) -> dict[str, object]:
+def recipe_of(o: Options, result: Fit, images: int) -> dict[str, object]:
     """What the file records about how it was made."""
     packages = ("torch", "numpy", "scikit-learn", "pillow")
     return {
         "data": "CIFAR-10 (Krizhevsky 2009), x = u8 / 127.5 - 1",
-        "sha256": {f"{s}.tar.xz": sha256(args.data / f"{s}.tar.xz") for s in ("train", "test")},
+        "sha256": {f"{s}.tar.xz": sha256(o.data / f"{s}.tar.xz") for s in ("train", "test")},
         "images": images,
         "method": "k-means++, EM at low rank, PCA, EM",
-        "components": args.components,
-        "rank": args.rank,
-        "floor": args.floor,
-        "seed": args.seed,
-        "tolerance": args.tolerance,
-        "warm_iterations": args.warm,
+        **{name: getattr(o, name) for name in ("components", "rank", "floor", "seed", "tolerance")},
+        "warm_iterations": o.warm,
         "warm_rank": WARM_RANK,
         "inner_steps": INNER_STEPS,
         "iterations": len(result.history) - 1,
@@ -142,33 +147,27 @@ def recipe_of(args: argparse.Namespace, result: Fit, images: int) -> dict[str, o
     }
 
 
-def fit_and_write(args: argparse.Namespace) -> None:
+def fit_and_write(o: Options) -> None:
     """Read, split, fit, report, write."""
-    check_options(args)
-    torch.set_num_threads(args.threads)
-    images = shuffled(read_images(args.data / "train.tar.xz"), args.seed)
-    if not 0 <= args.holdout < len(images):
-        raise InputError(f"--holdout {args.holdout}: must be from 0 to {len(images) - 1}")
+    images = read_shuffled(o, "train")
+    if not 0 <= o.holdout < len(images):
+        raise InputError(f"--holdout {o.holdout}: must be from 0 to {len(images) - 1}")
     start = time.perf_counter()
-    x = to_points(images[args.holdout :][: args.subset])
-    options = {"iterations": args.iterations, "warm": args.warm, "seed": args.seed}
-    result = fit(x, args.components, args.rank, tolerance=args.tolerance, floor=args.floor, **options)
-    seconds = time.perf_counter() - start
-    print(f"K={args.components} r={args.rank} iterations={len(result.history) - 1} converged={result.converged}")
+    x = to_points(images[o.holdout :][: o.subset])
+    result = fit(
+        x, o.components, o.rank, iterations=o.iterations, warm=o.warm, tolerance=o.tolerance, floor=o.floor, seed=o.seed
+    )
+    f, seconds = result.factors, time.perf_counter() - start
+    print(f"K={o.components} r={o.rank} iterations={len(result.history) - 1} converged={result.converged}")
     print(f"train log-likelihood {result.history[-1]:.2f} nats ({len(x)} images, {seconds:.0f} s)")
-    report(result.factors, args.floor)
-    if args.holdout:
-        report_held_out(result.factors, to_points(images[: args.holdout]), args.seed)
-    if not args.dry_run:
-        write(args.out, result.factors, recipe_of(args, result, len(x)), EVENT_SHAPE)
-        print(f"wrote {args.out} ({args.out.stat().st_size:,} bytes)")
-
-
-def report(f: Factors, floor: float) -> None:
-    """Print the weights and how small the noise variances are."""
     print("weights " + " ".join(f"{w:.3f}" for w in f.log_weights.exp().tolist()))
     print(f"psi min {float(f.diagonal.min()):.3g} median {float(f.diagonal.median()):.3g}")
-    print(f"share of psi at the floor {float((f.diagonal <= floor).double().mean()):.4f}")
+    print(f"share of psi at the floor {float((f.diagonal <= o.floor).double().mean()):.4f}")
+    if o.holdout:
+        report_held_out(f, to_points(images[: o.holdout]), o.seed)
+    if o.out is not None and not o.dry_run:
+        write(o.out, f, recipe_of(o, result, len(x)), EVENT_SHAPE)
+        print(f"wrote {o.out} ({o.out.stat().st_size:,} bytes)")
 
 
 def report_held_out(f: Factors, held: Tensor, seed: int) -> None:
@@ -181,9 +180,95 @@ def report_held_out(f: Factors, held: Tensor, seed: int) -> None:
         print(f"held-out energy distance {energy_distance(samples, held[:n])} ({n} samples)")
 
 
+# ---------------------------------------------------------------- evaluate
+
+
+def load(name: str) -> tuple[Model, FactorMixture]:
+    """A mixture by name or file, in float64. Raises InputError for another kind or shape, or without a recipe."""
+    model = models.load(name, dtype=torch.float64)
+    if not isinstance(model.denoiser, FactorMixture) or model.event_shape != EVENT_SHAPE:
+        raise InputError(
+            f"--evaluate {name} is {model.info['kind']} on {model.event_shape}: need factor_mixture on {EVENT_SHAPE}"
+        )
+    if not {"floor", "seed"} <= set(model.info.get("recipe", {})):
+        raise InputError(f"--evaluate {name} does not record how it was fitted: fit it with this command")
+    return model, model.denoiser
+
+
+def log_densities(law: ExactModel, points: Tensor) -> Tensor:
+    """Log p(x_n) of points (n, 3072) in nats by the package, (n,) in float64."""
+    x = points.reshape(-1, *EVENT_SHAPE)
+    return torch.cat([law.log_density(c.to(law.dtype), 0.0).double() for c in x.split(CHUNK)])
+
+
+def full_gaussian(x: Tensor, floor: float, event_shape: Sequence[int] = EVENT_SHAPE) -> Gaussian:
+    """The Gaussian of greatest likelihood whose covariance eigenvalues are at least floor."""
+    mean = x.double().mean(0)
+    S = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
+    for c in x.split(CHUNK):
+        xc = c.double() - mean
+        S.addmm_(xc.mT, xc)
+    eigenvalues, V = torch.linalg.eigh(S / len(x))
+    covariance = (V * eigenvalues.clamp_min(floor)) @ V.mT
+    return Gaussian(mean.reshape(*event_shape), (covariance + covariance.mT) / 2)
+
+
+def evaluate(o: Options) -> None:
+    """Print the likelihoods, the distances, and how far two codes for the density are apart."""
+    model, law = load(str(o.evaluate))
+    train, test = (to_points(read_shuffled(o, split)) for split in ("train", "test"))
+    if not o.n_frechet <= o.n <= min(len(train), len(test)):
+        sizes = f"{len(train)} training and {len(test)} test images"
+        raise InputError(f"--n {o.n}, --n-frechet {o.n_frechet}: need n-frechet ≤ n, and n ≤ both of {sizes}")
+    (K, _, r), recipe, file = law.loadings.shape, model.info["recipe"], model.path.name
+    print(f"{file}: K = {K}, r = {r}, {model.path.stat().st_size:,} bytes\n")
+    gaussian = full_gaussian(train, floor=LEVEL**2 / 12)
+    single = mixture(fit(train, 1, r, floor=float(recipe["floor"]), seed=int(recipe["seed"])).factors, EVENT_SHAPE)
+    references: dict[str, ExactModel] = {
+        f"{file} (float16)": law,
+        f"one factor analyser, r = {r}": single.to(torch.float64),
+        "one full Gaussian": gaussian,
+    }
+    print("| model | test log-likelihood (nats) | bits/dim |\n|---|---|---|")
+    for name, reference in references.items():
+        values = log_densities(reference, test)
+        value = Value(float(values.mean()), float(values.std()) / math.sqrt(len(values)))
+        print(f"| {name} | {value.value:.1f} ± {value.se:.1f} | {bits_per_dim(value.value, test.shape[1]):.4f} |", flush=True)
+    drawn, smooth = (x.sample(o.n, torch.Generator().manual_seed(o.seed)).flatten(1) for x in (law, gaussian))
+    rows = {
+        f"samples of {file}": drawn,
+        "samples of one full Gaussian": smooth,
+        "training images (the floor)": train[: o.n].double(),
+    }
+    target = EnergyTarget(test[: o.n].double())
+    print(f"\n| points against test images | energy distance, {o.n} each | pixel Fréchet distance, {o.n_frechet} each |")
+    print("|---|---|---|")
+    for name, points in rows.items():
+        frechet = frechet_distance(points[: o.n_frechet], test[: o.n_frechet].double())
+        print(f"| {name} | {target.shares(points[: o.n]).value} | {frechet} |", flush=True)
+    print(f"\n{100 * float((drawn.abs() > 1).double().mean()):.1f} % of the samples' values are outside [-1, 1]")
+    print_agreement(law, test[:CHECKED].double())
+
+
+def print_agreement(law: FactorMixture, test: Tensor) -> None:
+    """How far the package's density is from EM's own formula in float64: two codes, two formulas."""
+    f = Factors(law.weights.log(), law.means.flatten(1), law.loadings, law.diagonal)
+    expected = torch.logsumexp(log_joint(test, f), 1)
+    for dtype in (torch.float64, torch.float32):
+        error = (log_densities(law.to(dtype), test) - expected).abs().max()
+        print(f"log-density by steindiff.analytic in {dtype}: within {float(error):.2g} nats on {len(test)} test images")
+
+
+def act(o: Options) -> None:
+    """Fit, or evaluate."""
+    check_options(o)
+    torch.set_num_threads(o.threads)
+    evaluate(o) if o.evaluate else fit_and_write(o)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; bad input ends with exit status 2 and one line that says what to change."""
-    return run_command(parser(), fit_and_write, argv)
+    """Run the command line."""
+    return run(Options, act, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,14 @@
-"""Trains the small CIFAR-10 classifier whose features `steindiff.metrics.load_features` gives, for Fréchet distances.
+r"""Trains the small CIFAR-10 classifier whose features `steindiff.metrics.load_features` gives, for Fréchet distances.
 
-Cross-entropy with smoothed labels, SGD with Nesterov momentum, the learning rate rising linearly for a fifth of the run and
-falling linearly to zero. Images are mirrored at random and shifted by up to 4 pixels (reflected edges). Half of every batch
-is averaged over 2×2 blocks, rounded to 8 bits and enlarged again, so that one network serves 32×32 and 16×16 images.
+The shipped recipe (about 15 minutes on one core), and a quick look:
+
+    python -m recipes.train_classifier --data cifar10/train.tar.xz --test cifar10/test.tar.xz \
+        --out outputs/cifar10_classifier.safetensors
+    python -m recipes.train_classifier --data cifar10/train.tar.xz --test cifar10/test.tar.xz --epochs 1 --out quick.safetensors
+
+It minimises the cross-entropy with smoothed labels by SGD with Nesterov momentum; the learning rate rises linearly for a fifth
+of the run and falls linearly to zero. Images are mirrored at random and shifted by up to 4 pixels (reflected edges). Half of
+every batch is averaged over 2×2 blocks, rounded to 8 bits and enlarged again, so that one network serves 32×32 and 16×16.
 
 Batch normalisations are folded into the convolutions before the file is written: W ← W γ/√(v + ε), b ← β + (b − m) γ/√(v + ε).
 The test images are looked at once, at the end, with the weights as they are stored. The file is written whole or not at all.
@@ -10,55 +16,50 @@ The test images are looked at once, at the end, with the weights as they are sto
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from steindiff.cli.script import run_command
+from recipes.command import run
 from steindiff.errors import InputError
 from steindiff.io.files import manifest, writable_folder
 from steindiff.metrics.features import KIND, Classifier, ClassifierConfig
 from steindiff.models import store
 from steindiff.models.datasets import ImageSet, load_images
 
-HELP = {
-    "epochs": "passes over the training images",
-    "batch": "images per step",
-    "lr": "peak learning rate",
-    "momentum": "of SGD, Nesterov's",
-    "weight_decay": "on the weights of convolutions and head",
-    "smoothing": "of the labels",
-    "shift": "largest random shift in pixels",
-    "small": "share of every batch at half resolution",
-    "precision": "of the network's arithmetic in training: bf16 or no (float32)",
-    "seed": "of initialisation, order and augmentation",
-}
-
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that the trained weights depend on, besides the network's shape, the data and the machine."""
+class Options:
+    """The files, and all that the trained weights depend on besides the network's shape, the data and the machine."""
 
-    epochs: int = 16
-    batch: int = 256
-    lr: float = 0.2
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    smoothing: float = 0.1
-    shift: int = 4
-    small: float = 0.5
-    precision: str = "bf16"
-    seed: int = 0
+    data: Annotated[Path, "training images: folder, zip or tar with one folder per class"]
+    test: Annotated[Path, "test images, the same way"]
+    out: Annotated[Path, "the .safetensors file to write"]
+    epochs: Annotated[int, "passes over the training images", 1] = 16
+    batch: Annotated[int, "images per step", 2] = 256
+    lr: Annotated[float, "peak learning rate"] = 0.2
+    momentum: Annotated[float, "momentum of SGD, Nesterov's"] = 0.9
+    weight_decay: Annotated[float, "decay of the weights of convolutions and head", 0] = 5e-4
+    smoothing: Annotated[float, "smoothing of the labels"] = 0.1
+    shift: Annotated[int, "largest random shift in pixels", 0] = 4
+    small: Annotated[float, "share of every batch at half resolution"] = 0.5
+    precision: Annotated[str, "arithmetic of the network in training: bf16 or no (float32)"] = "bf16"
+    seed: Annotated[int, "seed of initialisation, order and augmentation", 0] = 0
+    threads: Annotated[int, "CPU threads; they change rounding only", 1] = 1
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What the weights depend on."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("data", "test", "out", "threads")}
 
 
 def learning_rate(done: float, peak: float) -> float:
@@ -83,7 +84,7 @@ def augmented(x: Tensor, shift: int, generator: torch.Generator) -> Tensor:
     return x[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def train(config: ClassifierConfig, recipe: Recipe, data: ImageSet, labels: Tensor, quiet: bool = False) -> Classifier:
+def train(config: ClassifierConfig, recipe: Options, data: ImageSet, labels: Tensor) -> Classifier:
     """The trained network, with its batch normalisations, in evaluation mode."""
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed + 1)
@@ -93,7 +94,7 @@ def train(config: ClassifierConfig, recipe: Recipe, data: ImageSet, labels: Tens
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True)
     per_epoch = len(data) // recipe.batch
-    bar = tqdm(total=recipe.epochs * per_epoch * recipe.batch, unit="img", unit_scale=True, disable=quiet, mininterval=2.0)
+    bar = tqdm(total=recipe.epochs * per_epoch * recipe.batch, unit="img", unit_scale=True, mininterval=2.0)
     step, running = 0, float("nan")
     for _ in range(recipe.epochs):
         order = torch.randperm(len(data), generator=generator)
@@ -113,7 +114,7 @@ def train(config: ClassifierConfig, recipe: Recipe, data: ImageSet, labels: Tens
     return net
 
 
-def step_loss(net: Classifier, recipe: Recipe, x: Tensor, labels: Tensor) -> Tensor:
+def step_loss(net: Classifier, recipe: Options, x: Tensor, labels: Tensor) -> Tensor:
     """Smoothed cross-entropy of a batch, its first part at half resolution."""
     count = round(recipe.small * len(x))
     if count:
@@ -163,55 +164,27 @@ def load(path: Path, side: int, classes: tuple[str, ...] | None = None) -> tuple
     return data, data.labels
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line; defaults are those of the shipped weights."""
-    p = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n\n")[0],
-        epilog="examples (the shipped recipe, about 15 minutes on one core; a quick look):\n"
-        "  python -m recipes.train_classifier --data cifar10/train.tar.xz --test cifar10/test.tar.xz --out outputs/cifar10"
-        "_classifier.safetensors\n"
-        "  python -m recipes.train_classifier --data cifar10/train.tar.xz --test cifar10/test.tar.xz --epochs 1 --out "
-        "outputs/quick.safetensors",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("--data", type=Path, required=True, help="training images: folder, zip or tar with one folder per class")
-    p.add_argument("--test", type=Path, required=True, help="test images, the same way")
-    p.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
-    r = Recipe()
-    for f in dataclasses.fields(Recipe):
-        default = getattr(r, f.name)
-        text = f"{HELP[f.name]}; default: {default}"
-        p.add_argument(f"--{f.name.replace('_', '-')}", type=type(default), default=default, help=text)
-    p.add_argument("--threads", type=int, default=1, help="CPU threads; changes rounding only; default: %(default)s")
-    return p
-
-
-def check_options(a: argparse.Namespace) -> None:
+def check_options(o: Options) -> None:
     """Raise InputError for an option that cannot work, before the training: also where the file could not be written."""
-    for name, least in (("epochs", 1), ("batch", 2), ("threads", 1), ("shift", 0), ("seed", 0)):
-        if getattr(a, name) < least:
-            raise InputError(f"--{name} {getattr(a, name)}: must be at least {least}")
     for name in ("momentum", "smoothing", "small"):
-        if not 0 <= getattr(a, name) < 1:
-            raise InputError(f"--{name} {getattr(a, name)}: must be in [0, 1)")
-    if not a.lr > 0 or not a.weight_decay >= 0 or a.precision not in ("bf16", "no"):
-        raise InputError(f"--lr {a.lr} --weight-decay {a.weight_decay} --precision {a.precision}: need > 0, ≥ 0, bf16 or no")
-    if a.out.suffix != ".safetensors":
-        raise InputError(f"--out {a.out}: the name of a classifier file ends with .safetensors")
-    writable_folder(a.out.parent)
+        if not 0 <= getattr(o, name) < 1:
+            raise InputError(f"--{name} {getattr(o, name)}: must be in [0, 1)")
+    if not o.lr > 0 or o.precision not in ("bf16", "no"):
+        raise InputError(f"--lr {o.lr} --precision {o.precision}: need > 0, bf16 or no")
+    if o.out.suffix != ".safetensors":
+        raise InputError(f"--out {o.out}: the name of a classifier file ends with .safetensors")
+    writable_folder(o.out.parent)
 
 
-def describe(a: argparse.Namespace, config: ClassifierConfig, recipe: Recipe, data: ImageSet, test: ImageSet) -> dict[str, Any]:
+def describe(o: Options, config: ClassifierConfig, data: ImageSet, test: ImageSet) -> dict[str, Any]:
     """The file's description; without the command line, which holds paths of one machine."""
-    hashes = {
-        name: {"file": place.name, "n": len(images), "sha256": images.sha256}
-        for name, place, images in (("train", a.data, data), ("test", a.test, test))
-    }
-    record = manifest(**dataclasses.asdict(recipe), data=hashes)
+    sources = (("train", o.data, data), ("test", o.test, test))
+    hashes = {name: {"file": place.name, "n": len(images), "sha256": images.sha256} for name, place, images in sources}
+    record = manifest(**o.recipe, data=hashes)
     del record["command"]
     return {
         "kind": KIND,
-        "name": a.out.stem.removesuffix("_classifier"),
+        "name": o.out.stem.removesuffix("_classifier"),
         "event_shape": [config.image_channels, config.side, config.side],
         "classifier": dataclasses.asdict(config),
         "classes": list(data.classes),
@@ -219,35 +192,34 @@ def describe(a: argparse.Namespace, config: ClassifierConfig, recipe: Recipe, da
     }
 
 
-def run(a: argparse.Namespace) -> None:
+def train_and_write(o: Options) -> None:
     """Trains, measures and writes the classifier file."""
-    check_options(a)
-    torch.set_num_threads(a.threads)
-    recipe = Recipe(**{f.name: getattr(a, f.name) for f in dataclasses.fields(Recipe)})
+    check_options(o)
+    torch.set_num_threads(o.threads)
     side = ClassifierConfig().side
-    data, labels = load(a.data, side)
-    test, test_labels = load(a.test, side, data.classes)
-    if len(data) < recipe.batch:
-        raise InputError(f"--batch {recipe.batch}: more than the {len(data)} training images")
+    data, labels = load(o.data, side)
+    test, test_labels = load(o.test, side, data.classes)
+    if len(data) < o.batch:
+        raise InputError(f"--batch {o.batch}: more than the {len(data)} training images")
     config = ClassifierConfig(classes=len(data.classes))
     start = time.perf_counter()
-    net = folded(train(config, recipe, data, labels))
+    net = folded(train(config, o, data, labels))
     seconds = round(time.perf_counter() - start)
     tensors = {key: value.to(torch.float16) for key, value in net.state_dict().items()}
     net.load_state_dict(tensors)
     measured = {str(side // (1 + small)): accuracy(net, test, test_labels, small) for small in (False, True)}
-    info = describe(a, config, recipe, data, test) | {"accuracy": measured}
+    info = describe(o, config, data, test) | {"accuracy": measured}
     info["recipe"]["seconds"] = seconds
-    store.save(a.out, tensors, info, kinds=(KIND,))
+    store.save(o.out, tensors, info, kinds=(KIND,))
     count = sum(t.numel() for t in tensors.values())
-    print(f"{a.out}: {a.out.stat().st_size} bytes, {count} parameters, trained in {seconds} s")
+    print(f"{o.out}: {o.out.stat().st_size} bytes, {count} parameters, trained in {seconds} s")
     for pixels, (share, se) in measured.items():
         print(f"  test accuracy at {pixels}×{pixels}: {100 * share:.2f} ± {100 * se:.2f} % ({len(test)} images)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; bad input ends with exit status 2 and one line that says what to change."""
-    return run_command(parser(), run, argv)
+    """Run the command line."""
+    return run(Options, train_and_write, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from recipes import cifar10, evaluate_cifar10_mixture, factor_em, fit_cifar10_mixture
+from recipes import factor_em, fit_cifar10_mixture
 from torch.distributions import MultivariateNormal
 
 from steindiff import models
@@ -23,8 +23,8 @@ D, K, R = 12, 2, 2
 
 @pytest.fixture(scope="module")
 def scripts():
-    """Data, EM, fit and evaluation."""
-    return SimpleNamespace(data=cifar10, em=factor_em, fit=fit_cifar10_mixture, evaluate=evaluate_cifar10_mixture)
+    """EM, and the command that fits and evaluates."""
+    return SimpleNamespace(em=factor_em, fit=fit_cifar10_mixture)
 
 
 @pytest.fixture(scope="module")
@@ -182,14 +182,14 @@ def test_bad_input_to_the_evaluation_is_refused(scripts, truth, tmp_path, capsys
     path = tmp_path / "m.safetensors"
     scripts.fit.write(path, truth, {"floor": 1e-4, "seed": 0}, (3, 2, 2))
     for options, message in (
-        (["--model", str(tmp_path / "absent.safetensors")], "no model file"),
-        (["--model", str(path)], "need factor_mixture on (3, 32, 32)"),
-        (["--model", "digits"], "need factor_mixture on (3, 32, 32)"),
-        (["--n", "39"], "--n 39: must be at least 40"),
-        (["--n-frechet", "0"], "--n-frechet 0: must be at least 40"),
-        ([], "no such file"),
+        ([str(tmp_path / "absent.safetensors")], "no model file"),
+        ([str(path)], "need factor_mixture on (3, 32, 32)"),
+        (["digits"], "need factor_mixture on (3, 32, 32)"),
+        (["cifar10_mixture", "--n", "39"], "--n 39: must be at least 40"),
+        (["cifar10_mixture", "--n-frechet", "0"], "--n-frechet 0: must be at least 40"),
+        (["cifar10_mixture"], "no such file"),
     ):
-        assert scripts.evaluate.main(["--data", str(tmp_path), *options]) == 2
+        assert scripts.fit.main(["--data", str(tmp_path), "--evaluate", *options]) == 2
         assert message in capsys.readouterr().err
 
 
@@ -218,7 +218,7 @@ def test_small_run_end_to_end(scripts, tmp_path, capsys):
     assert model.info["recipe"]["sha256"]["train.tar.xz"] == sha256(tmp_path / "train.tar.xz")
     assert scripts.fit.main(["--data", str(tmp_path), *options, "--holdout", "12"]) == 2
     assert scripts.fit.main(["--data", str(tmp_path), *options, "--rank", "50"]) == 2  # fewer images than the rank
-    assert scripts.evaluate.main(["--data", str(tmp_path), "--model", str(out)]) == 2
+    assert scripts.fit.main(["--data", str(tmp_path), "--evaluate", str(out)]) == 2
     assert "n ≤ both of 12 training and 12 test images" in capsys.readouterr().err
 
 
@@ -229,10 +229,10 @@ def test_clusters_smaller_than_the_rank_are_refused(script):
 
 def test_images_are_read_in_the_order_of_their_names(scripts, tmp_path):
     make_archive(tmp_path / "a.tar.xz", n=3)  # written in descending order
-    images = scripts.data.read_images(tmp_path / "a.tar.xz")
+    images = scripts.fit.read_images(tmp_path / "a.tar.xz")
     assert images.shape == (3, 3, 32, 32)
     assert images.dtype == torch.uint8
-    x = scripts.data.to_points(images)
+    x = scripts.fit.to_points(images)
     assert -1 <= x.min() < x.max() <= 1
     with tarfile.open(tmp_path / "a.tar.xz") as tar:
         assert tar.getnames()[0] > tar.getnames()[-1]
@@ -245,13 +245,13 @@ def test_images_are_read_in_the_order_of_their_names(scripts, tmp_path):
 
 def test_bits_per_dim_of_the_uniform_density_is_log2_of_the_levels(scripts):
     """A uniform density on [-1, 1]^d has −log₂(2⁻¹ · 1/127.5) = log₂ 255 bits per value."""
-    assert scripts.data.bits_per_dim(-D * math.log(2), D) == pytest.approx(math.log2(255))
+    assert scripts.fit.bits_per_dim(-D * math.log(2), D) == pytest.approx(math.log2(255))
 
 
 def test_full_gaussian_equals_the_dense_formula(scripts, truth):
     x, y = draw(truth, 3000, 9), draw(truth, 500, 10)
-    gaussian = scripts.evaluate.full_gaussian(x, floor=1e-6, event_shape=(D,))
+    gaussian = scripts.fit.full_gaussian(x, floor=1e-6, event_shape=(D,))
     dense = MultivariateNormal(x.mean(0), torch.cov(x.mT, correction=0)).log_prob(y)
     torch.testing.assert_close(gaussian.log_density(y, 0.0), dense, rtol=1e-9, atol=0)
-    raised = scripts.evaluate.full_gaussian(x, floor=0.5, event_shape=(D,))
+    raised = scripts.fit.full_gaussian(x, floor=0.5, event_shape=(D,))
     assert float(torch.linalg.eigvalsh(raised.covariance)[0]) == pytest.approx(0.5, rel=1e-9)

@@ -1,22 +1,19 @@
 """The statements of docs/theory.md, each to four standard errors, on a Gaussian and a mixture that is not linear.
 
-research/theory_core.py and research/theory_runs.py compute both sides; what is asked of them is here.
+research/theory/core.py and research/theory/runs.py compute both sides; what is asked of them is here.
 """
 
 import itertools
 import math
 import re
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from research.theory import core, page, runs
 
-from research import theory
-from research import theory_core as core
-from research import theory_runs as runs
 from steindiff import grids
 from steindiff.corrections import CleanTarget, FixedGamma
 from steindiff.corrections.base import Corrected, CorrectedState
@@ -393,7 +390,8 @@ def test_known_tricks_are_a_gamma(name):
 @pytest.mark.parametrize("schedule", ["vp-linear", "vp-cosine", "discrete"])
 def test_in_vp_the_equivalence_is_one_of_the_ve_frame(schedule):
     case, b = Case("mixture", schedule), 1.01
-    y, grid = core.draw(case, 50, 0).y, case.sigmas
+    grid = case.sigmas
+    _, y = runs.noisy("mixture", float(grid[0]), 50, 0)
     scaled = sample("ddim", runs.rescaled(case.denoiser, b), y, grid).x
     ve, model = (sample(runs.fixed(DDIM(), 1 / b, 2, frame=f), case.denoiser, y, grid).x for f in ("ve", "model"))
     torch.testing.assert_close(ve, scaled, rtol=1e-12, atol=1e-12)
@@ -404,27 +402,26 @@ def test_in_vp_the_equivalence_is_one_of_the_ve_frame(schedule):
 
 
 def test_the_page_names_tests_that_exist_and_every_statement():
-    page = (ROOT / "docs" / "theory.md").read_text()
-    named = set(re.findall(r"`(test_\w+)`", page))
+    text = (ROOT / "docs" / "theory.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", text))
     assert named <= set(globals())
     for statement in ("Lemma 4.6", "Thm 4.3", "Thm 4.10", "Thm 4.11", "Thm 4.4", "Thm 4.7", "Thm 4.8", "Cor. 4.9", "Cor. 4.12"):
-        assert f"**{statement}" in page
-    assert "Prop. D.1" in page
-    assert "{{" not in page
-    for link in re.findall(r"\]\(([^)#]+)\)", page):
+        assert f"**{statement}" in text
+    assert "Prop. D.1" in text
+    assert "{{" not in text
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
         assert (ROOT / "docs" / link).exists()
 
 
-def test_the_script_fills_its_template_or_fails(tmp_path, monkeypatch):
+def test_the_script_fills_its_template_or_fails(tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    assert theory.fill("a {{b}}", {"b": "c"}) == "a c"
+    assert page.fill("a {{b}}", {"b": "c"}) == "a c"
     with pytest.raises(KeyError, match="no value"):
-        theory.fill("{{a}} {{b}}", {"a": ""})
+        page.fill("{{a}} {{b}}", {"a": ""})
     with pytest.raises(KeyError, match="does not use"):
-        theory.fill("a", {"b": ""})
-    monkeypatch.setattr(sys, "argv", ["theory.py", "--outdir", str(tmp_path), "--samples", "100"])
-    with pytest.raises(SystemExit):
-        theory.main()
+        page.fill("a", {"b": ""})
+    assert page.main(["--outdir", str(tmp_path), "--samples", "100"]) == 2
+    assert "--samples 100: must be at least 500" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
-    values = theory.edm_values(500, 1)
+    values = page.edm_values(500, 1)
     assert values["edm_table"].count("\n") == 5

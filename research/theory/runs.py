@@ -12,15 +12,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from research.theory_core import D64, DIM, Case, Estimate, draw, flow, law, mean_of
+from research.theory.core import D64, DIM, Case, draw, flow, law, mean_of
 from steindiff import grids
 from steindiff.analytic import ExactModel
 from steindiff.corrections import CleanTarget, FixedGamma
 from steindiff.corrections.base import Corrected
 from steindiff.denoisers import Denoiser
+from steindiff.diagnostics import noise_mismatch
 from steindiff.divergence import Exact
 from steindiff.errors import NonFiniteError
-from steindiff.sampling import SampleResult, sample
+from steindiff.metrics import Value
+from steindiff.sampling import sample
 from steindiff.solvers import DDIM, DPMpp2M, Grid, Heun, Solver
 
 LITERAL, CLAMPED = CleanTarget(), CleanTarget(gamma_max=1.0)
@@ -40,11 +42,17 @@ class Second(NamedTuple):
         return a * a * self.yy + 2 * a * b * self.yD + b * b * self.DD
 
 
+def noisy(name: str, sigma: float, n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """n clean samples x* of a law, and x* + σ ε."""
+    g = torch.Generator().manual_seed(seed)
+    clean = law(name).sample(n, g)
+    return clean, clean + sigma * torch.randn(n, DIM, generator=g, dtype=D64)
+
+
 @cache
 def second(name: str, sigma: float, n: int = 40000) -> Second:
     """M in closed form; V over n draws of its own (constant for a Gaussian)."""
-    model, g = law(name), torch.Generator().manual_seed(777)
-    y = model.sample(n, g) + sigma * torch.randn(n, DIM, generator=g, dtype=D64)
+    model, (_, y) = law(name), noisy(name, sigma, n, 777)
     M, V = float(model.second_moment()), float(model.posterior_trace(y, sigma).mean())
     return Second(M + sigma**2 * DIM, M, M - V)
 
@@ -56,9 +64,8 @@ class Predicted(NamedTuple):
     drift: float
 
 
-def ddim_gamma(case: Case, moments: Second) -> Predicted:
+def exact_gamma(a: float, a_next: float, s: float, s_next: float, moments: Second) -> Predicted:
     """γ* = E⟨u, αy − x*⟩/E‖u‖² of u = (α − α'r) y − α'(1−r) D, from three second moments: no sample of the step."""
-    (a, a_next), (_, s, s_next) = (tuple(float(z) for z in t) for t in (case.alphas, case.sigmas))
     r = s_next / s
     p, q = a - a_next * r, -a_next * (1 - r)
     uu = moments.norm(p, q)
@@ -67,7 +74,13 @@ def ddim_gamma(case: Case, moments: Second) -> Predicted:
     return Predicted(ue / uu, (1 - 1 / a) * ux / uu)
 
 
-def frame_gap(case: Case, moments: Second, n: int, seed: int, batches: int = 16) -> tuple[float, Estimate]:
+def ddim_gamma(case: Case, moments: Second) -> Predicted:
+    """`exact_gamma` of a case, in the frame of its blend."""
+    (a, a_next), (_, s, s_next) = (tuple(float(z) for z in t) for t in (case.alphas, case.sigmas))
+    return exact_gamma(a, a_next, s, s_next, moments)
+
+
+def frame_gap(case: Case, moments: Second, n: int, seed: int, batches: int = 16) -> tuple[float, Value]:
     """RMS distance between the states that the two frames' γ* lead to, in VE coordinates: predicted, and by `Corrected`.
 
     Measured over independent batches, since a batch shares its γ.
@@ -81,13 +94,13 @@ def frame_gap(case: Case, moments: Second, n: int, seed: int, batches: int = 16)
     values = []
     for i in range(batches):
         y = draw(model, n // batches, seed + i).y
-        pair = [sample(Corrected(DDIM(), LITERAL, Exact(), c.frame), c.denoiser, y, c.sigmas[1:]).x for c in (ve, model)]
-        values.append((pair[0] - pair[1]).square().sum(1).mean().sqrt())
+        p, q = (sample(Corrected(DDIM(), LITERAL, Exact(), c.frame), c.denoiser, y, c.sigmas[1:]).x for c in (ve, model))
+        values.append((p - q).square().sum(1).mean().sqrt())
     return predicted, mean_of(torch.stack(values))
 
 
 class VPStep(NamedTuple):
-    """An exact DDIM step in a VP frame, by its half-log-SNR."""
+    """γ* of an exact DDIM step between two half-log-SNRs, in the VP model's own frame and in VE coordinates."""
 
     start: float
     stop: float
@@ -96,15 +109,13 @@ class VPStep(NamedTuple):
 
 
 def vp_gammas(name: str, steps: tuple[tuple[float, float], ...]) -> list[VPStep]:
-    """γ* of exact DDIM steps between half-log-SNRs, in the VP model's own frame and in VE coordinates."""
+    """Of steps from one half-log-SNR to another."""
     rows = []
     for start, stop in steps:
         s, s_next = math.exp(-start), math.exp(-stop)
         a, a_next = ((1 + z * z) ** -0.5 for z in (s, s_next))
-        m, r = second(name, s), s_next / s
-        p, q = a - a_next * r, -a_next * (1 - r)
-        ue = p * (a * m.yy - m.yD) + q * (a * m.yD - m.DD)
-        rows.append(VPStep(start, stop, ue / m.norm(p, q), 1 / (1 - r)))
+        found = exact_gamma(a, a_next, s, s_next, second(name, s))
+        rows.append(VPStep(start, stop, found.gamma, 1 / (1 - s_next / s)))
     return rows
 
 
@@ -149,8 +160,7 @@ def shifted_law(name: str, sigma: float, ratio: float, noise: float, n: int, see
 
     δ = ∇log p_κσ − ∇log p_σ is exact; x − D is what the denoiser believes, and what x* drawn from its posterior would give.
     """
-    model, g = law(name), torch.Generator().manual_seed(seed)
-    y = model.sample(n, g) + noise * sigma * torch.randn(n, DIM, generator=g, dtype=D64)
+    model, (_, y) = law(name), noisy(name, noise * sigma, n, seed)
     w = y - model.denoise(y, sigma)
     u, divergence = (1 - ratio) * w, (1 - ratio) * (DIM - model.divergence(y, sigma))
     shift = model.score(y, noise * sigma) - model.score(y, sigma)
@@ -162,10 +172,8 @@ def shifted_law(name: str, sigma: float, ratio: float, noise: float, n: int, see
 
 def shifted_network(name: str, sigma: float, ratio: float, shape: str, size: float, n: int, seed: int) -> Shift:
     """The network is what shifts, D̃ = D + σ²δ, and the step with it: √J at its own γ*, less √J of the exact one."""
-    model, g = law(name), torch.Generator().manual_seed(seed)
-    clean = model.sample(n, g)
-    y = clean + sigma * torch.randn(n, DIM, generator=g, dtype=D64)
-    u = (1 - ratio) * (y - model.denoise(y, sigma))
+    clean, y = noisy(name, sigma, n, seed)
+    u = (1 - ratio) * (y - law(name).denoise(y, sigma))
     wrong = u - (1 - ratio) * sigma**2 * size * field(shape, y, u)
     e = y - clean
     star = _inner(u, e) / _inner(u, u)
@@ -269,22 +277,17 @@ class Meter(NamedTuple):
     """σ̂/σ at σ' by rule; 1 is what the next step assumes."""
 
 
-def reading(model: ExactModel, y: Tensor, sigma: float) -> float:
-    """σ̂/σ, σ̂² = E‖y − D‖²/E[∇·(y − D)]."""
-    w = y - model.denoise(y, sigma)
-    return math.sqrt(_inner(w, w) / float((DIM - model.divergence(y, sigma)).mean())) / sigma
-
-
 def meter(name: str, sigma: float, ratio: float, noise: float, n: int, seed: int) -> Meter:
     """Inject excess noise, take one step."""
-    model, g = law(name), torch.Generator().manual_seed(seed)
-    y = model.sample(n, g) + noise * sigma * torch.randn(n, DIM, generator=g, dtype=D64)
+    model, (_, y) = law(name), noisy(name, noise * sigma, n, seed)
     grid = torch.tensor([sigma, ratio * sigma], dtype=D64)
-    runs: dict[str, SampleResult] = {"plain": sample("ddim", model, y, grid)}
-    for key, rule in (("clamped", CLAMPED), ("literal", LITERAL)):
-        runs[key] = sample(Corrected(DDIM(), rule, Exact()), model, y, grid)
+    runs = {
+        "plain": sample("ddim", model, y, grid),
+        "clamped": sample(Corrected(DDIM(), CLAMPED, Exact()), model, y, grid),
+        "literal": sample(Corrected(DDIM(), LITERAL, Exact()), model, y, grid),
+    }
     record = runs["literal"].trace[0]
-    after = {key: reading(model, run.x, ratio * sigma) for key, run in runs.items()}
+    after = {key: float(noise_mismatch(model, run.x, grid[1], estimator=Exact())) for key, run in runs.items()}
     return Meter(noise, record.noise_ratio, record.gamma_raw, after)
 
 
@@ -325,68 +328,55 @@ def dcw(model: Denoiser, x: Tensor, grid: Tensor, weights: list[float]) -> Tenso
     return x
 
 
-def dcw_gammas(grid: Tensor, weights: list[float]) -> list[float]:
+def dcw_gammas(grid: Tensor, weights: list[float]) -> tuple[float, ...]:
     """γ = 1 − λ r/(1−r)."""
     r = (grid[1:] / grid[:-1]).tolist()
-    return [1 - w * q / (1 - q) for w, q in zip(weights, r, strict=True)]
+    return tuple(1 - w * q / (1 - q) for w, q in zip(weights, r, strict=True))
 
 
 def equivalences(seed: int = 0) -> dict[str, float]:
     """Largest difference over a run of five steps, relative to the state, of each pair that should be one map."""
     model, grid, x = law("mixture"), grids.karras(5, 0.05, 10.0), start(64, seed) / 8
     b, weights = 1.005, [0.02, 0.015, 0.01, 0.005, 0.002]
-    table = Corrected(DDIM(), FixedGamma(tuple(dcw_gammas(grid, weights))))
+
+    def run(solver: Solver, denoiser: Denoiser = model) -> Tensor:
+        return sample(solver, denoiser, x, grid).x
+
     pairs = {
-        "epsilon-scaling by 1/b": (
-            sample("ddim", rescaled(model, b), x, grid).x,
-            _run(fixed(DDIM(), 1 / b, 5), model, x, grid),
-        ),
-        "shifted timestep": (time_shifted(model, x, grid, 0.93), _run(fixed(DDIM(), 0.93, 5), model, x, grid)),
-        "DCW in pixels": (dcw(model, x, grid, weights), _run(table, model, x, grid)),
-        "epsilon-scaling, 2M": (
-            sample("dpmpp_2m", rescaled(model, b), x, grid).x,
-            _run(fixed(DPMpp2M(), 1 / b, 5), model, x, grid),
-        ),
+        "epsilon-scaling by 1/b": (run(DDIM(), rescaled(model, b)), run(fixed(DDIM(), 1 / b, 5))),
+        "shifted timestep": (time_shifted(model, x, grid, 0.93), run(fixed(DDIM(), 0.93, 5))),
+        "DCW in pixels": (dcw(model, x, grid, weights), run(Corrected(DDIM(), FixedGamma(dcw_gammas(grid, weights))))),
+        "epsilon-scaling, 2M": (run(DPMpp2M(), rescaled(model, b)), run(fixed(DPMpp2M(), 1 / b, 5))),
     }
     return {key: float((p - q).abs().max() / p.abs().max()) for key, (p, q) in pairs.items()}
-
-
-def _run(solver: Solver, model: Denoiser, x: Tensor, grid: Tensor) -> Tensor:
-    return sample(solver, model, x, grid).x
 
 
 # ---------------------------------------------------------------- per-step error against quality
 
 
 class Candidate(NamedTuple):
-    """One proposal for the state at σ': its squared distances, and its energy against the marginal's."""
+    """One proposal T for the state at σ', against x*, the noise-consistent r x + (1−r) x*, the exact flow and the marginal."""
 
-    clean: Estimate
-    """E‖T − x*‖²."""
-    consistent: Estimate
-    """E‖T − (r x + (1−r) x*)‖²."""
-    flow: Estimate
-    """E‖T − exact flow‖²."""
-    energy: Estimate
+    clean: Value
+    consistent: Value
+    flow: Value
+    energy: Value
     """E‖T‖² less M + σ'² d."""
 
 
 def candidates(case: Case, n: int, seed: int) -> dict[str, Candidate]:
     """DDIM, 2M with the flow's history, Heun, the exact flow and the literal rule from the same states (VE)."""
-    model, sigmas = law(case.law), case.sigmas
-    d = draw(case, n, seed)
+    model, sigmas, d = law(case.law), case.sigmas, draw(case, n, seed)
     s, s_next = sigmas[1], sigmas[2]
-    r, grid = s_next / s, Grid.of(sigmas)
-    multistep = draw(replace(case, solver="dpmpp_2m", history="frozen"), n, seed)
     exact = flow(model, d.y, s, s_next)
     proposals = {
         "DDIM": d.step(d.y),
-        "2M": multistep.step(d.y),
-        "Heun": Heun().step(model, d.y, grid.interval(1), None).x,
+        "2M": draw(replace(case, solver="dpmpp_2m", history="frozen"), n, seed).step(d.y),
+        "Heun": Heun().step(model, d.y, Grid.of(sigmas).interval(1), None).x,
         "exact flow": exact,
         "Eq. 11 on DDIM": sample(Corrected(DDIM(), LITERAL, Exact()), model, d.y, sigmas[1:]).x,
     }
-    target = r * d.y + (1 - r) * d.clean
+    target = s_next / s * d.y + (1 - s_next / s) * d.clean
     marginal = float(model.second_moment()) + float(s_next) ** 2 * DIM
     # The same draws' own exact end, whose expectation is the marginal's energy, takes the common noise out.
     level = exact.square().sum(1)

@@ -25,6 +25,7 @@ from steindiff.analytic import ExactModel, Gaussian, GaussianMixture
 from steindiff.corrections import Moments, stein_ratio
 from steindiff.denoisers import Denoiser, FromEps
 from steindiff.divergence import Exact
+from steindiff.metrics import Value
 from steindiff.schedules import VE, DiscreteBetas, Schedule, VPCosine, VPLinear
 from steindiff.solvers import DDIM, DPMpp2M, Grid
 
@@ -32,34 +33,14 @@ D64 = torch.float64
 DIM = 8
 
 
-class Estimate(NamedTuple):
-    """A number and its standard error."""
-
-    value: float
-    se: float = 0.0
-
-    def z(self, other: Estimate) -> float:
-        """Their difference in standard errors, for independent estimates."""
-        return (self.value - other.value) / math.hypot(self.se, other.se)
-
-    def __str__(self) -> str:
-        if not self.se > 1e-9 * abs(self.value):  # constant over the draws, up to rounding
-            return f"{self.value:.4g}"
-        digits = max(0, 1 - math.floor(math.log10(self.se)))
-        return f"{self.value:.{digits}f} ± {self.se:.{digits}f}"
+def z_of(a: Value, b: Value) -> float:
+    """The difference of independent estimates in standard errors."""
+    return (a.value - b.value) / math.hypot(a.se, b.se)
 
 
-def delta(f: Callable[[Tensor], Tensor], columns: Tensor) -> Estimate:
-    """f(means of the columns (n, k)), standard error by the delta method: the spread of ∇f · row."""
-    means = columns.mean(0).requires_grad_(True)
-    value = f(means)
-    (slope,) = torch.autograd.grad(value, means)
-    return Estimate(float(value.detach()), float((columns @ slope).std() / math.sqrt(len(columns))))
-
-
-def mean_of(values: Tensor) -> Estimate:
+def mean_of(values: Tensor) -> Value:
     """The mean of (n,) values."""
-    return Estimate(float(values.mean()), float(values.std() / math.sqrt(len(values))))
+    return Value(float(values.mean()), float(values.std() / math.sqrt(len(values))))
 
 
 @cache
@@ -168,7 +149,6 @@ class Draw:
 
     case: Case
     clean: Tensor
-    noise: Tensor
     y: Tensor
     step: Callable[[Tensor], Tensor]
 
@@ -177,10 +157,9 @@ def draw(case: Case, n: int, seed: int) -> Draw:
     """n independent draws of the coupling of `case`."""
     model, g = law(case.law), torch.Generator().manual_seed(seed)
     clean = model.sample(1 if case.fixed else n, g).expand(n, DIM)
-    noise = _noise(case.shape, n, g)
-    y = clean + case.noise * case.sigmas[1] * noise
+    y = clean + case.noise * case.sigmas[1] * _noise(case.shape, n, g)
     other = clean + case.sigmas[0] * torch.randn(n, DIM, generator=g, dtype=D64)
-    return Draw(case, clean, noise, y, _step(case, y, other))
+    return Draw(case, clean, y, _step(case, y, other))
 
 
 def _noise(shape: str, n: int, g: torch.Generator) -> Tensor:
@@ -266,9 +245,12 @@ class Sample:
     case: Case
     columns: Tensor
 
-    def estimate(self, f: Callable[[Means], Tensor]) -> Estimate:
-        """f of the means, with its standard error."""
-        return delta(lambda m: f(self._means(m)), self.columns)
+    def estimate(self, f: Callable[[Means], Tensor]) -> Value:
+        """f of the means, with its standard error by the delta method: the spread of ∇f · row."""
+        means = self.columns.mean(0).requires_grad_(True)
+        value = f(self._means(means))
+        (slope,) = torch.autograd.grad(value, means)
+        return Value(float(value.detach()), float((self.columns @ slope).std() / math.sqrt(len(self.columns))))
 
     @property
     def means(self) -> Means:
@@ -305,72 +287,54 @@ def sample_of(case: Case, n: int, seed: int) -> Sample:
 class Comparison(NamedTuple):
     """A statement's two sides on one case; z is their difference in standard errors."""
 
-    predicted: Estimate
-    measured: Estimate
+    predicted: Value
+    measured: Value
     z: float
 
 
-def _apart(predicted: Estimate, measured: Estimate) -> Comparison:
-    return Comparison(predicted, measured, measured.z(predicted))
+@dataclass(frozen=True)
+class Statement:
+    """Two sides that are equal, as functions of the means and of a fixed γ̂, which is γ* + 0.3 rounded.
+
+    Args:
+        predicted: the side that one sample gives.
+        measured: the side that the other sample gives, with x* known.
+        paired: both sides are of the second sample, so that the common part of their errors cancels.
+    """
+
+    predicted: Callable[[Means, float], Tensor]
+    measured: Callable[[Means, float], Tensor]
+    paired: bool = False
+
+    def __call__(self, a: Sample, b: Sample) -> Comparison:
+        """Both sides on two independent samples of a case."""
+        g = round(float(a.means.gamma) + 0.3, 2)
+        predicted = (b if self.paired else a).estimate(lambda m: self.predicted(m, g))
+        measured = b.estimate(lambda m: self.measured(m, g))
+        if not self.paired:
+            return Comparison(predicted, measured, z_of(measured, predicted))
+        gap = b.estimate(lambda m: self.measured(m, g) - self.predicted(m, g))
+        return Comparison(predicted, measured, gap.value / gap.se)
 
 
-def _paired(s: Sample, predicted: Callable[[Means], Tensor], measured: Callable[[Means], Tensor]) -> Comparison:
-    """Both sides on the same draws: the common part of their errors cancels."""
-    gap = s.estimate(lambda m: measured(m) - predicted(m))
-    return Comparison(s.estimate(predicted), s.estimate(measured), gap.value / gap.se)
+def _vertex(m: Means) -> Tensor:
+    """The vertex of J through three blends."""
+    low, mid, high = (m.loss(g) for g in (0.0, 1.0, 2.0))
+    return 1 + (low - high) / (2 * (low - 2 * mid + high))
 
 
-def stein_identity(a: Sample, b: Sample) -> Comparison:
-    """Lemma 4.6: σ² E[∇·u] against E⟨u, x − αx*⟩."""
-    return _paired(b, lambda m: m.moments.sigma**2 * m.moments.div, lambda m: m.uw)
+stein_identity = Statement(lambda m, _: m.moments.sigma**2 * m.moments.div, lambda m, _: m.uw, paired=True)
 
-
-def minimiser(a: Sample, b: Sample) -> Comparison:
-    """Thm 4.3: E⟨u,e⟩/E‖u‖² of one sample against the vertex of J through three blends of the other."""
-
-    def vertex(m: Means) -> Tensor:
-        low, mid, high = (m.loss(g) for g in (0.0, 1.0, 2.0))
-        return 1 + (low - high) / (2 * (low - 2 * mid + high))
-
-    return _apart(a.estimate(lambda m: m.best), b.estimate(vertex))
-
-
-def gain(a: Sample, b: Sample) -> Comparison:
-    """Thm 4.4: (c−b)²/c against J(1) − J(γ)."""
-    return _apart(a.estimate(lambda m: (m.c - m.b) ** 2 / m.c), b.estimate(lambda m: m.loss(1.0) - m.loss(m.gamma)))
-
-
-def reference_free(a: Sample, b: Sample) -> Comparison:
-    """Thm 4.7: Eq. 11 against the regression on x*."""
-    return _paired(b, lambda m: m.gamma, lambda m: m.best)
-
-
-def recursion(a: Sample, b: Sample) -> Comparison:
-    """Thm 4.8: (1−ρ) E_k, ρ = b²/(c E_k), against J(γ)."""
-    return _apart(a.estimate(lambda m: (1 - m.b**2 / (m.c * m.ee)) * m.ee), b.estimate(lambda m: m.loss(m.gamma)))
-
-
-def displacement(a: Sample, b: Sample) -> Comparison:
-    """Cor. 4.9: (1−γ*)² c against J(1) − J(γ*), what is left of E‖T − x*‖² over the minimum."""
-    return _apart(a.estimate(lambda m: (1 - m.gamma) ** 2 * m.c), b.estimate(lambda m: m.loss(1.0) - m.loss(m.best)))
-
-
-def excess(a: Sample, b: Sample, away: float = 0.3) -> Comparison:
-    """Cor. 4.12: c (γ̂−γ*)² against J(γ̂) − J(γ*), γ̂ = γ* + `away` rounded to a fixed number."""
-    g = round(float(a.means.gamma) + away, 2)
-    return _apart(a.estimate(lambda m: m.c * (g - m.gamma) ** 2), b.estimate(lambda m: m.loss(g) - m.loss(m.gamma)))
-
-
-STATEMENTS: dict[str, Callable[[Sample, Sample], Comparison]] = {
+STATEMENTS: dict[str, Statement] = {
     "Lemma 4.6": stein_identity,
-    "Thm 4.3": minimiser,
-    "Thm 4.4": gain,
-    "Thm 4.7": reference_free,
-    "Thm 4.8": recursion,
-    "Cor. 4.9": displacement,
-    "Cor. 4.12": excess,
+    "Thm 4.3": Statement(lambda m, _: m.best, lambda m, _: _vertex(m)),
+    "Thm 4.4": Statement(lambda m, _: (m.c - m.b) ** 2 / m.c, lambda m, _: m.loss(1.0) - m.loss(m.gamma)),
+    "Thm 4.7": Statement(lambda m, _: m.gamma, lambda m, _: m.best, paired=True),
+    "Thm 4.8": Statement(lambda m, _: (1 - m.b**2 / (m.c * m.ee)) * m.ee, lambda m, _: m.loss(m.gamma)),
+    "Cor. 4.9": Statement(lambda m, _: (1 - m.gamma) ** 2 * m.c, lambda m, _: m.loss(1.0) - m.loss(m.best)),
+    "Cor. 4.12": Statement(lambda m, g: m.c * (g - m.gamma) ** 2, lambda m, g: m.loss(g) - m.loss(m.gamma)),
 }
-
+"""docs/theory.md states each in words."""
 
 OFFSETS = torch.linspace(-2, 2, 16, dtype=D64)
 """(γ̂−γ*)/|1−γ*|; never ±1, where both sides of Thm 4.11 are equal."""

@@ -1,0 +1,59 @@
+"""The command line that recipes and research share: options are the fields of a dataclass, help is the module's docstring.
+
+A field is `name: Annotated[type, "its help"] = default`, with the least value it may have as a third part where there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+
+from steindiff.errors import InputError, SteindiffError
+
+__all__ = ["run"]
+
+T = TypeVar("T")
+
+
+def run(options: type[T], action: Callable[[T], object], doc: str | None, argv: Sequence[str] | None = None) -> int:
+    """Parse, check and act. Returns 0, or 2 after one line on stderr that says what to change."""
+    p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    hints = get_type_hints(options, include_extras=True)
+    for field in dataclasses.fields(cast("Any", options)):
+        _add(p, field, *get_args(hints[field.name]))
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in vars(p.parse_args(argv)).items()}
+    try:
+        for name, hint in hints.items():
+            _check("--" + name.replace("_", "-"), values[name], *get_args(hint))
+        action(options(**values))
+    except SteindiffError as error:
+        print(f"{p.prog}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _add(p: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: Any, text: str, least: float | None = None) -> None:
+    flag = "--" + field.name.replace("_", "-")
+    if hint is bool:
+        p.add_argument(flag, action="store_true", help=text)
+        return
+    several, required = get_origin(hint) is tuple, field.default is dataclasses.MISSING
+    (kind, *_) = get_args(hint) or (hint,)
+    default = None if required else field.default
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    text = text if default is None else f"{text}; default: {shown}"
+    kind = str if get_origin(kind) is Literal else kind
+    p.add_argument(flag, type=kind, nargs="+" if several else None, default=default, required=required, help=text)
+
+
+def _check(flag: str, value: Any, hint: Any, text: str, least: float | None = None) -> None:
+    each = value if isinstance(value, tuple) else (value,)
+    given = f"{flag} {' '.join(map(str, each))}"
+    allowed = next((get_args(part) for part in get_args(hint) if get_origin(part) is Literal), None)
+    if allowed and not set(each) <= set(allowed):
+        raise InputError(f"{given}: choose from {', '.join(allowed)}")
+    if least is not None and any(v is not None and not v >= least for v in each):
+        raise InputError(f"{given}: {'each ' if len(each) > 1 else ''}must be at least {least}")
