@@ -89,7 +89,7 @@ def test_images_of_another_kind_are_refused(tmp_path, x, message):
 def test_what_is_not_a_classifier_is_refused(tmp_path):
     with pytest.raises(InputError, match="did you mean 'cifar10'"):
         load_features("cifar")
-    with pytest.raises(InputError, match="no classifier file at"):
+    with pytest.raises(InputError, match="no features file at"):
         load_features(tmp_path / "none.safetensors")
     with pytest.raises(ModelFileError, match="kinds classifier"):
         load_features(models.load("digits").path)

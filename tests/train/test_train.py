@@ -27,8 +27,7 @@ from steindiff.train.checkpoint import load_checkpoint
 from steindiff.train.feed import Feed
 from steindiff.train.loop import CHECKPOINT, LOG, Options, train
 from steindiff.train.objective import SIGMAS, loss_per_sigma, stratified_sigmas
-from steindiff.train.plan import Plan
-from steindiff.train.presets import PRESETS
+from steindiff.train.plan import PRESETS, Plan
 from steindiff.train.recipe import Recipe, average_weight, learning_rate, power_exponent
 
 SMALL = UNetConfig(channels=8, mults=(1, 2), blocks=1, attention=(1,), heads=1, groups=4, dropout=0.1)

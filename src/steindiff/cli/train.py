@@ -15,8 +15,7 @@ from steindiff.cli.options import HeldOut
 from steindiff.errors import InputError
 from steindiff.models.datasets import ImageSet
 from steindiff.models.networks import UNetConfig
-from steindiff.train.plan import SETTINGS, Plan
-from steindiff.train.presets import PRESETS
+from steindiff.train.plan import PRESETS, SETTINGS, Plan
 from steindiff.train.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -190,7 +190,7 @@ class Hutchinson(Estimator):
         m = self._attended(x)
         if m == len(x):
             return super().through(g, denoiser, x, index, contract)
-        passes = chain([_split(denoiser, m)], repeat(_head_only(denoiser, m)))
+        passes = chain([_head(denoiser, m, tail=True)], repeat(_head(denoiser, m, tail=False)))
         estimate, aux = self(lambda z: g(next(passes), z), x, index, contract)
         return estimate._replace(share=m / len(x)), aux
 
@@ -291,22 +291,14 @@ def _orthogonal_to(q: Tensor, probes: Iterable[Tensor]) -> Iterator[Tensor]:
         yield (flat - q @ (q.mT @ flat)).reshape(v.shape).to(v)
 
 
-def _split(denoiser: Denoiser, m: int) -> Denoiser:
-    """D with a derivative for the first m images, and without one for the others: the same evaluations in two parts."""
+def _head(denoiser: Denoiser, m: int, tail: bool) -> Denoiser:
+    """D with a derivative for the first m images; the others are evaluated without one, or pass unseen."""
 
     def parts(x: Tensor, sigma: Tensor) -> Tensor:
-        head = denoiser(x[:m], sigma[:m] if sigma.ndim else sigma)
-        with torch.no_grad():
-            tail = denoiser(x[m:].detach(), sigma[m:] if sigma.ndim else sigma)  # detach drops a tangent too
-        return torch.cat([head, tail])
+        head, rest = denoiser(x[:m], sigma[:m] if sigma.ndim else sigma), x[m:].detach()  # detach drops a tangent too
+        if tail:
+            with torch.no_grad():
+                rest = denoiser(rest, sigma[m:] if sigma.ndim else sigma)
+        return torch.cat([head, rest])
 
     return parts
-
-
-def _head_only(denoiser: Denoiser, m: int) -> Denoiser:
-    """D of the first m images; the others, whose value is known from the first pass and not asked for, pass unseen."""
-
-    def part(x: Tensor, sigma: Tensor) -> Tensor:
-        return torch.cat([denoiser(x[:m], sigma[:m] if sigma.ndim else sigma), x[m:].detach()])
-
-    return part

@@ -8,14 +8,14 @@ same number between two independent sets from the reference law, of the same siz
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
 
 from steindiff.errors import InputError
 from steindiff.metrics.moments import SampleMoments
-from steindiff.metrics.resampling import Replicates
+from steindiff.metrics.resampling import Replicates, dealt
 from steindiff.metrics.values import Shares, Value
 
 __all__ = [
@@ -124,10 +124,8 @@ class FrechetTarget:
     """
 
     def __init__(self, y: Tensor, groups: int = 20) -> None:
-        if groups < 2:
-            raise InputError(f"{groups} groups: a jackknife needs at least 2")
         self._y, self._groups = y.flatten(1).double(), groups
-        _check(self._y, self._y, least=2 * groups)
+        self._index = dealt(len(y), groups).to(y.device)
 
     def distance(self, x: Tensor | FrechetTarget) -> Value:
         """The distance of x to the target, with its standard error. Raises InputError as `replicates`."""
@@ -151,20 +149,12 @@ class FrechetTarget:
         return Replicates(value, of_x, of_y, (len(other._y), len(self._y)))
 
     @cached_property
-    def _index(self) -> Tensor:
-        """The group of each sample."""
-        return torch.arange(len(self._y), device=self._y.device) % self._groups
-
-    @cached_property
     def _parts(self) -> list[SampleMoments]:
         return [SampleMoments.of(self._y[self._index == i]) for i in range(self._groups)]
 
     @cached_property
     def _whole(self) -> SampleMoments:
-        first, *rest = self._parts
-        for part in rest:
-            first = first.merge(part)
-        return first
+        return reduce(SampleMoments.merge, self._parts)
 
     @cached_property
     def _root(self) -> Tensor:
@@ -215,7 +205,8 @@ def _by_samples(x: FrechetTarget, y: FrechetTarget) -> tuple[float, tuple[list[f
 
 def endpoint_rmse(x: Tensor, reference: Tensor) -> Value:
     """√(E‖x − x_ref‖²/d) over pairs that started from the same noise. Raises InputError on shapes that differ."""
-    x, reference = _matrices(x, reference, least=1)
+    x, reference = x.flatten(1).double(), reference.flatten(1).double()
+    _check(x, reference, least=1)
     if len(x) != len(reference):
         raise InputError(f"{len(x)} samples against {len(reference)}: pairs must start from the same noise")
     squares = (x - reference).square().mean(1)
@@ -236,12 +227,6 @@ def principal_features(reference: Tensor, count: int) -> Callable[[Tensor], Tens
     mean = flat.mean(0)
     axes = torch.linalg.svd(flat - mean, full_matrices=False)[2][:count].T
     return lambda x: (x.flatten(1).double() - mean) @ axes
-
-
-def _matrices(x: Tensor, y: Tensor, least: int) -> tuple[Tensor, Tensor]:
-    x, y = x.flatten(1).double(), y.flatten(1).double()
-    _check(x, y, least)
-    return x, y
 
 
 def _check(x: Tensor, y: Tensor, least: int) -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steindiff.errors import InputError, ModelFileError, unknown_name
+from steindiff.errors import InputError
 from steindiff.io.files import sha256
 from steindiff.models import store
 
@@ -169,18 +169,10 @@ def load_features(name: str | Path = "cifar10", device: str | torch.device = "cp
         InputError: no such name, or no such file.
         ModelFileError: the file is truncated, corrupted, or not a classifier.
     """
-    path = WEIGHTS / f"{name}{SUFFIX}"
-    if str(name) not in names():
-        path = Path(name)
-        if path.suffix != ".safetensors":
-            raise unknown_name("features", name, [*names(), "<path to a .safetensors file>"])
-        if not path.is_file():
-            raise InputError(f"no classifier file at {path}: give an existing path, or one of {', '.join(names())}")
+    path = store.place("features", name, {name: WEIGHTS / f"{name}{SUFFIX}" for name in names()})
     info, tensors = store.read(path, kinds=(KIND,))
-    try:
+    with store.described(path):
         network = Classifier(ClassifierConfig(**info["classifier"]))
         network.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelFileError(f"{path} does not hold what its description says: {error}; make or fetch it again") from error
     frozen = network.float().to(device).eval().requires_grad_(False)
     return Features(str(info.get("name", path.stem)), frozen, info, sha256(path))

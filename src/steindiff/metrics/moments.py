@@ -8,6 +8,7 @@ Source: Chan, Golub & LeVeque, "Updating Formulae and a Pairwise Algorithm for C
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -42,10 +43,7 @@ class SampleMoments:
         """
         if x.ndim < 2 or len(x) == 0:
             raise InputError(f"samples of shape {tuple(x.shape)}: need (n, …) with n ≥ 1")
-        first, *rest = (cls._of_chunk(chunk.flatten(1).double()) for chunk in x.split(CHUNK))
-        for part in rest:
-            first = first.merge(part)
-        return first
+        return reduce(cls.merge, (cls._of_chunk(chunk.flatten(1).double()) for chunk in x.split(CHUNK)))
 
     @classmethod
     def _of_chunk(cls, x: Tensor) -> SampleMoments:

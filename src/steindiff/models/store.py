@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from steindiff.errors import InputError, ModelFileError, unknown_name
 from steindiff.io.files import atomic, sha256
 from steindiff.models.networks import EDMPrecond, UNet, UNetConfig
 
-__all__ = ["FORMAT", "Model", "files", "load", "names", "read", "save"]
+__all__ = ["FORMAT", "Model", "described", "files", "load", "names", "place", "read", "save"]
 
 FORMAT = 1
 PART_BYTES = 15 * 2**20
@@ -66,22 +67,35 @@ def load(name: str | Path, dtype: torch.dtype = torch.float32, device: str | tor
     """
     if dtype not in (torch.float32, torch.float64):
         raise InputError(f"dtype={dtype}: models run in float32 or float64")
-    path = WEIGHTS / f"{name}.safetensors"
-    if str(name) not in names():
-        path = Path(name)
-        if path.suffix != ".safetensors":
-            raise unknown_name("model", name, [*names(), "<path to a .safetensors file>"])
-        if not files(path):
-            raise InputError(f"no model file at {path}: give an existing path, or one of {', '.join(names())}")
+    path = place("model", name, {name: WEIGHTS / f"{name}.safetensors" for name in names()})
     info, tensors = read(path)
-    try:
+    with described(path):
         event_shape = tuple(int(n) for n in info["event_shape"])
         denoiser = _BUILDERS[info["kind"]](info, tensors, event_shape, dtype, torch.device(device))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelFileError(f"{path} does not hold what its description says: {error}; make or fetch it again") from error
     parts = files(path)
     digest = sha256(parts[0]) if len(parts) == 1 else hashlib.sha256("".join(map(sha256, parts)).encode()).hexdigest()
     return Model(str(info.get("name", path.stem)), denoiser, event_shape, info, path, digest)
+
+
+def place(kind: str, name: str | Path, shipped: Mapping[str, Path]) -> Path:
+    """Where a shipped file lies, or one given by its path. Raises InputError for an unknown name, or where no file is."""
+    if str(name) in shipped:
+        return shipped[str(name)]
+    path = Path(name)
+    if path.suffix != ".safetensors":
+        raise unknown_name(kind, name, [*shipped, "<path to a .safetensors file>"])
+    if not files(path):
+        raise InputError(f"no {kind} file at {path}: give an existing path, or one of {', '.join(shipped)}")
+    return path
+
+
+@contextmanager
+def described(path: Path) -> Iterator[None]:
+    """Turn what fails while a network is built from a file into a ModelFileError that names the file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelFileError(f"{path} does not hold what its description says: {error}; make or fetch it again") from error
 
 
 def read(path: str | Path, kinds: Collection[str] | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -178,7 +192,7 @@ def _digest(parts: list[dict[str, Tensor]]) -> str:
     for part in parts:
         for key, tensor in part.items():
             digest.update(key.encode())
-            digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.ndim else tensor.numpy().tobytes())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

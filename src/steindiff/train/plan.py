@@ -1,4 +1,4 @@
-"""What to train: a preset, the user's changes to it, and the data; and the command that says it again."""
+"""What to train: a published recipe by name, the user's changes to it, and the data; and the command that says it again."""
 
 from __future__ import annotations
 
@@ -12,10 +12,50 @@ from typing import Any, TypeVar, cast
 from steindiff.errors import InputError, unknown_name
 from steindiff.models.datasets import ImageSet, load_pair
 from steindiff.models.networks import UNetConfig
-from steindiff.train.presets import preset
 from steindiff.train.recipe import Recipe
 
-__all__ = ["SETTINGS", "Plan"]
+__all__ = ["PRESETS", "SETTINGS", "Plan", "Preset"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A recipe, a network and the resolution they are for."""
+
+    about: str
+    recipe: Recipe
+    unet: UNetConfig
+    resolution: int | None = None
+
+
+PRESETS: dict[str, Preset] = {
+    "digits": Preset(
+        "the embedded digits model: 8×8, 0.9 M parameters, 8 minutes on one core; data: digits",
+        Recipe(steps=2500, batch=128, lr=2e-3, warmup=100, p_mean=-1.0, ema_length=300.0),
+        UNetConfig(dropout=0.25),
+    ),
+    "cifar10": Preset(
+        "the embedded cifar10 model: 16×16, 3.7 M parameters, two hours on two cores with bfloat16 instructions",
+        Recipe(
+            steps=30000, batch=64, lr=1e-3, warmup=500, clip_norm=1.0, ema="power", ema_length=0.05, flip=True, precision="bf16"
+        ),
+        UNetConfig(image_channels=3, channels=64, mults=(1, 2, 2), blocks=1, attention=(1, 2), heads=4),
+        resolution=16,
+    ),
+    "cifar10-gpu": Preset(
+        "32×32, 23 M parameters, for one large GPU; give --budget-minutes, and the steps are chosen to fill them",
+        Recipe(
+            steps=15000, batch=1024, lr=1e-3, warmup=500, decay=0.6, clip_norm=1.0, ema="power", ema_length=0.05, flip=True,
+            precision="bf16",
+        ),
+        UNetConfig(image_channels=3, channels=128, mults=(1, 2, 2), blocks=2, attention=(1,), heads=4, groups=32, dropout=0.1),
+        resolution=32,
+    ),
+    "smoke": Preset(
+        "two minutes at most: shows that everything works, and makes a poor model; data: digits",
+        Recipe(steps=300, batch=64, lr=2e-3, warmup=30, p_mean=-1.0, ema_length=50.0),
+        UNetConfig(channels=16, heads=1),
+    ),
+}  # fmt: skip
 
 _Settings = TypeVar("_Settings", Recipe, UNetConfig)
 _OF_RECIPE = tuple(f.name for f in dataclasses.fields(Recipe))
@@ -54,25 +94,32 @@ class Plan:
             if not equals or name not in SETTINGS:
                 raise unknown_name("setting (write NAME=VALUE)", name, SETTINGS)
 
+    @property
+    def base(self) -> Preset:
+        """The preset itself. Raises InputError for an unknown name."""
+        if self.preset not in PRESETS:
+            raise unknown_name("preset", self.preset, PRESETS)
+        return PRESETS[self.preset]
+
     def load(self, progress: bool = True) -> tuple[ImageSet, ImageSet]:
         """Training and held-out images. Raises InputError as `load_pair`."""
-        resolution = self.resolution or preset(self.preset).resolution
+        resolution = self.resolution or self.base.resolution
         return load_pair(self.data, self.held_out, resolution, self.grey, progress)
 
     def recipe(self) -> Recipe:
         """The preset's recipe with the changes."""
-        return _changed(preset(self.preset).recipe, self.changes, _OF_RECIPE)
+        return _changed(self.base.recipe, self.changes, _OF_RECIPE)
 
     def network(self, data: ImageSet) -> UNetConfig:
         """The preset's network with the changes, for these images. Raises InputError where it should have classes they lack."""
         if self.classes and not data.classes:
             raise InputError(f"--classes: {self.data} has no classes; give each class its own folder, or leave the flag away")
-        base = replace(preset(self.preset).unet, image_channels=data.event_shape[0])
+        base = replace(self.base.unet, image_channels=data.event_shape[0])
         return _changed(replace(base, num_classes=len(data.classes) if self.classes else 0), self.changes, _OF_NETWORK)
 
     def command(self, recipe: Recipe, name: str) -> str:
         """The command that does it again, without this machine's folders."""
-        base = preset(self.preset)
+        base = self.base
         parts = ["steindiff train", f"--preset {self.preset}", f"--data {Path(self.data).name}"]
         if self.data != "digits":
             parts.append(f"--held-out {Path(self.held_out).name}")
