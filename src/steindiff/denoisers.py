@@ -1,7 +1,7 @@
 """Denoisers: D(y, σ) ≈ E[x* | y = x* + σ ε] in VE coordinates, whatever the network predicts.
 
 `Denoiser` is any callable `D(x, sigma)`, x: (B, *event), sigma: (B,) or (). The adapters turn a network that predicts
-ε, v, x0 or a flow velocity under some schedule into one; guidance is a denoiser made of denoisers; `Counter` counts.
+ε, v, x0 or a flow velocity under some schedule into one; `Guided` makes a denoiser of two; `Counter` counts calls.
 
 A denoiser may say two things about itself, and every wrapper here passes them on: `schedule`, whose α defines the model's own
 x, and `forwards`, the network forwards behind one call. `declare` says them for any other callable.
@@ -131,7 +131,7 @@ class _Declared:
 
 
 def declare(denoiser: Denoiser, *, schedule: Schedule, forwards: int = 1) -> Denoiser:
-    """The same denoiser with its schedule and its cost stated, for callables that hide what they wrap.
+    """State the schedule and the cost of a callable that hides what it wraps; the result is a denoiser that carries both.
 
     Args:
         denoiser: D(x, sigma) in VE coordinates.
@@ -158,7 +158,7 @@ class _Adapter(ABC):
     Args:
         network: F(x, t); bind text, class labels and the like with `functools.partial`.
         schedule: maps s = σ/α to the network's time and to α.
-        dtype: the network's own; inputs are cast to it and its output back to the state's.
+        dtype: what the network computes in; inputs are cast to it, and its output back to the state's dtype.
     """
 
     network: Network
@@ -235,7 +235,7 @@ class Guided(_Wrapper):
 
     @property
     def forwards(self) -> int:
-        """Those of D_c and of D_∅."""
+        """The forwards of D_c and D_∅ together."""
         return forwards_per_call(self.conditional) + forwards_per_call(self.unconditional)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -361,7 +361,7 @@ class TimeSelected(_Wrapper):
 
 
 class Counter(_Wrapper):
-    """Counts the calls of a denoiser: one call is one NFE. The only mutable object of a run.
+    """A denoiser that counts its calls: one call is one NFE. It is the only mutable object of a run.
 
     Example:
         >>> counter = Counter(lambda x, sigma: x / (1 + sigma**2))

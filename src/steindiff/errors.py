@@ -1,4 +1,4 @@
-"""Errors that name the offending value, the limit it broke and the remedy."""
+"""Errors and warnings; each message names the offending value, the limit it broke and the remedy."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def make(name: str, n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIG
 
 
 def validate(sigmas: Tensor) -> Tensor:
-    """The same grid as float64, once it is known to be 1-D, finite, strictly decreasing and positive (the last may be 0).
+    """Return the grid in float64 if it is 1-D, finite, strictly decreasing and positive (its last value may be 0).
 
     Raises:
         InputError: names the first offending value and its position.
@@ -140,7 +140,7 @@ def _ramp(n: int, start: float, end: float) -> Tensor:
 
 
 def _pin(sigmas: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
-    """Ends exactly as asked, free of the rounding of powers and exponentials."""
+    """Set both ends to exactly what was asked for: powers and exponentials have rounded them."""
     sigmas[0], sigmas[-1] = sigma_max, sigma_min
     return validate(sigmas)
 

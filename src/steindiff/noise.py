@@ -59,7 +59,7 @@ def _stream(seed: int) -> torch.Generator:
 
 
 def fresh_seed(generator: torch.Generator) -> int:
-    """A seed drawn from a generator, which moves on."""
+    """Draw a seed from a generator, which moves on."""
     return int(torch.randint(2**62, (), generator=generator, device=generator.device))
 
 

@@ -75,7 +75,7 @@ class Components(ABC):
     """Whether `at` takes a σ per sample; if not, a mixture groups the batch by σ."""
 
     def to(self: Record, dtype: torch.dtype | None, device: torch.device | str | None) -> Record:
-        """The same components with every tensor in another dtype or on another device."""
+        """Move every tensor to another dtype or device."""
         return replace(self, **{f.name: getattr(self, f.name).to(device=device, dtype=dtype) for f in fields(self)})
 
     @abstractmethod
@@ -258,7 +258,7 @@ class LowRankNoisy(Noisy):
 
     Args:
         basis: Wᵀ and, as its last row, μ, (K, r+1, d): with c extended by 1, t is one product.
-        scaled: the same rows times S⁻¹.
+        scaled: the rows of `basis` times S⁻¹.
         solve: G, (K, r, d).
         own, inverse: ψ/S and 1/S, (K, d).
         variance: σ², ().

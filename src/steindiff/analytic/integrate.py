@@ -50,7 +50,7 @@ class Flow(NamedTuple):
         x: the state at the final σ, (B, *event).
         error: the estimated RMS error per coordinate over the whole batch, in units of x.
         steps: the largest number of Runge-Kutta steps any sample took, 7 evaluations each.
-        errors: the same estimate for each sample, (B,).
+        errors: the estimated RMS error of each sample, (B,).
     """
 
     x: Tensor

@@ -41,7 +41,7 @@ def _positive(sigma: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Posterior:
-    """What the noised components say of rows x (b, d), centred: logits = log w_k N(x; μ_k, Σ_k + σ²) − shift."""
+    """The posterior over components for centred rows x (b, d): logits = log w_k N(x; μ_k, Σ_k + σ²) − shift."""
 
     noisy: Noisy
     x: Tensor
@@ -126,7 +126,7 @@ class ExactModel:
         return self.weights @ (self.means.flatten(1).square().sum(-1) + self._components.traces())
 
     def to(self: Model, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Model:
-        """The same law in another dtype (float32 or float64) or on another device; parameters are rounded, not refitted.
+        """Move the law to another dtype (float32 or float64) or device; parameters are rounded, not refitted.
 
         Raises:
             InputError: dtype is neither float32 nor float64.

@@ -69,7 +69,7 @@ def linearize(f: Map, x: Tensor, method: Push = "auto") -> Linearization:
     Args:
         f: the map.
         x: where, (B, *event).
-        method: of Jv: "double", the derivative of the linear w ↦ Jᵀw, which evaluates f no more; "forward", forward mode;
+        method: how Jv is taken: "double", the derivative of the linear w ↦ Jᵀw, which evaluates f no more; "forward" mode;
             "fd", a central difference; "auto", the first of these that agrees with Jᵀ: ⟨w, Jv⟩ = ⟨Jᵀw, v⟩.
 
     Raises:
@@ -170,7 +170,7 @@ def lipschitz(
         x: where, (B, *event).
         tol: relative residual at which a sample is done.
         max_iterations: JVP–VJP pairs.
-        seed: of the start vector.
+        seed: what the start vector is drawn from.
         method: see `linearize`.
 
     Raises:

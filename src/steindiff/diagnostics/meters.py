@@ -1,4 +1,4 @@
-"""The noise a batch really has, and what a trace says in a few numbers.
+"""The noise that a batch really has, and the summary of a trace.
 
 Under the exact coupling E‖x − D‖² = σ² E[∇·(x − D)] (Stein), so σ̂² = E‖x − D‖²/E[∇·(x − D)] is the noise level the batch
 has, whatever level it is told; σ̂/σ = 1 on the ideal marginal.
@@ -34,7 +34,7 @@ def noise_mismatch(
         denoiser: D(x, sigma), VE coordinates.
         x: the batch, (B, *event).
         sigma: the level it is told, ().
-        estimator: of E[∇·(x − D)]; default `Hutchinson(method="vjp")`, one Rademacher probe.
+        estimator: how E[∇·(x − D)] is estimated; default `Hutchinson(method="vjp")`, one Rademacher probe.
         index: picks the probes, as a step index does.
 
     Raises:
@@ -54,7 +54,7 @@ class TraceSummary:
     """A trace in a few numbers; γ over the steps, σ̂/σ over the steps where it was measured (NaN: nowhere).
 
     Attributes:
-        steps: of the run.
+        steps: how many steps the run took.
         gamma_min: smallest γ used.
         gamma_median: its median.
         gamma_max: largest γ used.

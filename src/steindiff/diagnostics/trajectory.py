@@ -1,4 +1,4 @@
-"""One solver's steps along its own trajectory: worst direction, random directions, and the error that is really there.
+"""The steps of a solver along its own trajectory: how much each stretches the worst, a random and the actual error.
 
 A step with its state frozen is a map T_k of the noisy state. With x̄_k the exact flow from the same noise, Φ_k,
 
@@ -170,7 +170,7 @@ def along_trajectory(
         tol: relative residual of the Lipschitz constant, see `Lipschitz`.
         max_iterations: JVP–VJP pairs a step.
         directions: random directions a step.
-        seed: of start vectors and directions.
+        seed: what start vectors and directions are drawn from.
         check: compare the denoiser's derivative with finite differences first, once, at the middle of the grid.
 
     Raises:
@@ -203,7 +203,7 @@ def along_trajectory(
 
 
 def _check_derivative(denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> None:
-    """A network that cuts its graph raises nothing, and every step would look like a contraction by r."""
+    """Refuse a network that cuts its graph: it raises nothing, and every step would look like a contraction by r."""
     positive = sigmas[sigmas > 0]
     middle = (positive[0] * positive[-1]).sqrt()
     choose(denoiser, x / positive[0].to(x) * middle.to(x), middle, methods=("vjp",), samples=2, repeats=1)
@@ -263,7 +263,7 @@ def reference_flow(denoiser: Denoiser, x: Tensor, sigmas: Tensor, *, max_step: f
         denoiser: any denoiser, exact or not: the reference is *its* flow.
         x: the state at sigmas[0], (B, *event).
         sigmas: the levels wanted, decreasing, the last above 0.
-        max_step: of the fine solution; the error is its distance to one with steps up to twice as long.
+        max_step: the longest step of the fine solution; its distance to one with steps up to twice as long is the error.
 
     Raises:
         InputError: sigmas malformed or ending at 0; max_step not positive.

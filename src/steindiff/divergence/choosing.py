@@ -1,4 +1,4 @@
-"""Which derivative a network supports, and what it costs: measured once at the start of a run."""
+"""Measure, once at the start of a run, which derivatives a network supports and what they cost."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Choice(NamedTuple):
 
     method: str
     costs: dict[str, float | None]
-    """Forward-equivalents of one vᵀJv beyond the primal evaluation; "vjp_batched", "jvp_batched": of one of several at once."""
+    """Forwards that one vᵀJv costs beyond the primal; "vjp_batched" and "jvp_batched" price one of several at once."""
     notes: dict[str, str]
     """Why a method cannot be used, or how far it is from the reference product."""
     batched: bool = False
-    """Whether the products of a step share one pass; after batched="auto", what was found cheaper."""
+    """Whether the products of a step share one pass; batched="auto" sets what was found cheaper."""
 
     def cost(self, product: str) -> float:
-        """What a "vjp" or "jvp" of the run is charged, in forwards."""
+        """The price of a "vjp" or "jvp" of the run, in forwards."""
         return self.costs.get(f"{product}_batched" if self.batched else product) or 0.0
 
 
@@ -145,9 +145,9 @@ def _confirm(value: Tensor, near: Tensor, far: Tensor) -> None:
 
 
 def _excess(product: Callable[[], object], plain: Callable[[], object], x: Tensor, repeats: int) -> float:
-    """What `product` costs beyond `plain`, in units of `plain`: timed in turns, the least of each.
+    """The cost of `product` beyond `plain`, in units of `plain`; both are timed in turns, and the least of each counts.
 
-    What else runs on the machine only ever adds, and in turns it adds to both.
+    Other work on the machine can only add time, and taking turns makes it add to both.
     """
 
     def seconds(run: Callable[[], object]) -> float:

@@ -41,7 +41,7 @@ class Estimate(NamedTuple):
     """m/B where all but the first evaluation, and every product, are of m of the B images."""
 
     def over(self, gather: Gather) -> Estimate:
-        """The same, of the images of all processes."""
+        """The estimates of all processes' images together."""
         return self._replace(values=gather(self.values, 1))
 
     @property
@@ -101,14 +101,14 @@ class Hutchinson(Estimator):
         method: "vjp", "jvp", "fd" (finite difference of step `fd_step` times the RMS of x), or "auto", which probes the
             network once at the start of a run and takes vjp where it works, then jvp, then fd.
         fd_step: relative step of the finite difference.
-        seed: of the probes; one int, or one per image, which makes an image's probes independent of its batch.
+        seed: what probes are drawn from; one int, or one per image, which makes its probes independent of its batch.
         choice: a probe's result to reuse (`result.stats.choice` of an earlier run); None probes anew.
         antithetic: fd takes the pair x ± hv: O(h²) off, two evaluations a probe; False: x + hv alone, O(h) off, one
             evaluation. An exact derivative is linear in v: ±v give the same vᵀJv there, and a pair would gain nothing.
         batched: the k products of vjp or jvp in one vmapped pass: True, or "auto": where a measurement at the start of the
             run finds it cheaper. Equal to False up to rounding; memory grows with k.
-        samples: m: products for the first m images of the batch only; E[∇·g] is then a mean over these. The others are
-            evaluated once, without derivative. None, or m ≥ B: all. The network must take a part of the batch.
+        samples: m: only the first m images of the batch get products, and E[∇·g] is a mean over these. The others are
+            evaluated once, without derivative. None, or m ≥ B: all images. The network must accept a part of the batch.
 
     Raises:
         InputError: probes < 1, fd_step ≤ 0, samples < 1, or unknown names.
@@ -139,11 +139,11 @@ class Hutchinson(Estimator):
             )
 
     def seeded(self, seed: int | tuple[int, ...]) -> Hutchinson:
-        """The same, with probes from `seed`."""
+        """This estimator with probes from `seed`."""
         return replace(self, seed=seed)
 
     def resolve(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Hutchinson:
-        """The same, with `choice` filled in (kept if given). Raises SteindiffError where the method cannot work."""
+        """This estimator with `choice` filled in, or kept if given. Raises SteindiffError where the method cannot work."""
         methods = METHODS if self.method == "auto" else (self.method,)
         choice = self.choice or choose(denoiser, x, sigma, methods=methods, fd_step=self.fd_step, antithetic=self.antithetic)
         method = choice.method if self.method == "auto" else self.method
@@ -186,7 +186,7 @@ class Hutchinson(Estimator):
     def through(
         self, g: Through[A], denoiser: Denoiser, x: Tensor, index: int, contract: Contract | None = None
     ) -> tuple[Estimate, A]:
-        """As `__call__`; with `samples`, later images meet the network once, and never its derivative."""
+        """See `__call__`; with `samples`, the other images are evaluated once, and never differentiated."""
         m = self._attended(x)
         if m == len(x):
             return super().through(g, denoiser, x, index, contract)
@@ -195,11 +195,11 @@ class Hutchinson(Estimator):
         return estimate._replace(share=m / len(x)), aux
 
     def _attended(self, x: Tensor) -> int:
-        """Images whose divergence is estimated."""
+        """The number of images whose divergence is estimated."""
         return min(self.samples or len(x), len(x))
 
     def _at_once(self) -> int:
-        """Probes of the largest block."""
+        """The number of probes in the largest block."""
         return self.probes
 
     def _values(self, products: Products[A], probes: Iterator[Tensor], contract: Contract) -> Tensor:
@@ -265,7 +265,7 @@ class Exact(Estimator):
     choice: Choice | None = None
 
     def resolve(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Exact:
-        """The same, with the cost of a VJP measured."""
+        """This estimator with the cost of a VJP measured."""
         return replace(self, choice=self.choice or choose(denoiser, x, sigma, methods=("vjp",)))
 
     def __call__(self, g: Map[A], x: Tensor, index: int, contract: Contract | None = None) -> tuple[Estimate, A]:

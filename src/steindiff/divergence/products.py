@@ -172,19 +172,19 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 @cache
 def _load_forward_rules() -> None:
-    """Torch compiles its forward-mode rules with the deprecated torch.jit.script at the first use: not its callers' concern."""
+    """Let torch compile its forward-mode rules here, where its warning about its own torch.jit.script can be dropped."""
     with warnings.catch_warnings(), forward_ad.dual_level():
         warnings.simplefilter("ignore", DeprecationWarning)
         forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
 
 
 def fresh(x: Tensor) -> Tensor:
-    """X without graph or tangent; a copy where x was made in inference mode and could not be differentiated outside it."""
+    """Return x without graph or tangent; as a copy where x was made in inference mode, which gradients cannot leave."""
     return x.detach().clone() if x.is_inference() and not torch.is_inference_mode_enabled() else x.detach()
 
 
 def mapped(leaf: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """The same tree of tuples, lists, dicts and frozen dataclasses with `leaf` applied to every tensor."""
+    """Apply `leaf` to every tensor in a tree of tuples, lists, dicts and frozen dataclasses."""
     if isinstance(tree, Tensor):
         return leaf(tree)
     if isinstance(tree, list):

@@ -1,4 +1,4 @@
-"""Which components of an exact mixture samples came from: a sampler that prefers some modes shows it here.
+"""Component weights: a sampler that prefers some modes of an exact mixture shows it here.
 
     p̂_k = (1/n) Σ_i p_k(x_i),    p_k(x) ∝ w_k N(x; μ_k, Σ_k + σ²),    TV = ½ Σ_k |p̂_k − w_k|.
 
@@ -58,7 +58,7 @@ class ComponentWeights:
 
     @property
     def floor(self) -> float:
-        """At most the mean TV of as many samples of the law itself: ½ Σ_k √(2/π) √(w_k(1 − w_k)/n)."""
+        """An upper bound of the mean TV of as many samples of the law itself: ½ Σ_k √(2/π) √(w_k(1 − w_k)/n)."""
         spread = (self.weights * (1 - self.weights)).sqrt().sum()
         return float(spread) / math.sqrt(2 * math.pi * len(self.responsibilities))
 

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 ROWS = 1024
-"""Of a matrix of distances, at a time: 10,000 against 10,000 samples then take 80 MB, not 800."""
+"""Rows of a distance matrix at a time: 10,000 against 10,000 samples then take 80 MB, not 800."""
 
 
 class EnergyTarget:
@@ -116,8 +116,8 @@ class FrechetTarget:
 
     Args:
         y: the samples, (m, …).
-        groups: of the jackknife behind the standard error: each group of either set is left out once. Memory grows by d² a
-            group and time by two sets of eigenvalues; 5 do beyond a thousand dimensions.
+        groups: how many groups the jackknife deals each set into; each is left out once. A group costs d² numbers of
+            memory and two sets of eigenvalues; 5 groups do beyond a thousand dimensions.
 
     Raises:
         InputError: fewer than two groups, or than two samples a group.
@@ -132,7 +132,7 @@ class FrechetTarget:
         return self.replicates(x).value
 
     def replicates(self, x: Tensor | FrechetTarget) -> Replicates:
-        """The same with its jackknife: `target.replicates(x).minus(target.replicates(base))` is a paired difference.
+        """The distance with its jackknife: `target.replicates(x).minus(target.replicates(base))` is a paired difference.
 
         Where x is itself a target, what it has computed is used again.
 
@@ -188,7 +188,7 @@ def _between(p: SampleMoments, q: SampleMoments, root: Tensor) -> float:
 
 
 def _by_samples(x: FrechetTarget, y: FrechetTarget) -> tuple[float, tuple[list[float], list[float]]]:
-    """The same from inner products of samples. XYᵀ of a subset is the whole's, its rows and columns taken and centred again."""
+    """What `_by_moments` gives, from inner products: XYᵀ of a subset is rows and columns of the whole's, centred again."""
     products = (x._y - x._y.mean(0)) @ (y._y - y._y.mean(0)).mT
 
     def distance(rows: Tensor, columns: Tensor) -> float:

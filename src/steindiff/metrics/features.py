@@ -121,8 +121,8 @@ class Features:
 
     Attributes:
         network: frozen, float32.
-        info: the file's description: recipe, data hashes, accuracy.
-        sha256: of the file.
+        info: the description in the file: recipe, data hashes, accuracy.
+        sha256: the hash of the file.
         batch: images at a time; changes memory and rounding only.
     """
 

@@ -30,7 +30,7 @@ from steindiff.metrics.resampling import Halves, dealt
 __all__ = ["Manifold", "ManifoldTarget", "precision_recall"]
 
 ROWS = 512
-"""Of a matrix of distances, at a time: against 50,000 samples then take 200 MB."""
+"""Rows of a distance matrix at a time: against 50,000 samples they take 200 MB."""
 
 
 class Manifold(NamedTuple):
@@ -51,8 +51,8 @@ class ManifoldTarget:
     Args:
         y: the samples, (m, …), usually features.
         neighbours: k.
-        groups: of samples, an even number.
-        splits: of the groups in halves; each costs a comparison of all distances with radii.
+        groups: how many groups the samples are dealt into, an even number.
+        splits: how often the groups are split in halves; each split compares all distances with radii.
 
     Raises:
         InputError: k or splits below 1, an odd number of groups, or so few samples that a half has no k neighbours.
@@ -111,7 +111,7 @@ class ManifoldTarget:
 
     @cached_property
     def _radii(self) -> Tensor:
-        """Of all balls: in the whole set, and in its own half at each split, (m, splits + 1)."""
+        """The radius of every ball in the whole set, and in its own half at each split, (m, splits + 1)."""
         k, groups, splits = self._rule
         near = torch.cat([self._near(start) for start in range(0, len(self._y), ROWS)])  # (m, groups, k)
         radii = [near.flatten(1).kthvalue(k).values]
@@ -153,7 +153,7 @@ def _halves(groups: int, splits: int) -> Tensor:
 
 
 def _mean(values: Tensor, side: Tensor, sizes: tuple[int, int]) -> Halves:
-    """Of values in the whole set and within halves, (n, splits + 1), side (n, splits) saying which half a sample is in."""
+    """The mean of values in the whole set and within halves, (n, splits + 1); side (n, splits) tells a sample's half."""
     whole, parts, one = values[:, 0].double(), values[:, 1:].double(), side.double()
     gaps = (parts * one).sum(0) / one.sum(0) - (parts * (1 - one)).sum(0) / (1 - one).sum(0)
     return Halves(float(whole.mean()), gaps.cpu(), sizes)

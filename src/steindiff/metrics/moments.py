@@ -36,7 +36,7 @@ class SampleMoments:
 
     @classmethod
     def of(cls, x: Tensor) -> SampleMoments:
-        """Of samples (n, …), each flattened to d numbers; only a chunk of them is float64 at a time.
+        """The moments of samples (n, …), each flattened to d numbers; only a chunk of them is float64 at a time.
 
         Raises:
             InputError: no samples.
@@ -52,7 +52,7 @@ class SampleMoments:
         return cls(len(x), mean, centred.mT @ centred)
 
     def merge(self, other: SampleMoments) -> SampleMoments:
-        """Of both sets together. Raises InputError where dimensions differ."""
+        """The moments of both sets together. Raises InputError where dimensions differ."""
         self._check(other)
         n = self.n + other.n
         step = other.mean - self.mean
@@ -60,7 +60,7 @@ class SampleMoments:
         return SampleMoments(n, self.mean + step * (other.n / n), scatter)
 
     def without(self, part: SampleMoments) -> SampleMoments:
-        """Of the samples less a part of them: `merge` undone. Raises InputError where nothing would be left."""
+        """The moments without a part of the samples, `merge` undone. Raises InputError where nothing would be left."""
         self._check(part)
         n = self.n - part.n
         if n < 1:

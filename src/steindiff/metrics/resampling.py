@@ -1,4 +1,4 @@
-"""Standard errors of statistics that are no means of samples: leave out a group at a time, or halve.
+"""Standard errors of statistics that are no means of samples, by leaving out groups or by halving.
 
 Both sets are dealt into g groups; θ_(i) is the statistic without group i of one set, and
 
@@ -7,8 +7,8 @@ Both sets are dealt into g groups; θ_(i) is the statistic without group i of on
 Where two runs start from the same noise, their groups hold the same seeds, and the same formula with θ_(i) − θ'_(i) gives the
 error of the difference: what both have in common cancels.
 
-That serves smooth statistics. Where samples act through their neighbours it overstates, twofold in tests, since it counts what
-samples do together once for each of them. There both sets are split in halves at random, S and its complement, many times:
+That serves smooth statistics. Where samples act through their neighbours it overstates the error, twofold in tests: it counts
+what samples do together once for each of them. There both sets are split in random halves, S and its complement, many times:
 
     Var θ = mean over splits of (θ_S − θ_S')²/4,
 
@@ -32,7 +32,7 @@ from steindiff.metrics.values import Value
 __all__ = ["Halves", "Replicates", "Statistic", "dealt", "jackknife", "jackknife_difference"]
 
 Statistic = Callable[[Tensor, Tensor], float]
-"""Of samples x (n, …) and y (m, …): a number."""
+"""A number computed from samples x (n, …) and y (m, …)."""
 
 
 class Replicates(NamedTuple):
@@ -41,7 +41,7 @@ class Replicates(NamedTuple):
     Attributes:
         statistic: θ.
         without_x: θ without each group of x, (g,); empty where x is fixed.
-        without_y: the same of y.
+        without_y: θ without each group of y.
         sizes: samples of x and of y.
     """
 

@@ -35,7 +35,7 @@ class SlicedTarget:
     Args:
         y: the samples, (m, …).
         count: number of directions.
-        seed: of the directions.
+        seed: what the directions are drawn from.
         power: p, 2 or 1; the number is W_2² or W_1, not its root.
 
     Raises:

@@ -22,7 +22,7 @@ from steindiff.metrics.values import Shares, Value
 __all__ = ["Spectrum", "SpectrumTarget", "spectrum_error"]
 
 ROWS = 1024
-"""Samples at a time in float64."""
+"""How many samples are float64 at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ class SpectrumTarget:
         self._power = torch.cat([self._bands.inner(part, part) for part in map(Tensor.double, y.split(ROWS))])
 
     def spectrum(self, x: Tensor | SpectrumTarget) -> Spectrum:
-        """Of x against the target. Where x is itself a target, its power is not computed again.
+        """The spectrum of x against the target. Where x is itself a target, its power is not computed again.
 
         Raises:
             InputError: samples of another shape, a target of other bands, or a band in which the target has no power.

@@ -1,4 +1,4 @@
-"""A number with its standard error, and the shares of samples in it from which paired errors follow."""
+"""Numbers with standard errors, and the samples' shares in them, from which the errors of paired differences follow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Value(NamedTuple):
 
     @classmethod
     def parse(cls, pair: Sequence[float | None]) -> Value:
-        """Of JSON, where null stands for NaN. Raises TypeError or ValueError for anything but two numbers."""
+        """Read a pair from JSON, where null is NaN. Raises TypeError or ValueError for anything but two numbers."""
         value, se = (float("nan") if x is None else float(x) for x in pair)
         return cls(value, se)
 

@@ -1,4 +1,4 @@
-"""What a number is called, which way is better, and whether a change is beyond its noise.
+"""The titles of the metrics, which way is better, and whether a change is beyond its noise.
 
     win or loss    |change| > 2 standard errors, by the metric's direction
     noise          otherwise
@@ -32,14 +32,14 @@ TITLES = {
     "fd_dinov2": "FD-DINOv2",
     "fd_classifier": "classifier Fréchet distance (no FID)",
 }
-"""By name, in the order of a report."""
+"""What a report calls each metric, in the order of a report."""
 
 HIGHER = frozenset({"precision", "recall", "coverage", "inception_score"})
-"""Those where more is better."""
+"""The metrics where more is better."""
 
 
 def weigh(change: Value, metric: str) -> Judged:
-    """Of a change alone: beyond two standard errors or not, and in which direction.
+    """Whether a change is beyond two standard errors, and in which direction.
 
     Example:
         >>> weigh(Value(-0.3, 0.1), "energy"), weigh(Value(-0.3, 0.1), "recall"), weigh(Value(-0.3, 0.2), "fid")

@@ -57,12 +57,12 @@ class ImageSet:
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """Of one image, (C, H, W)."""
+        """The shape of one image, (C, H, W)."""
         return tuple(self.pixels.shape[1:])
 
     @property
     def sha256(self) -> str:
-        """Of shape, pixels and labels: what was decoded, not how it was packed."""
+        """The hash of shape, pixels and labels: of what was decoded, not of how it was packed."""
         digest = hashlib.sha256(repr((tuple(self.pixels.shape), self.top)).encode())
         digest.update(self.pixels.contiguous().numpy().tobytes())
         if self.labels is not None:
@@ -74,7 +74,7 @@ class ImageSet:
         return self.pixels[index].float().mul_(2 / self.top).sub_(1)
 
     def take(self, index: Tensor | slice) -> ImageSet:
-        """Some of the images."""
+        """The images at an index."""
         return replace(self, pixels=self.pixels[index], labels=None if self.labels is None else self.labels[index])
 
     def shuffled(self, n: int | None = None) -> ImageSet:
@@ -213,7 +213,7 @@ def _decode(data: bytes, name: str, resolution: int | None, grey: bool) -> np.nd
 
 
 def _fitted(opened: Image.Image, resolution: int | None, grey: bool) -> np.ndarray:
-    """Of those channels and that size, (H, W, C) uint8."""
+    """The image with those channels and that size, (H, W, C) uint8."""
     from PIL import Image
 
     image = opened.convert("L" if grey else "RGB")
@@ -246,7 +246,7 @@ def _read_array(place: Path) -> np.ndarray:
 
 
 def _of_array(array: np.ndarray, source: str, resolution: int | None, grey: bool) -> ImageSet:
-    """As `_fitted` makes them of files; without work where they are so already."""
+    """Fit images as `_fitted` fits files; images that fit already are taken as they are."""
     from PIL import Image
 
     if array.shape[3] != (1 if grey else 3) or resolution is not None:

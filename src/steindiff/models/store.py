@@ -40,9 +40,9 @@ class Model:
 
     Attributes:
         denoiser: D(x, sigma) in VE coordinates, images in [−1, 1].
-        event_shape: of one image, (C, H, W).
-        info: the file's description: kind, recipe, data hashes.
-        sha256: of the file.
+        event_shape: the shape of one image, (C, H, W).
+        info: the description in the file: kind, recipe, data hashes.
+        sha256: the hash of the file, or of its parts' hashes.
     """
 
     name: str

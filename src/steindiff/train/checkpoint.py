@@ -1,4 +1,4 @@
-"""Training state on disk: whole or not there, loaded without executing code, and refused where it belongs to another run."""
+"""Training state on disk. A file is whole or not there, executes no code, and is refused if it is another run's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Checkpoint:
 
     Attributes:
         step: optimiser steps done.
-        seconds: of training so far, over all sessions.
+        seconds: the training time so far, over all sessions.
         identity: what makes the run: recipe, network, data hashes; a resumed run must have the same.
         network, average, optimizer, scaler: state dicts; the scaler's is empty but for fp16.
     """

@@ -1,4 +1,4 @@
-"""Training batches as a function of the step alone: nothing to store, so a resumed run sees what an unbroken one would have.
+"""Training batches as a function of the step alone, so that a resumed run sees what an unbroken one would have seen.
 
 Image i of step k is number k·B + i of a sequence of epochs, each a random order of the data.
 """
@@ -76,7 +76,7 @@ class Feed:
         return Batch(x0, labels, sigma[mine].to(device), noise)
 
     def dropout_seed(self, step: int) -> int:
-        """For torch's global generators, which dropout draws from."""
+        """The seed of torch's global generators, which dropout draws from."""
         return mix(self.recipe.seed, _DROPOUT, step, self.rank)
 
     def _index(self, step: int) -> Tensor:

@@ -43,7 +43,7 @@ _JUDGED = 1024  # images of either kind that the loss per noise level is reporte
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is carried out; none of it is in the recipe.
+    """How a run is carried out; the recipe holds none of it.
 
     Args:
         log_every: steps between log lines; checkpoints are written at such steps only.
@@ -77,7 +77,7 @@ class Trained:
 
     Attributes:
         step: optimiser steps done; the recipe's, unless the session ended first.
-        seconds: of training, over all sessions, reports not counted.
+        seconds: the training time over all sessions; reports do not count.
         main_process: whether this process is the one that writes files.
     """
 
@@ -88,7 +88,7 @@ class Trained:
 
 
 def identity_of(recipe: Recipe, config: UNetConfig, data: ImageSet, sigma_data: float) -> dict[str, Any]:
-    """What makes two runs the same run."""
+    """What two runs must share to be the same run."""
     identity: dict[str, Any] = plain(
         {
             "recipe": dataclasses.asdict(recipe),

@@ -1,4 +1,4 @@
-"""What trained weights depend on, besides the network's shape, the data and the machine; and the two schedules in it."""
+"""The recipe: what trained weights depend on besides network, data and machine; its two schedules."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Recipe:
         lr: peak learning rate of AdamW.
         warmup: steps of linear warm-up.
         decay: share of the run, at its end, over which the learning rate falls to zero by a half cosine; 1: all of it.
-        weight_decay: decoupled.
+        weight_decay: AdamW's decoupled weight decay.
         beta2: AdamW's second moment decay; β₁ is 0.9.
         clip_norm: gradients of a larger norm are scaled down to it.
         ema: "half_life" (classic) or "power" (the power function of Karras et al. 2024).
         ema_length: half-life in steps, or σ_rel, the width of the power function's profile as a share of the run.
         p_mean: mean of ln σ in training.
-        p_std: its standard deviation.
+        p_std: standard deviation of ln σ in training.
         flip: mirror half of the images.
-        precision: of the network's arithmetic: "no" (float32), "bf16", "fp16".
-        seed: of initialisation, dropout, order, noise levels and noise.
+        precision: what the network computes in: "no" (float32), "bf16" or "fp16".
+        seed: what initialisation, dropout, order, noise levels and noise are drawn from.
 
     Raises:
         InputError: a value outside its range.
