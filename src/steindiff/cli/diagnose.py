@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
-from steindiff.cli.options import FirstSeed, ReportFolder, wide_console
+from steindiff.cli.options import FirstSeed, ReportFolder
 
 __all__ = ["EXAMPLES", "diagnose_command"]
 
@@ -35,8 +36,15 @@ def diagnose_command(
     seed: FirstSeed = 0,
 ) -> None:
     """Compare local Lipschitz constants of solver steps with the actual error's growth; trace gamma and the noise level."""
+    from steindiff import report
     from steindiff.diagnostics.setup import configure
     from steindiff.diagnostics.study import run_diagnose
+    from steindiff.report.diagnose import summary, write_report
 
     setup = configure(preset, model=model, solver=solver, all_solvers=all_solvers, nfe=nfe, samples=samples, first_seed=seed)
-    run_diagnose(outdir, setup, wide_console())
+    found = run_diagnose(setup, outdir)
+    write_report(outdir, found)
+    console = report.console()
+    report.show(console, summary(found))
+    files = "report.md, report.html, pictures, results.json, run.json"
+    console.print(f"{found.seconds:.0f} s; everything is in [bold]{escape(str(outdir))}[/bold]: {files}", highlight=False)

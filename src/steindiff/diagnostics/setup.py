@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from steindiff import models, solvers
+from steindiff import models, solvers, specs
 from steindiff.errors import InputError, unknown_name
 
 __all__ = ["FAMILIES", "PRESETS", "Setup", "configure"]
@@ -19,18 +19,19 @@ class Setup:
 
     Args:
         models: embedded names or model files.
-        solvers: names.
+        solvers: names or specs.
         nfe: network evaluations of the runs; the grid is EDM's, σ 80 → 0.002.
-        samples: trajectories per model; None: `few`, or half of it (at least 2) beyond 1000 dimensions.
-        measured: steps measured in runs of more than 10, the rest only passed through; None: all.
-        directions: random directions per step.
-        tol: relative residual of the Lipschitz constants.
-        batch: images of the runs behind γ and σ̂/σ.
-        trace_nfe: their NFE.
-        first_seed: of the images.
+        samples: how many trajectories a model gets; None stands for `few`, or half of it (at least 2) beyond 1000 dimensions.
+        few: how many they are by default.
+        measured: how many steps are measured in runs of more than 10; the rest are only passed through. None measures all.
+        directions: how many random directions each step is tried in.
+        tol: the relative residual of the Lipschitz constants.
+        batch: how many images the runs behind γ and σ̂/σ have.
+        trace_nfe: network evaluations of these runs.
+        first_seed: the seed of the first image.
 
     Raises:
-        InputError: an unknown or repeated name, or a number out of range.
+        InputError: a name is unknown or repeated, or a number is out of range.
     """
 
     models: tuple[str, ...]
@@ -47,8 +48,7 @@ class Setup:
 
     def __post_init__(self) -> None:
         for name in self.solvers:
-            if name not in solvers.names():
-                raise unknown_name("solver", name, solvers.names())
+            solvers.make(name)
         for what, values in (("models", self.models), ("solvers", self.solvers), ("nfe", self.nfe)):
             if not values or len(set(values)) != len(values):
                 raise InputError(f"{what} {list(values)}: need at least one, and none twice")
@@ -94,7 +94,7 @@ def configure(
     return replace(
         base,
         models=_words(model) or base.models,
-        solvers=solvers.names() if all_solvers else _words(solver) or base.solvers,
+        solvers=solvers.names() if all_solvers else tuple(specs.split(solver)) if solver else base.solvers,
         nfe=_whole_numbers(nfe) if nfe else base.nfe,
         samples=samples,
         first_seed=first_seed,

@@ -61,7 +61,7 @@ def _block(block: Block) -> str:
         case Code(text):
             return f"<pre><code>{escape(text)}</code></pre>"
         case Table(columns, rows):
-            return _table("", columns, [(str(first), list(map(_cell, rest))) for first, *rest in rows])
+            return _table("", columns, [(_label(first), list(map(_cell, rest))) for first, *rest in rows])
         case Figure(name, caption, _, svg):
             drawing = _own_ids(svg, f"f{crc32(name.encode()):x}")
             label = escape(caption, quote=True)
@@ -85,6 +85,10 @@ def _table(attributes: str, columns: Sequence[str], rows: Sequence[tuple[str, Se
     body = "\n".join(f'<tr><th scope="row">{_inline(label)}</th>{"".join(cells)}</tr>' for label, cells in rows)
     table = f"<table{attributes}><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
     return f'<div class="scroll">{table}</div>'
+
+
+def _label(entry: str | Entry) -> str:
+    return entry if isinstance(entry, str) else str(entry)
 
 
 def _cell(entry: str | Entry) -> str:

@@ -71,5 +71,7 @@ def _inline(text: str, style: str = "") -> RichText:
         elif token.nesting < 0:
             styles.pop()
         else:
-            result.append(token.content or " ", "cyan" if token.type == "code_inline" else styles[-1])
+            result.append(
+                " " if token.type == "softbreak" else token.content, "cyan" if token.type == "code_inline" else styles[-1]
+            )
     return result

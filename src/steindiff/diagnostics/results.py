@@ -1,0 +1,166 @@
+"""What `steindiff diagnose` finds: local Lipschitz constants, the growth of actual errors, γ and σ̂/σ step by step, a toy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from steindiff.analytic import GaussianMixture
+from steindiff.diagnostics.meters import TraceSummary
+from steindiff.diagnostics.setup import Setup
+from steindiff.diagnostics.trajectory import Reference, StepReport
+from steindiff.models import Model
+
+__all__ = ["Diagnosis", "Flow", "Panel", "Profile", "Quantity", "StepRun", "Toy", "TraceRun", "largest", "median"]
+
+Quantity: TypeAlias = Literal["lipschitz", "actual"]
+"""Of a `StepReport`: how the worst direction grows, or the actual error."""
+
+
+def largest(values: Iterable[float]) -> float:
+    """The largest of those that are numbers; NaN where none is."""
+    return max((v for v in values if v == v), default=float("nan"))
+
+
+def median(values: Iterable[float]) -> float:
+    """The median of those that are numbers; NaN where none is."""
+    kept = torch.tensor([v for v in values if v == v], dtype=torch.float64)
+    return float(kept.quantile(0.5)) if len(kept) else float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """L_D = ‖∂D/∂x‖₂ along the reference flow, (levels, B), and ‖Jv‖/‖v‖ of random directions, (levels, k·B)."""
+
+    sigmas: Tensor
+    lipschitz: Tensor
+    random: Tensor
+    converged: bool
+
+    def bound(self, sigmas: Tensor) -> Tensor:
+        """max over trajectories of r + (1−r) L_D for the steps of a grid, L_D at the nearest level: where to look."""
+        nearest = (sigmas[:-1, None].log() - self.sigmas.log()).abs().argmin(1)
+        r = sigmas[1:] / sigmas[:-1]
+        return r + (1 - r) * self.lipschitz.amax(1).to(r)[nearest]
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """A model, noise, the exact flow from there, and L_D along it."""
+
+    model: Model
+    noise: Tensor
+    reference: Reference
+    profile: Profile
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.model.name
+
+
+@dataclass(frozen=True)
+class StepRun:
+    """The steps of one solver at one NFE on one model: `steps` in the run, `reports` on those that were measured."""
+
+    model: str
+    solver: str
+    nfe: int
+    steps: int
+    reports: tuple[StepReport, ...]
+
+    def peak(self, key: Quantity) -> tuple[StepReport, float]:
+        """The step where the largest value is, and that value; NaN where there is none."""
+        scored = [(r, largest(getattr(r, key))) for r in self.reports]
+        return max(scored, key=lambda s: s[1] if s[1] == s[1] else -1.0)
+
+    def beside_peak(self) -> tuple[float, float]:
+        """At the step and on the trajectory of the largest ‖J‖₂: the median of ‖Jv‖/‖v‖, and the growth of the actual error."""
+        report, value = self.peak("lipschitz")
+        j = report.lipschitz.index(value)
+        return median(report.random[j :: len(report.lipschitz)]), report.actual[j]
+
+
+@dataclass(frozen=True)
+class TraceRun:
+    """γ and σ̂/σ of one run, step by step; σ̂/σ asked of the denoiser at each state. `failure`: where it became infinite."""
+
+    model: str
+    solver: str
+    rule: str
+    sigmas: tuple[float, ...]
+    gammas: tuple[float, ...]
+    noise: tuple[float, ...]
+    summary: TraceSummary | None
+    failure: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """Trajectories (levels, B) at `sigmas` under one method; fewer levels where the run became infinite."""
+
+    name: str
+    sigmas: Tensor
+    paths: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Toy:
+    """Runs on a law in one dimension; the exact flow is the first panel."""
+
+    law: GaussianMixture
+    panels: tuple[Panel, ...]
+
+    @property
+    def steps(self) -> int:
+        """The number of steps of every run."""
+        return len(self.panels[-1].sigmas) - 1
+
+    def numbers(self) -> dict[str, dict[str, float]]:
+        """Per method: the RMS distance of the end points to the exact flow's, and the shares at the wrong and at no mode."""
+        exact = self.panels[0].paths[-1]
+        out = {}
+        for panel in self.panels[1:]:
+            end = panel.paths[-1] if len(panel.paths) == len(panel.sigmas) else torch.full_like(exact, float("inf"))
+            off = (end.abs() - 1).abs() > 0.25
+            out[panel.name] = {
+                "rms": float((end - exact).square().mean().sqrt()),
+                "wrong_mode": float(((end.sign() != exact.sign()) & ~off).double().mean()),
+                "no_mode": float(off.double().mean()),
+            }
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """Everything that was found; `seconds` it took."""
+
+    setup: Setup
+    flows: tuple[Flow, ...]
+    cells: tuple[StepRun, ...]
+    traces: tuple[TraceRun, ...]
+    toy: Toy
+    seconds: float
+
+    def as_json(self) -> dict[str, object]:
+        """Every number, for `write_json`."""
+        profiles = {
+            flow.name: {
+                "sigmas": flow.profile.sigmas.tolist(),
+                "lipschitz": flow.profile.lipschitz.tolist(),
+                "random": flow.profile.random.tolist(),
+                "converged": flow.profile.converged,
+                "reference_error": float(flow.reference.errors.max()),
+            }
+            for flow in self.flows
+        }
+        return {
+            "denoiser": profiles,
+            "cells": [asdict(cell) for cell in self.cells],
+            "traces": [asdict(trace) for trace in self.traces],
+            "toy": self.toy.numbers(),
+        }
