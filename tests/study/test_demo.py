@@ -6,14 +6,16 @@ import pytest
 import torch
 from rich.console import Console
 
+from steindiff.report.demo import write_report
 from steindiff.study.demo import MODELS, RUNS, SOLVERS, run_demo
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
+    study = run_demo(folder, nfe=5, samples=64, first_seed=100)
     with open(folder / "console.txt", "w") as file:
-        run_demo(folder, nfe=5, samples=64, first_seed=100, console=Console(file=file, width=200))
+        write_report(folder, study, Console(file=file, width=200))
     return folder
 
 
@@ -59,7 +61,7 @@ def test_the_report_says_where_the_printed_rule_diverges(report):
 def test_the_same_seeds_give_the_same_numbers(report, tmp_path, monkeypatch):
     torch.manual_seed(123)  # the global generator must not matter
     monkeypatch.setattr("steindiff.study.demo.MODELS", ("digits",))
-    run_demo(tmp_path, nfe=5, samples=64, first_seed=100, console=Console(quiet=True))
+    run_demo(tmp_path, nfe=5, samples=64, first_seed=100)
     first, second = (json.loads((f / "results.json").read_text()) for f in (report, tmp_path))
     assert len(second) == len(SOLVERS) * len(RUNS)
     for a, b in zip(first, second, strict=False):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from steindiff.cli.options import FirstSeed, ReportFolder, wide_console
+from steindiff.cli.options import FirstSeed, ReportFolder
 
 __all__ = ["EXAMPLES", "demo_command"]
 
@@ -21,6 +21,10 @@ def demo_command(
     seed: FirstSeed = 0,
 ) -> None:
     """Compare base and corrected solvers on both embedded models, from the same seeds: pictures, gammas and a table."""
+    from steindiff.report import console
+    from steindiff.report.demo import write_report
     from steindiff.study.demo import run_demo
 
-    run_demo(outdir, nfe=nfe, samples=samples, first_seed=seed, console=wide_console())
+    terminal = console()
+    write_report(outdir, run_demo(outdir, nfe=nfe, samples=samples, first_seed=seed), terminal)
+    terminal.print(f"everything is in [bold]{outdir}[/bold]: report.md, report.html, pictures, results.json, run.json")

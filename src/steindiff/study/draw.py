@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from steindiff.errors import NonFiniteError
@@ -76,9 +75,9 @@ def draw(
         part = seeds[first : first + batch]
         block = processes.share(len(part)) if together else range(len(part))
         result, failure = _one(solver, bed, sigmas, part[block.start : block.stop])
-        failure = _agreed(failure) if together else failure
-        if result is None or failure:
-            return Drawn(None, [], {}, time.perf_counter() - start, failure)
+        failure = processes.agreed(failure) if together else failure
+        if result is None or failure is not None:
+            return Drawn(None, [], {}, time.perf_counter() - start, failure or "")
         results.append(result)
         ends.append((processes.gather(result.x) if together else result.x).cpu())
         if tick is not None:
@@ -88,19 +87,10 @@ def draw(
     return Drawn(torch.cat(ends), [asdict(r) for r in results[0].trace], stats, time.perf_counter() - start)
 
 
-def _one(solver: Solver, bed: Testbed, sigmas: Tensor, seeds: Sequence[int]) -> tuple[SampleResult | None, str]:
+def _one(solver: Solver, bed: Testbed, sigmas: Tensor, seeds: Sequence[int]) -> tuple[SampleResult | None, str | None]:
     """A batch, or why there is none."""
     x = initial_noise(seeds, bed.event_shape, float(sigmas[0]), device=bed.device)
     try:
-        return sample(solver, bed.denoiser_for(seeds), x, sigmas, generator=generators(seeds)), ""
+        return sample(solver, bed.denoiser_for(seeds), x, sigmas, generator=generators(seeds)), None
     except NonFiniteError as error:
         return None, str(error)
-
-
-def _agreed(failure: str) -> str:
-    """The first process's failure that has one; every process must ask."""
-    if not processes.active():
-        return failure
-    all_of_them: list[str] = [""] * processes.world_size()
-    dist.all_gather_object(all_of_them, failure)
-    return next((f for f in all_of_them if f), "")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -107,7 +106,7 @@ class _Part:
         """Of a group of cells: a solver's plain run, then the runs that are compared with it."""
         keys = {cell: key_of(cell, self.bed, self.config, self.ruler.judged_by) for cell in cells} if self.ruler else {}
         held = {cell: store.read(self.folder, cell, key) for cell, key in keys.items()}
-        missing = _from_first([cell for cell, result in held.items() if result is None])
+        missing = processes.agreed([c for c, result in held.items() if result is None] if self.ruler else None) or []
         for result in self._new(cells[0], missing, keys):
             store.write(self.folder, result)
             held[result.cell] = result
@@ -130,7 +129,8 @@ class _Part:
     def _price(self) -> Choice:
         method = "vjp" if self.config.divergence == "exact" else self.config.divergence
         seeds = self.config.seeds[: self.config.batch]
-        found: Choice = _from_first(price(self.bed, seeds, self.folder, method) if self.ruler else None)
+        found = processes.agreed(price(self.bed, seeds, self.folder, method) if self.ruler else None)
+        assert found is not None
         return found
 
 
@@ -163,15 +163,6 @@ def _result(cell: Cell, key: str, drawn: Drawn, measured: Measures | None, plain
 def _shown(bed: Testbed, x: Tensor) -> Tensor:
     """The first images, for a report."""
     return torch.from_numpy(to_uint8(x[:_SHOWN])) if bed.is_image else torch.empty(0, dtype=torch.uint8)
-
-
-def _from_first(decision: Any) -> Any:
-    """What the first process says: one decision for all."""
-    if not processes.active():
-        return decision
-    box = [decision]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def _check_shares(config: Config) -> None:
