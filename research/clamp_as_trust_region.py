@@ -12,8 +12,8 @@ import argparse
 
 from tqdm.auto import tqdm
 
+from research.demo_testbed import build
 from steindiff import Corrected, grids, models, rules, sample, solvers
-from steindiff.study.demo_testbed import build
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from research.demo_testbed import Testbed, build
 from steindiff import Corrected, grids, initial_noise, models, sample, solvers
 from steindiff.analytic import ExactModel
 from steindiff.corrections import Energy
@@ -30,7 +31,6 @@ from steindiff.corrections.matching import second_moment
 from steindiff.metrics import Shares, Value
 from steindiff.sampling import Record
 from steindiff.solvers import Solver
-from steindiff.study.demo_testbed import Testbed, build
 
 SOLVERS = ("dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "deis_3", "ipndm_3", "ipndm_4", "heun")
 

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from research.demo_testbed import SIGMA_MAX, SIGMA_MIN, build
 from steindiff import Corrected, grids, initial_noise, sample, solvers
 from steindiff.cli.script import run_command
 from steindiff.corrections import CleanTarget
@@ -39,7 +40,6 @@ from steindiff.errors import InputError, NonFiniteError
 from steindiff.io.files import atomic, manifest, write_json, write_text
 from steindiff.metrics import EnergyTarget, Shares, Value
 from steindiff.solvers import Solver
-from steindiff.study.demo_testbed import SIGMA_MAX, SIGMA_MIN, build
 from steindiff.study.testbed import digits_mixture
 
 MODELS = ("digits_mixture", "digits", "cifar10_mixture")

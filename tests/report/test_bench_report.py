@@ -342,7 +342,7 @@ ABOUT = {
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("report")
     shown = torch.randint(0, 256, (3, 8, 8, 1), dtype=torch.uint8)
-    write_report(place, CONFIG, whole_study(), [bed(name, shown=shown) for name in CONFIG.beds], ABOUT)
+    write_report(place, Study.of(CONFIG, whole_study(), [bed(name, shown=shown) for name in CONFIG.beds]), ABOUT)
     return place
 
 
@@ -403,13 +403,13 @@ def test_two_reports_of_the_same_results_are_the_same(tmp_path):
     config = CONFIG.but({"beds": ["digits"], "nfe": [5], "solvers": ["dpmpp_2m"]})
     results = [replace(r, shown=r.shown * 0) for r in whole_study() if r.cell in set(config.cells())]
     for name in ("a", "b"):
-        write_report(tmp_path / name, config, results, [bed("digits")], ABOUT)
+        write_report(tmp_path / name, Study.of(config, results, [bed("digits")]), ABOUT)
     for name in ("report.html", "report.md", "figures/digits-karras-nfe.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_a_study_that_has_only_begun_still_has_a_report(tmp_path):
-    write_report(tmp_path, CONFIG, [], [], {})
+    write_report(tmp_path, Study.of(CONFIG, [], []), {})
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "0 of 36 cells have a result, 36 are missing" in text
     assert "Not looked at yet." in text
@@ -420,7 +420,7 @@ def test_a_study_that_has_only_begun_still_has_a_report(tmp_path):
 
 def test_a_study_without_corrections_has_a_report(tmp_path):
     config = CONFIG.but({"corrections": ["none"], "beds": ["digits"]})
-    write_report(tmp_path, config, [run(c, 0.1) for c in config.cells()], [bed("digits")], ABOUT)
+    write_report(tmp_path, Study.of(config, [run(c, 0.1) for c in config.cells()], [bed("digits")]), ABOUT)
     assert "no corrections; all together 0 / 0 / 0 / 0." in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
@@ -428,7 +428,7 @@ def test_foreign_names_are_text_in_both_documents(tmp_path):
     name = "odd/<b>&|`*_x_$1$.safetensors"
     config = CONFIG.but({"beds": [name], "nfe": [5], "solvers": ["ddim"]})
     results = [run(c, 0.1, None if c.correction == "none" else Value(0.1, 0.01), trace=trace(3, 1.0)) for c in config.cells()]
-    write_report(tmp_path, config, results, [bed("<b>&|`*_x_$1$")], ABOUT)
+    write_report(tmp_path, Study.of(config, results, [bed("<b>&|`*_x_$1$")]), ABOUT)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     found = parsed(text)
     assert "b" not in found.tags

@@ -42,9 +42,9 @@ SMALL = Config(
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    results, beds = run_study(SMALL, folder, progress=False)
-    write_report(folder, SMALL, results, beds, manifest())
-    return folder, results
+    found = run_study(SMALL, folder, progress=False)
+    write_report(folder, found, manifest())
+    return folder, list(found.results.values())
 
 
 # --- the grid --------------------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def test_a_study_goes_on_without_loss_or_repeat(study, tmp_path, monkeypatch):
         return build(cell, *rest)
 
     monkeypatch.setattr(running, "build", watched)
-    again = run_study(SMALL, folder, progress=False).results
+    again = run_study(SMALL, folder, progress=False).results.values()
     assert ran == ["digits_mixture heun karras 5 none", "digits_mixture heun karras 5 energy"]
     assert [r.values for r in again] == [r.values for r in results]
     assert [r.changes for r in again] == [r.changes for r in results]
@@ -279,7 +279,7 @@ def test_a_testbed_of_ones_own(tmp_path):
 
     law = Gaussian(torch.zeros(4), torch.diag(torch.tensor([0.1, 0.2, 0.5, 1.0])))
     config = dataclasses.replace(SMALL, beds=("mine",), solvers=("dpmpp_2m",), corrections=("none",))
-    (result,) = run_study(config, tmp_path, beds=[testbed.Testbed("mine", law, (4,), "v1")], progress=False).results
+    (result,) = run_study(config, tmp_path, beds=[testbed.Testbed("mine", law, (4,), "v1")], progress=False).results.values()
     assert set(result.values) >= {"energy", "endpoint"}
     assert "spectrum" not in result.values
 

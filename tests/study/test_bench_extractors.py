@@ -38,8 +38,9 @@ def inception_file(tmp_path_factory):
 
 def test_a_study_with_an_extractor_has_fid_and_inception_score(inception_file, tmp_path):
     extractors = Extractors(inception=inception_file)
-    results, beds = run_study(SMALL, tmp_path, extractors=extractors, progress=False)
-    write_report(tmp_path, SMALL, results, beds, {})
+    study = run_study(SMALL, tmp_path, extractors=extractors, progress=False)
+    write_report(tmp_path, study, {})
+    results = study.results.values()
     for r in results:
         assert {"fid", "inception_score"} <= set(r.values)
         assert all(math.isfinite(x) for x in (*r.values["fid"], *r.values["inception_score"]))

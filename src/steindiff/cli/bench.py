@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,8 +75,8 @@ def bench_command(
         found = run_study(study, outdir, extractors=extractors, device=device)
         if processes.rank():
             return
-        about = manifest(study=asdict(study), device=device, rerun=" ".join(["steindiff", *sys.argv[1:]]))
-        write_report(outdir, study, found.results, found.beds, about)
+        about = manifest(device=device, rerun=" ".join(["steindiff", *sys.argv[1:]]))
+        write_report(outdir, found, about)
         typer.echo(f"everything is in {outdir}: report.md, report.html, cells/")
 
 

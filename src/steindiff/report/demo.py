@@ -12,12 +12,12 @@ from rich.console import Console
 from steindiff.metrics import Value
 from steindiff.report import show, write
 from steindiff.report.blocks import Block, Bullets, Figure, Heading, Markup, Strips, Table, Text
-from steindiff.report.figures import drawing, figure, integer_ticks, strips, style
+from steindiff.report.figures import drawing, figure, integer_ticks, plain_ticks, strips, style
 from steindiff.report.palette import COLOURS
-from steindiff.study.compare import BedSummary, Study
+from steindiff.study.compare import Study
 from steindiff.study.demo import RUNS, verdict, worth
 from steindiff.study.grid import PLAIN, TWICE, Cell
-from steindiff.study.store import Result
+from steindiff.study.store import BedSummary, Result
 
 __all__ = ["write_report"]
 
@@ -34,8 +34,8 @@ _READING = (
     Markup("*Fwd-eq.*, forward-equivalents: network evaluations plus the derivative Eq. 11 needs, at the cost measured on this "
            "machine."),
     Markup("*Plain, twice the NFE* costs about what a corrected run does: the fair rival."),
-    Markup("*Verdict*: energy distance against the plain solver, paired over seeds; \"within noise\" below two standard errors, "
-           "\"diverged\" where the endpoint error is over ten times the plain solver's."),
+    Markup("*Verdict*: energy distance against the plain solver, paired over seeds; \"within noise\" below two standard "
+           "errors, \"diverged\" where the endpoint error is over ten times the plain solver's."),
 )  # fmt: skip
 
 
@@ -46,10 +46,10 @@ def write_report(folder: Path, study: Study, console: Console) -> None:
         InputError: the folder cannot be written to.
     """
     tables = [block for bed in study.beds.values() for block in _tables(study, bed)]
-    findings = [Heading("What this shows"), Bullets(tuple(_findings(study)))]
+    findings: list[Block] = [Heading("What this shows"), Bullets(tuple(_findings(study)))]
     show(console, [*tables, *findings])
     title = f"steindiff demo: {study.config.nfe[0]} network evaluations, {study.config.n} images per run, same seeds"
-    gammas = [Heading("γ per step"), _gammas(study)]
+    gammas = (Heading("γ per step"), _gammas(study))
     write(folder, title, [*tables, *gammas, *findings, Heading("How to read the numbers"), Bullets(_READING)])
 
 
@@ -110,6 +110,7 @@ def _gammas(study: Study) -> Figure:
             axis.axhline(1.0, color="0.5", lw=0.8)
             axis.set(title=bed, xlabel="step", ylabel="γ (1 = plain solver)")
             integer_ticks(axis)
+            plain_ticks(axis)
         return drawing("gamma", "γ per step; 1 is the plain step", plot, list(dict.fromkeys(labels)))
 
 

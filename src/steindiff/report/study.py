@@ -28,7 +28,7 @@ from steindiff.report.tables import (
 )
 from steindiff.study.compare import HEADLINE, Study, Verdict, against_best, equal_cost, tally
 from steindiff.study.grid import PRESETS, Cell, Config
-from steindiff.study.store import BedSummary, Result
+from steindiff.study.store import BedSummary
 
 __all__ = ["command", "write_report"]
 
@@ -38,22 +38,17 @@ _NUMBERS = {"n": "--samples", "batch": "--batch", "first_seed": "--seed", "probe
 _LISTS = ("beds", "solvers", "grids", "nfe", "corrections")
 
 
-def write_report(
-    folder: Path, config: Config, results: Sequence[Result], beds: Sequence[BedSummary], about: Mapping[str, Any]
-) -> None:
+def write_report(folder: Path, study: Study, about: Mapping[str, Any]) -> None:
     """Write report.md, figures/, metrics/ and report.html.
 
     Args:
         folder: where to.
-        config: what the study asks for; cells without a result are shown as missing.
-        results: what there is.
-        beds: the testbeds that have been looked at.
+        study: what there is; cells without a result are shown as missing.
         about: `files.manifest(…)`; "rerun", where given, is the command that makes the study.
 
     Raises:
         InputError: the folder cannot be written to.
     """
-    study = Study.of(config, results, beds)
     blocks = [*_facts(study), *_tables(study), *_best(study), *_figures(study), *_losses(study)]
     blocks += [Heading("As published, not ours"), *published_blocks(), *_how(study, about), *_appendix(study)]
     write(folder, _TITLE, blocks)

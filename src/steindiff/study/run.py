@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from steindiff.io.files import writable_folder
 from steindiff.io.images import to_uint8
 from steindiff.study import store
 from steindiff.study.cell import build, key_of
+from steindiff.study.compare import Study
 from steindiff.study.draw import Drawn, draw
 from steindiff.study.extractors import Extractors
 from steindiff.study.grid import PLAIN, Cell, Config
@@ -29,16 +29,9 @@ from steindiff.study.references import references
 from steindiff.study.store import BedSummary, Result
 from steindiff.study.testbed import Testbed, make
 
-__all__ = ["Found", "run_study"]
+__all__ = ["run_study"]
 
 _SHOWN = 12
-
-
-class Found(NamedTuple):
-    """What a study found: the result of every cell, and what was measured against on every testbed."""
-
-    results: list[Result]
-    beds: list[BedSummary]
 
 
 def run_study(
@@ -49,7 +42,7 @@ def run_study(
     extractors: Extractors | None = None,
     device: str = "cpu",
     progress: bool = True,
-) -> Found:
+) -> Study:
     """Run what is missing of a study in `outdir`.
 
     Under torchrun or accelerate, every batch is shared out over the processes, and statistics are those of the whole batch.
@@ -64,7 +57,7 @@ def run_study(
         progress: a bar, on the first process.
 
     Returns:
-        What was found, on the first process; nothing on the others.
+        What was found, on the first process; on the others a study without results.
 
     Raises:
         InputError: a configuration that cannot run, a foreign or broken file, a folder that cannot be written to.
@@ -73,7 +66,7 @@ def run_study(
     own = {bed.name: bed for bed in beds}
     extractors = extractors or Extractors()
     extractors.check(config.beds)
-    found = Found([], [])
+    results, summaries = list[Result](), list[BedSummary]()
     with processes.joined(device):
         _check_shares(config)
         place = processes.local_device(device)
@@ -83,13 +76,13 @@ def run_study(
                 bed = own[name] if name in own else make(name, place)
                 bar.set_postfix_str(f"{bed.name}: references")
                 ruler = _ruler(bed, config, folder, extractors) if processes.rank() == 0 else None
-                found.beds.extend([_summary(ruler)] if ruler else [])
+                summaries.extend([_summary(ruler)] if ruler else [])
                 part = _Part(bed, config, folder, ruler, bar.set_postfix_str)
                 for _, group in groupby((c for c in config.cells() if c.bed == name), key=lambda c: c.plain):
                     cells = list(group)
-                    found.results.extend(part.results(cells))
+                    results.extend(part.results(cells))
                     bar.update(len(cells))
-    return found
+    return Study.of(config, results, summaries)
 
 
 @dataclass(frozen=True, eq=False)
