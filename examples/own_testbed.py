@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 import steindiff as sd
-from steindiff.io.files import manifest
 from steindiff.report.study import write_report
 from steindiff.study.grid import Config
 from steindiff.study.run import run_study
@@ -18,7 +17,7 @@ law = sd.analytic.GaussianMixture(torch.full((8,), 1 / 8), ring, 0.01 * torch.ey
 
 bed = Testbed("ring", law, event_shape=(2,), digest="ring, version 1")  # say a new version when the denoiser changes
 config = Config(beds=("ring",), solvers=("dpmpp_2m", "heun"), grids=("karras",), nfe=(5, 8), corrections=("energy",), n=256)
-found = run_study(config, outdir, beds=[bed])
-write_report(Path(outdir), config, found.results, found.beds, manifest())
-for result in found.results:
-    print(result.cell, "energy distance", result.values["energy"])
+study = run_study(config, outdir, beds=[bed])
+write_report(Path(outdir), study)
+for cell, result in study.results.items():
+    print(cell, "energy distance", result.values["energy"])

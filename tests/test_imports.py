@@ -29,23 +29,19 @@ PACKAGE = "steindiff"  # the root package shows everything and is imported by th
 
 UPWARDS: set[tuple[str, str]] = {
     ("steindiff.diagnostics.study", "steindiff.report.diagnose"),
-    ("steindiff.study.demo", "steindiff.report.demo"),
     ("steindiff.study.evaluate", "steindiff.report.evaluate"),
 }
 """Imports of a higher room that still stand, as (module, imported module)."""
 
 CIRCULAR: set[str] = {
     "steindiff.diagnostics.study",
-    "steindiff.report.demo",
     "steindiff.report.diagnose",
     "steindiff.report.diagnose_figures",
-    "steindiff.study.demo",
 }
 """Modules that still lie on a circle."""
 
 LATE: set[str] = {
     "steindiff.diagnostics.study",
-    "steindiff.study.demo",
 }
 """Modules outside cli that still import this package inside a function; a command may load its runner when it is called."""
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from steindiff import specs
 from steindiff.cli.options import Device, Threads, use_threads
 from steindiff.errors import unknown_name
-from steindiff.study.grid import PRESETS, Config, read_config
+from steindiff.study.grid import METRICS, PRESETS, Config, read_config
 from steindiff.study.testbed import names as bed_names
 
 __all__ = ["EXAMPLES", "bench_command", "configure"]
@@ -38,14 +40,24 @@ def bench_command(
     beds: Annotated[
         str, typer.Option(help=f"Testbeds, comma-separated: {', '.join(bed_names())}, or .safetensors files.")
     ] = "",
-    solvers: Annotated[str, typer.Option(help="Solvers, comma-separated; default: the preset's.")] = "",
-    grids: Annotated[str, typer.Option(help="Noise grids, comma-separated; default: the preset's.")] = "",
+    solvers: Annotated[str, typer.Option(help="Solvers, comma-separated names or specs; default: the preset's.")] = "",
+    grids: Annotated[str, typer.Option(help="Noise grids, comma-separated names or specs; default: the preset's.")] = "",
     nfe: Annotated[str, typer.Option(help="Network evaluations, comma-separated; default: the preset's.")] = "",
-    corrections: Annotated[str, typer.Option(help="Corrections, comma-separated; default: the preset's.")] = "",
+    corrections: Annotated[str, typer.Option(help="Corrections, comma-separated names or specs; default: the preset's.")] = "",
     n: Annotated[int | None, typer.Option("--samples", help="Images a cell; default: the preset's.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images a batch; default: the preset's.")] = None,
     seed: Annotated[int | None, typer.Option(help="First of the image seeds; default: the preset's.")] = None,
+    divergence: Annotated[str | None, typer.Option(help="Derivatives by vjp, jvp or fd, or exact.")] = None,
     probes: Annotated[int | None, typer.Option(help="Hutchinson probes a step; default: the preset's.")] = None,
+    probe_kind: Annotated[str | None, typer.Option("--probe-kind", help="The probes are rademacher or gaussian.")] = None,
+    sub_batch: Annotated[
+        int | None, typer.Option("--sub-batch", help="Derivatives are taken for so many images of a batch; 0 for all.")
+    ] = None,
+    metrics: Annotated[str, typer.Option(help=f"Metrics, comma-separated, of {', '.join(METRICS)}; default: all.")] = "",
+    axes: Annotated[int | None, typer.Option(help="Principal axes of the pixel Fréchet distance.")] = None,
+    checked: Annotated[
+        int | None, typer.Option(help="Fine runs repeated with twice the steps, to say how exact a network's references are.")
+    ] = None,
     inception: Annotated[
         Path | None, typer.Option(help="Inception TorchScript of your own, for FID and inception score of images.")
     ] = None,
@@ -67,9 +79,12 @@ def bench_command(
     from steindiff.study.run import run_study
 
     use_threads(threads)
-    lists = {"beds": beds, "solvers": solvers, "grids": grids, "nfe": nfe, "corrections": corrections}
-    numbers = {"n": n, "batch": batch, "first_seed": seed, "probes": probes}
-    study = configure(preset, config, lists, {k: v for k, v in numbers.items() if v is not None})
+    lists = {"beds": beds, "solvers": solvers, "grids": grids, "nfe": nfe, "corrections": corrections, "metrics": metrics}
+    others = {
+        "n": n, "batch": batch, "first_seed": seed, "divergence": divergence, "probes": probes, "probe_kind": probe_kind,
+        "sub_batch": sub_batch, "axes": axes, "checked": checked,
+    }  # fmt: skip
+    study = configure(preset, config, lists, {k: v for k, v in others.items() if v is not None})
     extractors = Extractors(inception, inception_reference, dinov2, dinov2_reference)
     with processes.joined(device):
         found = run_study(study, outdir, extractors=extractors, device=device)
@@ -80,7 +95,7 @@ def bench_command(
         typer.echo(f"everything is in {outdir}: report.md, report.html, cells/")
 
 
-def configure(preset: str, file: Path | None, lists: dict[str, str], numbers: dict[str, int]) -> Config:
+def configure(preset: str, file: Path | None, lists: dict[str, str], others: Mapping[str, int | str]) -> Config:
     """A preset, changed by a file, changed by flags.
 
     Raises:
@@ -90,9 +105,9 @@ def configure(preset: str, file: Path | None, lists: dict[str, str], numbers: di
         raise unknown_name("preset", preset, PRESETS)
     base = PRESETS[preset] if file is None else read_config(file, PRESETS[preset])
     changes: dict[str, Any] = {name: _words(name, text) for name, text in lists.items() if text}
-    return base.but({**changes, **numbers})
+    return base.but({**changes, **others})
 
 
 def _words(name: str, text: str) -> list[Any]:
-    words = [word.strip() for word in text.split(",")]
+    words = specs.split(text)
     return [int(w) if w.isdecimal() else w for w in words] if name == "nfe" else words

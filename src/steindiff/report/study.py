@@ -27,18 +27,16 @@ from steindiff.report.tables import (
     short,
 )
 from steindiff.study.compare import HEADLINE, Study, Verdict, against_best, equal_cost, tally
-from steindiff.study.grid import PRESETS, Cell, Config
+from steindiff.study.grid import FLAGS, PRESETS, Cell, Config
 from steindiff.study.store import BedSummary
 
 __all__ = ["command", "write_report"]
 
 _TITLE = "steindiff bench"
 _ORDER = "wins / losses / ties / diverged"
-_NUMBERS = {"n": "--samples", "batch": "--batch", "first_seed": "--seed", "probes": "--probes"}
-_LISTS = ("beds", "solvers", "grids", "nfe", "corrections")
 
 
-def write_report(folder: Path, study: Study, about: Mapping[str, Any]) -> None:
+def write_report(folder: Path, study: Study, about: Mapping[str, Any] | None = None) -> None:
     """Write report.md, figures/, metrics/ and report.html.
 
     Args:
@@ -59,15 +57,17 @@ def command(config: Config, outdir: str = "outputs/bench", **lists: Sequence[str
 
     The preset is the one that needs fewest flags.
     """
-    wanted = {name: tuple(lists.get(name, getattr(config, name))) for name in _LISTS}
-    numbers = {name: getattr(config, name) for name in _NUMBERS}
+    wanted = {name: tuple(lists[name]) if name in lists else getattr(config, name) for name in FLAGS}
 
     def flags(preset: Config) -> list[str]:
-        parts = [f"--{name} {quote(','.join(map(str, v)))}" for name, v in wanted.items() if v != getattr(preset, name)]
-        return parts + [f"{_NUMBERS[name]} {v}" for name, v in numbers.items() if v != getattr(preset, name)]
+        return [f"{FLAGS[name]} {quote(_listed(v))}" for name, v in wanted.items() if v != getattr(preset, name)]
 
     name = min(PRESETS, key=lambda p: len(flags(PRESETS[p])))
     return " ".join(["steindiff bench", f"--preset {name}", *flags(PRESETS[name]), f"--outdir {quote(outdir)}"])
+
+
+def _listed(entry: object) -> str:
+    return ",".join(map(str, entry)) if isinstance(entry, tuple) else str(entry)
 
 
 def _facts(study: Study) -> list[Block]:
@@ -228,16 +228,17 @@ def _losses(study: Study) -> list[Block]:
     return blocks
 
 
-def _how(study: Study, about: Mapping[str, Any]) -> list[Block]:
+def _how(study: Study, about: Mapping[str, Any] | None) -> list[Block]:
     """All that is needed to do it again."""
-    c = study.config
+    c, about = study.config, about or {}
     last = c.first_seed + c.n - 1
     seconds = sum(r.seconds for r in study.results.values())
     row = command(c, beds=c.beds[:1], solvers=c.solvers[:1], grids=c.grids[:1], nfe=c.nfe[:1], corrections=c.corrections[-1:])
     made = {key: value for key, value in about.items() if key not in ("study", "rerun", "command")}
-    entries = [(name, ", ".join(map(str, getattr(c, name)))) for name in _LISTS]
-    entries += [("images a cell", f"{c.n}, seeds {c.first_seed}–{last}, the same in every cell"), ("batch", str(c.batch))]
-    entries += [("probes a step", str(c.probes)), ("seconds of sampling", f"{seconds:.0f}")]
+    entries = [(name.replace("_", " "), _listed(getattr(c, name)).replace(",", ", ")) for name in FLAGS if name != "n"]
+    entries += [("images a cell", f"{c.n}, seeds {c.first_seed}–{last}, the same in every cell")]
+    entries += [("objects", ", ".join(f"{label} = {thing}" for label, thing in c.objects.items()))] if c.objects else []
+    entries += [("seconds of sampling", f"{seconds:.0f}")]
     whole = str(about.get("rerun") or command(c))
     return [
         Heading("How this was made"),

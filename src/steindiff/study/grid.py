@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -16,7 +15,7 @@ from steindiff.divergence import Choice, Estimator, Exact, Hutchinson
 from steindiff.errors import InputError, unknown_name
 from steindiff.solvers import Solver
 
-__all__ = ["AXES", "METRICS", "PLAIN", "PRESETS", "TWICE", "Cell", "Config", "read_config"]
+__all__ = ["AXES", "FLAGS", "METRICS", "PLAIN", "PRESETS", "TWICE", "Cell", "Config", "read_config"]
 
 PLAIN, TWICE = "none", "twice"
 Derivative = Literal["vjp", "jvp", "fd", "exact"]
@@ -28,6 +27,13 @@ _PAPER = ("dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "heun")
 _FURTHER = ("ddim", "deis_3", "ipndm_3", "ipndm_4")
 _RULES = ("none", "literal", "clamped", "analytical", "self_consistent", "fast_km", "energy", "energy_bands")
 _NFE = (5, 6, 8, 10, 12, 15, 20, 25)
+
+FLAGS = {
+    "beds": "--beds", "solvers": "--solvers", "grids": "--grids", "nfe": "--nfe", "corrections": "--corrections",
+    "n": "--samples", "batch": "--batch", "first_seed": "--seed", "divergence": "--divergence", "probes": "--probes",
+    "probe_kind": "--probe-kind", "sub_batch": "--sub-batch", "metrics": "--metrics", "axes": "--axes", "checked": "--checked",
+}  # fmt: skip
+"""The command line's flag for each entry of a study."""
 
 
 @dataclass(frozen=True)
@@ -167,10 +173,9 @@ class Config:
 
     def but(self, changes: Mapping[str, Any]) -> Config:
         """With some entries changed; lists become tuples. Raises InputError for entries that a study does not have."""
-        names = {f.name for f in dataclasses.fields(Config)} - {"objects"}
         for name, value in changes.items():
-            if name not in names:
-                raise unknown_name("entry of a study", name, names)
+            if name not in FLAGS:
+                raise unknown_name("entry of a study", name, FLAGS)
             wanted = type(getattr(self, name))
             if not isinstance(value, list | tuple if wanted is tuple else wanted):
                 raise InputError(f"{name} = {value!r}: need a value like {getattr(self, name)!r}")
