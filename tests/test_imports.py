@@ -9,9 +9,8 @@ import pytest
 ROOT = Path(__file__).parent.parent / "src" / "steindiff"
 
 LEVELS = (
-    ("errors", "io"),
+    ("errors", "io", "specs"),
     ("schedules", "noise", "grids", "denoisers"),
-    ("specs",),
     ("solvers",),
     ("divergence",),
     ("corrections", "rules"),

@@ -6,13 +6,15 @@ Every grid ends at `sigma_min` (`SIGMA_MIN` by default); `with_zero` appends the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from steindiff.errors import InputError, unknown_name
+from steindiff.errors import InputError
 from steindiff.schedules import Schedule, VPLinear
+from steindiff.specs import Registry
 
 __all__ = [
     "SIGMA_MAX",
@@ -85,21 +87,25 @@ def with_zero(sigmas: Tensor) -> Tensor:
 _REGISTRY: dict[str, Callable[..., Tensor]] = {
     "karras": karras,
     "log_snr": log_snr,
-    "time_uniform": time_uniform,
-    "time_quadratic": time_quadratic,
+    "time_uniform": lambda n, sigma_min, sigma_max: time_uniform(n, sigma_min, sigma_max),
+    "time_quadratic": lambda n, sigma_min, sigma_max: time_quadratic(n, sigma_min, sigma_max),
 }
+"""What a spec can name; a schedule is an object, which only Python can give."""
 
 
 def names() -> tuple[str, ...]:
-    """The grid names `make` accepts."""
+    """The names that a grid's spec can have."""
     return tuple(_REGISTRY)
 
 
-def make(name: str, n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX) -> Tensor:
-    """The named grid with its default shape. Raises InputError for an unknown name, with a suggestion."""
-    if name not in _REGISTRY:
-        raise unknown_name("grid", name, _REGISTRY)
-    return _REGISTRY[name](n, sigma_min, sigma_max)
+def make(spec: str, n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX) -> Tensor:
+    """The grid that a spec names, such as "log_snr" or "karras(rho=5)".
+
+    Raises:
+        InputError: an unknown name (with a suggestion), options that the grid does not take, or as `karras`.
+    """
+    shapes = {name: partial(grid, n, sigma_min, sigma_max) for name, grid in _REGISTRY.items()}
+    return Registry("grid", Tensor, shapes).make(spec)
 
 
 def validate(sigmas: Tensor) -> Tensor:

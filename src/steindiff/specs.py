@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from steindiff.errors import InputError, unknown_name
 
-__all__ = ["Call", "Registry", "parse", "split"]
+__all__ = ["Call", "Registry", "amend", "parse", "split"]
 
 T = TypeVar("T")
 _CALL = re.compile(r"\s*([A-Za-z_]\w*)\s*(?:\((.*)\))?\s*", re.DOTALL)
@@ -91,6 +91,21 @@ def split(text: str) -> list[str]:
     if closing or quote:
         raise InputError(f"{text!r}: {(quote or closing[-1])!r} is missing at the end; close every bracket and quote")
     return [*parts, text[start:].strip()]
+
+
+def amend(spec: str, options: Mapping[str, Any]) -> str:
+    """The spec with some options set, in place of those of the same name.
+
+    Example:
+        >>> amend("clamped(gamma_min=0.1)", {"gamma_max": 1.1})
+        'clamped(gamma_min=0.1, gamma_max=1.1)'
+
+    Raises:
+        InputError: as `parse`.
+    """
+    call = parse(spec)
+    named = (f"{name}={value!r}" for name, value in {**call.options, **options}.items())
+    return f"{call.name}({', '.join([*map(repr, call.args), *named])})"
 
 
 def _value(text: str) -> Any:

@@ -71,10 +71,21 @@ def test_a_frozen_table_makes_images_independent_of_their_batch(tmp_path, monkey
     assert json.loads((tmp_path / "b" / "run.json").read_text())["stats"][0]["vjps"] == 0
 
 
+def test_a_flag_and_an_option_of_a_spec_say_the_same(tmp_path, monkeypatch, capsys):
+    ways = {"flag": ["--rho", "5"], "spec": ["--grid", "karras(rho=5)"], "both": ["--rho", "5", "--grid", "karras(rho=6)"]}
+    for name, way in ways.items():
+        args = ["--model", "digits", "--nfe", "4", "--seeds", "0-3", "--outdir", str(tmp_path / name)]
+        assert run(monkeypatch, capsys, "sample", *args, *way)[0] == 0
+    sigmas = [json.loads((tmp_path / name / "run.json").read_text())["sigmas"] for name in ways]
+    assert sigmas[0] == sigmas[1] == sigmas[2] == steindiff.grids.karras(4, rho=5).tolist()
+
+
 BAD = {
     "unknown solver": (["--solver", "dpmp_2m"], "did you mean 'dpmpp_2m'"),
     "unknown model": (["--model", "digit"], "did you mean 'digits'"),
     "unknown grid": (["--grid", "karas"], "did you mean 'karras'"),
+    "grid option": (["--grid", "log_snr(rho=5)"], "log_snr takes no options"),
+    "grid exponent": (["--grid", "karras(rho=-1)"], "need rho > 0"),
     "unknown correction": (["--correction", "clampd"], "did you mean 'clamped'"),
     "steps and nfe": (["--steps", "5"], "exactly one of --steps and --nfe"),
     "seeds": (["--seeds", "5-2"], "write 0-63 or 1,2,5-10"),

@@ -17,13 +17,14 @@ import pytest
 from PIL import Image
 
 from steindiff import models
+from steindiff.divergence import Hutchinson
 from steindiff.errors import InputError, NonFiniteError
 from steindiff.io import files
 from steindiff.run import Job, generate, loop, output
 from steindiff.run.output import write_npz
 from steindiff.run.parts import PARTS
 
-JOB = Job("digits", tuple(range(5)), nfe=3, batch=2, correction="clamped", divergence="vjp")
+JOB = Job("digits", tuple(range(5)), nfe=3, batch=2, correction="clamped", divergence=Hutchinson(method="vjp"))
 MANY = replace(JOB, seeds=tuple(range(80)))
 
 
@@ -186,9 +187,9 @@ def test_two_processes_make_what_one_makes_and_no_option_is_lost(tmp_path):
     done = finish(launched(sys.executable, "-m", "steindiff", "sample", *words))
     assert done.stdout.count("33 images in") == 1
     job = Job(
-        "digits", tuple(range(998, 1031)), "dpmpp_3m", "karras", nfe=4, rho=6, sigma_min=0.01, sigma_max=60, to_zero=True,
-        correction="literal", gamma_min=0.1, gamma_max=1.1, frame="ve", divergence="vjp", probes=2, probe_kind="gaussian",
-        batch=4, dtype="float64",
+        "digits", tuple(range(998, 1031)), "dpmpp_3m", "karras(rho=6.0)", nfe=4, sigma_min=0.01, sigma_max=60, to_zero=True,
+        correction="literal(gamma_min=0.1, gamma_max=1.1)", frame="ve", batch=4, dtype="float64",
+        divergence=Hutchinson(probes=2, kind="gaussian", method="vjp"),
     )  # fmt: skip
     assert outcome(tmp_path / "two") == outcome(generate(job, tmp_path / "one", subdirs=True))
 

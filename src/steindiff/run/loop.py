@@ -14,20 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steindiff import grids, models
-from steindiff.corrections.base import corrected_state
+from steindiff import models
 from steindiff.denoisers import Denoiser
+from steindiff.divergence import Choice
 from steindiff.errors import InputError, NonFiniteError
 from steindiff.io import processes
 from steindiff.io.images import to_uint8
 from steindiff.models import Model
 from steindiff.noise import generators, initial_noise
 from steindiff.run import output
-from steindiff.run.job import Job, build_grid, build_solver, state_dtype
+from steindiff.run.job import Job
 from steindiff.run.output import Layout
 from steindiff.run.parts import Parts, has_parts, remove_parts
 from steindiff.sampling import SampleResult, sample
-from steindiff.solvers import Grid, Solver
+from steindiff.solvers import Solver
 
 __all__ = ["generate"]
 
@@ -113,10 +113,9 @@ class _Run:
 
     @classmethod
     def of(cls, job: Job) -> _Run:
-        solver, steps = build_solver(job)
-        sigmas = grids.validate(build_grid(job, steps))
+        solver, sigmas = job.prepare()
         device = processes.local_device(job.device)
-        model = models.load(job.model, dtype=state_dtype(job), device=device)
+        model = models.load(job.model, dtype=job.state_dtype, device=device)
         return cls(job, model, _conditioned(model, job.class_index), solver, sigmas, device)
 
     def about(self) -> dict[str, Any]:
@@ -132,13 +131,9 @@ class _Run:
             "device": torch.device(self.device).type,
         }
 
-    def priced(self) -> _Run:
-        """With a derivative's method and cost found once, on the first batch's noise, and not anew in every batch."""
-        x = self._noise(0)
-        with torch.no_grad():
-            state = corrected_state(self.solver.init(self.denoiser, x, Grid.of(self.sigmas.to(x.device))))
-        choice = state.choice if state else None
-        return replace(self, solver=build_solver(self.job, choice)[0]) if choice else self
+    def priced(self, choice: Choice | None) -> _Run:
+        """The same with what one batch has found about derivatives, so that no other batch probes the network anew."""
+        return replace(self, solver=self.job.prepare(choice)[0])
 
     def draw(self, batch: int) -> SampleResult:
         """One batch. Raises NonFiniteError, naming it."""
@@ -160,18 +155,17 @@ class _Run:
 
     def _noise(self, batch: int) -> Tensor:
         seeds, level = self.job.seeds_of(batch), float(self.sigmas[0])
-        return initial_noise(seeds, self.model.event_shape, level, dtype=state_dtype(self.job), device=self.device)
+        return initial_noise(seeds, self.model.event_shape, level, dtype=self.job.state_dtype, device=self.device)
 
 
 def _draw_share(run: _Run, parts: Parts, layout: Layout, progress: bool) -> None:
-    """Batches k, k + n, … of n processes: those that are not there yet."""
+    """Draw batches k, k + n, … of n processes, as far as they are not there yet."""
     from tqdm.auto import tqdm
 
     rank, world = processes.rank(), processes.world_size()
     share = run.job.batches[rank::world]
     missing = [batch for batch in share if not parts.path(batch).exists()]
     count, left = (sum(len(run.job.seeds_of(batch)) for batch in some) for some in (share, missing))
-    run = run.priced() if missing else run
     title = f"process 1 of {world}" if world > 1 else None
     with tqdm(total=count, initial=count - left, unit="image", desc=title, disable=rank > 0 or not progress) as bar:
         for batch in missing:
@@ -180,6 +174,7 @@ def _draw_share(run: _Run, parts: Parts, layout: Layout, progress: bool) -> None
             parts.claim()
             layout.write_pngs(parts.folder, seeds, images)
             parts.write(batch, images, [{"batch": batch, **asdict(r)} for r in result.trace], asdict(result.stats))
+            run = run.priced(result.stats.choice) if batch == missing[0] else run
             bar.update(len(seeds))
 
 
