@@ -1,6 +1,6 @@
-"""The run: whole batches dealt out to processes, each kept as it is finished, and the files made of them at the end.
+"""The run: whole batches are dealt out to processes, each is kept as it is finished, and the files are made of them at the end.
 
-A batch is the unit: its γ is decided in one process from its own images, so what comes out depends on neither the number of
+A batch is the unit: one process decides its γ from its own images. What comes out therefore depends neither on the number of
 processes nor on how often the run was stopped.
 """
 
@@ -49,16 +49,16 @@ def generate(
 
     Args:
         job: what to sample.
-        outdir: made if need be.
-        subdirs: a folder of PNGs per 1000 seeds.
-        png: write a PNG per seed.
-        npz: write samples.npz: arr_0, uint8 (N, H, W, C), in the order of the seeds.
-        overwrite: remove the run, finished or not, that `outdir` holds.
-        progress: a bar, on the first process, of its own share.
+        outdir: the folder; it is made if need be.
+        subdirs: every 1000 seeds have a folder of PNGs.
+        png: every seed has a PNG.
+        npz: samples.npz holds arr_0, uint8 (N, H, W, C), in the order of the seeds.
+        overwrite: the run that `outdir` holds is removed, finished or not.
+        progress: the first process shows a bar of its own share.
 
     Raises:
-        InputError: anything wrong with the job; `outdir` holds a finished run, or another's unfinished one, and `overwrite`
-            is not set; a damaged part; a folder that cannot be written to, or a full disk.
+        InputError: the job cannot run; `outdir` holds a finished run, or another unfinished one, and `overwrite` is not set; a
+            part is damaged; the folder cannot be written to, or the disk is full.
         NonFiniteError: the network's output is not finite; finished batches are kept.
     """
     folder, layout = Path(outdir), Layout(subdirs, png, npz)
@@ -119,7 +119,7 @@ class _Run:
         return cls(job, model, _conditioned(model, job.class_index), solver, sigmas, device)
 
     def about(self) -> dict[str, Any]:
-        """All that determines the images; the device up to its number, which changes rounding at most."""
+        """All that determines the images; the device's number is left out, as it changes rounding at most."""
         return {
             "model": self.model.sha256,
             "seeds": list(self.job.seeds),
@@ -136,7 +136,7 @@ class _Run:
         return replace(self, solver=self.job.prepare(choice)[0])
 
     def draw(self, batch: int) -> SampleResult:
-        """One batch. Raises NonFiniteError, naming it."""
+        """Sample one batch. Raises NonFiniteError, which names the batch."""
         seeds = self.job.seeds_of(batch)
         try:
             return sample(self.solver, self.denoiser, self._noise(batch), self.sigmas, generator=generators(seeds))
@@ -144,7 +144,7 @@ class _Run:
             raise NonFiniteError(f"batch {batch}, from seed {seeds[0]} on: {error}") from error
 
     def finish(self, parts: Parts, npz: bool) -> None:
-        """What is made of all batches; then the parts go."""
+        """Write what is made of all batches, and remove the parts."""
         channels, *size = self.model.event_shape
         model = {"name": self.model.name, "sha256": self.model.sha256, "info": self.model.info}
         output.write_summary(
@@ -179,7 +179,7 @@ def _draw_share(run: _Run, parts: Parts, layout: Layout, progress: bool) -> None
 
 
 def _conditioned(model: Model, class_index: int | None) -> Denoiser:
-    """The denoiser with its class label bound."""
+    """The denoiser of one class. Raises InputError for a class that the model lacks."""
     if class_index is None:
         return model.denoiser
     classes = int(model.info.get("unet", {}).get("num_classes", 0))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from steindiff.errors import InputError
-from steindiff.io.files import atomic, manifest, writable_folder, write_json
+from steindiff.io.files import atomic, manifest, read_json, writable_folder, write_json
 from steindiff.io.images import Image, contact_sheet, save_png
 from steindiff.run.parts import Parts, has_parts, read_record, remove_parts, sweep, write_record
 
@@ -30,12 +30,12 @@ class Layout:
     """Which files a run writes, and where.
 
     Args:
-        subdirs: a folder per 1000 seeds, as EDM's.
-        png: one PNG per seed.
-        npz: samples.npz.
+        subdirs: every 1000 seeds have a folder, as in EDM.
+        png: every seed has a PNG.
+        npz: all images are in samples.npz.
 
     Raises:
-        InputError: neither PNGs nor samples.npz.
+        InputError: there would be neither PNGs nor samples.npz.
     """
 
     subdirs: bool = False
@@ -47,7 +47,7 @@ class Layout:
             raise InputError("--no-png and --no-npz: no image would be kept; leave one of them out")
 
     def write_pngs(self, folder: Path, seeds: Sequence[int], images: Image) -> None:
-        """A batch's, unless there are to be none. Raises InputError where they cannot be written."""
+        """Write the PNGs of a batch, where the run has PNGs. Raises InputError where they cannot be written."""
         if self.png:
             for seed, image in zip(seeds, images, strict=True):
                 save_png(_place(folder, seed, self.subdirs), image)
@@ -63,18 +63,15 @@ def finished(folder: Path) -> bool:
 
 
 def digest_of(folder: Path) -> str | None:
-    """Of the finished run that the folder holds; None where its run.json does not say."""
+    """The digest of the finished run that the folder holds; None where its run.json does not say."""
     try:
-        return str(_read_manifest(folder)["digest"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_json(folder / _MANIFEST)["digest"])
+    except (ValueError, KeyError, TypeError):
         return None
 
 
 def write_summary(parts: Parts, batches: range, shape: Sequence[int], npz: bool, **about: Any) -> None:
-    """From a run's parts, one at a time: all that is not a PNG; run.json last.
-
-    shape: (N, H, W, C), of all images.
-    """
+    """Write all that is not a PNG from a run's parts, one part at a time, and run.json last; `shape` is (N, H, W, C)."""
     folder = parts.folder
     few = np.stack(list(islice(chain.from_iterable(map(parts.images, batches)), _SHOWN)))
     save_png(folder / "grid.png", contact_sheet(few, columns=8, scale=max(1, 64 // shape[1])))
@@ -85,7 +82,7 @@ def write_summary(parts: Parts, batches: range, shape: Sequence[int], npz: bool,
 
 
 def write_npz(path: Path, shape: Sequence[int], batches: Iterable[Image]) -> None:
-    """What `np.savez_compressed(path, arr_0=…)` writes, batch by batch: uint8 of that shape."""
+    """Write what `np.savez_compressed(path, arr_0=…)` does, uint8 of that shape, batch by batch."""
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": tuple(shape)}
     with (
         atomic(path) as temporary,
@@ -98,7 +95,7 @@ def write_npz(path: Path, shape: Sequence[int], batches: Iterable[Image]) -> Non
 
 
 def _write_trace(path: Path, batches: Iterable[dict[str, Any]]) -> list[Any]:
-    """A line a step, and what the batches cost."""
+    """Write a line for every step; return what the batches cost."""
     stats = []
     with atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for batch in batches:
@@ -110,7 +107,7 @@ def _write_trace(path: Path, batches: Iterable[dict[str, Any]]) -> list[Any]:
 def clear(folder: Path) -> None:
     """Remove the run that a folder holds, finished or not, images and all; nothing else in it.
 
-    A finished run becomes an unfinished one first, whose record goes last: a removal that is killed is gone on with.
+    A finished run first becomes an unfinished one, whose record goes last: the next call goes on with a killed removal.
 
     Raises:
         InputError: the folder cannot be written to.
@@ -135,13 +132,9 @@ def clear(folder: Path) -> None:
 
 
 def _seeds(folder: Path) -> list[int]:
-    """Of the run that the folder holds; none where that cannot be read."""
+    """The seeds of the run that the folder holds; none where they cannot be read."""
     try:
-        held = read_record(folder) or _read_manifest(folder)["job"]
+        held = read_record(folder) or read_json(folder / _MANIFEST)["job"]
         return [int(seed) for seed in held["seeds"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return []
-
-
-def _read_manifest(folder: Path) -> Any:
-    return json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))

@@ -1,13 +1,14 @@
-"""The finished batches of a run that goes on: one file each, whole or not there, and a record of whose they are.
+"""The finished batches of an unfinished run: one file each, whole or not there, and a record that says whose they are.
 
-They lie in `.parts` beside the images and go when the run is finished. A record is there before the first image, so a folder
-that holds images of an unfinished run says which.
+They lie in `.parts` beside the images, and are removed when the run is finished. The record is written before the first image,
+so that a folder with images of an unfinished run says which run that is.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from steindiff.errors import InputError
-from steindiff.io.files import digest, read_tensors, write_tensors, write_text
+from steindiff.io.files import digest, read_json, read_tensors, write_tensors, write_text
 from steindiff.io.images import Image
 
 __all__ = ["Parts", "has_parts", "read_record", "remove_parts", "sweep", "write_record"]
@@ -32,9 +34,9 @@ class Parts:
     """The batches of one run.
 
     Args:
-        folder: of the run.
+        folder: where the run writes.
         about: all that determines the images, as plain JSON.
-        layout: how they are laid out in files.
+        layout: how the images are laid out in files.
     """
 
     folder: Path
@@ -59,7 +61,7 @@ class Parts:
         """Refuse parts that are not this run's, and remove what a kill left half-written.
 
         Raises:
-            InputError: the folder holds another run that is not finished, or a damaged part.
+            InputError: the folder holds another unfinished run, or a damaged part.
         """
         held = read_record(self.folder)
         differing = [name for name, value in self._record.items() if held.get(name) != value]
@@ -75,61 +77,65 @@ class Parts:
 
     def write(self, batch: int, images: Image, trace: Any, stats: Any) -> None:
         """Keep a batch. Raises InputError where the folder cannot be written to, or the disk is full."""
-        pixels = np.ascontiguousarray(images)
+        pixels = torch.from_numpy(np.ascontiguousarray(images))
         about = {"format": FORMAT, "key": self.key, "batch": batch, "sha256": _sha256(pixels), "trace": trace, "stats": stats}
-        write_tensors(self.path(batch), {"images": torch.from_numpy(pixels)}, about)
+        write_tensors(self.path(batch), {"images": pixels}, about)
 
     def read(self, batch: int) -> dict[str, Any]:
-        """What is known about a batch: trace, stats. Raises InputError where the file is damaged or another run's."""
-        return self._open(batch, pixels=False)[0]
+        """What is known about a batch: trace and stats. Raises InputError where the file is damaged or another run's."""
+        return self._open(batch)[0]
 
     def images(self, batch: int) -> Image:
-        """A batch's images, uint8 (B, H, W, C). Raises InputError as `read`, and where a pixel has changed."""
-        return self._open(batch, pixels=True)[1]
+        """The images of a batch, uint8 (B, H, W, C). Raises InputError as `read`, and where a pixel has changed."""
+        pixels: Image = self._open(batch, "images")[1][0].numpy()
+        return pixels
 
     @property
     def _record(self) -> dict[str, Any]:
         return {**self.about, **self.layout}
 
-    def _open(self, batch: int, pixels: bool) -> tuple[dict[str, Any], Image]:
+    def _open(self, batch: int, *names: str) -> tuple[dict[str, Any], Sequence[Tensor]]:
         path = self.path(batch)
         try:
-            about, found = read_tensors(path, *(["images"] if pixels else []))
-            images = found[0].numpy() if pixels else np.empty(0, np.uint8)
-            if about["format"] != FORMAT or (pixels and _sha256(images) != about["sha256"]):
+            about, tensors = read_tensors(path, *names)
+            if about["format"] != FORMAT or any(_sha256(pixels) != about["sha256"] for pixels in tensors):
                 raise ValueError("another format, or changed pixels")
             mine = (about["key"], about["batch"]) == (self.key, batch)
         except (KeyError, ValueError) as error:
             raise InputError(f"{path} is damaged ({error}): remove it, and the batch is drawn again") from error
         if not mine:
             raise InputError(f"{path} is a batch of another run: choose another --outdir, or pass --overwrite")
-        return about, images
+        return about, tensors
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Which run the folder holds unfinished; empty where it holds none. Raises InputError where that cannot be read."""
+    """What determines the unfinished run that the folder holds; empty where it holds none.
+
+    Raises:
+        InputError: the record cannot be read.
+    """
     path = folder / PARTS / _RECORD
     try:
-        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        held = read_json(path) if path.exists() else {}
         if not isinstance(held, dict):
             raise ValueError("no object")
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise InputError(f"{path} cannot be read ({error}): choose another --outdir, or pass --overwrite") from error
     return held
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Say which run the folder holds unfinished. Raises InputError where it cannot be written to."""
+    """Say which unfinished run the folder holds. Raises InputError where it cannot be written to."""
     write_text(folder / PARTS / _RECORD, json.dumps(record) + "\n")
 
 
 def has_parts(folder: Path) -> bool:
-    """Whether the folder holds a run that is not finished, or was killed just after its last word."""
+    """Whether the folder holds an unfinished run, or one that was killed just after its last word."""
     return (folder / PARTS).is_dir()
 
 
 def remove_parts(folder: Path) -> None:
-    """The parts go, their record last: a removal that is killed leaves a folder that still says whose it is."""
+    """Remove the parts, and their record last: where a removal is killed, the folder still says whose it is."""
     parts = folder / PARTS
     for path in parts.glob("*"):
         if path.name != _RECORD:
@@ -147,5 +153,5 @@ def sweep(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _sha256(pixels: Image) -> str:
-    return hashlib.sha256(pixels.tobytes()).hexdigest()
+def _sha256(pixels: Tensor) -> str:
+    return hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
