@@ -21,8 +21,7 @@ from steindiff.divergence import Hutchinson
 from steindiff.errors import InputError, NonFiniteError
 from steindiff.io import files
 from steindiff.run import Job, generate, loop, output
-from steindiff.run.output import write_npz
-from steindiff.run.parts import PARTS
+from steindiff.run.output import PARTS, write_npz
 
 JOB = Job("digits", tuple(range(5)), nfe=3, batch=2, correction="clamped", divergence=Hutchinson(method="vjp"))
 MANY = replace(JOB, seeds=tuple(range(80)))
@@ -108,7 +107,7 @@ def test_stopped_twice_and_with_half_written_files_about(unbroken, tmp_path):
 
 def test_killed_after_the_last_word(unbroken, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "remove_parts", killed)
+        patch.setattr(output, "remove_parts", killed)
         with pytest.raises(Killed):
             generate(JOB, tmp_path)
     assert parts_in(tmp_path)

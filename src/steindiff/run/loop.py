@@ -22,10 +22,8 @@ from steindiff.io import processes
 from steindiff.io.images import to_uint8
 from steindiff.models import Model
 from steindiff.noise import generators, initial_noise
-from steindiff.run import output
 from steindiff.run.job import Job
-from steindiff.run.output import Layout
-from steindiff.run.parts import Parts, has_parts, remove_parts
+from steindiff.run.output import Output
 from steindiff.sampling import SampleResult, sample
 from steindiff.solvers import Solver
 
@@ -61,43 +59,26 @@ def generate(
             part is damaged; the folder cannot be written to, or the disk is full.
         NonFiniteError: the network's output is not finite; finished batches are kept.
     """
-    folder, layout = Path(outdir), Layout(subdirs, png, npz)
     with processes.joined():
         run = _Run.of(job)
-        parts = Parts(folder, run.about(), {"subdirs": subdirs, "png": png})
-        _admit_together(parts, job.batches, overwrite)
-        if not output.finished(folder):
-            _draw_share(run, parts, layout, progress)
+        output = Output(Path(outdir), run.about(), subdirs, png, npz)
+        refusal = _refusal(output, job.batches, overwrite) if processes.rank() == 0 else None
+        if (refusal := processes.agreed(refusal)) is not None:
+            raise refusal
+        if not output.finished:
+            _draw_share(run, output, progress)
             processes.barrier()
             if processes.rank() == 0:
-                run.finish(parts, npz)
-    return folder
+                run.finish(output)
+    return output.folder
 
 
-def _admit_together(parts: Parts, batches: range, overwrite: bool) -> None:
-    """The first process looks, and all refuse what it refuses."""
-    refusal: InputError | None = None
-    if processes.rank() == 0:
-        try:
-            _admit(parts, batches, overwrite)
-        except InputError as error:
-            refusal = error
-    if (refusal := processes.agreed(refusal)) is not None:
-        raise refusal
-
-
-def _admit(parts: Parts, batches: range, overwrite: bool) -> None:
-    """Refuse a folder that holds something else; go on with this run's own, or start anew."""
-    folder = parts.folder
-    if overwrite:
-        output.clear(folder)
-    elif output.finished(folder):
-        killed_after_all = has_parts(folder) and output.digest_of(folder) == parts.key
-        remove_parts(folder)
-        if not killed_after_all:
-            raise InputError(f"{folder} already holds a finished run: choose another --outdir, or pass --overwrite")
-    else:
-        parts.check(batches)
+def _refusal(output: Output, batches: range, overwrite: bool) -> InputError | None:
+    try:
+        output.admit(batches, overwrite)
+    except InputError as error:
+        return error
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,37 +124,32 @@ class _Run:
         except NonFiniteError as error:
             raise NonFiniteError(f"batch {batch}, from seed {seeds[0]} on: {error}") from error
 
-    def finish(self, parts: Parts, npz: bool) -> None:
-        """Write what is made of all batches, and remove the parts."""
+    def finish(self, output: Output) -> None:
+        """Write what is made of all batches."""
         channels, *size = self.model.event_shape
         model = {"name": self.model.name, "sha256": self.model.sha256, "info": self.model.info}
-        output.write_summary(
-            parts, self.job.batches, (len(self.job.seeds), *size, channels), npz,
-            job=asdict(self.job), sigmas=self.sigmas.tolist(), model=model,
-        )  # fmt: skip
-        remove_parts(parts.folder)
+        shape = (len(self.job.seeds), *size, channels)
+        output.finish(self.job.batches, shape, job=asdict(self.job), sigmas=self.sigmas.tolist(), model=model)
 
     def _noise(self, batch: int) -> Tensor:
         seeds, level = self.job.seeds_of(batch), float(self.sigmas[0])
         return initial_noise(seeds, self.model.event_shape, level, dtype=self.job.state_dtype, device=self.device)
 
 
-def _draw_share(run: _Run, parts: Parts, layout: Layout, progress: bool) -> None:
+def _draw_share(run: _Run, output: Output, progress: bool) -> None:
     """Draw batches k, k + n, … of n processes, as far as they are not there yet."""
     from tqdm.auto import tqdm
 
     rank, world = processes.rank(), processes.world_size()
     share = run.job.batches[rank::world]
-    missing = [batch for batch in share if not parts.path(batch).exists()]
+    missing = [batch for batch in share if not output.part(batch).exists()]
     count, left = (sum(len(run.job.seeds_of(batch)) for batch in some) for some in (share, missing))
     title = f"process 1 of {world}" if world > 1 else None
     with tqdm(total=count, initial=count - left, unit="image", desc=title, disable=rank > 0 or not progress) as bar:
         for batch in missing:
             seeds, result = run.job.seeds_of(batch), run.draw(batch)
-            images = to_uint8(result.x)
-            parts.claim()
-            layout.write_pngs(parts.folder, seeds, images)
-            parts.write(batch, images, [{"batch": batch, **asdict(r)} for r in result.trace], asdict(result.stats))
+            trace = [{"batch": batch, **asdict(record)} for record in result.trace]
+            output.keep(batch, seeds, to_uint8(result.x), trace, asdict(result.stats))
             run = run.priced(result.stats.choice) if batch == missing[0] else run
             bar.update(len(seeds))
 

@@ -1,35 +1,57 @@
-"""The files of a run: PNGs as they come, and, from the parts, grid.png, samples.npz, trace.jsonl and run.json."""
+"""The folder of a run: PNGs and finished batches as they come, then grid.png, samples.npz, trace.jsonl and run.json.
+
+A finished batch is a file in `.parts`, whole or not there. A record there says whose the batches are; it is written before the
+first image, so that a folder with images of an unfinished run says which run that is. `.parts` goes when run.json is written.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from steindiff.errors import InputError
-from steindiff.io.files import atomic, manifest, read_json, writable_folder, write_json
+from steindiff.io.files import (
+    atomic,
+    digest,
+    manifest,
+    read_json,
+    read_tensors,
+    writable_folder,
+    write_json,
+    write_tensors,
+    write_text,
+)  # fmt: skip
 from steindiff.io.images import Image, contact_sheet, save_png
-from steindiff.run.parts import Parts, has_parts, read_record, remove_parts, sweep, write_record
 
-__all__ = ["Layout", "clear", "digest_of", "finished", "write_npz", "write_summary"]
+__all__ = ["PARTS", "Output", "clear", "remove_parts", "sweep", "write_npz"]
 
+FORMAT = 1
+PARTS = ".parts"
+_RECORD = f"{PARTS}/job.json"
 _MANIFEST = "run.json"
 _SUMMARY = ("grid.png", "samples.npz", "trace.jsonl")
 _SHOWN = 64
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Which files a run writes, and where.
+@dataclass(frozen=True, eq=False)
+class Output:
+    """What one run writes into its folder.
 
     Args:
+        folder: where the run writes.
+        about: all that determines the images, as plain JSON.
         subdirs: every 1000 seeds have a folder, as in EDM.
         png: every seed has a PNG.
         npz: all images are in samples.npz.
@@ -38,6 +60,8 @@ class Layout:
         InputError: there would be neither PNGs nor samples.npz.
     """
 
+    folder: Path
+    about: dict[str, Any]
     subdirs: bool = False
     png: bool = True
     npz: bool = True
@@ -46,39 +70,102 @@ class Layout:
         if not (self.png or self.npz):
             raise InputError("--no-png and --no-npz: no image would be kept; leave one of them out")
 
-    def write_pngs(self, folder: Path, seeds: Sequence[int], images: Image) -> None:
-        """Write the PNGs of a batch, where the run has PNGs. Raises InputError where they cannot be written."""
-        if self.png:
-            for seed, image in zip(seeds, images, strict=True):
-                save_png(_place(folder, seed, self.subdirs), image)
+    @cached_property
+    def key(self) -> str:
+        """A digest of all that determines the images."""
+        return digest(**self.about)
 
+    @property
+    def finished(self) -> bool:
+        """Whether the folder holds a finished run."""
+        return (self.folder / _MANIFEST).exists()
 
-def _place(folder: Path, seed: int, subdirs: bool) -> Path:
-    return (folder / f"{seed - seed % 1000:06d}" if subdirs else folder) / f"{seed:06d}.png"
+    def part(self, batch: int) -> Path:
+        """Where a finished batch lies."""
+        return self.folder / PARTS / f"{batch:06d}.safetensors"
 
+    def admit(self, batches: range, overwrite: bool) -> None:
+        """Go on with this run where the folder holds it unfinished, start anew under `overwrite`, and refuse all else.
 
-def finished(folder: Path) -> bool:
-    """Whether the folder holds a finished run."""
-    return (folder / _MANIFEST).exists()
+        Raises:
+            InputError: the folder holds a finished run, another unfinished one, or a damaged part.
+        """
+        if overwrite:
+            clear(self.folder)
+        elif self.finished:
+            just_finished = (self.folder / PARTS).is_dir() and self._digest_of_the_finished() == self.key
+            remove_parts(self.folder)
+            if not just_finished:
+                raise InputError(f"{self.folder} already holds a finished run: choose another --outdir, or pass --overwrite")
+        else:
+            self._check(batches)
 
+    def keep(self, batch: int, seeds: Sequence[int], images: Image, trace: Sequence[Any], stats: Any) -> None:
+        """Write the PNGs of a batch, then its part. Raises InputError where the folder cannot be written to, or is full."""
+        if not (self.folder / _RECORD).exists():
+            write_text(self.folder / _RECORD, json.dumps(self._record) + "\n")
+        for seed, image in zip(seeds, images, strict=True) if self.png else ():
+            save_png(_place(self.folder, seed, self.subdirs), image)
+        pixels = torch.from_numpy(np.ascontiguousarray(images))
+        about = {"format": FORMAT, "key": self.key, "batch": batch, "sha256": _sha256(pixels), "trace": trace, "stats": stats}
+        write_tensors(self.part(batch), {"images": pixels}, about)
 
-def digest_of(folder: Path) -> str | None:
-    """The digest of the finished run that the folder holds; None where its run.json does not say."""
-    try:
-        return str(read_json(folder / _MANIFEST)["digest"])
-    except (ValueError, KeyError, TypeError):
-        return None
+    def finish(self, batches: range, shape: Sequence[int], **about: Any) -> None:
+        """Write all that is made of every batch, one batch at a time, and run.json last; `shape` is (N, H, W, C)."""
+        few = np.stack(list(islice(chain.from_iterable(map(self._images, batches)), _SHOWN)))
+        save_png(self.folder / "grid.png", contact_sheet(few, columns=8, scale=max(1, 64 // shape[1])))
+        if self.npz:
+            write_npz(self.folder / "samples.npz", shape, map(self._images, batches))
+        stats = []
+        with atomic(self.folder / "trace.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as file:
+            for batch in batches:
+                known, _ = self._read(batch)
+                file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in known["trace"])
+                stats.append(known["stats"])
+        write_json(self.folder / _MANIFEST, manifest(**about, digest=self.key, stats=stats))
+        remove_parts(self.folder)
 
+    @property
+    def _record(self) -> dict[str, Any]:
+        return {**self.about, "subdirs": self.subdirs, "png": self.png}
 
-def write_summary(parts: Parts, batches: range, shape: Sequence[int], npz: bool, **about: Any) -> None:
-    """Write all that is not a PNG from a run's parts, one part at a time, and run.json last; `shape` is (N, H, W, C)."""
-    folder = parts.folder
-    few = np.stack(list(islice(chain.from_iterable(map(parts.images, batches)), _SHOWN)))
-    save_png(folder / "grid.png", contact_sheet(few, columns=8, scale=max(1, 64 // shape[1])))
-    if npz:
-        write_npz(folder / "samples.npz", shape, map(parts.images, batches))
-    stats = _write_trace(folder / "trace.jsonl", map(parts.read, batches))
-    write_json(folder / _MANIFEST, manifest(**about, digest=parts.key, stats=stats))
+    def _digest_of_the_finished(self) -> str | None:
+        try:
+            return str(read_json(self.folder / _MANIFEST)["digest"])
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def _check(self, batches: range) -> None:
+        """Refuse another run's parts and damaged ones, and remove what a kill left half-written."""
+        held = _read_record(self.folder)
+        differing = [name for name, value in self._record.items() if held.get(name) != value]
+        if held and differing:
+            raise InputError(
+                f"{self.folder} holds another run that is not finished, with other {', '.join(differing)}: go on with the "
+                "command it was begun with, choose another --outdir, or pass --overwrite"
+            )
+        for batch in batches:
+            if self.part(batch).exists():
+                self._read(batch)
+        sweep(self.folder)
+
+    def _images(self, batch: int) -> Image:
+        pixels: Image = self._read(batch, "images")[1][0].numpy()
+        return pixels
+
+    def _read(self, batch: int, *names: str) -> tuple[dict[str, Any], list[Tensor]]:
+        """What is known about a batch, and its pixels. Raises InputError where the file is damaged or another run's."""
+        path = self.part(batch)
+        try:
+            about, tensors = read_tensors(path, *names)
+            if about["format"] != FORMAT or any(_sha256(pixels) != about["sha256"] for pixels in tensors):
+                raise ValueError("another format, or changed pixels")
+            mine = (about["key"], about["batch"]) == (self.key, batch)
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{path} is damaged ({error}): remove it, and the batch is drawn again") from error
+        if not mine:
+            raise InputError(f"{path} is a batch of another run: choose another --outdir, or pass --overwrite")
+        return about, tensors
 
 
 def write_npz(path: Path, shape: Sequence[int], batches: Iterable[Image]) -> None:
@@ -94,16 +181,6 @@ def write_npz(path: Path, shape: Sequence[int], batches: Iterable[Image]) -> Non
             file.write(images.tobytes())
 
 
-def _write_trace(path: Path, batches: Iterable[dict[str, Any]]) -> list[Any]:
-    """Write a line for every step; return what the batches cost."""
-    stats = []
-    with atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        for batch in batches:
-            file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in batch["trace"])
-            stats.append(batch["stats"])
-    return stats
-
-
 def clear(folder: Path) -> None:
     """Remove the run that a folder holds, finished or not, images and all; nothing else in it.
 
@@ -112,18 +189,19 @@ def clear(folder: Path) -> None:
     Raises:
         InputError: the folder cannot be written to.
     """
-    if not (finished(folder) or has_parts(folder)):
+    finished = (folder / _MANIFEST).exists()
+    if not (finished or (folder / PARTS).is_dir()):
         return
     writable_folder(folder)
     seeds = _seeds(folder)
-    if finished(folder):
-        write_record(folder, {"seeds": seeds})
+    if finished:
+        write_text(folder / _RECORD, json.dumps({"seeds": seeds}) + "\n")
         (folder / _MANIFEST).unlink()
-    for name in _SUMMARY:
-        (folder / name).unlink(missing_ok=True)
-    for seed in seeds:
-        for subdirs in (False, True):
-            _place(folder, seed, subdirs).unlink(missing_ok=True)
+    for path in (
+        *(folder / name for name in _SUMMARY),
+        *(_place(folder, seed, deep) for seed in seeds for deep in (False, True)),
+    ):
+        path.unlink(missing_ok=True)
     sweep(folder)
     for place in {_place(folder, seed, True).parent for seed in seeds}:
         with contextlib.suppress(OSError):  # it is not there, or holds something else
@@ -131,10 +209,46 @@ def clear(folder: Path) -> None:
     remove_parts(folder)
 
 
+def remove_parts(folder: Path) -> None:
+    """Remove the parts, and their record last: where a removal is killed, the folder still says whose it is."""
+    for path in sorted((folder / PARTS).glob("*"), key=lambda path: path == folder / _RECORD):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        (folder / PARTS).rmdir()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a kill left half-written in a folder that holds an unfinished run."""
+    if (folder / PARTS).is_dir():
+        for pattern in (".*.tmp.*", f"{PARTS}/.*.tmp.*", "[0-9]*/.*.tmp.png"):
+            for path in folder.glob(pattern):
+                path.unlink(missing_ok=True)
+
+
+def _place(folder: Path, seed: int, subdirs: bool) -> Path:
+    return (folder / f"{seed - seed % 1000:06d}" if subdirs else folder) / f"{seed:06d}.png"
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    """What determines the unfinished run that the folder holds; empty where it holds none."""
+    path = folder / _RECORD
+    try:
+        held = read_json(path) if path.exists() else {}
+        if not isinstance(held, dict):
+            raise ValueError("no object")
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read ({error}): choose another --outdir, or pass --overwrite") from error
+    return held
+
+
 def _seeds(folder: Path) -> list[int]:
     """The seeds of the run that the folder holds; none where they cannot be read."""
     try:
-        held = read_record(folder) or read_json(folder / _MANIFEST)["job"]
+        held = _read_record(folder) or read_json(folder / _MANIFEST)["job"]
         return [int(seed) for seed in held["seeds"]]
     except (ValueError, KeyError, TypeError):
         return []
+
+
+def _sha256(pixels: Tensor) -> str:
+    return hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
