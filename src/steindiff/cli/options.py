@@ -12,7 +12,8 @@ from rich.console import Console
 from steindiff import models
 
 __all__ = [
-    "Batch", "Chunk", "Device", "FirstSeed", "HeldOut", "ModelName", "ReportFolder", "Threads", "use_threads", "wide_console",
+    "Batch", "Chunk", "Device", "Dinov2", "Dinov2Reference", "FirstSeed", "HeldOut", "Inception", "InceptionReference",
+    "ModelName", "ReportFolder", "Threads", "use_threads", "wide_console",
 ]  # fmt: skip
 
 Batch = Annotated[int, typer.Option(help="Images in a batch; the statistics of a correction are those of a batch.", min=1)]
@@ -23,11 +24,15 @@ Device = Annotated[
         help="The model computes on cpu, cuda, cuda:1, …; with cuda, each of several processes takes a device of its own."
     ),
 ]
+Dinov2 = Annotated[str, typer.Option(help="A folder of a local DINOv2 of transformers, for FD-DINOv2.")]
+Dinov2Reference = Annotated[Path | None, typer.Option(help="Its statistics of real images, .npz.")]
 FirstSeed = Annotated[int, typer.Option("--seed", help="Image i comes from this seed plus i.", min=0)]
 HeldOut = Annotated[
     str,
     typer.Option(help="Images that are not trained on: a folder, zip or tar, or how many of --data are held out."),
 ]
+Inception = Annotated[str, typer.Option(help="NVIDIA's inception-2015-12-05.pt, for FID and inception score.")]
+InceptionReference = Annotated[Path | None, typer.Option(help="Its statistics of real images, EDM's .npz.")]
 ModelName = Annotated[str, typer.Option(help=f"The model is one of {', '.join(models.names())}, or a .safetensors file.")]
 ReportFolder = Annotated[Path, typer.Option("--outdir", help="The report and its pictures go into this folder.")]
 Threads = Annotated[int, typer.Option(help="The number of CPU threads; 0 leaves torch's default.", min=0)]

@@ -74,9 +74,7 @@ def sample_command(
     frame: Annotated[Frame, typer.Option(parser=str, help="The coordinates of the blend: model or ve.")] = "model",
     divergence: Annotated[Method, typer.Option(parser=str, help="How the derivative is taken: auto, vjp, jvp or fd.")] = "auto",
     probes: Annotated[int, typer.Option(help="The number of Hutchinson probes in a step.", min=1)] = 1,
-    probe_kind: Annotated[
-        ProbeKind, typer.Option("--probe-kind", parser=str, help="The probes are rademacher or gaussian.")
-    ] = "rademacher",
+    probe_kind: Annotated[ProbeKind, typer.Option(parser=str, help="The probes are rademacher or gaussian.")] = "rademacher",
     batch: Batch = 64,
     class_index: Annotated[int | None, typer.Option("--class", help="The class label, for a class-conditional model.")] = None,
     subdirs: Annotated[bool, typer.Option("--subdirs", help="Make one folder for every 1000 seeds.")] = False,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from steindiff import report
-from steindiff.cli.options import Chunk, Device
+from steindiff.cli.options import Chunk, Device, Dinov2, Dinov2Reference, Inception, InceptionReference
 from steindiff.errors import InputError
 from steindiff.io.files import writable_folder, write_json
 from steindiff.metrics import JudgeFiles
@@ -40,39 +40,29 @@ _PLACE = "folder, zip, tar or .npz (arr_0, uint8 NHWC)"
 
 
 def score_command(
-    images: Annotated[str, typer.Option(help=f"The samples: {_PLACE}; of a run of `steindiff sample`, its folder.")] = "",
+    images: Annotated[str, typer.Option(help=f"The samples: a {_PLACE}, or the folder of a `steindiff sample` run.")] = "",
     against: Annotated[str, typer.Option(help="A second set from the same seeds, for a paired difference.")] = "",
     real: Annotated[str, typer.Option(help="Real images, of which references that no file gives are made.")] = "",
-    held_out: Annotated[
-        str, typer.Option("--held-out", help="Real images that are in no reference, for the noise floor.")
-    ] = "",
-    inception: Annotated[str, typer.Option(help="NVIDIA's inception-2015-12-05.pt, for FID and inception score.")] = "",
-    inception_reference: Annotated[
-        Path | None, typer.Option("--inception-reference", help="Its statistics of real images, EDM's .npz.")
-    ] = None,
-    dinov2: Annotated[str, typer.Option(help="Folder of a local DINOv2 of transformers, for FD-DINOv2.")] = "",
-    dinov2_reference: Annotated[
-        Path | None, typer.Option("--dinov2-reference", help="Its statistics of real images, .npz.")
-    ] = None,
+    held_out: Annotated[str, typer.Option(help="Real images that are in no reference, for the noise floor.")] = "",
+    inception: Inception = "",
+    inception_reference: InceptionReference = None,
+    dinov2: Dinov2 = "",
+    dinov2_reference: Dinov2Reference = None,
     features: Annotated[
         str, typer.Option(help=f"Features of a small classifier: {', '.join(feature_names())}, or a file; no FID.")
     ] = "",
-    features_reference: Annotated[
-        Path | None, typer.Option("--features-reference", help="Their statistics of real images, .npz.")
-    ] = None,
-    write_reference: Annotated[
-        Path | None, typer.Option("--write-reference", help="Keep the reference made of --real in this .npz.")
-    ] = None,
-    n: Annotated[int | None, typer.Option("--n", help="Score the first so many; default: all.", min=2)] = None,
+    features_reference: Annotated[Path | None, typer.Option(help="Their statistics of real images, .npz.")] = None,
+    write_reference: Annotated[Path | None, typer.Option(help="Keep the reference made of --real in this .npz.")] = None,
+    n: Annotated[int | None, typer.Option(help="Score the first so many images; default: all.", min=2)] = None,
     resolution: Annotated[int | None, typer.Option(help="Crop and resize real images to this many pixels.", min=1)] = None,
-    groups: Annotated[int, typer.Option(help="Of the jackknife.", min=2)] = 20,
-    few: Annotated[bool, typer.Option("--few", help="Allow no more images than features; very biased.")] = False,
+    groups: Annotated[int, typer.Option(help="The number of groups in the jackknife.", min=2)] = 20,
+    few: Annotated[bool, typer.Option("--few", help="Allow no more images than features; the result is very biased.")] = False,
     batch: Chunk = 64,
     device: Device = "cpu",
-    outdir: Annotated[Path | None, typer.Option(help="Where score.json goes, with hashes, versions and command.")] = None,
+    outdir: Annotated[Path | None, typer.Option(help="score.json goes here, with hashes, versions and command.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace score.json or the reference.")] = False,
 ) -> None:
-    """FID, inception score and FD-DINOv2 of images, with standard errors; weights and references are your own files."""
+    """Measure FID, inception score and FD-DINOv2 of images, with standard errors; you name the weights and references."""
     named = {
         "inception": ("inception", inception, inception_reference),
         "dinov2": ("dinov2", dinov2, dinov2_reference),

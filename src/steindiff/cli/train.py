@@ -38,37 +38,29 @@ Killed at any moment, the same command goes on from the last checkpoint, with th
 
 
 def train_command(
-    outdir: Annotated[Path, typer.Option(help="Where checkpoint, log, samples, model and card go; made if need be.")],
-    data: Annotated[str, typer.Option(help="Folder, zip or tar of images to train on, or: digits.")],
+    outdir: Annotated[Path, typer.Option(help="Checkpoint, log, samples, model and card go into this folder.")],
+    data: Annotated[str, typer.Option(help="A folder, zip or tar of images to train on, or: digits.")],
     held_out: HeldOut = "",
-    preset_name: Annotated[
-        str, typer.Option("--preset", help="; ".join(f"{k}: {v.about}" for k, v in PRESETS.items()))
-    ] = "cifar10",
+    preset: Annotated[str, typer.Option(help="; ".join(f"{k}: {v.about}" for k, v in PRESETS.items()))] = "cifar10",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help=f"NAME=VALUE, repeatable; of the recipe or network: {', '.join(SETTINGS)}."),
+        typer.Option("--set", help=f"NAME=VALUE changes the recipe or network (repeatable): {', '.join(SETTINGS)}."),
     ] = None,
     resolution: Annotated[int | None, typer.Option(help="Crop to squares and resize; default: the preset's.", min=1)] = None,
-    grey: Annotated[bool, typer.Option("--grey", help="One channel.")] = False,
-    classes: Annotated[
-        bool, typer.Option("--classes", help="Class-conditional: classes are folders, or dataset.json.")
-    ] = False,
-    name: Annotated[str, typer.Option(help="Of the model file; default: the last part of --outdir.")] = "",
+    grey: Annotated[bool, typer.Option("--grey", help="Make the images grey.")] = False,
+    classes: Annotated[bool, typer.Option("--classes", help="Condition on classes: folders, or dataset.json.")] = False,
+    name: Annotated[str, typer.Option(help="The model file's name; default: the last part of --outdir.")] = "",
     notes: Annotated[Path | None, typer.Option(help="A Markdown file to put into the card.")] = None,
-    evaluate: Annotated[int, typer.Option(help="Samples for the card's quality section; 0: none.", min=0)] = 1000,
-    features: Annotated[str, typer.Option(help="For --evaluate: cifar10, none, or a classifier file.")] = "cifar10",
+    evaluate: Annotated[int, typer.Option(help="How many samples the card judges the network by.", min=0)] = 1000,
+    features: Annotated[str, typer.Option(help="--evaluate takes cifar10, none, or a classifier file.")] = "cifar10",
     budget_minutes: Annotated[
-        float | None, typer.Option("--budget-minutes", help="Choose the steps to fill this, from a short trial.", min=0.1)
+        float | None, typer.Option(help="Choose the number of steps from a short trial, to fill this time.", min=0.1)
     ] = None,
-    session_minutes: Annotated[
-        float, typer.Option("--session-minutes", help="Stop after this long; the same command goes on.", min=0.01)
-    ] = math.inf,
-    report_every: Annotated[int, typer.Option("--report-every", help="Steps between reports; 0: at the end.", min=0)] = 1000,
-    log_every: Annotated[int, typer.Option("--log-every", help="Steps between log lines.", min=1)] = 50,
-    checkpoint_seconds: Annotated[
-        float, typer.Option("--checkpoint-seconds", help="Least time between checkpoints.", min=0)
-    ] = 120.0,
-    compile_network: Annotated[bool, typer.Option("--compile", help="torch.compile the network.")] = False,
+    session_minutes: Annotated[float, typer.Option(help="Stop after this; the same command goes on.", min=0.01)] = math.inf,
+    report_every: Annotated[int, typer.Option(help="Steps between reports; 0 reports at the end.", min=0)] = 1000,
+    log_every: Annotated[int, typer.Option(help="Steps between log lines.", min=1)] = 50,
+    checkpoint_seconds: Annotated[float, typer.Option(help="The least time between checkpoints.", min=0)] = 120.0,
+    compile_network: Annotated[bool, typer.Option("--compile", help="Use torch.compile on the network.")] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where --outdir holds a run.")] = False,
 ) -> None:
@@ -82,7 +74,7 @@ def train_command(
         raise InputError(f"training needs {error.name}: pip install 'steindiff[cli,train]'") from error
 
     plan = Plan(
-        preset=preset_name, data=data, held_out=held_out, changes=tuple(settings or ()), resolution=resolution, grey=grey,
+        preset=preset, data=data, held_out=held_out, changes=tuple(settings or ()), resolution=resolution, grey=grey,
         classes=classes,
     )  # fmt: skip
     options = Options(
@@ -98,10 +90,10 @@ class Output:
     """What a finished run writes.
 
     Args:
-        name: of the model.
+        name: the model's name.
         notes: a Markdown file for the card.
-        samples: how many to judge the network by in the card; 0: none.
-        features: of which classifier.
+        samples: how many samples the card judges the network by.
+        features: the classifier whose features the card uses.
     """
 
     name: str
@@ -113,10 +105,10 @@ class Output:
 def run_training(
     plan: Plan, outdir: Path, options: Options, output: Output, budget_minutes: float | None = None, overwrite: bool = False
 ) -> list[Path]:
-    """Train to the end or the session's, then write model and card; the model's files (none where the session ended first).
+    """Train to the end of the run or the session; return the files of a finished model, which has a card beside it.
 
     Raises:
-        InputError: bad settings, data or folders, before any training.
+        InputError: settings, data or folders do not serve; this is said before any training.
         NonFiniteError: as `loop.train`.
     """
     from steindiff.train import loop
@@ -154,7 +146,7 @@ def _read_notes(notes: Path | None) -> str:
 
 
 def _fit(data: ImageSet, config: UNetConfig, recipe: Recipe, outdir: Path, options: Options, minutes: float) -> Recipe:
-    """The recipe with as many steps as fill the time, or as the run in `outdir` was begun with."""
+    """The recipe with as many steps as fill the time, or as many as the run in `outdir` began with."""
     from steindiff.train import loop
     from steindiff.train.checkpoint import steps_of
 
@@ -168,7 +160,7 @@ def _fit(data: ImageSet, config: UNetConfig, recipe: Recipe, outdir: Path, optio
 
 
 def _quality(file: Path, data: ImageSet, held_out: ImageSet, recipe: Recipe, output: Output, options: Options) -> str:
-    """The card's section on samples; kept in the folder `quality`, from which an interrupted evaluation goes on."""
+    """The card's section on samples; an interrupted evaluation goes on from the folder `quality`."""
     if not output.samples:
         return "Not measured (`--evaluate 0`)."
     from steindiff.study.evaluate import evaluate
