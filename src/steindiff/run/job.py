@@ -96,7 +96,7 @@ class Job:
         """
         solver, steps = solvers.make(self.solver), self.steps
         if steps is None:
-            solver, steps = solvers.for_nfe(solver, self.nfe or 0)
+            solver, steps = solver.for_nfe(self.nfe or 0)
         sigmas = grids.make(self.grid, steps, self.sigma_min, self.sigma_max)
         estimator = replace(self.divergence, choice=choice)
         corrected = corrections.apply(self.correction, solver, divergence=estimator, frame=self.frame)
