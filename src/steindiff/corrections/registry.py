@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from steindiff.divergence import Estimator
 from steindiff.errors import InputError, unknown_name
 from steindiff.io.processes import Gather, alone
 from steindiff.solvers import Solver
+from steindiff.specs import parse
 
 __all__ = ["apply", "make", "names"]
 
@@ -50,11 +52,13 @@ def make(name: str) -> Rule | None:
     """
     if Path(name).suffix == ".json":
         return FixedGamma.load(name)
-    if name in _VARIANTS:
+    call = parse(name)
+    if call.name in _VARIANTS:
         raise InputError(f"correction {name!r} wraps a solver and is no rule: use corrections.apply")
-    if name not in _RULES:
-        raise unknown_name("correction", name, [*names(), "<path to a .json table of gamma>"])
-    return _RULES[name]
+    if call.name not in _RULES:
+        raise unknown_name("correction", call.name, [*names(), "<path to a .json table of gamma>"])
+    rule = _RULES[call.name]
+    return replace(rule, **call.options) if isinstance(rule, CleanTarget) else rule
 
 
 def apply(
