@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from steindiff import specs
-from steindiff.cli.options import Device, Threads, use_threads
+from steindiff.cli.options import Device, Dinov2, Dinov2Reference, Inception, InceptionReference, Threads, use_threads
 from steindiff.errors import unknown_name
 from steindiff.study.grid import METRICS, PRESETS, Config, read_config
 from steindiff.study.testbed import names as bed_names
@@ -29,49 +29,40 @@ EXAMPLES = """
 
   torchrun --nproc_per_node=2 -m steindiff bench --preset quick --outdir outputs/quick
 
-Killed at any moment, the same command goes on. Report: report.md and report.html in --outdir.
+Killed at any moment, the same command goes on. A reference that is not named is made of the testbed's own target. A spec with
+options, such as 'energy(bands=8)', needs quotes in a shell.
 """
 
 
 def bench_command(
-    outdir: Annotated[Path, typer.Option(help="Where cells, references and the report go; made if need be.")],
-    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "quick",
-    config: Annotated[Path | None, typer.Option(help="A TOML file of entries that replace the preset's.")] = None,
-    beds: Annotated[
-        str, typer.Option(help=f"Testbeds, comma-separated: {', '.join(bed_names())}, or .safetensors files.")
-    ] = "",
+    outdir: Annotated[Path, typer.Option(help="Cells, references and the report go into this folder.")],
+    preset: Annotated[str, typer.Option(help=f"The study is one of {', '.join(PRESETS)}, before changes.")] = "quick",
+    config: Annotated[Path | None, typer.Option(help="The entries of this TOML file replace the preset's.")] = None,
+    beds: Annotated[str, typer.Option(help=f"Testbeds, comma-separated: {', '.join(bed_names())}, or model files.")] = "",
     solvers: Annotated[str, typer.Option(help="Solvers, comma-separated names or specs; default: the preset's.")] = "",
     grids: Annotated[str, typer.Option(help="Noise grids, comma-separated names or specs; default: the preset's.")] = "",
     nfe: Annotated[str, typer.Option(help="Network evaluations, comma-separated; default: the preset's.")] = "",
     corrections: Annotated[str, typer.Option(help="Corrections, comma-separated names or specs; default: the preset's.")] = "",
-    n: Annotated[int | None, typer.Option("--samples", help="Images a cell; default: the preset's.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Images a batch; default: the preset's.")] = None,
-    seed: Annotated[int | None, typer.Option(help="First of the image seeds; default: the preset's.")] = None,
-    divergence: Annotated[str | None, typer.Option(help="Derivatives by vjp, jvp or fd, or exact.")] = None,
-    probes: Annotated[int | None, typer.Option(help="Hutchinson probes a step; default: the preset's.")] = None,
-    probe_kind: Annotated[str | None, typer.Option("--probe-kind", help="The probes are rademacher or gaussian.")] = None,
-    sub_batch: Annotated[
-        int | None, typer.Option("--sub-batch", help="Derivatives are taken for so many images of a batch; 0 for all.")
-    ] = None,
+    n: Annotated[int | None, typer.Option("--samples", help="Images in a cell; default: the preset's.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images in a batch; default: the preset's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Image i comes from this seed plus i; default: the preset's.")] = None,
+    divergence: Annotated[str | None, typer.Option(help="Derivatives are taken by vjp, jvp or fd, or are exact.")] = None,
+    probes: Annotated[int | None, typer.Option(help="Hutchinson probes in a step; default: the preset's.")] = None,
+    probe_kind: Annotated[str | None, typer.Option(help="The probes are rademacher or gaussian.")] = None,
+    sub_batch: Annotated[int | None, typer.Option(help="Take derivatives for so many images of a batch; 0 for all.")] = None,
     metrics: Annotated[str, typer.Option(help=f"Metrics, comma-separated, of {', '.join(METRICS)}; default: all.")] = "",
     axes: Annotated[int | None, typer.Option(help="Principal axes of the pixel Fréchet distance.")] = None,
     checked: Annotated[
         int | None, typer.Option(help="Fine runs repeated with twice the steps, to say how exact a network's references are.")
     ] = None,
-    inception: Annotated[
-        Path | None, typer.Option(help="Inception TorchScript of your own, for FID and inception score of images.")
-    ] = None,
-    inception_reference: Annotated[
-        Path | None, typer.Option("--inception-reference", help="EDM .npz for the FID; default: the testbed's own target.")
-    ] = None,
-    dinov2: Annotated[Path | None, typer.Option(help="Folder of a local DINOv2 model, for FD-DINOv2.")] = None,
-    dinov2_reference: Annotated[
-        Path | None, typer.Option("--dinov2-reference", help="Its .npz; default: the testbed's own target.")
-    ] = None,
+    inception: Inception = None,
+    inception_reference: InceptionReference = None,
+    dinov2: Dinov2 = None,
+    dinov2_reference: Dinov2Reference = None,
     device: Device = "cpu",
     threads: Threads = 0,
 ) -> None:
-    """Every solver, grid, NFE and correction on every testbed: tables with standard errors, floors, wins and losses."""
+    """Run every solver, grid, NFE and correction on every testbed, and report with standard errors, floors, wins and losses."""
     from steindiff.io import processes
     from steindiff.io.files import manifest
     from steindiff.report.study import write_report
@@ -85,7 +76,9 @@ def bench_command(
         "sub_batch": sub_batch, "axes": axes, "checked": checked,
     }  # fmt: skip
     study = configure(preset, config, lists, {k: v for k, v in others.items() if v is not None})
-    extractors = Extractors(inception, inception_reference, dinov2, dinov2_reference)
+    extractors = Extractors(
+        inception=inception, inception_reference=inception_reference, dinov2=dinov2, dinov2_reference=dinov2_reference
+    )
     with processes.joined(device):
         found = run_study(study, outdir, extractors=extractors, device=device)
         if processes.rank():

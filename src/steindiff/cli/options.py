@@ -24,14 +24,14 @@ Device = Annotated[
         help="The model computes on cpu, cuda, cuda:1, …; with cuda, each of several processes takes a device of its own."
     ),
 ]
-Dinov2 = Annotated[str, typer.Option(help="A folder of a local DINOv2 of transformers, for FD-DINOv2.")]
+Dinov2 = Annotated[Path | None, typer.Option(help="A folder of a local DINOv2 of transformers, for FD-DINOv2.")]
 Dinov2Reference = Annotated[Path | None, typer.Option(help="Its statistics of real images, .npz.")]
 FirstSeed = Annotated[int, typer.Option("--seed", help="Image i comes from this seed plus i.", min=0)]
 HeldOut = Annotated[
     str,
     typer.Option(help="Images that are not trained on: a folder, zip or tar, or how many of --data are held out."),
 ]
-Inception = Annotated[str, typer.Option(help="NVIDIA's inception-2015-12-05.pt, for FID and inception score.")]
+Inception = Annotated[Path | None, typer.Option(help="NVIDIA's inception-2015-12-05.pt, for FID and inception score.")]
 InceptionReference = Annotated[Path | None, typer.Option(help="Its statistics of real images, EDM's .npz.")]
 ModelName = Annotated[str, typer.Option(help=f"The model is one of {', '.join(models.names())}, or a .safetensors file.")]
 ReportFolder = Annotated[Path, typer.Option("--outdir", help="The report and its pictures go into this folder.")]

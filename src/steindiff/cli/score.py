@@ -44,9 +44,9 @@ def score_command(
     against: Annotated[str, typer.Option(help="A second set from the same seeds, for a paired difference.")] = "",
     real: Annotated[str, typer.Option(help="Real images, of which references that no file gives are made.")] = "",
     held_out: Annotated[str, typer.Option(help="Real images that are in no reference, for the noise floor.")] = "",
-    inception: Inception = "",
+    inception: Inception = None,
     inception_reference: InceptionReference = None,
-    dinov2: Dinov2 = "",
+    dinov2: Dinov2 = None,
     dinov2_reference: Dinov2Reference = None,
     features: Annotated[
         str, typer.Option(help=f"Features of a small classifier: {', '.join(feature_names())}, or a file; no FID.")
@@ -71,7 +71,7 @@ def score_command(
     for flag, (_, path, reference) in named.items():
         if reference is not None and not path:
             raise InputError(f"--{flag}-reference {reference} without its extractor: give --{flag} too")
-    judges = tuple(JudgeFiles(*files) for files in named.values() if files[1])
+    judges = tuple(JudgeFiles(kind, str(path), reference) for kind, path, reference in named.values() if path)
     job = Job(
         judges=judges, images=images, against=against, real=real, held_out=held_out, write_reference=write_reference, n=n,
         groups=groups, few=few, resolution=resolution, batch=batch, device=device,
