@@ -29,7 +29,7 @@ EXAMPLES = """
 
   steindiff sample --model digits --nfe 5 --solver 'dpmpp_3m(exact=True)' --grid 'karras(rho=5)' --outdir out/exact
 
-  steindiff sample --model digits --nfe 5 --correction 'energy(bands=8, moment=m.json)' --outdir out/energy
+  steindiff sample --model cifar10 --nfe 5 --correction 'energy(bands=8, moment=m.json)' --outdir out/energy
 
   steindiff sample --model cifar10_mixture --solver heun --steps 18 --to-zero --seeds 1,2,5-10 --outdir out/heun
 
@@ -52,24 +52,18 @@ def sample_command(
     steps: Annotated[int | None, typer.Option(help="The number of solver steps (give this or --nfe).", min=1)] = None,
     nfe: Annotated[int | None, typer.Option(help="Network evaluations to spend (give this or --steps).", min=1)] = None,
     grid: Annotated[str, typer.Option(help=f"The noise grid is one of {', '.join(grids.names())}, or a spec.")] = "karras",
-    sigma_min: Annotated[float, typer.Option("--sigma_min", "--sigma-min", help="The lowest noise level.")] = 0.002,
-    sigma_max: Annotated[float, typer.Option("--sigma_max", "--sigma-max", help="The highest noise level.")] = 80.0,
+    sigma_min: Annotated[float, typer.Option("--sigma_min", "--sigma-min", help="The lowest noise level.")] = grids.SIGMA_MIN,
+    sigma_max: Annotated[float, typer.Option("--sigma_max", "--sigma-max", help="The highest noise level.")] = grids.SIGMA_MAX,
     rho: Annotated[float, typer.Option(help="The exponent of the karras grid, as in --grid 'karras(rho=7)'.")] = _RHO,
     to_zero: Annotated[bool, typer.Option("--to-zero", help="Add one more step, to sigma = 0, as EDM's sampler does.")] = False,
     correction: Annotated[
         str, typer.Option(help=f"The correction is one of {', '.join(corrections.names())}, a spec, or a .json table of gamma.")
     ] = "none",
     gamma_min: Annotated[
-        float | None,
-        typer.Option(
-            "--gamma_min", "--gamma-min", help="The lower bound of gamma, as in --correction 'clamped(gamma_min=0.1)'."
-        ),
+        float | None, typer.Option("--gamma_min", "--gamma-min", help="The least gamma of the paper's rule.")
     ] = None,
     gamma_max: Annotated[
-        float | None,
-        typer.Option(
-            "--gamma_max", "--gamma-max", help="The upper bound of gamma, as in --correction 'literal(gamma_max=1.5)'."
-        ),
+        float | None, typer.Option("--gamma_max", "--gamma-max", help="The largest gamma of the paper's rule.")
     ] = None,
     frame: Annotated[Frame, typer.Option(parser=str, help="The coordinates of the blend: model or ve.")] = "model",
     divergence: Annotated[Method, typer.Option(parser=str, help="How the derivative is taken: auto, vjp, jvp or fd.")] = "auto",
