@@ -28,7 +28,6 @@ PACKAGE = "steindiff"  # the root package shows everything and is imported by th
 
 UPWARDS: set[tuple[str, str]] = {
     ("steindiff.diagnostics.study", "steindiff.report.diagnose"),
-    ("steindiff.study.evaluate", "steindiff.report.evaluate"),
 }
 """Imports of a higher room that still stand, as (module, imported module)."""
 

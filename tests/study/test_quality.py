@@ -22,10 +22,12 @@ from steindiff.metrics import endpoint_rmse, energy_distance, frechet_distance
 from steindiff.models import Model
 from steindiff.models.datasets import ImageSet, load_digits
 from steindiff.noise import initial_noise
-from steindiff.report.evaluate import Report
+from steindiff.report.evaluate import blocks, command, write
+from steindiff.report.markdown import markdown
+from steindiff.report.numbers import show
 from steindiff.sampling import sample
 from steindiff.study.evaluate import evaluate
-from steindiff.study.evaluate_settings import RUNS, Settings, build
+from steindiff.study.evaluation import RUNS, Evaluation, Run, Settings
 
 SPREAD = 0.3
 SHAPE = (1, 4, 4)
@@ -49,8 +51,10 @@ def small(**changes: object) -> Settings:
     return dataclasses.replace(Settings(n=24, fine_steps=6, runs=("fine", "heun-5"), chunk=8, batch=4), **changes)
 
 
-def run(tmp_path: Path, model: Model, settings: Settings, n: int = 60) -> Report:
-    return evaluate(model, normal_images(n, 1), normal_images(n, 2), settings, tmp_path / "out", progress=False)
+def run(tmp_path: Path, model: Model, settings: Settings, n: int = 60) -> Evaluation:
+    found = evaluate(model, normal_images(n, 1), normal_images(n, 2), settings, tmp_path / "out", progress=False)
+    write(tmp_path / "out", found)
+    return found
 
 
 def test_a_perfect_model_reaches_the_floor_and_a_shifted_one_does_not(tmp_path):
@@ -74,7 +78,7 @@ def test_distances_are_those_of_the_saved_images(tmp_path):
     report = evaluate(normal_model(), train, held, small(first_seed=7, groups=3), tmp_path, progress=False)
     images = {}
     for row, name in zip(report.rows, ("fine", "heun-5"), strict=True):
-        made = build(name, small())
+        made = Run.of(name, small())
         x = sample(made.solver, normal_model().denoiser, initial_noise(range(7, 31), SHAPE), made.sigmas).x
         images[name] = torch.from_numpy(to_uint8(x)).permute(0, 3, 1, 2).float() * 2 / 255 - 1
         order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
@@ -96,7 +100,7 @@ def test_floors_have_as_many_images_as_samples_where_there_are_enough(tmp_path):
     assert (large.n, few.n) == (24, 10)
     assert large.train is None
     assert few.train is not None
-    assert "| real images (floor) | – | 24 | – |" in report.markdown()
+    assert "| real images (floor) | – | 24 | – |" in markdown(blocks(report))
     assert [row.n for row in report.rows] == [24, 10]
 
 
@@ -104,19 +108,19 @@ def test_files_report_and_nothing_is_done_twice(tmp_path):
     model = normal_model(wrap=Counter)
     report = run(tmp_path, model, small())
     out = tmp_path / "out"
-    assert {p.name for p in out.iterdir()} == {"samples", "distances.json", "quality.json", "quality.md", "samples.png"}
+    assert {p.name for p in out.iterdir()} == {"samples", "distances", "quality.json", "quality.md", "samples.png"}
     found = json.loads((out / "quality.json").read_text())
     assert found["runs"][0]["held"]["energy"]["value"] == report.rows[0].held.energy.value
     assert found["model"]["sha256"] == model.sha256
     assert found["settings"]["fine_steps"] == 6
-    assert (out / "quality.md").read_text() == "## Quality\n\n" + report.markdown()
-    assert f"| `heun-5` | 5 | 24 | {report.rows[1].train.energy} |" in report.markdown()
+    assert (out / "quality.md").read_text() == "## Quality\n\n" + markdown(blocks(report))
+    assert f"| `heun-5` | 5 | 24 | {show(report.rows[1].train.energy)} |" in markdown(blocks(report))
     calls = model.denoiser.calls
     assert calls == (13 + 5) * 24 // 4
-    before = (out / "distances.json").stat().st_mtime_ns
+    before = {file: file.stat().st_mtime_ns for file in (out / "distances").iterdir()}
     again = run(tmp_path, model, small())
     assert model.denoiser.calls == calls
-    assert (out / "distances.json").stat().st_mtime_ns == before
+    assert {file: file.stat().st_mtime_ns for file in (out / "distances").iterdir()} == before
     assert again.rows == report.rows
     run(tmp_path, model, small(n=32))
     assert model.denoiser.calls == calls + (13 + 5) * 8 // 4
@@ -143,17 +147,16 @@ def test_a_killed_evaluation_goes_on_within_a_run(tmp_path):
     assert [(r.train, r.held, r.error) for r in report.rows] == [(r.train, r.held, r.error) for r in whole.rows]
 
 
-def test_a_damaged_file_is_named_or_measured_again(tmp_path):
-    run(tmp_path, normal_model(), small())
-    distances = tmp_path / "out" / "distances.json"
-    whole = distances.read_text()
-    distances.write_text(whole[:100])
-    run(tmp_path, normal_model(), small())
-    assert json.loads(distances.read_text()) == json.loads(whole)
-    file = next((tmp_path / "out" / "samples").glob("fine-*"))
+@pytest.mark.parametrize(("place", "remedy"), [("samples", "they are drawn again"), ("distances", "it is measured again")])
+def test_a_damaged_file_is_named_with_its_remedy(tmp_path, place, remedy):
+    whole = run(tmp_path, normal_model(), small())
+    file = next((tmp_path / "out" / place).glob("fine-*"))
     file.write_bytes(file.read_bytes()[:-50])
-    with pytest.raises(InputError, match="remove it, and they are drawn again"):
+    with pytest.raises(InputError, match=f"remove it, and {remedy}"):
         run(tmp_path, normal_model(), small())
+    file.unlink()
+    again = run(tmp_path, normal_model(), small())
+    assert [(r.train, r.held, r.error) for r in again.rows] == [(r.train, r.held, r.error) for r in whole.rows]
 
 
 def test_a_run_that_diverges_is_reported(tmp_path):
@@ -162,7 +165,7 @@ def test_a_run_that_diverges_is_reported(tmp_path):
 
     report = run(tmp_path, normal_model(wrap=broken), small())
     assert [bool(row.failure) for row in report.rows] == [True, False]
-    text = report.markdown()
+    text = markdown(blocks(report))
     assert "| `fine` | 13 | 24 | diverged |" in text
     assert "NaN or infinite" in text
     assert report.rows[1].error is None
@@ -176,8 +179,8 @@ def test_bf16_states_its_effect(tmp_path):
     model = dataclasses.replace(model, denoiser=Counter(model.denoiser))
     report = evaluate(model, train, held, settings, tmp_path, progress=False)
     assert all(0 < row.effect.value < 0.1 for row in report.rows)
-    assert "bf16 under autocast" in report.markdown()
-    assert f"{min(r.effect.value for r in report.rows):.4f}…" in report.markdown()
+    assert "bf16 under autocast" in markdown(blocks(report))
+    assert f"{min(r.effect.value for r in report.rows):.4f}…" in markdown(blocks(report))
     calls = model.denoiser.calls
     assert calls == 2 * (5 + 5)
     again = evaluate(model, train, held, settings, tmp_path, progress=False)
@@ -214,7 +217,7 @@ def test_colour_images_are_measured_in_features(tmp_path):
     fine = report.rows[0].held
     assert fine.features is not None
     assert fine.features.value > 0
-    text = report.markdown()
+    text = markdown(blocks(report))
     assert "feature Fréchet to held-out" in text
     assert "classifier `cifar10`; test accuracy" in text
     assert "not FID" in text
@@ -235,13 +238,13 @@ def test_the_command_is_that_of_another_machine(tmp_path):
     images = normal_images(60, 1, name="/home/me/my photos")
     train, held = images.split(20)
     report = evaluate(normal_model(), train, held, small(first_seed=3, n_few=8), tmp_path, progress=False)
-    assert report.command() == (
+    assert command(report) == (
         "steindiff evaluate --model normal.safetensors --data 'my photos' --held-out 20 --n 24 --n-few 8 --seed 3 "
         "--fine-steps 6 --runs fine,heun-5 --outdir outputs/quality-normal"
     )
-    assert "/home/me" not in report.markdown()
+    assert "/home/me" not in markdown(blocks(report))
     other = evaluate(normal_model(), train, normal_images(30, 2), small(), tmp_path, progress=False)
-    assert "--held-out images.zip --n 24" in other.command()
+    assert "--held-out images.zip --n 24" in command(other)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +285,7 @@ def test_settings_are_checked(changes, message):
 
 def test_default_runs():
     assert len(RUNS) == 17
-    nfe = [build(name, Settings()).nfe for name in RUNS]
+    nfe = [Run.of(name, Settings()).nfe for name in RUNS]
     assert nfe == [71, *[5, 6, 8, 10] * 4]
 
 

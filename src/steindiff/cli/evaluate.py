@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markdown import Markdown
 
-from steindiff import models
+from steindiff import models, report, specs
 from steindiff.cli.options import Chunk, Device, FirstSeed, HeldOut, ModelName, Threads, use_threads, wide_console
 from steindiff.errors import InputError
 from steindiff.models import Model
 from steindiff.models.datasets import ImageSet, load_pair
+from steindiff.report.evaluate import blocks, write
+from steindiff.study.evaluate import evaluate
+from steindiff.study.evaluation import RUNS, Settings
 
 __all__ = ["EXAMPLES", "evaluate_command", "load_data"]
 
@@ -58,20 +60,17 @@ def evaluate_command(
     threads: Threads = 0,
 ) -> None:
     """Energy and Fréchet distances of samples to training and held-out images, beside those of real images to each other."""
-    from steindiff.study.evaluate import evaluate
-    from steindiff.study.evaluate_settings import RUNS, Settings
-
     use_threads(threads)
-    names = tuple(part.strip() for part in runs.split(",")) if runs else RUNS
     settings = Settings(
-        n=n, n_few=n_few, runs=names, first_seed=seed, fine_steps=fine_steps, precision=precision, features=features,
-        groups=groups, batch=batch, chunk=chunk, device=device,
+        n=n, n_few=n_few, runs=tuple(specs.split(runs)) if runs else RUNS, first_seed=seed, fine_steps=fine_steps,
+        precision=precision, features=features, groups=groups, batch=batch, chunk=chunk, device=device,
     )  # fmt: skip
     loaded = models.load(model, device=device)
     train, held = load_data(loaded, data, held_out, progress=True)
-    report = evaluate(loaded, train, held, settings, outdir)
+    found = evaluate(loaded, train, held, settings, outdir)
+    write(outdir, found)
     console = wide_console(200)
-    console.print(Markdown(report.markdown()))
+    report.show(console, blocks(found))
     console.print(f"everything is in [bold]{outdir}[/bold]: quality.md, quality.json, samples.png", highlight=False)
 
 

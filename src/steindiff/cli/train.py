@@ -15,6 +15,7 @@ from steindiff.cli.options import HeldOut
 from steindiff.errors import InputError
 from steindiff.models.datasets import ImageSet
 from steindiff.models.networks import UNetConfig
+from steindiff.report.blocks import Block, Markup, Text
 from steindiff.train.plan import PRESETS, SETTINGS, Plan
 from steindiff.train.recipe import Recipe
 
@@ -111,8 +112,9 @@ def run_training(
         InputError: settings, data or folders do not serve; this is said before any training.
         NonFiniteError: as `loop.train`.
     """
+    from steindiff.report.card import write_card
     from steindiff.train import loop
-    from steindiff.train.card import describe, export, write_card
+    from steindiff.train.export import describe, export
 
     note = _read_notes(output.notes)
     recipe = plan.recipe()
@@ -159,16 +161,21 @@ def _fit(data: ImageSet, config: UNetConfig, recipe: Recipe, outdir: Path, optio
     return replace(recipe, steps=steps)
 
 
-def _quality(file: Path, data: ImageSet, held_out: ImageSet, recipe: Recipe, output: Output, options: Options) -> str:
+def _quality(
+    file: Path, data: ImageSet, held_out: ImageSet, recipe: Recipe, output: Output, options: Options
+) -> tuple[Block, ...]:
     """The card's section on samples; an interrupted evaluation goes on from the folder `quality`."""
     if not output.samples:
-        return "Not measured (`--evaluate 0`)."
+        return (Text(Markup("Not measured (`--evaluate 0`).")),)
+    from steindiff.report.evaluate import blocks, write
     from steindiff.study.evaluate import evaluate
-    from steindiff.study.evaluate_settings import Settings
+    from steindiff.study.evaluation import Settings
 
     device = "cuda" if torch.cuda.is_available() and not options.cpu else "cpu"
     precision = "bf16" if recipe.precision == "bf16" else "no"
     settings = Settings(output.samples, precision=precision, features=output.features, device=device)
     model = models.load(file, device=device)
-    report = evaluate(model, data, held_out, settings, file.parent / "quality", progress=options.progress)
-    return report.markdown().strip()
+    folder = file.parent / "quality"
+    found = evaluate(model, data, held_out, settings, folder, progress=options.progress)
+    write(folder, found)
+    return blocks(found)

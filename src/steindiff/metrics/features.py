@@ -20,7 +20,7 @@ from steindiff.errors import InputError
 from steindiff.io.files import sha256
 from steindiff.models import store
 
-__all__ = ["KIND", "Classifier", "ClassifierConfig", "Features", "load_features", "names"]
+__all__ = ["KIND", "Classifier", "ClassifierConfig", "Features", "features_for", "load_features", "names"]
 
 KIND = "classifier"
 WEIGHTS = Path(__file__).parent / "weights"
@@ -176,3 +176,17 @@ def load_features(name: str | Path = "cifar10", device: str | torch.device = "cp
         network.load_state_dict(tensors)
     frozen = network.float().to(device).eval().requires_grad_(False)
     return Features(str(info.get("name", path.stem)), frozen, info, sha256(path))
+
+
+def features_for(
+    event_shape: tuple[int, ...], name: str | Path = "cifar10", device: str | torch.device = "cpu"
+) -> Features | None:
+    """The features of images of a shape; None where shipped ones do not fit it. Raises InputError where a file's do not."""
+    features = load_features(name, device)
+    try:
+        features.check(event_shape)
+    except InputError:
+        if str(name) in names():
+            return None
+        raise
+    return features

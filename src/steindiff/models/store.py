@@ -52,6 +52,26 @@ class Model:
     path: Path
     sha256: str
 
+    @property
+    def classes(self) -> int:
+        """How many classes a class-conditional model has; 0 for any other."""
+        return int(self.info.get("unet", {}).get("num_classes", 0))
+
+    def labelled(self, labels: Tensor) -> Denoiser:
+        """The denoiser of images of these classes: int64, one an image, (B,), or one for all, ()."""
+        return _Labelled(self.denoiser, labels)
+
+
+@dataclass(frozen=True, eq=False)
+class _Labelled:
+    """A class-conditional denoiser with its labels bound."""
+
+    wrapped: Callable[..., Tensor]
+    labels: Tensor
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.wrapped(x, sigma, self.labels.to(x.device).expand(len(x)))
+
 
 def names() -> tuple[str, ...]:
     """The models shipped with the package."""

@@ -9,7 +9,7 @@ from steindiff.io.files import manifest
 from steindiff.metrics import TITLES, Value
 from steindiff.report import numbers
 from steindiff.report.blocks import Block, Bullets, Table
-from steindiff.study.judging import Judgements, Line
+from steindiff.study.judging import Judgements
 
 __all__ = ["as_json", "blocks", "notes"]
 
@@ -51,15 +51,12 @@ def notes(found: Judgements) -> tuple[str, ...]:
 
 def as_json(found: Judgements) -> dict[str, Any]:
     """Everything, with versions and the command."""
-    judgements = [{**asdict(j), "lines": [_line(line) for line in j.lines]} for j in found.judgements]
-    about = {"notes": notes(found) if found.job.images else (), "judgements": judgements}
-    return manifest(job=asdict(found.job), sets=found.sets, paired=found.paired, **about)
-
-
-def _line(line: Line) -> dict[str, Any]:
-    values = {name: getattr(line, name) for name in ("value", "real", "against", "difference")}
-    found = {name: None if value is None else value._asdict() for name, value in values.items()}
-    return {"name": line.name, **found, "verdict": line.verdict or None}
+    judgements = [
+        {**numbers.tree(j), "lines": [{**numbers.tree(line), "verdict": line.verdict or None} for line in j.lines]}
+        for j in found.judgements
+    ]
+    how = notes(found) if found.job.images else ()
+    return manifest(job=asdict(found.job), sets=found.sets, paired=found.paired, notes=how, judgements=judgements)
 
 
 def _cell(value: Value | None) -> str:

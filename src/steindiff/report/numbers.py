@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 from steindiff.metrics import Value
 
-__all__ = ["MARKS", "NONE", "SAME", "compact", "number", "show"]
+__all__ = ["MARKS", "NONE", "SAME", "compact", "number", "show", "tree"]
 
 NONE, SAME = "–", "″"
 MARKS = {"win": "▲", "loss": "▼", "noise": "·", "diverged": "✕", "missing": NONE}
@@ -41,3 +43,12 @@ def number(value: float | None) -> str:
 def compact(text: str) -> str:
     """1.2e+05 as 1.2e5, with a true minus."""
     return text.replace("e+0", "e").replace("e+", "e").replace("e-0", "e-").replace("-", "−")
+
+
+def tree(item: Any) -> Any:
+    """Dataclasses as dictionaries, for JSON, and a `Value` as {"value": …, "se": …}."""
+    if isinstance(item, Value):
+        return item._asdict()
+    if is_dataclass(item):
+        return {f.name: tree(getattr(item, f.name)) for f in fields(item)}
+    return [tree(entry) for entry in item] if isinstance(item, (list, tuple)) else item

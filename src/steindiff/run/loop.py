@@ -6,7 +6,6 @@ processes nor on how often the run was stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -158,11 +157,9 @@ def _conditioned(model: Model, class_index: int | None) -> Denoiser:
     """The denoiser of one class. Raises InputError for a class that the model lacks."""
     if class_index is None:
         return model.denoiser
-    classes = int(model.info.get("unet", {}).get("num_classes", 0))
-    if not 0 <= class_index < classes:
-        have = f"classes 0 to {classes - 1}" if classes else "no classes"
+    if not 0 <= class_index < model.classes:
+        have = f"classes 0 to {model.classes - 1}" if model.classes else "no classes"
         raise InputError(
             f"class {class_index}: the model {model.name} has {have}; leave --class out for an unconditional model"
         )
-    denoise: Callable[..., Tensor] = model.denoiser
-    return lambda x, sigma: denoise(x, sigma, torch.full((len(x),), class_index, device=x.device))
+    return model.labelled(torch.tensor(class_index))

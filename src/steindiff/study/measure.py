@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from steindiff.analytic import ExactModel
 from steindiff.corrections.bands import Cosine
-from steindiff.errors import InputError
 from steindiff.grids import SIGMA_MIN
 from steindiff.metrics import (
     EnergyTarget,
@@ -20,15 +18,16 @@ from steindiff.metrics import (
     FrechetTarget,
     Judge,
     ManifoldTarget,
+    Paired,
     Shares,
     SlicedTarget,
     SpectrumTarget,
     Value,
     component_weights,
     endpoint_rmse,
-    load_features,
     principal_features,
 )
+from steindiff.metrics.features import features_for
 from steindiff.study.grid import AXES, METRICS
 from steindiff.study.references import References
 from steindiff.study.testbed import Testbed
@@ -36,21 +35,6 @@ from steindiff.study.testbed import Testbed
 __all__ = ["Measures", "Ruler", "changes"]
 
 _NEAR = ("precision", "recall", "coverage")
-
-T = TypeVar("T", bound="Paired")
-
-
-class Paired(Protocol):
-    """A statistic with its standard error, and that of a difference from the same seeds."""
-
-    @property
-    def value(self) -> Value:
-        """With its standard error."""
-        ...
-
-    def minus(self: T, other: T) -> Value:
-        """Less another's."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,12 +146,7 @@ class Ruler:
     @cached_property
     def _features(self) -> Features | None:
         """The classifier's, where its images have this shape."""
-        features = load_features("cifar10")
-        try:
-            features.check(self.bed.event_shape)
-        except InputError:
-            return None
-        return features if self.bed.law is None else None
+        return features_for(self.bed.event_shape) if self.bed.law is None else None
 
     @cached_property
     def _in_features(self) -> FrechetTarget:

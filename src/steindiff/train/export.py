@@ -1,4 +1,4 @@
-"""The model file and its card: what was trained, on what, how well, and the command that does it again."""
+"""The model file, and its description: what was trained, on what, and the command that does it again."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 from steindiff import models
 from steindiff.errors import ModelFileError
-from steindiff.io.files import manifest, write_text
+from steindiff.io.files import manifest
 from steindiff.models.datasets import ImageSet
-from steindiff.models.networks import EDMPrecond, UNet, UNetConfig
+from steindiff.models.networks import EDMPrecond, UNetConfig
 from steindiff.train.loop import LOG
 from steindiff.train.objective import SIGMAS
 from steindiff.train.recipe import Recipe
 
-__all__ = ["describe", "export", "loss_table", "write_card"]
+__all__ = ["describe", "export"]
 
 
 def describe(
@@ -78,64 +78,6 @@ def _read_back(info: dict[str, Any]) -> dict[str, Any]:
 
 def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def write_card(path: Path, info: dict[str, Any], files: list[Path], quality: str, notes: str) -> None:
-    """The card beside the model: data, network, recipe, loss per noise level, quality, notes."""
-    r, unet = info["recipe"], UNetConfig(**info["unet"])
-    parameters = sum(p.numel() for p in UNet(unet).parameters())
-    shape = "×".join(map(str, info["event_shape"]))
-    kind = f"A class-conditional ({unet.num_classes} classes)" if unet.num_classes else "An unconditional"
-    sizes = ", ".join(f"`{f.name}` {f.stat().st_size:,} bytes" for f in files)
-    settings = {f.name: r[f.name] for f in dataclasses.fields(Recipe)}
-    network = ", ".join(f"{k}={v!r}" for k, v in dataclasses.asdict(unet).items())
-    text = f"""# {info["name"]}
-
-{kind} diffusion model of {shape} images: a UNet of {parameters:,} parameters under EDM preconditioning, stored as
-float16 and computed in float32. Images are on the scale [−1, 1]. Written by `steindiff train`.
-
-{notes}
-## Data
-
-| | images | SHA-256 of the decoded pixels and labels |
-|---|---|---|
-| trained on: {r["data"]["source"]} | {r["data"]["images"]:,} | `{r["data"]["sha256"]}` |
-| held out: {r["held_out"]["source"]} | {r["held_out"]["images"]:,} | `{r["held_out"]["sha256"]}` |
-
-The images are not contained here.
-
-## Network
-
-`UNetConfig({network})`
-in `EDMPrecond`, σ_data = {info["sigma_data"]} (the standard deviation of the training pixels). Files: {sizes}.
-
-## Recipe
-
-    {r["command"]}
-
-{", ".join(f"{k} = {v}" for k, v in settings.items())}.
-Python {r["python"]}, torch {r["torch"]}, {r["machine"]["platform"]};
-{r["seconds"]} s of training on {r["machine"]["threads"]} threads.
-Another machine gives weights that differ in rounding, hence slightly in their numbers.
-
-λ-weighted denoising loss per noise level, mean over pixels and images ± one standard error (fixed noise; at most 1024 images,
-evenly spaced through either set):
-
-{loss_table(r["losses"])}
-
-## Quality
-
-{quality}
-"""
-    write_text(path, text)
-
-
-def loss_table(losses: dict[str, Any]) -> str:
-    """Markdown: one row per noise level."""
-    lines = ["| σ | held out | trained on |", "|---|---|---|"]
-    for sigma, held, seen in zip(SIGMAS, losses["held_out"], losses["trained_on"], strict=True):
-        lines.append(f"| {sigma:g} | {held[0]:.4f} ± {held[1]:.4f} | {seen[0]:.4f} ± {seen[1]:.4f} |")
-    return "\n".join(lines)
 
 
 def _last_report(log: Path) -> dict[str, Any]:

@@ -1,0 +1,87 @@
+"""A model's card: what was trained, on what, how well, and the command that does it again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from steindiff.io.files import write_text
+from steindiff.metrics import Value
+from steindiff.models.networks import UNet, UNetConfig
+from steindiff.report.blocks import Block, Code, Heading, Markup, Table, Text
+from steindiff.report.markdown import markdown
+from steindiff.report.numbers import show
+from steindiff.train.objective import SIGMAS
+from steindiff.train.recipe import Recipe
+
+__all__ = ["write_card"]
+
+
+def write_card(path: Path, info: dict[str, Any], files: list[Path], quality: Sequence[Block], notes: str) -> None:
+    """Write the card beside the model: data, network, recipe, loss per noise level, quality.
+
+    Args:
+        path: the card's file.
+        info: the description in the model's files.
+        files: those.
+        quality: the section on samples.
+        notes: Markdown, shown first.
+    """
+    first = [Text(Markup(notes.strip()))] if notes.strip() else []
+    sections = [*_data(info["recipe"]), *_network(info, files), *_recipe(info["recipe"])]
+    write_text(path, markdown([Heading(info["name"], 1), _what(info), *first, *sections, Heading("Quality"), *quality]))
+
+
+def _what(info: dict[str, Any]) -> Block:
+    unet = UNetConfig(**info["unet"])
+    kind = f"A class-conditional ({unet.num_classes} classes)" if unet.num_classes else "An unconditional"
+    parameters = sum(p.numel() for p in UNet(unet).parameters())
+    return Text(
+        Markup(
+            f"{kind} diffusion model of {'×'.join(map(str, info['event_shape']))} images: a UNet of {parameters:,} parameters "
+            "under EDM preconditioning, stored as float16 and computed in float32. Images are on the scale [−1, 1]. Written by "
+            "`steindiff train`."
+        )
+    )
+
+
+def _data(recipe: dict[str, Any]) -> list[Block]:
+    rows = []
+    for what, name in (("trained on", "data"), ("held out", "held_out")):
+        images = recipe[name]
+        rows.append((f"{what}: {images['source']}", f"{images['images']:,}", Markup(f"`{images['sha256']}`")))
+    table = Table(("", "images", "SHA-256 of the decoded pixels and labels"), tuple(rows))
+    return [Heading("Data"), table, Text("The images are not contained here.")]
+
+
+def _network(info: dict[str, Any], files: list[Path]) -> list[Block]:
+    network = ", ".join(f"{k}={v!r}" for k, v in asdict(UNetConfig(**info["unet"])).items())
+    sizes = ", ".join(f"`{f.name}` {f.stat().st_size:,} bytes" for f in files)
+    text = (
+        f"`UNetConfig({network})` in `EDMPrecond`, σ_data = {info['sigma_data']} (the standard deviation of the training "
+        f"pixels). Files: {sizes}."
+    )
+    return [Heading("Network"), Text(Markup(text))]
+
+
+def _recipe(recipe: dict[str, Any]) -> list[Block]:
+    settings = ", ".join(f"{f.name} = {recipe[f.name]}" for f in fields(Recipe))
+    where = (
+        f"{settings}. Python {recipe['python']}, torch {recipe['torch']}, {recipe['machine']['platform']}; "
+        f"{recipe['seconds']} s of training on {recipe['machine']['threads']} threads. Another machine gives weights that "
+        "differ in rounding, hence slightly in their numbers."
+    )
+    losses = (
+        "λ-weighted denoising loss per noise level, mean over pixels and images ± one standard error (fixed noise; at most "
+        "1024 images, evenly spaced through either set):"
+    )
+    return [Heading("Recipe"), Code(recipe["command"]), Text(where), Text(losses), _losses(recipe["losses"])]
+
+
+def _losses(losses: dict[str, Any]) -> Table:
+    """One row a noise level."""
+    pairs = zip(SIGMAS, losses["held_out"], losses["trained_on"], strict=True)
+    rows = [(f"{sigma:g}", show(Value(*held)), show(Value(*seen))) for sigma, held, seen in pairs]
+    return Table(("σ", "held out", "trained on"), tuple(rows))

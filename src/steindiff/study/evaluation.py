@@ -1,0 +1,190 @@
+"""What an evaluation is asked, and what it finds: a fine run and few-step runs, from the same seeds, beside real images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from steindiff import grids, solvers
+from steindiff.errors import InputError, unknown_name
+from steindiff.io.processes import local_device
+from steindiff.metrics import Features, Value
+from steindiff.models import Model
+from steindiff.models.datasets import ImageSet
+from steindiff.solvers import Solver
+
+__all__ = ["FINE", "RUNS", "Distances", "Evaluation", "Row", "Run", "Settings", "Source"]
+
+FINE = "fine"
+RUNS = (FINE, *(f"{solver}-{nfe}" for solver in ("dpmpp_2m", "unipc_3", "ipndm_3", "heun") for nfe in (5, 6, 8, 10)))
+PRECISIONS = ("no", "bf16")
+_LEAST = {"n": 4, "n_few": 4, "first_seed": 0, "fine_steps": 2, "checked": 2, "groups": 2, "batch": 1, "chunk": 1}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that determines the numbers, besides the model and the images.
+
+    Args:
+        n: samples of the fine run, and the most real images of either set.
+        n_few: samples of the other runs; None: n.
+        runs: "fine", or a solver and its network evaluations: "heun-10", "dpmpp_3m(exact=True)-8".
+        first_seed: image i comes from seed first_seed + i in every run.
+        fine_steps: steps of the fine run from 80 to 0.002; one more goes to 0.
+        precision: the network's arithmetic, "no" (float32), or "bf16" under autocast; the state is float32.
+        checked: samples of each run drawn in float32 too, to state what bf16 changes.
+        features: "cifar10", left out where the images do not fit it; "none"; or a classifier file.
+        groups: how many the Fréchet distances' jackknife has; None: 20, or 5 beyond 1000 dimensions.
+        batch: images at a time.
+        chunk: images between writes to disk.
+        device: where the model computes.
+
+    Raises:
+        InputError: a number or a name outside its range, or a device that is not there.
+    """
+
+    n: int = 10000
+    n_few: int | None = None
+    runs: tuple[str, ...] = RUNS
+    first_seed: int = 0
+    fine_steps: int = 35
+    precision: str = "no"
+    checked: int = 128
+    features: str = "cifar10"
+    groups: int | None = None
+    batch: int = 250
+    chunk: int = 1000
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name, low in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise InputError(f"{name}={value}: must be at least {low}")
+        if self.precision not in PRECISIONS:
+            raise unknown_name("precision", self.precision, PRECISIONS)
+        if not self.runs or len(set(self.runs)) != len(self.runs):
+            raise InputError(f"runs {list(self.runs)}: need at least one, and none twice")
+        for name in self.runs:
+            Run.of(name, self)
+        local_device(self.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One solver on one grid, and how many images it makes."""
+
+    name: str
+    solver: Solver
+    sigmas: Tensor
+    n: int
+
+    @classmethod
+    def of(cls, name: str, settings: Settings) -> Run:
+        """The run of a name. Raises InputError for one that is neither "fine" nor SOLVER-NFE."""
+        if name == FINE:
+            return cls(name, solvers.make("heun"), grids.with_zero(grids.karras(settings.fine_steps)), settings.n)
+        solver_name, dash, nfe = name.rpartition("-")
+        if not dash or not nfe.isdecimal():
+            raise InputError(f"run {name!r}: write {FINE!r}, or a solver and its evaluations such as 'heun-10'")
+        solver, steps = solvers.make(solver_name).for_nfe(int(nfe))
+        return cls(name, solver, grids.karras(steps), settings.n_few or settings.n)
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations an image."""
+        return self.solver.nfe(self.sigmas)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where real images come from.
+
+    Attributes:
+        name: the file's or the folder's, without this machine's path.
+        images: how many are in it.
+        used: how many of these were drawn at random.
+        sha256: a hash of all of them.
+    """
+
+    name: str
+    images: int
+    used: int
+    sha256: str
+
+    @classmethod
+    def of(cls, whole: ImageSet, part: ImageSet) -> Source:
+        """A set, and the part of it that is measured against."""
+        return cls(Path(whole.source).name, len(whole), len(part), whole.sha256)
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Between two sets of images; features is None where there are none for such images."""
+
+    energy: Value
+    pixels: Value
+    features: Value | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run, or real images in the place of a run's.
+
+    Attributes:
+        nfe: network evaluations an image; None for real images.
+        n: how many images it has.
+        train, held: distances to training and to held-out images; None where it failed, or has too few images for a floor.
+        error: endpoint RMSE to the fine run, image by image; None for the fine run itself, and without one.
+        effect: endpoint RMSE between bf16 and float32; None in float32.
+        seconds: how long sampling took.
+        failure: why there are no samples.
+    """
+
+    name: str
+    nfe: int | None
+    n: int
+    train: Distances | None = None
+    held: Distances | None = None
+    error: Value | None = None
+    effect: Value | None = None
+    seconds: float = 0.0
+    failure: str = ""
+
+    @classmethod
+    def parse(cls, **entries: Any) -> Row:
+        """Of JSON. Raises TypeError or ValueError for entries of another kind."""
+        for name in ("error", "effect"):
+            entries[name] = _value(entries[name])
+        for name in ("train", "held"):
+            entries[name] = None if entries[name] is None else Distances(**{k: _value(v) for k, v in entries[name].items()})
+        return cls(**entries)
+
+
+def _value(pair: list[float] | None) -> Any:
+    return None if pair is None else Value.parse(pair)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """An evaluation's numbers, with all that led to them.
+
+    Attributes:
+        rows: the runs.
+        floors: real images, as many as each run has: training ones against the held-out, held-out ones against the training.
+        split: whether the held-out images were held out of the training data.
+        shown: the first images of each run, uint8 (k, C, H, W).
+    """
+
+    model: Model
+    settings: Settings
+    train: Source
+    held: Source
+    features: Features | None
+    rows: tuple[Row, ...]
+    floors: tuple[Row, ...]
+    split: bool
+    shown: dict[str, Tensor]
