@@ -1,0 +1,1 @@
+"""Benchmarks of the package against hand-written code."""
