@@ -5,16 +5,20 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from steindiff import grids
 from steindiff.analytic import GaussianMixture
 from steindiff.cli.bench import configure
+from steindiff.divergence import Exact, Hutchinson
 from steindiff.errors import InputError, NonFiniteError
 from steindiff.io.files import manifest, write_tensors
 from steindiff.metrics import Value
 from steindiff.report.study import write_report
+from steindiff.solvers import DPMpp2M
 from steindiff.study import price as pricing
 from steindiff.study import run as running
 from steindiff.study import store, testbed
@@ -67,6 +71,10 @@ def test_cells_are_every_combination_with_the_plain_run_first():
         ({"nfe": [1]}, "nfe ≥ 2"),
         ({"nfe": ["five"]}, "whole numbers"),
         ({"n": 10}, "n ≥ 40"),
+        ({"divergence": "vpj"}, "did you mean 'vjp'"),
+        ({"probe_kind": "uniform"}, "choose rademacher or gaussian"),
+        ({"metrics": ["enrgy"]}, "did you mean 'energy'"),
+        ({"objects": {}}, "unknown entry of a study"),
         ({"n": "many"}, "need a value like 512"),
         ({"samples": 512}, "unknown entry of a study"),
         ({"beds": []}, "at least one"),
@@ -88,6 +96,57 @@ def test_a_file_changes_a_preset_and_flags_change_the_file(tmp_path):
         read_config(tmp_path / "s.toml", Config())
     with pytest.raises(InputError, match="did you mean 'quick'"):
         configure("quik", None, {}, {})
+
+
+def test_cells_are_of_specs_and_of_objects():
+    """A solver by a spec with options, a solver and a grid that are objects with labels."""
+    specs = ("dpmpp_2m", "dpmpp_2m(lower_order_final=False)")
+    objects = {"mine": DPMpp2M(lower_order_final=False), "even": grids.time_uniform}
+    config = dataclasses.replace(
+        SMALL, solvers=(*specs, "mine"), corrections=("clamped",), grids=("karras", "even"), objects=objects
+    )
+    bed, cells = make("digits_mixture"), list(config.cells())
+    keys = {cell: key_of(cell, bed, config) for cell in cells}
+    assert len(cells) == 3 * 2 * 2
+    spec, mine = (Cell("digits_mixture", solver, "karras", 5, "clamped") for solver in config.solvers[1:])
+    assert keys[spec] == keys[mine]  # the same solver under two names
+    assert len(set(keys.values())) == 2 * 2 * 2
+    solver, _ = build(mine, config)
+    assert "lower_order_final=False" in repr(solver)
+    assert store.place(Path("out"), spec, "k").name == "dpmpp_2m(lower_order_final=False)-karras-5-clamped-k.safetensors"
+    assert configure("quick", None, {"solvers": ",".join(specs)}, {"divergence": "exact"}).solvers == specs
+    with pytest.raises(InputError, match="define __repr__"):
+        key_of(mine, bed, dataclasses.replace(config, objects={**objects, "mine": Nameless()}))
+
+
+class Nameless(DPMpp2M):
+    __repr__ = object.__repr__
+
+
+def test_twice_is_the_plain_solver_with_twice_the_evaluations():
+    config = dataclasses.replace(SMALL, corrections=("clamped", "twice"))
+    twice = Cell("digits_mixture", "heun", "karras", 5, "twice")
+    assert twice in set(config.cells())
+    solver, sigmas = build(twice, config)
+    assert solver.nfe(sigmas) == 10
+    assert repr(solver) == repr(build(dataclasses.replace(twice, nfe=10, correction="none"), config)[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "estimator"),
+    [
+        ({}, Hutchinson(method="vjp")),
+        (
+            {"divergence": "jvp", "probes": 4, "probe_kind": "gaussian", "sub_batch": 8},
+            Hutchinson(4, "gaussian", "jvp", samples=8),
+        ),
+        ({"divergence": "exact"}, Exact()),
+    ],
+)
+def test_every_estimator_of_a_divergence_is_an_entry(changes, estimator):
+    config, cell = SMALL.but(changes), Cell("digits_mixture", "heun", "karras", 5, "clamped")
+    assert config.estimator() == estimator
+    assert repr(estimator) in repr(build(cell, config)[0])
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ class Extractors:
         inception: NVIDIA's TorchScript, for FID and inception score.
         inception_reference: EDM's .npz; None: the testbed's target.
         dinov2: a local folder of the model, for FD-DINOv2.
-        dinov2_reference: likewise.
+        dinov2_reference: the .npz of its statistics; None: the testbed's target.
 
     Raises:
         InputError: a reference without its extractor.
@@ -38,16 +38,18 @@ class Extractors:
     dinov2_reference: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("inception", "dinov2"):
-            path, reference = getattr(self, name), getattr(self, f"{name}_reference")
+        for name, path, reference in self._named():
             if path is None and reference is not None:
                 raise InputError(f"reference {reference} without its extractor: give --{name} too")
 
+    def _named(self) -> list[tuple[str, Path | None, Path | None]]:
+        return [("inception", self.inception, self.inception_reference), ("dinov2", self.dinov2, self.dinov2_reference)]
+
     def check(self, beds: tuple[str, ...]) -> None:
         """Raises InputError where one set of reference statistics would stand for several testbeds."""
-        named = [str(path) for path in (self.inception_reference, self.dinov2_reference) if path]
-        if named and len(beds) > 1:
-            raise InputError(f"reference {', '.join(named)} for {len(beds)} testbeds: run the one it is of, by --beds")
+        given = [str(reference) for _, _, reference in self._named() if reference]
+        if given and len(beds) > 1:
+            raise InputError(f"reference {', '.join(given)} for {len(beds)} testbeds: run the one it is of, by --beds")
 
     def judges(self, bed: Testbed, target: Tensor, n: int) -> list[Judge]:
         """What measures n images of a testbed; nothing for points that are no images.
@@ -55,13 +57,10 @@ class Extractors:
         Raises:
             InputError: as `metrics.judge`, or too few images for a covariance of the extractor's features.
         """
-        if not bed.is_image:
-            return []
-        named = {"inception": (self.inception, self.inception_reference), "dinov2": (self.dinov2, self.dinov2_reference)}
         found = [
             judge(name, path, reference, device=bed.device, real=None if reference else [target])
-            for name, (path, reference) in named.items()
-            if path
+            for name, path, reference in self._named()
+            if path and bed.is_image
         ]
         for one in found:
             one.check(n)
