@@ -193,7 +193,7 @@ PRESETS: dict[str, Config] = {
         n=256,
     ),
     "paper": Config(),
-    "full": Config(nfe=(3, 4, *_NFE), corrections=corrections.names(), n=2048),
+    "full": Config(nfe=(3, 4, *_NFE), corrections=(*_RULES, "adaptive", "noise_consistent"), n=2048),
 }
 
 
