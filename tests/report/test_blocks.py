@@ -35,9 +35,9 @@ def printed(blocks, width=80):
 
 def test_the_terminal_shows_the_same_words():
     text = printed(BLOCKS)
-    for words in ("What was found", "[red]*plain*[/red] <b>", "- Floor: n of all", "- one_two", "a | b", "<r>", "2 ▲"):
+    for words in ("What was found", "[red]*plain*[/red] <b>", "Floor: n of all", "one_two", "a | b", "<r>", "2 ▲"):
         assert words in text
-    for words in ("heun-5", "more\ninside", "Costs\nin a file"):
+    for words in ("heun-5", "more\ninside ", "Costs\nin a file "):
         assert words in text
     assert "`" not in text
 
@@ -65,7 +65,7 @@ def test_html_and_images_in_markup_stay_text():
 @pytest.mark.parametrize("name", ["a*b", "_x_", "<b>&|`$1$", "[link](x)", "~~no~~", "plain"])
 def test_an_escaped_name_inside_markup_is_itself_everywhere(name):
     block = Text(Markup(f"**{escape(name)}**: x"))
-    assert printed([block]) == f"{name}: x\n"
+    assert printed([block]).rstrip() == f"{name}: x"
 
 
 def test_a_report_is_two_documents_and_the_files_they_name(tmp_path):

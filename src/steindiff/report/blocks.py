@@ -71,14 +71,7 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Figure:
-    """A figure of lines: as PNG on white, and as SVG in the page's colours; `figures.drawing` makes it.
-
-    Attributes:
-        name: its file's path from the report, without the suffix.
-        caption: what it shows.
-        png: bytes of the file.
-        svg: one inline element.
-    """
+    """A figure of lines, by `figures.drawing`: a PNG on white, and inline SVG; `name` is the file's path without suffix."""
 
     name: str
     caption: str
@@ -88,15 +81,7 @@ class Figure:
 
 @dataclass(frozen=True, eq=False)
 class Strips:
-    """Rows of sample images; `figures.strips` makes it.
-
-    Attributes:
-        name: its file's path from the report, without the suffix.
-        caption: what it shows.
-        png: one picture of all rows.
-        columns: titles, one for each strip of a row.
-        rows: a label and its strips, each a PNG at its own size; empty where there are no images.
-    """
+    """Rows of images, by `figures.strips`: a PNG of all, and for each row its label and strips as PNG (empty: no images)."""
 
     name: str
     caption: str

@@ -35,12 +35,13 @@ def step_peaks(found: Diagnosis) -> Figure:
                 axis.axhline(1.0, color=INK, lw=1, ls="--", alpha=0.6)
             column[0].set_title(f"{flow.name}, {len(flow.noise)} trajectories")
             ticks = sorted({run.nfe for run in runs})
+            column[1].set_xlabel("NFE")
+            plain_ticks(column[0])
+            plain_ticks(column[1])
             column[1].set_xticks(ticks, [str(n) for n in ticks])
             column[1].minorticks_off()
-            column[1].set_xlabel("NFE")
-        for axis, title in zip(axes[:, 0], ("peak ‖∂T/∂x‖₂", "peak amplification\nof the actual error"), strict=True):
-            plain_ticks(axis)
-            axis.set_ylabel(title)
+        axes[0, 0].set_ylabel("peak ‖∂T/∂x‖₂")
+        axes[1, 0].set_ylabel("peak amplification\nof the actual error")
         caption = (
             "Peak over steps and trajectories against NFE: above of the worst direction, below of the actual error. Steps "
             "below the dashed line are contractions."
@@ -61,7 +62,7 @@ def profiles(found: Diagnosis) -> Figure:
             axis.axhline(1.0, color=INK, lw=1, ls="--", alpha=0.6, label=labels[2])
             axis.set(title=flow.name, xlabel="σ")
             axis.invert_xaxis()
-        plain_ticks(axes[0, 0])
+            plain_ticks(axis)
         axes[0, 0].set_ylabel("local Lipschitz constant of D")
         return drawing("denoiser", "Local Lipschitz constant of the denoiser along the exact flow, against σ.", plot, labels)
 
@@ -106,6 +107,7 @@ def toy(found: Toy, shown: int = 25) -> Figure:
             marker = "o" if len(sigmas) < 10 else None
             axis.semilogx(sigmas.numpy(), scaled.numpy(), color=COLOURS[0], lw=0.7, marker=marker, ms=2)
             axis.set(title=panel.name, xlabel="σ", xlim=(float(panel.sigmas[0]), float(panel.sigmas[-1])), ylim=(-3, 3))
+            plain_ticks(axis)
         axes[0].set_ylabel("x/√(1 + σ²)")
         return drawing("toy", "The toy of Fig. 3, rebuilt: x* = ±1 + 0.05 ε. L_D > 1 where it is grey.", plot)
 

@@ -83,14 +83,14 @@ def plain_ticks(axis: Any) -> None:
     """Numbers as text: mathematics is not parsed, since names may hold a dollar sign; few decades get more ticks."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    if axis.get_yscale() == "linear":
-        return
     low, high = axis.get_ylim()
     if axis.get_yscale() == "log" and high < 300 * low:
         axis.yaxis.set_major_locator(MaxNLocator(5) if high < 12 * low else LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}".replace("-", "−")))
-    axis.yaxis.set_minor_formatter(FuncFormatter(lambda x, _: ""))
+    for scale, ticks in ((axis.get_xscale(), axis.xaxis), (axis.get_yscale(), axis.yaxis)):
+        if scale != "linear":
+            ticks.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}".replace("-", "−")))
+            ticks.set_minor_formatter(FuncFormatter(lambda x, _: ""))
 
 
 def _legend(figure: Any, titles: Sequence[str]) -> None:

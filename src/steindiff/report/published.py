@@ -7,9 +7,8 @@ calibrated, trained or distilled for its number of evaluations says so: it does 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from steindiff.report.blocks import Block, Details, Table, Text
 from steindiff.report.numbers import NONE
@@ -17,16 +16,8 @@ from steindiff.report.numbers import NONE
 __all__ = ["PUBLISHED", "SOURCES", "Published", "Setting", "published_blocks"]
 
 
-@dataclass(frozen=True)
-class Published:
-    """One method in one setting.
-
-    Attributes:
-        method: its name, as its source has it.
-        needs: what it must be given first; “–” for nothing.
-        source: a key of SOURCES; two where a row comes from two.
-        fid: by network evaluations, with the digits of the source.
-    """
+class Published(NamedTuple):
+    """One method in one setting; `fid` by network evaluations, with the digits of the source, a key (or two) of SOURCES."""
 
     method: str
     needs: str
@@ -34,15 +25,8 @@ class Published:
     fid: dict[int, str]
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Numbers that may be compared with one another.
-
-    Attributes:
-        name: data and model.
-        note: what to know when reading them.
-        rows: the methods.
-    """
+class Setting(NamedTuple):
+    """Data and model: the numbers of these rows may be compared with one another."""
 
     name: str
     note: str
@@ -73,10 +57,10 @@ def published_blocks() -> tuple[Block, ...]:
     return (*blocks, Text("Sources: " + "; ".join(f"{key}: {text}" for key, text in SOURCES.items()) + "."))
 
 
-def _row(method: str, needs: str, source: str, fid: dict[str, str]) -> Published:
-    return Published(method, needs, source, {int(n): text for n, text in fid.items()})
+def _row(row: dict[str, Any]) -> Published:
+    return Published(**{**row, "fid": {int(nfe): fid for nfe, fid in row["fid"].items()}})
 
 
 _FILE: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
 SOURCES: dict[str, str] = _FILE["sources"]
-PUBLISHED = tuple(Setting(s["name"], s["note"], tuple(_row(**row) for row in s["rows"])) for s in _FILE["settings"])
+PUBLISHED = tuple(Setting(s["name"], s["note"], tuple(map(_row, s["rows"]))) for s in _FILE["settings"])
