@@ -6,6 +6,10 @@ With e_k = x − μ_k and z_k = (Σ_k + σ²)⁻¹ e_k, each family gives, for a
     m_k = μ_k + Σ_k z_k                the posterior mean of x* in component k, never as x − σ² z_k
     log det(Σ_k + σ²),  tr Σ_k (Σ_k + σ²)⁻¹
 
+A `Noisy` has the components N(μ_k, Σ_k + σ²) at one σ. `log_scale` is −½ log det(Σ_k + σ²), float64. `project` takes x to the
+coordinates (B, K, r) that determine m_k and z_k, and to q_k; `mean` is Σ_k p_k m_k and `whitened` Σ_k p_k z_k, minus the score,
+both (B, d); `means` is m_k, (B, K, d); `traces` is tr Σ_k (Σ_k + σ²)⁻¹, (n, K).
+
 Sums of squares and convex combinations keep float32 accurate from σ = 0.002 to σ = 80: no term is a small difference of
 large ones beyond the rounding that x itself carries. Shapes: x (B, d); responsibilities p (B, K); scalars per component
 (n, K) with n = 1 for a common σ and n = B otherwise.
@@ -30,35 +34,6 @@ Record = TypeVar("Record", bound="Components")
 def wide(x: Tensor) -> Tensor:
     """x in float64 where the device has it: the few numbers that depend on σ alone are computed there."""
     return x if x.device.type == "mps" else x.double()
-
-
-class Noisy(ABC):
-    """The components N(μ_k, Σ_k + σ²) at a given σ.
-
-    `log_scale` = −½ log det(Σ_k + σ²), float64, has shape (n, K).
-    """
-
-    log_scale: Tensor
-
-    @abstractmethod
-    def traces(self) -> Tensor:
-        """tr Σ_k (Σ_k + σ²)⁻¹, (n, K)."""
-
-    @abstractmethod
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, d) → the coordinates (B, K, r) that determine m_k and z_k, and q_k (B, K)."""
-
-    @abstractmethod
-    def mean(self, x: Tensor, coordinates: Tensor, p: Tensor) -> Tensor:
-        """Σ_k p_k m_k, (B, d)."""
-
-    @abstractmethod
-    def whitened(self, x: Tensor, coordinates: Tensor, p: Tensor) -> Tensor:
-        """Σ_k p_k (Σ_k + σ²)⁻¹ (x − μ_k), (B, d): minus the score."""
-
-    @abstractmethod
-    def means(self, x: Tensor, coordinates: Tensor) -> Tensor:
-        """m_k, (B, K, d)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +138,7 @@ class Dense(Components):
 
 
 @dataclass(frozen=True, eq=False)
-class DenseNoisy(Noisy):
+class DenseNoisy:
     """Coordinates u = A (x − μ): q = Σ u²/(L + σ²), m = μ + Aᵀ (L/(L + σ²) u). Everything but `means` is two large GEMMs.
 
     Args:
@@ -253,7 +228,7 @@ class LowRank(Components):
 
 
 @dataclass(frozen=True, eq=False)
-class LowRankNoisy(Noisy):
+class LowRankNoisy:
     """Coordinates c = G (x − μ), t = μ + W c, r = x − t: z = r/S, q = ‖S^{-½} r‖² + ‖c‖², m = (ψ x + σ² t)/S.
 
     Args:
@@ -303,3 +278,6 @@ class LowRankNoisy(Noisy):
 
     def _back(self, coordinates: Tensor, p: Tensor) -> Tensor:
         return (p[..., None] * coordinates).flatten(1) @ self.scaled.flatten(0, 1)
+
+
+Noisy = DenseNoisy | LowRankNoisy
