@@ -30,6 +30,7 @@ __all__ = [
     "FromV",
     "FromX0",
     "Guided",
+    "Labelled",
     "Network",
     "TimeSelected",
     "TimeShifted",
@@ -242,6 +243,23 @@ class Guided(_Wrapper):
         """D_∅ + w (D_c − D_∅)."""
         unconditional = self.unconditional(x, sigma)
         return unconditional + self.scale * (self.conditional(x, sigma) - unconditional)
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled(_Wrapper):
+    """A class-conditional denoiser with its classes bound.
+
+    Args:
+        denoiser: D(x, sigma, labels), labels int64 (B,).
+        labels: one class for all images, (), or one for each, (B,).
+    """
+
+    denoiser: Callable[..., Tensor]
+    labels: Tensor
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """D(x, sigma, labels)."""
+        return self.denoiser(x, sigma, self.labels.to(x.device).expand(len(x)))
 
 
 @dataclass(frozen=True, eq=False)

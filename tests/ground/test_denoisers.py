@@ -19,6 +19,7 @@ from steindiff.denoisers import (
     FromV,
     FromX0,
     Guided,
+    Labelled,
     TimeSelected,
     declare,
     expand,
@@ -151,6 +152,19 @@ def test_guidance_costs_two_forwards():
     assert forwards_per_call(gaussian) == 1
     assert forwards_per_call(Counter(guided)) == 2
     assert forwards_per_call(Guided(guided, gaussian, 1.0)) == 3
+
+
+@pytest.mark.parametrize("labels", [torch.tensor(2), torch.tensor([2, 0, 1, 2])])
+def test_bound_labels(labels):
+    """The network is told every image's class, and its schedule stays known."""
+
+    def network(x, sigma, each):
+        return gaussian(x, sigma) * (1 + each[:, None])
+
+    x, sigma = _state(3), torch.tensor(0.7, dtype=torch.float64)
+    assert torch.equal(Labelled(network, labels)(x, sigma), network(x, sigma, labels.expand(4)))
+    with _silent():
+        assert schedule_of(Labelled(EDMPrecond(torch.nn.Identity(), 0.5), labels)) == VE()
 
 
 def test_counter():

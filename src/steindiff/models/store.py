@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from steindiff.analytic import FactorMixture
-from steindiff.denoisers import Denoiser
+from steindiff.denoisers import Denoiser, Labelled
 from steindiff.errors import InputError, ModelFileError, unknown_name
 from steindiff.io.files import atomic, sha256
 from steindiff.models.networks import EDMPrecond, UNet, UNetConfig
@@ -59,18 +59,7 @@ class Model:
 
     def labelled(self, labels: Tensor) -> Denoiser:
         """The denoiser of images of these classes: int64, one an image, (B,), or one for all, ()."""
-        return _Labelled(self.denoiser, labels)
-
-
-@dataclass(frozen=True, eq=False)
-class _Labelled:
-    """A class-conditional denoiser with its labels bound."""
-
-    wrapped: Callable[..., Tensor]
-    labels: Tensor
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.wrapped(x, sigma, self.labels.to(x.device).expand(len(x)))
+        return Labelled(self.denoiser, labels)
 
 
 def names() -> tuple[str, ...]:

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from steindiff import grids
+from steindiff.denoisers import Labelled
 from steindiff.errors import InputError, NonFiniteError
 from steindiff.io.files import plain, writable_folder, write_text
 from steindiff.io.images import contact_sheet, save_png, to_uint8
@@ -287,10 +287,7 @@ class _Run:
             report[name] = loss_per_sigma(self.average, self.average.sigma_data, images.points().to(device), labels)
         x = initial_noise(range(64), self.judged[0].event_shape, device=device)
         classes = self.identity["unet"]["num_classes"]
-        denoiser: Callable[..., Tensor] = self.average
-        if classes:
-            y = torch.arange(64, device=device) % classes
-            denoiser = lambda x, sigma: self.average(x, sigma, y)  # noqa: E731
+        denoiser = Labelled(self.average, torch.arange(64, device=device) % classes) if classes else self.average
         images8 = to_uint8(sample("dpmpp_2m", denoiser, x, grids.karras(20)).x)
         scale = max(1, 64 // images8.shape[1])
         save_png(writable_folder(self.outdir / "samples") / f"{self.step:08d}.png", contact_sheet(images8, 8, scale))
