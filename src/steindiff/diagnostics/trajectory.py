@@ -61,15 +61,7 @@ def certificate_threshold(sigma: float, sigma_next: float, alpha: float = 1.0, a
 def step_bound(lipschitz: float, sigma: float, sigma_next: float, alpha: float = 1.0, alpha_next: float = 1.0) -> float:
     """σ_t/σ_s + σ_t h L_D, σ_t h = α_t − α_s σ_t/σ_s: the certificate's bound on L_T of a first-order step.
 
-    Args:
-        lipschitz: L_D, of D as a function of the model's own x.
-        sigma: σ_s.
-        sigma_next: σ_t, ≥ 0.
-        alpha: α_s.
-        alpha_next: α_t ≥ α_s.
-
-    Raises:
-        InputError: as `certificate_threshold`.
+    `lipschitz` is L_D of D as a function of the model's own x. Other arguments and errors as `certificate_threshold`.
     """
     _check_step(sigma, sigma_next, alpha, alpha_next)
     return sigma_next / sigma + (alpha_next - alpha * sigma_next / sigma) * lipschitz

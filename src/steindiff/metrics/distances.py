@@ -75,10 +75,7 @@ def energy_distance(x: Tensor, y: Tensor) -> Value:
 def energy_difference(x: Tensor, base: Tensor, y: Tensor) -> Value:
     """Energy distance of x to y less that of base to y, x and base from the same noise: negative where x is nearer.
 
-    The standard error is of the paired difference, so it is smaller than that of either distance.
-
-    Raises:
-        InputError: x and base differ in number, or as `energy_distance`.
+    The standard error is that of the paired difference. Raises InputError where x and base differ in number.
     """
     target = EnergyTarget(y)
     return target.shares(x).minus(target.shares(base))

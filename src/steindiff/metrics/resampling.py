@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from steindiff.errors import InputError
-from steindiff.metrics.values import Value
+from steindiff.metrics.values import Value, check_pairs
 
 __all__ = ["Halves", "Replicates", "Statistic", "dealt", "jackknife", "jackknife_difference"]
 
@@ -61,12 +61,7 @@ class Replicates(NamedTuple):
         Raises:
             InputError: numbers of samples or of groups that differ.
         """
-        shapes = [(r.sizes, len(r.without_x), len(r.without_y)) for r in (self, other)]
-        if shapes[0] != shapes[1]:
-            raise InputError(
-                f"samples (of x, of y) and groups of either: {shapes[0]} against {shapes[1]}; pairs must start from the same "
-                "noise, meet the same reference and be dealt alike"
-            )
+        check_pairs(*((*r.sizes, len(r.without_x), len(r.without_y)) for r in (self, other)))
         spread = _standard_error(self.without_x - other.without_x, self.without_y - other.without_y)
         return Value(self.statistic - other.statistic, spread)
 
@@ -95,11 +90,7 @@ class Halves(NamedTuple):
         Raises:
             InputError: numbers of samples or of splits that differ.
         """
-        if self.sizes != other.sizes or len(self.gaps) != len(other.gaps):
-            raise InputError(
-                f"{self.sizes} samples (of x, of y) in {len(self.gaps)} splits against {other.sizes} in {len(other.gaps)}: "
-                "pairs must start from the same noise, meet the same reference and be split alike"
-            )
+        check_pairs(*((*halves.sizes, len(halves.gaps)) for halves in (self, other)))
         return Halves(self.statistic - other.statistic, self.gaps - other.gaps, self.sizes).value
 
 

@@ -48,6 +48,15 @@ class Paired(Protocol):
         ...
 
 
+def check_pairs(ours: tuple[object, ...], theirs: tuple[object, ...]) -> None:
+    """Raises InputError where the samples of x and of y, or the groups or splits they were dealt into, differ in number."""
+    if ours != theirs:
+        raise InputError(
+            f"numbers of samples of x, of y, and of their parts are {ours} and {theirs}: pairs must start from the same noise, "
+            "meet the same reference and be dealt alike"
+        )
+
+
 class Shares(NamedTuple):
     """An energy distance with each sample's share in it (its Hájek projection up to a constant), from which errors follow."""
 
@@ -62,8 +71,7 @@ class Shares(NamedTuple):
 
     def minus(self, other: Shares) -> Value:
         """The difference of two distances to one target, from paired samples. Raises InputError where numbers differ."""
-        if len(self.of_x) != len(other.of_x) or len(self.of_y) != len(other.of_y):
-            raise InputError(f"{len(self.of_x)} samples against {len(other.of_x)}: pairs must start from the same noise")
+        check_pairs(*((len(shares.of_x), len(shares.of_y)) for shares in (self, other)))
         return Value(self.distance - other.distance, _standard_error(self.of_x - other.of_x, self.of_y - other.of_y))
 
 

@@ -79,15 +79,17 @@ class ImageSet:
 
     def shuffled(self, n: int | None = None) -> ImageSet:
         """At most n of the images in random order, always the same: archives are often sorted by class."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
-        return self.take(order[:n])
+        return self.take(self._order(0)[:n])
 
     def split(self, held_out: int, seed: int = 0) -> tuple[ImageSet, ImageSet]:
         """Training and held-out images, by a permutation that the seed fixes. Raises InputError where none would be left."""
         if not 0 < held_out < len(self):
             raise InputError(f"{held_out} of {len(self)} images held out: leave at least one for either side")
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        order = self._order(seed)
         return self.take(order[held_out:].sort().values), self.take(order[:held_out].sort().values)
+
+    def _order(self, seed: int) -> Tensor:
+        return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
 
 
 def load_digits() -> tuple[ImageSet, ImageSet]:
