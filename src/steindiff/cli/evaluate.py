@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from steindiff import models, report, specs
-from steindiff.cli.options import Chunk, Device, FirstSeed, HeldOut, ModelName, Threads, use_threads, wide_console
+from steindiff.cli.options import Chunk, Device, FirstSeed, HeldOut, ModelName, Threads, use_threads
 from steindiff.errors import InputError
 from steindiff.models import Model
 from steindiff.models.datasets import ImageSet, load_pair
@@ -35,31 +35,27 @@ Killed at any moment, the same command goes on where it was; a larger --n adds i
 
 def evaluate_command(
     model: ModelName,
-    data: Annotated[str, typer.Option(help="The images it was trained on: folder, zip or tar, or: digits.")],
-    outdir: Annotated[Path, typer.Option(help="Where samples, quality.json, quality.md and samples.png go; made if need be.")],
+    data: Annotated[str, typer.Option(help="The images it was trained on: a folder, zip or tar, or: digits.")],
+    outdir: Annotated[Path, typer.Option(help="Samples, quality.json, quality.md and samples.png go into this folder.")],
     held_out: HeldOut = "",
-    n: Annotated[int, typer.Option("--n", help="Samples, and at most as many real images of either set.", min=4)] = 10000,
-    n_few: Annotated[int | None, typer.Option("--n-few", help="Samples of the few-step runs; default: --n.", min=4)] = None,
+    n: Annotated[int, typer.Option(help="How many samples, and how many real images of either set at most.", min=4)] = 10000,
+    n_few: Annotated[int | None, typer.Option(help="How many samples of the few-step runs; default: --n.", min=4)] = None,
     runs: Annotated[
         str, typer.Option(help="fine, and SOLVER-NFE, comma-separated; default: fine and four solvers at NFE 5, 6, 8, 10.")
     ] = "",
     seed: FirstSeed = 0,
-    fine_steps: Annotated[
-        int, typer.Option("--fine-steps", help="Heun steps of the fine run, before the last to 0.", min=2)
-    ] = 35,
-    precision: Annotated[str, typer.Option(help="Of the network: no (float32) or bf16; the state is float32.")] = "no",
-    features: Annotated[
-        str, typer.Option(help="cifar10 (3 channels, 16×16 or 32×32), none, or a classifier file.")
-    ] = "cifar10",
+    fine_steps: Annotated[int, typer.Option(help="Heun steps of the fine run, before the last one to 0.", min=2)] = 35,
+    precision: Annotated[str, typer.Option(help="The network computes in float32 (no) or in bf16.")] = "no",
+    features: Annotated[str, typer.Option(help="cifar10 (16×16 or 32×32 in colour), none, or a classifier file.")] = "cifar10",
     groups: Annotated[
-        int | None, typer.Option(help="Of the jackknife; default: 20, or 5 beyond 1000 dimensions.", min=2)
+        int | None, typer.Option(help="Groups of the jackknife; default: 20, or 5 beyond 1000 dimensions.", min=2)
     ] = None,
     batch: Chunk = 250,
     chunk: Annotated[int, typer.Option(help="Images between writes to disk.", min=1)] = 1000,
     device: Device = "cpu",
     threads: Threads = 0,
 ) -> None:
-    """Energy and Fréchet distances of samples to training and held-out images, beside those of real images to each other."""
+    """Measure energy and Fréchet distances of samples to training and held-out images, beside those between real images."""
     use_threads(threads)
     settings = Settings(
         n=n, n_few=n_few, runs=tuple(specs.split(runs)) if runs else RUNS, first_seed=seed, fine_steps=fine_steps,
@@ -69,7 +65,7 @@ def evaluate_command(
     train, held = load_data(loaded, data, held_out, progress=True)
     found = evaluate(loaded, train, held, settings, outdir)
     write(outdir, found)
-    console = wide_console(200)
+    console = report.console()
     report.show(console, blocks(found))
     console.print(f"everything is in [bold]{outdir}[/bold]: quality.md, quality.json, samples.png", highlight=False)
 
@@ -78,7 +74,7 @@ def load_data(model: Model, data: str, held_out: str, progress: bool = False) ->
     """Training and held-out images of the model's resolution and channels.
 
     Raises:
-        InputError: as `load_pair`; a model of images that are not square, or neither grey nor RGB.
+        InputError: as `load_pair`; the model's images are not square, or neither grey nor RGB.
     """
     channels, height, width = model.event_shape
     if height != width or channels not in (1, 3):

@@ -7,22 +7,18 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 
 from steindiff import models
 
 __all__ = [
     "Batch", "Chunk", "Device", "Dinov2", "Dinov2Reference", "FirstSeed", "HeldOut", "Inception", "InceptionReference",
-    "ModelName", "ReportFolder", "Threads", "use_threads", "wide_console",
+    "ModelName", "ReportFolder", "Threads", "use_threads",
 ]  # fmt: skip
 
 Batch = Annotated[int, typer.Option(help="Images in a batch; the statistics of a correction are those of a batch.", min=1)]
 Chunk = Annotated[int, typer.Option("--batch", help="Images at a time; this changes speed and rounding only.", min=1)]
 Device = Annotated[
-    str,
-    typer.Option(
-        help="The model computes on cpu, cuda, cuda:1, …; with cuda, each of several processes takes a device of its own."
-    ),
+    str, typer.Option(help="The model computes on cpu, cuda, cuda:1, …; with cuda, several processes take one device each.")
 ]
 Dinov2 = Annotated[Path | None, typer.Option(help="A folder of a local DINOv2 of transformers, for FD-DINOv2.")]
 Dinov2Reference = Annotated[Path | None, typer.Option(help="Its statistics of real images, .npz.")]
@@ -42,9 +38,3 @@ def use_threads(count: int) -> None:
     """Let torch compute with so many CPU threads; 0 changes nothing."""
     if count:
         torch.set_num_threads(count)
-
-
-def wide_console(columns: int = 150) -> Console:
-    """The terminal, or a console of so many columns where there is none."""
-    console = Console()
-    return console if console.is_terminal else Console(width=columns)
