@@ -9,11 +9,11 @@ import torch
 from steindiff.analytic import Gaussian
 from steindiff.errors import InputError
 from steindiff.io.files import sha256
-from steindiff.metrics import Reference, SampleMoments, write_reference
+from steindiff.metrics import JudgeFiles, Reference, SampleMoments, write_reference
 from steindiff.report.study import write_report
 from steindiff.study import testbed
-from steindiff.study.extractors import Extractors
 from steindiff.study.grid import Config
+from steindiff.study.judges import check, judges_of
 from steindiff.study.references import references
 from steindiff.study.run import run_study
 from steindiff.study.testbed import make
@@ -37,8 +37,8 @@ def inception_file(tmp_path_factory):
 
 
 def test_a_study_with_an_extractor_has_fid_and_inception_score(inception_file, tmp_path):
-    extractors = Extractors(inception=inception_file)
-    study = run_study(SMALL, tmp_path, extractors=extractors, progress=False)
+    judges = [JudgeFiles("inception", inception_file)]
+    study = run_study(SMALL, tmp_path, judges=judges, progress=False)
     write_report(tmp_path, study, {})
     results = study.results.values()
     for r in results:
@@ -61,7 +61,7 @@ def test_the_fid_is_that_of_the_images(inception_file, tmp_path):
     """Against own reference statistics: scipy's root, and the distance of the target to itself."""
     bed = make("digits_mixture")
     refs = references(bed, range(48), tmp_path)
-    (one,) = Extractors(inception=inception_file).judges(bed, refs.target, 48)
+    (one,) = judges_of(bed, [JudgeFiles("inception", inception_file)], refs.target, 48)
     assert one.measure(refs.target)["fid"].value.value == pytest.approx(0, abs=1e-8)
     a, b = (SampleMoments.of(one.extractor(x)) for x in (refs.floor, refs.target))
     root = scipy.linalg.sqrtm((a.covariance @ b.covariance).numpy()).real
@@ -76,12 +76,13 @@ def test_extractors_and_references_that_do_not_fit_are_refused(inception_file, t
     moments = SampleMoments.of(torch.randn(100, 12, dtype=torch.float64))
     write_reference(target, Reference.of(moments, extractor_sha256="0" * 64))
     with pytest.raises(InputError, match="make both with the same"):
-        Extractors(inception=inception_file, inception_reference=target).judges(bed, refs.target, 48)
+        judges_of(bed, [JudgeFiles("inception", inception_file, target)], refs.target, 48)
     with pytest.raises(InputError, match="11 images in 20 groups"):
-        Extractors(inception=inception_file).judges(bed, refs.target, 11)
+        judges_of(bed, [JudgeFiles("inception", inception_file)], refs.target, 11)
     with pytest.raises(InputError, match="without its extractor"):
-        Extractors(inception_reference=target)
+        JudgeFiles("inception", "", target)
     with pytest.raises(InputError, match="2 testbeds"):
-        Extractors(inception=inception_file, inception_reference=target).check(("digits", "digits_mixture"))
+        check([JudgeFiles("inception", inception_file, target)], ("digits", "digits_mixture"))
     law = Gaussian(torch.zeros(4), torch.eye(4))
-    assert Extractors(inception=inception_file).judges(testbed.Testbed("mine", law, (4,), "v1"), refs.target, 48) == []
+    mine = testbed.Testbed("mine", law, (4,), "v1")
+    assert judges_of(mine, [JudgeFiles("inception", inception_file)], refs.target, 48) == []

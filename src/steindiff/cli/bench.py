@@ -65,8 +65,8 @@ def bench_command(
     """Run every solver, grid, NFE and correction on every testbed, and report with standard errors, floors, wins and losses."""
     from steindiff.io import processes
     from steindiff.io.files import manifest
+    from steindiff.metrics import JudgeFiles
     from steindiff.report.study import write_report
-    from steindiff.study.extractors import Extractors
     from steindiff.study.run import run_study
 
     use_threads(threads)
@@ -76,11 +76,10 @@ def bench_command(
         "sub_batch": sub_batch, "axes": axes, "checked": checked,
     }  # fmt: skip
     study = configure(preset, config, lists, {k: v for k, v in others.items() if v is not None})
-    extractors = Extractors(
-        inception=inception, inception_reference=inception_reference, dinov2=dinov2, dinov2_reference=dinov2_reference
-    )
+    named = {"inception": (inception, inception_reference), "dinov2": (dinov2, dinov2_reference)}
+    judges = [JudgeFiles(kind, path or "", reference) for kind, (path, reference) in named.items() if path or reference]
     with processes.joined(device):
-        found = run_study(study, outdir, extractors=extractors, device=device)
+        found = run_study(study, outdir, judges=judges, device=device)
         if processes.rank():
             return
         about = manifest(device=device, rerun=" ".join(["steindiff", *sys.argv[1:]]))

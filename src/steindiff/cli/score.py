@@ -63,15 +63,12 @@ def score_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace score.json or the reference.")] = False,
 ) -> None:
     """Measure FID, inception score and FD-DINOv2 of images, with standard errors; you name the weights and references."""
-    named = {
-        "inception": ("inception", inception, inception_reference),
-        "dinov2": ("dinov2", dinov2, dinov2_reference),
-        "features": ("classifier", features, features_reference),
-    }
-    for flag, (_, path, reference) in named.items():
-        if reference is not None and not path:
-            raise InputError(f"--{flag}-reference {reference} without its extractor: give --{flag} too")
-    judges = tuple(JudgeFiles(kind, str(path), reference) for kind, path, reference in named.values() if path)
+    named = (
+        ("inception", inception, inception_reference),
+        ("dinov2", dinov2, dinov2_reference),
+        ("classifier", features, features_reference),
+    )
+    judges = tuple(JudgeFiles(kind, str(path or ""), reference) for kind, path, reference in named if path or reference)
     job = Job(
         judges=judges, images=images, against=against, real=real, held_out=held_out, write_reference=write_reference, n=n,
         groups=groups, few=few, resolution=resolution, batch=batch, device=device,

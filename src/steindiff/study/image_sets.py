@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,51 +15,43 @@ from steindiff.metrics.fid.references import Reference, write_reference
 from steindiff.models.datasets import ImageSet, load_images
 from steindiff.study.judging import Job
 
-__all__ = ["Sets", "check_noted", "keep_reference", "paired", "read_sets"]
+__all__ = ["about", "check_noted", "keep_reference", "paired", "read_sets", "size"]
 
 
-@dataclass(frozen=True, eq=False)
-class Sets:
-    """The job's images, of one size; None where it names none."""
-
-    images: ImageSet | None
-    against: ImageSet | None
-    real: ImageSet | None
-    held_out: ImageSet | None
-
-    @property
-    def size(self) -> tuple[int, ...]:
-        """Height and width."""
-        return next(s for s in (self.images, self.real) if s is not None).event_shape[1:]
-
-    def about(self) -> dict[str, Any]:
-        """Source, number, shape and hash of each set."""
-        named = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: None if s is None else _about(s) for name, s in named.items()}
+NAMES = ("images", "against", "real", "held_out")
 
 
-def read_sets(job: Job, progress: bool = False) -> Sets:
-    """Read all images of a job.
+def read_sets(job: Job, progress: bool = False) -> dict[str, ImageSet]:
+    """Read the sets of images that a job names, by the job's names for them: images, against, real, held_out.
 
     Raises:
         InputError: as `load_images`; fewer images than asked for; sizes or numbers that differ.
     """
-    images, against = (_first(_read(place, None, progress), job.n) if place else None for place in (job.images, job.against))
-    real, held_out = (_read(place, job.resolution, progress) if place else None for place in (job.real, job.held_out))
-    sets = Sets(images, against, real, held_out)
-    for one in (images, against, real, held_out):
-        if one is not None and one.event_shape[1:] != sets.size:
-            (h, w), (h0, w0) = one.event_shape[1:], sets.size
+    sets = {name: _read(getattr(job, name), name, job, progress) for name in NAMES if getattr(job, name)}
+    h0, w0 = size(sets)
+    for one in sets.values():
+        if (found := one.event_shape[1:]) != (h0, w0):
             raise InputError(
-                f"{one.source} has images of {h}×{w} pixels, {job.images or job.real} of {h0}×{w0}: compare equal sizes; real "
-                "ones are resized by --resolution"
+                f"{one.source} has images of {found[0]}×{found[1]} pixels, {job.images or job.real} of {h0}×{w0}: compare "
+                "equal sizes; real ones are resized by --resolution"
             )
-    if images is not None and against is not None and len(images) != len(against):
+    if "against" in sets and len(sets["images"]) != len(sets["against"]):
+        ours, theirs = len(sets["images"]), len(sets["against"])
         raise InputError(
-            f"{len(images)} images against {len(against)}: a paired difference needs the same seeds; give --n "
-            f"{min(len(images), len(against))} if both begin with the same ones"
+            f"{ours} images against {theirs}: a paired difference needs the same seeds; give --n {min(ours, theirs)} if both "
+            "begin with the same ones"
         )
     return sets
+
+
+def size(sets: Mapping[str, ImageSet]) -> tuple[int, ...]:
+    """Height and width of a job's images."""
+    return next(iter(sets.values())).event_shape[1:]
+
+
+def about(sets: Mapping[str, ImageSet]) -> dict[str, Any]:
+    """Source, number, shape and hash of each set; None where the job names none."""
+    return {name: _about(sets[name]) if name in sets else None for name in NAMES}
 
 
 def paired(job: Job) -> bool | None:
@@ -98,21 +90,17 @@ def _note(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def _read(place: str, resolution: int | None, progress: bool) -> ImageSet:
+def _read(place: str, name: str, job: Job, progress: bool) -> ImageSet:
     """Without classes; of a finished run of `steindiff sample` its samples.npz, which is in the order of its seeds."""
-    npz = Path(place) / "samples.npz"
-    found = load_images(npz if _is_run(Path(place)) else place, resolution, progress=progress)
-    return replace(found, labels=None, classes=(), source=place)
+    npz, real = Path(place) / "samples.npz", name in ("real", "held_out")
+    found = load_images(npz if _is_run(Path(place)) else place, job.resolution if real else None, progress=progress)
+    if not real and job.n is not None and job.n > len(found):
+        raise InputError(f"{place} has {len(found)} images, --n {job.n}: draw more, or ask for fewer")
+    return replace(found if real else found.take(slice(job.n)), labels=None, classes=(), source=place)
 
 
 def _is_run(folder: Path) -> bool:
     return (folder / "run.json").is_file() and (folder / "samples.npz").is_file()
-
-
-def _first(images: ImageSet, n: int | None) -> ImageSet:
-    if n is not None and n > len(images):
-        raise InputError(f"{images.source} has {len(images)} images, --n {n}: draw more, or ask for fewer")
-    return images.take(slice(n))
 
 
 def _seeds(place: Path) -> list[int] | None:

@@ -14,7 +14,7 @@ from steindiff.io.files import sha256
 from steindiff.metrics import Judge, JudgeFiles, Paired, Reference, SampleMoments
 from steindiff.metrics.fid.extractors import Extractor
 from steindiff.models.datasets import ImageSet
-from steindiff.study.image_sets import Sets, check_noted, keep_reference, paired, read_sets
+from steindiff.study.image_sets import about, check_noted, keep_reference, paired, read_sets, size
 from steindiff.study.judging import Job, Judgement, Judgements, Line
 
 __all__ = ["judge_images"]
@@ -34,8 +34,11 @@ def judge_images(job: Job, *, progress: bool = False) -> Judgements:
     shown = progress and processes.rank() == 0
     opened = [files.open(job.device, job.batch) for files in job.judges]
     sets, same_seeds = read_sets(job, shown), paired(job)
-    benches = [_Bench.of(*found, files, job, sets, shown) for files, found in zip(job.judges, opened, strict=True)]
-    return Judgements(job, sets.about(), same_seeds, tuple(bench.judgement() for bench in benches))
+    benches = [
+        _Bench(extractor, reference or sets["real"], files, job, sets, shown)
+        for files, (extractor, reference) in zip(job.judges, opened, strict=True)
+    ]
+    return Judgements(job, about(sets), same_seeds, tuple(bench.judgement() for bench in benches))
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,26 +54,21 @@ class _Bench:
     target: Reference | ImageSet
     files: JudgeFiles
     job: Job
-    sets: Sets
+    sets: dict[str, ImageSet]
     shown: bool
 
-    @classmethod
-    def of(
-        cls, extractor: Extractor, reference: Reference | None, files: JudgeFiles, job: Job, sets: Sets, shown: bool
-    ) -> _Bench:
+    def __post_init__(self) -> None:
         """Check that the sizes agree and the numbers suffice. Raises InputError where they do not."""
-        if sets.images is not None:
-            extractor.check(len(sets.images), job.groups, job.few)
-        if reference is not None and files.reference is not None:
-            check_noted(files.reference, sets.size)
-            return cls(extractor, reference, files, job, sets, shown)
-        d = extractor.dimension
-        if sets.real is None or (len(sets.real) <= d and not job.few):
+        extractor, job, d = self.extractor, self.job, self.extractor.dimension
+        if "images" in self.sets:
+            extractor.check(self._n, job.groups, job.few)
+        if self.files.reference is not None:
+            check_noted(self.files.reference, size(self.sets))
+        elif len(self.sets["real"]) <= d and not job.few:
             raise InputError(
-                f"{len(sets.real or ())} real images in {job.real}, {d} features of {files.kind}: a reference needs at least "
-                f"{d + 1}; give more, or allow it by --few"
+                f"{len(self.sets['real'])} real images in {job.real}, {d} features of {self.files.kind}: a reference needs at "
+                f"least {d + 1}; give more, or allow it by --few"
             )
-        return cls(extractor, sets.real, files, job, sets, shown)
 
     def judgement(self) -> Judgement:
         """All that the extractor says."""
@@ -78,8 +76,8 @@ class _Bench:
         if self._held is not None:
             real = judge.stream(self._chunks(self._held.shuffled(self._n).pixels, "held-out images"))
         found, against = (
-            {} if images is None else judge.stream(self._chunks(images.pixels, images.source))
-            for images in (self.sets.images, self.sets.against)
+            judge.stream(self._chunks(self.sets[name].pixels, self.sets[name].source)) if name in self.sets else {}
+            for name in ("images", "against")
         )
         lines = tuple(Line.of(name, one, real.get(name), against.get(name)) for name, one in found.items())
         file = self.files.reference or self.job.write_reference
@@ -121,23 +119,23 @@ class _Bench:
     @property
     def _n(self) -> int:
         """How many images are judged."""
-        return len(self.sets.images or ())
+        return len(self.sets.get("images", ()))
 
     @property
     def _held(self) -> ImageSet | None:
         """Held-out images, where they are enough for a floor."""
-        held = self.sets.held_out
+        held = self.sets.get("held_out")
         return None if held is None or len(held) < self._n else held
 
     @property
     def _split(self) -> bool:
         """Whether some of the real images stand for samples: there is no better floor, and the rest is no smaller a set."""
-        apart = self.sets.held_out is None and self._n > 0
+        apart = "held_out" not in self.sets and self._n > 0
         return apart and isinstance(self.target, ImageSet) and len(self.target) >= 2 * self._n
 
     def _floor(self, measured: bool) -> str:
         """What the column of real images is, or why it is empty."""
-        n, job, held = self._n, self.job, self.sets.held_out
+        n, job, held = self._n, self.job, self.sets.get("held_out")
         if held is not None and measured:
             return f"real images are {n:,} of {job.held_out}, against the same reference: a noise floor, if they are not in it"
         if held is not None:

@@ -17,12 +17,13 @@ from steindiff.errors import InputError
 from steindiff.io import processes
 from steindiff.io.files import writable_folder
 from steindiff.io.images import to_uint8
+from steindiff.metrics import JudgeFiles
 from steindiff.study import store
 from steindiff.study.cell import build, key_of
 from steindiff.study.compare import Study
 from steindiff.study.draw import Drawn, draw
-from steindiff.study.extractors import Extractors
 from steindiff.study.grid import PLAIN, Cell, Config
+from steindiff.study.judges import check, judges_of
 from steindiff.study.measure import Measures, Ruler, changes
 from steindiff.study.price import price
 from steindiff.study.references import references
@@ -39,7 +40,7 @@ def run_study(
     outdir: str | Path,
     *,
     beds: Sequence[Testbed] = (),
-    extractors: Extractors | None = None,
+    judges: Sequence[JudgeFiles] = (),
     device: str = "cpu",
     progress: bool = True,
 ) -> Study:
@@ -52,7 +53,7 @@ def run_study(
         outdir: made if need be; cells/ holds one file a cell, references/ what they are measured against, prices/ what a
             derivative costs.
         beds: your own testbeds, for names in `config.beds` that are theirs.
-        extractors: of FID, inception score and FD-DINOv2, for testbeds of images.
+        judges: the files of FID, inception score and FD-DINOv2, for testbeds of images.
         device: of the named testbeds: "cpu", "cuda", …; several processes with "cuda" take one each. Not part of a cell's key.
         progress: a bar, on the first process.
 
@@ -64,8 +65,7 @@ def run_study(
     """
     folder = writable_folder(outdir)
     own = {bed.name: bed for bed in beds}
-    extractors = extractors or Extractors()
-    extractors.check(config.beds)
+    check(judges, config.beds)
     results, summaries = list[Result](), list[BedSummary]()
     with processes.joined(device):
         _check_shares(config)
@@ -75,7 +75,7 @@ def run_study(
             for name in config.beds:
                 bed = own[name] if name in own else make(name, place)
                 bar.set_postfix_str(f"{bed.name}: references")
-                ruler = _ruler(bed, config, folder, extractors) if processes.rank() == 0 else None
+                ruler = _ruler(bed, config, folder, judges) if processes.rank() == 0 else None
                 summaries.extend([_summary(ruler)] if ruler else [])
                 part = _Part(bed, config, folder, ruler, bar.set_postfix_str)
                 for _, group in groupby((c for c in config.cells() if c.bed == name), key=lambda c: c.plain):
@@ -127,9 +127,9 @@ class _Part:
         return found
 
 
-def _ruler(bed: Testbed, config: Config, folder: Path, extractors: Extractors) -> Ruler:
+def _ruler(bed: Testbed, config: Config, folder: Path, files: Sequence[JudgeFiles]) -> Ruler:
     refs = references(bed, config.seeds, folder, config.checked)
-    return Ruler(bed, refs, extractors.judges(bed, refs.target, config.n), config.metrics, config.axes)
+    return Ruler(bed, refs, judges_of(bed, files, refs.target, config.n), config.metrics, config.axes)
 
 
 def _summary(ruler: Ruler) -> BedSummary:

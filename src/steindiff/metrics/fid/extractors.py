@@ -60,6 +60,9 @@ class Extractor(ABC):
         sha256: the hash of its file, or of its files' hashes.
         device: where the network computes.
         batch: how many images it sees at a time; this changes memory and rounding only.
+
+    Raises:
+        InputError: batch below 1.
     """
 
     network: Any
@@ -74,6 +77,10 @@ class Extractor(ABC):
     """The names of the numbers that follow from it, the Fréchet distance first."""
     least: ClassVar[int] = 0
     """The fewest images that it can be asked about."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise InputError(f"batch={self.batch}: need at least one image at a time")
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, 1 or 3, H, W), uint8 or floating point in [−1, 1], to (N, F).
@@ -240,7 +247,6 @@ def load_extractor(kind: str, path: str | Path, device: str | torch.device = "cp
 
 def classifier(name: str | Path = "cifar10", device: str | torch.device = "cpu", batch: int = 64) -> Classified:
     """The package's own classifier, by name or file. Raises InputError and ModelFileError as `load_features`."""
-    _check_batch(batch)
     features = load_features(name, device)
     return Classified(features, features.sha256, torch.device(device), batch)
 
@@ -256,7 +262,6 @@ def inception(path: str | Path, device: str | torch.device = "cpu", batch: int =
         ModelFileError: not TorchScript, or not of the signature (images, return_features, no_output_bias).
     """
     path, device = Path(path), torch.device(device)
-    _check_batch(batch)
     if not path.is_file():
         raise InputError(
             f"no TorchScript file at {path}: fetch inception-2015-12-05.pt from NVIDIA and name it; nothing is downloaded here"
@@ -288,7 +293,6 @@ def dinov2(folder: str | Path, device: str | torch.device = "cpu", batch: int = 
         ModelFileError: the folder holds another model, or lacks some of its weights.
     """
     folder, device = Path(folder), torch.device(device)
-    _check_batch(batch)
     files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
     if len(files) < 2 or not files[0].is_file():
         raise InputError(f"{folder} lacks config.json or *.safetensors: name the local copy of a DINOv2 model's folder")
@@ -344,11 +348,6 @@ def _check(images: Tensor) -> None:
         raise InputError(f"images of {images.dtype}: need uint8, or floating point in [−1, 1]")
     if not bool(images.isfinite().all()):
         raise InputError("images hold NaN or infinity: a run that diverged has no features; leave it out")
-
-
-def _check_batch(batch: int) -> None:
-    if batch < 1:
-        raise InputError(f"batch={batch}: need at least one image at a time")
 
 
 def _rgb_bytes(images: Tensor) -> Tensor:

@@ -120,11 +120,19 @@ class JudgeFiles:
         kind: "inception", "dinov2" or "classifier".
         path: the extractor's file or folder; for "classifier" also a name such as "cifar10".
         reference: reference statistics, an .npz file; None: they are to be made of real images.
+
+    Raises:
+        InputError: a reference without its extractor.
     """
 
     kind: str
     path: str | Path
     reference: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.reference is not None and not str(self.path):
+            flag = "features" if self.kind == "classifier" else self.kind
+            raise InputError(f"--{flag}-reference {self.reference} without its extractor: give --{flag} too")
 
     def open(self, device: str | torch.device = "cpu", batch: int = 64) -> tuple[Extractor, Reference | None]:
         """The extractor, and its reference where a file has that.
