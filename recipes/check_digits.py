@@ -11,8 +11,8 @@ would reach. A model that copies its training digits reaches it too: hence the d
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -73,10 +73,7 @@ def check(o: Options) -> None:
     print(f"samples nearer than the held-out digits' 1 % quantile: {100 * share:.2f} %")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line."""
-    return run(Options, check, __doc__, argv)
-
+main = partial(run, Options, check, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,6 +1,7 @@
 """The command line that recipes and research share: options are the fields of a dataclass, help is the module's docstring.
 
-A field is `name: Annotated[type, "its help"] = default`, with the least value it may have as a third part where there is one.
+A field is `name: Annotated[type, "its help"] = default`, with the least value it may have as a third part where there is one;
+`main = partial(run, Options, act, __doc__)` is the command.
 """
 
 from __future__ import annotations

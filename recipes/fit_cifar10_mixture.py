@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -266,10 +267,7 @@ def act(o: Options) -> None:
     evaluate(o) if o.evaluate else fit_and_write(o)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line."""
-    return run(Options, act, __doc__, argv)
-
+main = partial(run, Options, act, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,8 +19,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -217,10 +217,7 @@ def train_and_write(o: Options) -> None:
         print(f"  test accuracy at {pixels}×{pixels}: {100 * share:.2f} ± {100 * se:.2f} % ({len(test)} images)")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line."""
-    return run(Options, train_and_write, __doc__, argv)
-
+main = partial(run, Options, train_and_write, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated
@@ -354,6 +355,4 @@ def write(o: Options) -> None:
             temporary.write_bytes(picture.png)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line."""
-    return run(Options, write, __doc__, argv)
+main = partial(run, Options, write, __doc__)
