@@ -1,0 +1,110 @@
+"""What the pages say of corrections and of their probes, asked of small studies."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from steindiff.corrections import CleanTarget
+from steindiff.corrections.base import Corrected
+from steindiff.divergence import Choice, Exact, Hutchinson
+from steindiff.grids import karras
+from steindiff.solvers import DPMpp2M
+from steindiff.study.draw import draw
+from steindiff.study.grid import PLAIN, TWICE, Config
+from steindiff.study.price import price
+from steindiff.study.run import run_study
+from steindiff.study.testbed import make
+
+UNLOWERED = "dpmpp_2m(lower_order_final=False)"
+PROBED = Config(
+    beds=("digits_mixture",),
+    solvers=(UNLOWERED,),
+    grids=("karras",),
+    nfe=(8,),
+    corrections=("clamped", TWICE),
+    n=96,
+    batch=32,
+    first_seed=9000,
+    metrics=("energy", "endpoint"),
+)
+ESTIMATORS = {
+    "exact": {"divergence": "exact"},
+    "rademacher 1": {"probes": 1},
+    "rademacher 4": {"probes": 4},
+    "gaussian 1": {"probes": 1, "probe_kind": "gaussian"},
+    "gaussian 4": {"probes": 4, "probe_kind": "gaussian"},
+    "sub-batch 4": {"sub_batch": 4},
+}
+
+
+def results_of(config, folder):
+    """By correction."""
+    return {r.cell.correction: r for r in run_study(config, folder, progress=False).results}
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory):
+    """Clamped on 2M without order lowering, and as printed on 2M as published, by estimator."""
+    pytest.importorskip("sklearn")
+    folder = tmp_path_factory.mktemp("probed")
+    found = {}
+    for name, change in ESTIMATORS.items():
+        config = replace(PROBED, **change)
+        literal = results_of(replace(config, solvers=("dpmpp_2m",), corrections=("literal",)), folder)
+        found[name] = results_of(config, folder), literal
+    return folder, found
+
+
+def test_costs_are_those_of_the_estimators(probed):
+    folder, found = probed
+    vjp = price(make("digits_mixture"), PROBED.seeds[: PROBED.batch], folder).cost("vjp")
+    products = {"exact": 64, "rademacher 1": 1, "gaussian 4": 4, "sub-batch 4": 4 / 32}
+    for name, count in products.items():
+        runs = found[name][0]
+        assert runs["clamped"].stats["forward_equivalents"] == pytest.approx(8 * (1 + count * vjp))
+        assert runs[PLAIN].stats["forward_equivalents"] == 8
+        assert runs[TWICE].stats["forward_equivalents"] == 16
+
+
+def test_gamma_matters_and_the_number_of_probes_does_not(probed):
+    """2M without order lowering gains; one probe gains as much as all products; a sub-batch moves γ most."""
+    clamped = {name: runs["clamped"] for name, (runs, _) in probed[1].items()}
+    exact, change = clamped["exact"], clamped["exact"].changes["energy"]
+    gain = -change.value
+    assert gain > 3 * change.se
+    for name in ("rademacher 1", "rademacher 4", "gaussian 1", "gaussian 4"):
+        off = abs(clamped[name].values["energy"].value - exact.values["energy"].value)
+        assert off < 0.1 * gain
+        assert off < exact.excess["energy"].se
+    gammas = {name: torch.tensor([record["gamma"] for record in result.trace]) for name, result in clamped.items()}
+    inside = (gammas["exact"] > 1e-5) & (gammas["exact"] < 1)
+    apart = {name: float((g - gammas["exact"])[inside].square().mean().sqrt()) for name, g in gammas.items()}
+    assert apart["sub-batch 4"] > 2 * apart["rademacher 4"] > 0
+    assert gammas["exact"][:4].tolist() == [1, 1, 1, 1]
+    assert 0 < gammas["exact"][6] < 1
+
+
+def test_as_printed_the_rule_diverges_with_every_estimator(probed):
+    for _, runs in probed[1].values():
+        plain, printed = runs[PLAIN].values["endpoint"].value, runs["literal"].values.get("endpoint")
+        assert printed is None or not printed.value <= 100 * plain
+        assert math.isfinite(plain)
+
+
+def test_images_in_another_order_are_the_same_images(probed):
+    """The exact divergence knows no probes, so that a batch gives the same images in any order; other probes give another γ."""
+    bed, seeds, choice = make("digits_mixture"), torch.arange(5, 21), Choice("vjp", {"vjp": 1.0}, {})
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
+
+    def run(estimator, seeds):
+        solver = Corrected(DPMpp2M(lower_order_final=False), CleanTarget(gamma_max=1.0), estimator)
+        drawn = draw(solver, bed, karras(6), seeds.tolist(), batch=16)
+        return drawn.samples, torch.tensor([record["gamma"] for record in drawn.trace])
+
+    (x, gamma), (y, other) = run(Exact(choice), seeds), run(Exact(choice), seeds[order])
+    torch.testing.assert_close(y, x[order], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(other, gamma, rtol=1e-3, atol=1e-4)
+    one, two = (run(Hutchinson(method="vjp", choice=choice, seed=s), seeds)[1] for s in (0, 1000))
+    assert (one - two).abs().max() > 1e-3
