@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from steindiff.metrics import Value
 from steindiff.report import show, write
 from steindiff.report.blocks import Block, Bullets, Figure, Heading, Markup, Strips, Table, Text
-from steindiff.report.figures import drawing, figure, integer_ticks, plain_ticks, strips, style
+from steindiff.report.figures import Line, Panel, charts, strips
 from steindiff.report.palette import COLOURS
 from steindiff.study.compare import Study
 from steindiff.study.demo import RUNS, verdict, worth
@@ -101,21 +100,12 @@ def _images(bed: BedSummary, results: list[Result]) -> Strips:
 
 def _gammas(study: Study) -> Figure:
     """γ per step, literal dashed and clamped solid, on a logarithmic axis."""
-    beds, labels = list(study.beds), list[str]()
-    with style():
-        plot = figure(5 * len(beds), 3.6)
-        for axis, bed in zip(plot.subplots(1, len(beds), squeeze=False)[0], beds, strict=True):
-            for cell in (c for c in study.config.cells() if c.bed == bed and c.correction not in (PLAIN, TWICE)):
-                labels.append(_line(axis, cell, _gammas_of(study.results[cell]), study.config.solvers.index(cell.solver)))
-            axis.axhline(1.0, color="0.5", lw=0.8)
-            axis.set(title=bed, xlabel="step", ylabel="γ (1 = plain solver)")
-            integer_ticks(axis)
-            plain_ticks(axis)
-        return drawing("gamma", "γ per step; 1 is the plain step", plot, list(dict.fromkeys(labels)))
+    corrected = [cell for cell in study.config.cells() if cell.correction not in (PLAIN, TWICE)]
+    panels = [Panel(bed, [_line(study, cell) for cell in corrected if cell.bed == bed]) for bed in study.beds]
+    return charts("gamma", "γ per step; 1 is the plain step", [panels], x="step", y=["γ (1: plain solver)"], width=5.0)
 
 
-def _line(axis: Any, cell: Cell, gammas: list[float], place: int) -> str:
+def _line(study: Study, cell: Cell) -> Line:
     dashes, marker = ("--", "o") if cell.correction == "literal" else ("-", "s")
-    label = f"{cell.solver}, {_LABELS[cell.correction]}"
-    axis.semilogy(gammas, dashes, marker=marker, ms=4, color=COLOURS[place], label=label)
-    return label
+    look = {"ls": dashes, "marker": marker, "ms": 4, "color": COLOURS[study.config.solvers.index(cell.solver)]}
+    return Line(f"{cell.solver}, {_LABELS[cell.correction]}", look, _gammas_of(study.results[cell]))

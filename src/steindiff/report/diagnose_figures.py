@@ -2,95 +2,88 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from steindiff.analytic import GaussianMixture
-from steindiff.diagnostics.results import Diagnosis, Quantity, Toy
+from steindiff.diagnostics.results import Diagnosis, Flow, Quantity, Toy, TraceRun
 from steindiff.report.blocks import Figure
-from steindiff.report.figures import drawing, figure, integer_ticks, plain_ticks, style
-from steindiff.report.palette import COLOURS, INK, look
+from steindiff.report.figures import Line, Panel, charts, drawing, figure, plain_ticks, style
+from steindiff.report.palette import COLOURS, look
 
 __all__ = ["LABELS", "profiles", "step_peaks", "toy", "traces"]
 
 LABELS = {"none": "plain", "clamped": "Eq. 11, γ ≤ 1", "literal": "Eq. 11 as printed"}
-_QUANTITIES: tuple[Quantity, ...] = ("lipschitz", "actual")
 _STYLES = {"none": ":", "clamped": "-", "literal": "--"}
 
 
 def step_peaks(found: Diagnosis) -> Figure:
     """Fig. 4 rebuilt: peak over steps and trajectories against NFE; above the worst direction, below the actual error."""
     names = list(dict.fromkeys(run.solver for run in found.cells))
-    with style():
-        plot, axes = _columns(found, rows=2, sharex=True, sharey="row")
-        for column, flow in zip(axes.T, found.flows, strict=True):
-            runs = [run for run in found.cells if run.model == flow.name]
-            for i, name in enumerate(names):
-                mine = [run for run in runs if run.solver == name]
-                for axis, key in zip(column, _QUANTITIES, strict=True):
-                    peaks = [run.peak(key)[1] for run in mine]
-                    axis.loglog([run.nfe for run in mine], peaks, **look(i + 1), label=name)
-            for axis in column:
-                axis.axhline(1.0, color=INK, lw=1, ls="--", alpha=0.6)
-            column[0].set_title(f"{flow.name}, {len(flow.noise)} trajectories")
-            ticks = sorted({run.nfe for run in runs})
-            column[1].set_xlabel("NFE")
-            plain_ticks(column[0])
-            plain_ticks(column[1])
-            column[1].set_xticks(ticks, [str(n) for n in ticks])
-            column[1].minorticks_off()
-        axes[0, 0].set_ylabel("peak ‖∂T/∂x‖₂")
-        axes[1, 0].set_ylabel("peak amplification\nof the actual error")
-        caption = (
-            "Peak over steps and trajectories against NFE: above of the worst direction, below of the actual error. Steps "
-            "below the dashed line are contractions."
-        )
-        return drawing("steps", caption, plot, names)
+
+    def panel(flow: Flow, key: Quantity, title: str) -> Panel:
+        lines = []
+        for i, name in enumerate(names):
+            runs = [run for run in found.cells if (run.model, run.solver) == (flow.name, name)]
+            lines.append(Line(name, look(i + 1), [run.peak(key)[1] for run in runs], [run.nfe for run in runs]))
+        return Panel(title, lines)
+
+    def ticks(axis: Any) -> None:
+        axis.set_xscale("log")
+        axis.set_xticks(sorted(found.setup.nfe))
+        axis.minorticks_off()
+
+    worst = [panel(flow, "lipschitz", f"{flow.name}, {len(flow.noise)} trajectories") for flow in found.flows]
+    actual = [panel(flow, "actual", "") for flow in found.flows]
+    caption = (
+        "Peak over steps and trajectories against NFE: above of the worst direction, below of the actual error. Steps below "
+        "the line at 1 are contractions."
+    )
+    y = ("peak ‖∂T/∂x‖₂", "peak amplification\nof the actual error")
+    return charts("steps", caption, [worst, actual], x="NFE", y=y, width=5.0, share=True, abscissa=ticks)
 
 
 def profiles(found: Diagnosis) -> Figure:
     """L_D along the exact flow against σ: worst direction of every trajectory, random directions, and the threshold."""
-    labels = ["worst direction", "random direction, median", "certificate's threshold (EDM: 1)"]
-    with style():
-        plot, axes = _columns(found, rows=1, sharey=True)
-        for axis, flow in zip(axes[0], found.flows, strict=True):
-            p = flow.profile
-            for curve in p.lipschitz.T:
-                axis.loglog(p.sigmas.numpy(), curve.numpy(), color=COLOURS[0], lw=1, alpha=0.6, label=labels[0])
-            axis.loglog(p.sigmas.numpy(), p.random.median(1).values.numpy(), color=COLOURS[1], label=labels[1])
-            axis.axhline(1.0, color=INK, lw=1, ls="--", alpha=0.6, label=labels[2])
-            axis.set(title=flow.name, xlabel="σ")
-            axis.invert_xaxis()
-            plain_ticks(axis)
-        axes[0, 0].set_ylabel("local Lipschitz constant of D")
-        return drawing("denoiser", "Local Lipschitz constant of the denoiser along the exact flow, against σ.", plot, labels)
+
+    def panel(flow: Flow) -> Panel:
+        p, x = flow.profile, flow.profile.sigmas.tolist()
+        worst = {"color": COLOURS[0], "lw": 1, "alpha": 0.6}
+        lines = [Line("worst direction", worst, curve.tolist(), x) for curve in p.lipschitz.T]
+        median = Line("random direction, median", {"color": COLOURS[1]}, p.random.median(1).values.tolist(), x)
+        return Panel(flow.name, [*lines, median])
+
+    def falling(axis: Any) -> None:
+        axis.set_xscale("log")
+        axis.invert_xaxis()
+
+    caption = (
+        "Local Lipschitz constant of the denoiser along the exact flow, against σ. The line at 1 is the certificate's "
+        "threshold in EDM coordinates."
+    )
+    row = [panel(flow) for flow in found.flows]
+    y = ("local Lipschitz constant of D",)
+    return charts("denoiser", caption, [row], x="σ", y=y, width=5.0, share=True, abscissa=falling)
 
 
 def traces(found: Diagnosis) -> Figure:
     """γ per step above, σ̂/σ at the state of each step below; plain dotted, clamped solid, literal dashed."""
     colours = dict(zip(dict.fromkeys(t.solver for t in found.traces), COLOURS, strict=False))
-    labels: list[str] = []
-    with style():
-        plot, axes = _columns(found, rows=2, sharex="col", sharey="row")
-        for column, flow in zip(axes.T, found.flows, strict=True):
-            for t in [t for t in found.traces if t.model == flow.name]:
-                label = f"{t.solver}, {LABELS[t.rule]}"
-                settings = {"color": colours[t.solver], "ls": _STYLES[t.rule], "marker": "o", "ms": 3, "label": label}
-                labels.append(label)
-                if t.rule != "none":
-                    column[0].semilogy(t.gammas, **settings)
-                column[1].semilogy(t.noise, **settings)
-            for axis in column:
-                axis.axhline(1.0, color=INK, lw=0.8, alpha=0.5)
-            column[0].set_title(flow.name)
-            column[1].set_xlabel("step")
-            integer_ticks(column[1])
-        for axis, title in zip(axes[:, 0], ("γ (1: plain solver)", "σ̂/σ (1: as told)"), strict=True):
-            plain_ticks(axis)
-            axis.set_ylabel(title)
-        caption = "Above γ of each step, below the noise level that a batch has over the one it is told."
-        return drawing("gamma", caption, plot, labels)
+
+    def line(t: TraceRun, y: Sequence[float]) -> Line:
+        settings = {"color": colours[t.solver], "ls": _STYLES[t.rule], "marker": "o", "ms": 3}
+        return Line(f"{t.solver}, {LABELS[t.rule]}", settings, y)
+
+    above, below = [], []
+    for flow in found.flows:
+        runs = [t for t in found.traces if t.model == flow.name]
+        above.append(Panel(flow.name, [line(t, t.gammas) for t in runs if t.rule != "none"]))
+        below.append(Panel("", [line(t, t.noise) for t in runs]))
+    caption = "Above γ of each step, below the noise level that a batch has over the one it is told."
+    y = ("γ (1: plain solver)", "σ̂/σ (1: as told)")
+    return charts("gamma", caption, [above, below], x="step", y=y, width=5.0, share=True)
 
 
 def toy(found: Toy, shown: int = 25) -> Figure:
@@ -117,9 +110,3 @@ def _shade(axis: Any, sigmas: torch.Tensor, law: GaussianMixture) -> None:
     y = torch.linspace(-3, 3, 121, dtype=torch.float64)
     slopes = torch.stack([law.divergence((y * (1 + s**2).sqrt())[:, None], s) for s in levels])
     axis.contourf(levels.numpy(), y.numpy(), slopes.T.numpy(), levels=[1.0, 1e9], colors=["0.5"], alpha=0.3)
-
-
-def _columns(found: Diagnosis, rows: int, **shared: Any) -> tuple[Any, Any]:
-    """A figure and its axes, a column for each model."""
-    plot = figure(5.0 * len(found.flows), 3.0 * rows + 0.4)
-    return plot, plot.subplots(rows, len(found.flows), squeeze=False, **shared)

@@ -1,6 +1,6 @@
-"""What all figures share: their settings, one legend, PNG and SVG of one drawing, and rows of sample images.
+"""What all figures share: panels of lines, their settings, one legend, PNG and SVG of one drawing, rows of sample images.
 
-A figure is made as
+`charts` draws panels of lines. Any other figure is made as
 
     with style():
         plot = figure(width, height)
@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,7 +23,7 @@ import numpy.typing as npt
 from steindiff.report.blocks import Figure, Strips
 from steindiff.report.palette import INK
 
-__all__ = ["Image", "drawing", "figure", "integer_ticks", "plain_ticks", "strips", "style"]
+__all__ = ["Image", "Line", "Panel", "charts", "drawing", "figure", "integer_ticks", "plain_ticks", "strips", "style"]
 
 Image: TypeAlias = npt.NDArray[np.uint8]
 
@@ -60,6 +61,73 @@ def drawing(name: str, caption: str, figure: Any, legend: Sequence[str] = ()) ->
     return Figure(name, caption[0].upper() + caption[1:], png, _inline(svg))
 
 
+@dataclass(frozen=True)
+class Line:
+    """One line of a panel: matplotlib's settings, and y over x or over steps 0, 1, …; lines of one label share a legend."""
+
+    label: str
+    look: Mapping[str, Any]
+    y: Sequence[float]
+    x: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines, a horizontal line at `level`, and the limits of y where they are not those of the lines."""
+
+    title: str
+    lines: Sequence[Line]
+    level: float = 1.0
+    limits: tuple[float, float] | None = None
+
+
+def integer_ticks(axis: Any) -> None:
+    """Whole numbers below a panel whose abscissa counts steps."""
+    axis.xaxis.get_major_locator().set_params(integer=True)
+
+
+def charts(
+    name: str,
+    caption: str,
+    rows: Sequence[Sequence[Panel]],
+    *,
+    x: str,
+    y: Sequence[str],
+    width: float = 3.0,
+    log: bool = True,
+    share: bool = False,
+    abscissa: Callable[[Any], None] = integer_ticks,
+) -> Figure:
+    """The block of rows of panels, each `width` inches wide; a column has one abscissa, `x`, and a row one title, of `y`.
+
+    Ordinates are logarithmic or not, and one for a row (`share`) or not; `abscissa` sets the scale and ticks of an axis' x.
+    """
+    with style():
+        plot = figure(width * len(rows[0]), 2.3 * len(rows) + 0.4)
+        axes = plot.subplots(len(rows), len(rows[0]), squeeze=False, sharex="col", sharey="row" if share else False)
+        for line_of_axes, panels, title in zip(axes, rows, y, strict=True):
+            line_of_axes[0].set_ylabel(title)
+            for axis, panel in zip(line_of_axes, panels, strict=True):
+                _fill(axis, panel, log)
+                abscissa(axis)
+                plain_ticks(axis)
+        for axis in axes[-1]:
+            axis.set_xlabel(x)
+        labels = dict.fromkeys(line.label for panels in rows for panel in panels for line in panel.lines)
+        return drawing(name, caption, plot, list(labels))
+
+
+def _fill(axis: Any, panel: Panel, log: bool) -> None:
+    for line in panel.lines:
+        axis.plot(range(len(line.y)) if line.x is None else line.x, line.y, **line.look, label=line.label)
+    axis.axhline(panel.level, color=INK, lw=0.6, alpha=0.5)
+    axis.set_title(panel.title)
+    if log:
+        axis.set_yscale("log")
+    if panel.limits:
+        axis.set_ylim(*panel.limits)
+
+
 def strips(name: str, caption: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Image | None]]]) -> Strips:
     """The block of labelled rows of images.
 
@@ -72,11 +140,6 @@ def strips(name: str, caption: str, columns: Sequence[str], rows: Sequence[tuple
     joined = [(label, [None if x is None else _side_by_side(x) for x in sets]) for label, sets in rows]
     found = tuple((label, tuple(b"" if x is None else _png(x) for x in sets)) for label, sets in joined)
     return Strips(name, caption, _sheet(columns, joined), tuple(columns), found)
-
-
-def integer_ticks(axis: Any) -> None:
-    """Whole numbers below a panel whose abscissa counts steps."""
-    axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def plain_ticks(axis: Any) -> None:

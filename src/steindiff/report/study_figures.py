@@ -13,8 +13,8 @@ from torch import Tensor
 
 from steindiff.metrics import TITLES, Value
 from steindiff.report.blocks import Figure, Strips, slug
-from steindiff.report.figures import Image, drawing, figure, integer_ticks, plain_ticks, strips, style
-from steindiff.report.palette import INK, look
+from steindiff.report.figures import Image, Line, Panel, charts, drawing, figure, plain_ticks, strips, style
+from steindiff.report.palette import look
 from steindiff.report.tables import short
 from steindiff.study.compare import HEADLINE, Study, cost, front
 from steindiff.study.grid import PLAIN, Cell
@@ -75,22 +75,15 @@ def traces(study: Study, bed: str) -> Figure | None:
     runs = {s: study.found(Cell(bed, s, grid, nfe, rule) for rule in study.corrections) for s in shown_solvers(study)}
     if not any(run.trace for some in runs.values() for run in some):
         return None
-    with style():
-        plot = figure(3.0 * len(runs), 4.6)
-        axes = plot.subplots(2, len(runs), squeeze=False, sharex="col")
-        for column, (solver, some) in zip(axes.T, runs.items(), strict=True):
-            for axis, key in zip(column, ("gamma", "noise_ratio"), strict=True):
-                _trace(axis, study, some, key)
-            column[0].set_title(solver)
-            column[1].set_xlabel("step")
-        axes[0, 0].set_ylabel("γ (1: plain solver)")
-        axes[1, 0].set_ylabel("σ̂/σ (1: as told)")
-        caption = (
-            f"Above γ, step by step, of the first batch on {short(bed)}, {grid}, NFE {nfe}; below σ̂/σ, the noise that a batch "
-            "has over what the step is told, where a derivative was taken. Values that are not positive are gaps. Lines that "
-            "leave a panel are those of diverged runs."
-        )
-        return drawing(_file(bed, "traces"), caption, plot, list(map(_title, study.corrections)))
+    caption = (
+        f"Above γ, step by step, of the first batch on {short(bed)}, {grid}, NFE {nfe}; below σ̂/σ, the noise that a batch "
+        "has over what the step is told, where a derivative was taken. Values that are not positive are gaps. Lines that "
+        "leave a panel are those of diverged runs."
+    )
+    rows = [[_trace(study, s, some, "gamma") for s, some in runs.items()]]
+    rows.append([_trace(study, "", some, "noise_ratio") for some in runs.values()])
+    titles = ("γ (1: plain solver)", "σ̂/σ (1: as told)")
+    return charts(_file(bed, "traces"), caption, rows, x="step", y=titles)
 
 
 def spectra(study: Study, bed: str) -> Figure | None:
@@ -101,22 +94,11 @@ def spectra(study: Study, bed: str) -> Figure | None:
         return None
     summary = study.bed(bed)
     colour = summary is not None and summary.event_shape[0] == 3
-    with style():
-        plot = figure(3.0 * len(solvers), 2.3 * len(rows) + 0.4)
-        axes = plot.subplots(len(rows), len(solvers), squeeze=False, sharex=True)
-        for axis, ((nfe, solver), some) in zip(axes.flat, runs.items(), strict=True):
-            for run in some:
-                if study.verdict(run.cell, HEADLINE) != "diverged":
-                    _spectrum(axis, run.spectrum, colour, {**_look(study, run), "label": _title(run.cell.correction)})
-            axis.axhline(0.0, color=INK, lw=0.6, alpha=0.5)
-            axis.set_title(f"{solver}, NFE {nfe}")
-        for axis in axes[:, 0]:
-            axis.set_ylabel("log power ratio")
-        for axis in axes[-1]:
-            axis.set_xlabel("band: luma, then chroma" if colour else "band, low to high frequency")
-        where = f"{short(bed)}, {grid}"
-        caption = f"Log ratio of power to the target's by band, {where}; below 0 is too little; without diverged runs."
-        return drawing(_file(bed, "spectra"), caption, plot, list(map(_title, study.rules)))
+    panels = [[Panel(f"{s}, NFE {n}", _spectrum(study, runs[n, s], colour), level=0.0) for s in solvers] for n in rows]
+    where = f"{short(bed)}, {grid}"
+    caption = f"Log ratio of power to the target's by band, {where}; below 0 is too little; without diverged runs."
+    x = "band: luma, then chroma" if colour else "band, low to high frequency"
+    return charts(_file(bed, "spectra"), caption, panels, x=x, y=["log power ratio"] * len(rows), log=False)
 
 
 def image_strips(study: Study, bed: str, solver: str) -> Strips | None:
@@ -198,30 +180,28 @@ def _scale(panel: Any, drawn: Sequence[Value]) -> None:
     panel.set_yscale("symlog", linthresh=max(noise[len(noise) // 2] if noise else 0.0, 1e-6 * max(high, 1e-3)))
 
 
-def _trace(axis: Any, study: Study, runs: Sequence[Result], key: str) -> None:
+def _trace(study: Study, title: str, runs: Sequence[Result], key: str) -> Panel:
     """One line per correction; diverged runs do not set the scale."""
-    seen = [1.0]
+    seen, lines = [1.0], []
     for run in runs:
         values = [_number(record.get(key)) for record in run.trace]
         kept = [v if 0 < v < math.inf else math.nan for v in values]
         if not all(map(math.isnan, kept)):
-            axis.semilogy(kept, **_look(study, run), label=_title(run.cell.correction))
+            lines.append(Line(_title(run.cell.correction), _look(study, run), kept))
         if study.verdict(run.cell, HEADLINE) != "diverged":
             seen += [v for v in kept if not math.isnan(v)]
-    axis.axhline(1.0, color=INK, lw=0.6, alpha=0.5)
-    axis.set_yscale("log")
-    axis.set_ylim(min(0.9, min(seen) / 1.2), max(1.2, 1.2 * max(seen)))
-    integer_ticks(axis)
-    plain_ticks(axis)
+    return Panel(title, lines, limits=(min(0.9, min(seen) / 1.2), max(1.2, 1.2 * max(seen))))
 
 
-def _spectrum(axis: Any, ratios: Sequence[float | None], colour: bool, look: dict[str, Any]) -> None:
-    """One line, or one for luma and one for chroma."""
-    values = [_number(r) for r in ratios]
-    half = len(values) // 2 if colour else len(values)
-    for part in (range(half), range(half, len(values))):
-        if part:
-            axis.plot(list(part), [values[i] for i in part], **look)
+def _spectrum(study: Study, runs: Sequence[Result], colour: bool) -> list[Line]:
+    """One line for each run, or one for luma and one for chroma."""
+    lines = []
+    for run in (run for run in runs if study.verdict(run.cell, HEADLINE) != "diverged"):
+        values = [_number(r) for r in run.spectrum]
+        half = len(values) // 2 if colour else len(values)
+        for part in (range(half), range(half, len(values))):
+            lines.append(Line(_title(run.cell.correction), _look(study, run), values[part.start : part.stop], part))
+    return lines
 
 
 def _look(study: Study, run: Result) -> dict[str, Any]:
