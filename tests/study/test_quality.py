@@ -289,6 +289,16 @@ def test_default_runs():
     assert nfe == [71, *[5, 6, 8, 10] * 4]
 
 
+def test_a_run_names_a_solver_by_a_spec(tmp_path):
+    names = ("dpmpp_3m(exact=True)-8", "dpmpp_3m-8")
+    exact, plain = (Run.of(name, Settings()) for name in names)
+    assert (exact.nfe, plain.nfe) == (8, 8)
+    assert repr(exact.solver) != repr(plain.solver)
+    report = run(tmp_path, normal_model(), small(runs=names))
+    assert report.rows[0].held != report.rows[1].held
+    assert f"--runs '{','.join(names)}'" in command(report)
+
+
 def pictures(place: Path, n: int, side: int = 6) -> Path:
     place.mkdir()
     for i in range(n):

@@ -41,7 +41,7 @@ def evaluate_command(
     n: Annotated[int, typer.Option(help="How many samples, and how many real images of either set at most.", min=4)] = 10000,
     n_few: Annotated[int | None, typer.Option(help="How many samples of the few-step runs; default: --n.", min=4)] = None,
     runs: Annotated[
-        str, typer.Option(help="fine, and SOLVER-NFE, comma-separated; default: fine and four solvers at NFE 5, 6, 8, 10.")
+        str, typer.Option(help="fine, and SOLVER-NFE (a solver or a spec); default: fine and four solvers at NFE 5, 6, 8, 10.")
     ] = "",
     seed: FirstSeed = 0,
     fine_steps: Annotated[int, typer.Option(help="Heun steps of the fine run, before the last one to 0.", min=2)] = 35,

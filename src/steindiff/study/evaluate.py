@@ -164,7 +164,7 @@ class _Bench:
         return self._kept("floor", f"the first {n} real images", measured)
 
     def _kept(self, name: str, images: str, measured: Callable[[], Row]) -> Row:
-        """Of the images that the key `images` determines."""
+        """The row of a file, or a new one; the key `images` determines its images."""
         features = None if self.features is None else self.features.sha256
         key = digest(
             format=FORMAT, images=images, train=self.train.sha256, held=self.held.sha256, features=features,

@@ -123,7 +123,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Distances:
-    """Between two sets of images; features is None where there are none for such images."""
+    """Distances between two sets of images; features is None where there are none for such images."""
 
     energy: Value
     pixels: Value
@@ -156,7 +156,7 @@ class Row:
 
     @classmethod
     def parse(cls, **entries: Any) -> Row:
-        """Of JSON. Raises TypeError or ValueError for entries of another kind."""
+        """The row that JSON describes. Raises TypeError or ValueError for entries of another kind."""
         for name in ("error", "effect"):
             entries[name] = _value(entries[name])
         for name in ("train", "held"):

@@ -91,7 +91,7 @@ def _note(path: Path) -> Path:
 
 
 def _read(place: str, name: str, job: Job, progress: bool) -> ImageSet:
-    """Without classes; of a finished run of `steindiff sample` its samples.npz, which is in the order of its seeds."""
+    """A set without classes; a finished run of `steindiff sample` is read from its samples.npz, in the order of its seeds."""
     npz, real = Path(place) / "samples.npz", name in ("real", "held_out")
     found = load_images(npz if _is_run(Path(place)) else place, job.resolution if real else None, progress=progress)
     if not real and job.n is not None and job.n > len(found):
@@ -104,7 +104,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _seeds(place: Path) -> list[int] | None:
-    """Of a run of `steindiff sample`, in the order its images are read; None where nothing says."""
+    """The seeds of a run of `steindiff sample`, in the order its images are read; None where nothing says them."""
     try:
         about = json.loads((place if place.is_dir() else place.parent).joinpath("run.json").read_text(encoding="utf-8"))
         seeds = [int(seed) for seed in about["job"]["seeds"]]

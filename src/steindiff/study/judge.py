@@ -87,7 +87,7 @@ class _Bench:
         return Judgement(extractor, reference, judge.digest, lines, self._floor(bool(real)))
 
     def _judge(self) -> tuple[Judge, dict[str, Paired]]:
-        """With its reference, and the numbers of real images where they were split for that."""
+        """The judge, and its numbers of real images where some of them stand for samples."""
         groups, few = self.job.groups, self.job.few
         if isinstance(self.target, Reference):
             return Judge(self.extractor, self.target, groups, few), {}

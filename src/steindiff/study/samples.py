@@ -66,7 +66,7 @@ def testbed(model: Model, labels: Tensor | None, precision: str, device: str) ->
         model: on the device.
         labels: classes of the training images, for a class-conditional model: image i has that of a training image which its
             seed names.
-        precision: of the network, as in `Settings`.
+        precision: what the network computes in, as in `Settings`.
         device: where the model computes.
     """
 
@@ -136,7 +136,7 @@ class Sampler:
         return self.folder / f"{file_name(run.name, self.key(run))}.safetensors"
 
     def _effect(self, run: Run, seeds: Sequence[int], states: Tensor) -> Value | None:
-        """Of the first chunk's first images."""
+        """What bf16 changes in the first chunk's first images."""
         if self.exact is None:
             return None
         count = min(self.settings.checked, len(seeds))

@@ -71,7 +71,7 @@ def export(path: Path, denoiser: EDMPrecond, info: dict[str, Any]) -> tuple[list
 
 
 def _read_back(info: dict[str, Any]) -> dict[str, Any]:
-    """As it would be read from a file: format, and lists for tuples."""
+    """The description as it would be read from a file: with its format, and lists for tuples."""
     description: dict[str, Any] = json.loads(json.dumps({"format": models.FORMAT, **info}))
     return description
 

@@ -351,7 +351,7 @@ def _check(images: Tensor) -> None:
 
 
 def _rgb_bytes(images: Tensor) -> Tensor:
-    """As a PNG file would hold them: (B, 3, H, W) uint8."""
+    """The images as a PNG file would hold them: (B, 3, H, W) uint8."""
     if images.dtype != torch.uint8:
         images = torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2)
     return images.expand(-1, 3, -1, -1)

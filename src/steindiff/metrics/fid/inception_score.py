@@ -24,11 +24,11 @@ TOLERANCE = 1e-3
 
 
 class InceptionScore(NamedTuple):
-    """Scores of the splits.
+    """Inception scores of the splits.
 
     Attributes:
-        scores: (splits,) float64.
-        n: samples in all.
+        scores: one a split, (splits,) float64.
+        n: the number of samples in all.
     """
 
     scores: Tensor
@@ -49,7 +49,7 @@ class InceptionScore(NamedTuple):
 
 
 def inception_score(probabilities: Tensor, splits: int = 10) -> InceptionScore:
-    """Of class probabilities p(y|x), (n, classes), rows in the order of the seeds.
+    """The inception score of class probabilities p(y|x), (n, classes), with rows in the order of the seeds.
 
     Raises:
         InputError: fewer than two splits or than two samples a split; rows that are not probabilities, such as logits.

@@ -40,9 +40,9 @@ class Reference:
     Attributes:
         mean: μ_r, (d,) float64.
         covariance: C_r, (d, d) float64, symmetric.
-        n: number of samples, where known.
-        extractor_sha256: hash of what made the features, where known.
-        resize: what it did to images first, where known.
+        n: the number of samples, where that is known.
+        extractor_sha256: a hash of what made the features, where that is known.
+        resize: what it did to images first, where that is known.
 
     Raises:
         InputError: shapes that disagree, values that are not finite, or a covariance that is not symmetric.
@@ -70,7 +70,7 @@ class Reference:
     def of(
         cls, moments: SampleMoments, extractor_sha256: str | None = None, resize: str | None = None, few: bool = False
     ) -> Reference:
-        """Of real samples; `few` allows no more samples than dimensions. Raises InputError for too few otherwise."""
+        """The statistics of real samples. Raises InputError for no more of them than dimensions, unless `few`."""
         _check_number(moments.n, len(moments.mean), few)
         return cls(moments.mean, moments.covariance, moments.n, extractor_sha256, resize)
 
@@ -95,8 +95,8 @@ class Reference:
         Args:
             parts: moments of the samples, or of groups of them (`grouped_moments`), each of which the jackknife leaves out
                 once; with a single one the standard error is NaN.
-            extractor_sha256: of the samples' features, checked against the reference's.
-            resize: of the samples, checked likewise.
+            extractor_sha256: what made the samples' features; it is checked against the reference's.
+            resize: how the samples were resized; it is checked likewise.
             few: allow no more samples than features. Their covariance is singular and the distance biased upwards so much
                 that only equal numbers of samples compare.
 
