@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from steindiff import Corrected, grids, initial_noise, models, sample, solvers
 from steindiff.analytic import ExactModel
 from steindiff.corrections import Energy
 from steindiff.corrections.bands import Cosine, Whole
-from steindiff.corrections.matching import second_moment
+from steindiff.corrections.energy import second_moment
 from steindiff.metrics import Shares, Value
 from steindiff.sampling import Record
 from steindiff.solvers import Solver
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--nfe", type=int, nargs="+", default=[5, 6, 8, 10])
     p.add_argument("--deficit", nargs="+", choices=("local", "track"), default=["local"], help="what is made up")
     p.add_argument("--moment", nargs="+", choices=("given", "own"), default=["given", "own"], help="where M comes from")
-    p.add_argument("--eta", action="store_true", help="also every step's σ, η (the mean over coordinates) and reason")
+    p.add_argument("--eta", action="store_true", help="also every step's σ, η (the mean over bands) and reason")
     return p
 
 
@@ -102,8 +102,9 @@ def _run(bed: Testbed, solver: Solver, steps: int) -> tuple[Shares, tuple[Record
     return bed.energy.shares(result.x), result.trace
 
 
-def _etas(trace: Iterable[Record]) -> str:
-    return ", ".join(f"{step.sigma:.3g} → {step.gamma:.2f} {step.reason}" for step in trace)
+def _etas(trace: Sequence[Record]) -> str:
+    means = [step.numbers["eta"] for step in trace]
+    return ", ".join(f"{r.sigma:.3g} → {sum(eta) / len(eta):.2f} {r.reason}" for r, eta in zip(trace, means, strict=True))
 
 
 def _verdict(change: Value) -> str:

@@ -37,8 +37,7 @@ def run(name, seeds, gather):
 
 
 def summary(result):
-    keys = ("gamma", "gamma_raw", "reason", "moments", "noise_ratio", "eta")
-    return {"x": result.x.tolist(), "trace": [{k: getattr(r, k) for k in keys} for r in result.trace]}
+    return {"x": result.x.tolist(), "trace": [{"reason": r.reason, "numbers": r.numbers} for r in result.trace]}
 
 
 def main(folder):

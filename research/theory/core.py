@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from steindiff.analytic import ExactModel, Gaussian, GaussianMixture
-from steindiff.corrections import Moments, stein_ratio
+from steindiff.corrections.blend import Moments
+from steindiff.corrections.stein import stein_ratio
 from steindiff.denoisers import Denoiser, FromEps
 from steindiff.divergence import Exact
 from steindiff.metrics import Value

@@ -15,8 +15,7 @@ from torch import Tensor
 from research.theory.core import D64, DIM, Case, draw, flow, law, mean_of
 from steindiff import grids
 from steindiff.analytic import ExactModel
-from steindiff.corrections import CleanTarget, FixedGamma
-from steindiff.corrections.base import Corrected
+from steindiff.corrections import CleanTarget, Corrected, FixedGamma
 from steindiff.denoisers import Denoiser
 from steindiff.diagnostics import noise_mismatch
 from steindiff.divergence import Exact
@@ -94,7 +93,10 @@ def frame_gap(case: Case, moments: Second, n: int, seed: int, batches: int = 16)
     values = []
     for i in range(batches):
         y = draw(model, n // batches, seed + i).y
-        p, q = (sample(Corrected(DDIM(), LITERAL, Exact(), c.frame), c.denoiser, y, c.sigmas[1:]).x for c in (ve, model))
+        p, q = (
+            sample(Corrected(DDIM(), LITERAL, divergence=Exact(), frame=c.frame), c.denoiser, y, c.sigmas[1:]).x
+            for c in (ve, model)
+        )
         values.append((p - q).square().sum(1).mean().sqrt())
     return predicted, mean_of(torch.stack(values))
 
@@ -255,7 +257,7 @@ def start(n: int, seed: int) -> Tensor:
 def run_against_flow(model: ExactModel, solver: str, rule: CleanTarget | None, steps: int, x: Tensor, exact: Tensor) -> Run:
     """`solver` on EDM's grid, corrected by `rule`; an overflow counts as an infinite error."""
     base = NAMED[solver]
-    corrected = base if rule is None else Corrected(base, rule, Exact())
+    corrected = base if rule is None else Corrected(base, rule, divergence=Exact())
     try:
         run = sample(corrected, model, x, grids.karras(steps))
     except NonFiniteError:
@@ -283,8 +285,8 @@ def meter(name: str, sigma: float, ratio: float, noise: float, n: int, seed: int
     grid = torch.tensor([sigma, ratio * sigma], dtype=D64)
     runs = {
         "plain": sample("ddim", model, y, grid),
-        "clamped": sample(Corrected(DDIM(), CLAMPED, Exact()), model, y, grid),
-        "literal": sample(Corrected(DDIM(), LITERAL, Exact()), model, y, grid),
+        "clamped": sample(Corrected(DDIM(), CLAMPED, divergence=Exact()), model, y, grid),
+        "literal": sample(Corrected(DDIM(), LITERAL, divergence=Exact()), model, y, grid),
     }
     record = runs["literal"].trace[0]
     after = {key: float(noise_mismatch(model, run.x, grid[1], estimator=Exact())) for key, run in runs.items()}
@@ -374,7 +376,7 @@ def candidates(case: Case, n: int, seed: int) -> dict[str, Candidate]:
         "2M": draw(replace(case, solver="dpmpp_2m", history="frozen"), n, seed).step(d.y),
         "Heun": Heun().step(model, d.y, Grid.of(sigmas).interval(1), None).x,
         "exact flow": exact,
-        "Eq. 11 on DDIM": sample(Corrected(DDIM(), LITERAL, Exact()), model, d.y, sigmas[1:]).x,
+        "Eq. 11 on DDIM": sample(Corrected(DDIM(), LITERAL, divergence=Exact()), model, d.y, sigmas[1:]).x,
     }
     target = s_next / s * d.y + (1 - s_next / s) * d.clean
     marginal = float(model.second_moment()) + float(s_next) ** 2 * DIM

@@ -1,8 +1,7 @@
 """Few-step diffusion sampling with step corrections by Stein's identity; see README.md for a tour."""
 
-from steindiff import analytic, denoisers, divergence, grids, models, rules, schedules, solvers
-from steindiff.corrections import bands, matching, variants
-from steindiff.corrections.base import Corrected
+from steindiff import analytic, corrections, denoisers, divergence, grids, models, rules, schedules, solvers
+from steindiff.corrections import Chain, Corrected
 from steindiff.denoisers import Denoiser
 from steindiff.divergence import Hutchinson
 from steindiff.errors import InputError, ModelFileError, NonFiniteError, SteindiffError
@@ -12,6 +11,7 @@ from steindiff.sampling import SampleResult, sample, steps
 __version__ = "0.1.0"
 
 __all__ = [
+    "Chain",
     "Corrected",
     "Denoiser",
     "Hutchinson",
@@ -21,18 +21,16 @@ __all__ = [
     "SampleResult",
     "SteindiffError",
     "analytic",
-    "bands",
+    "corrections",
     "denoisers",
     "divergence",
     "generators",
     "grids",
     "initial_noise",
-    "matching",
     "models",
     "rules",
     "sample",
     "schedules",
     "solvers",
     "steps",
-    "variants",
 ]

@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from steindiff import grids
-from steindiff.corrections import Moments, Reason
-from steindiff.corrections.base import Correction, corrected_state
+from steindiff.corrections.base import Reason
+from steindiff.corrections.blend import Moments
+from steindiff.corrections.corrected import Note
 from steindiff.denoisers import Counter, Denoiser, forwards_per_call
 from steindiff.divergence import Choice
 from steindiff.divergence.products import fresh
@@ -45,20 +47,55 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 @dataclass(frozen=True)
 class Record:
-    """One step of the trace; plain numbers. Without a correction γ = 1, reason "plain", no moments, and noise_ratio NaN."""
+    """One step of the trace; plain numbers.
+
+    Attributes:
+        index: the step.
+        sigma: the VE noise level at which the step starts.
+        sigma_next: the one at which it ends.
+        reason: why the step is what it is, a name of `corrections.Reason` in lower case; "plain" without a correction.
+        numbers: what the correction recorded, by name: "gamma", "eta" (one number per band), …; empty for a plain step.
+    """
 
     index: int
     sigma: float
     sigma_next: float
-    gamma: float
-    gamma_raw: float
-    reason: str
-    moments: dict[str, float]
-    noise_ratio: float
-    """σ̂/σ, σ̂² = E‖x−D‖²/E[∇·(x−D)] the noise level the batch really has, read off the step's residual; exact for a
-    first-order step, 1 on the ideal marginal. NaN where no network derivative was taken or its estimate is not positive."""
-    eta: tuple[float, ...] = ()
-    """η per band, of `rules.Energy`; gamma is then their mean over dimensions."""
+    reason: str = "plain"
+    numbers: dict[str, float | tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def gamma(self) -> float:
+        """γ; its mean over the batch where every image has its own, and 1 where the step is no blend."""
+        return self._number("gamma", 1.0)
+
+    @property
+    def gamma_raw(self) -> float:
+        """γ before any bound; 1 where the step is no blend."""
+        return self._number("gamma_raw", 1.0)
+
+    @property
+    def noise_ratio(self) -> float:
+        """σ̂/σ, σ̂² = E‖x−D‖²/E[∇·(x−D)] the noise level the batch really has, read off the step's residual.
+
+        It is exact for a first-order step and 1 on the ideal marginal. It is NaN where no network derivative was taken or where
+        the estimate is not positive.
+        """
+        return self._number("noise_ratio", math.nan)
+
+    @property
+    def moments(self) -> dict[str, float]:
+        """The moments of `corrections.blend.Moments` that a blend measured; empty where the step is no blend."""
+        return {name: self._number(name, math.nan) for name in Moments._fields if name in self.numbers}
+
+    def as_json(self) -> dict[str, Any]:
+        """A flat dictionary for trace files."""
+        named = {name: getattr(self, name) for name in ("gamma", "gamma_raw", "reason", "moments", "noise_ratio")}
+        others = {k: v for k, v in self.numbers.items() if k not in named and k not in Moments._fields}
+        return {"index": self.index, "sigma": self.sigma, "sigma_next": self.sigma_next, **named, **others}
+
+    def _number(self, name: str, default: float) -> float:
+        value = self.numbers.get(name, default)
+        return sum(value) / len(value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True)
@@ -184,31 +221,30 @@ def sample(
     """Integrate the probability-flow ODE from σ₀ to σₙ.
 
     Args:
-        solver: a Solver or its name.
+        solver: a solver, or its name or spec.
         denoiser: D(x, sigma), in VE coordinates.
-        x: (B, *event), the noisy state at sigmas[0] in VE coordinates (σ₀ ε to start from noise); float32 or float64.
-        sigmas: (n+1,) strictly decreasing noise levels; the last may be 0.
-        generator: source of the probes' seeds, one generator or one per image; None: a fixed seed. The state is not random.
-        on_step: observers of every step; they get copies of the states, and cannot change what happens.
-        progress: show a tqdm bar on stderr.
+        x: the noisy state at sigmas[0] in VE coordinates, (B, *event), float32 or float64; σ₀ ε starts from noise.
+        sigmas: strictly decreasing noise levels, (n+1,); the last may be 0.
+        generator: seeds the probes of a divergence estimator, and nothing else: the noise is x. One generator, or one per
+            image; None is a fixed seed.
+        on_step: observers of every step; they get copies of the states and cannot change what happens.
+        progress: whether to show a tqdm bar on stderr.
 
     Raises:
-        InputError: x, sigmas or the denoiser's output malformed; an unknown solver.
-        NonFiniteError: the network's output or the last state is not finite; names the step and σ.
+        InputError: x, sigmas or the denoiser's output is malformed; the solver is unknown.
+        NonFiniteError: the network's output or the last state is not finite; the error names the step and σ.
     """
     watched = _Watched(denoiser)
     observers = (on_step,) if callable(on_step) else tuple(on_step or ())
     events = steps(solver, watched, x, sigmas, generator=generator)
-    kept: list[tuple[Interval, Correction | None]] = []
-    choice, final = None, x
+    kept: list[tuple[Interval, Note | None]] = []
+    final = x
     for event in _bar(events, len(sigmas) - 1) if progress else events:
-        state = corrected_state(event.step.state)
-        kept.append((event.interval, state.last if state else None))
-        choice = state.choice if state else None
+        kept.append((event.interval, event.step.note))
         for observe in observers:
             observe(_copied(event))
         final = event.step.x
-    return SampleResult(final, _trace(kept), _stats(watched, [c for _, c in kept if c], choice, len(x)))
+    return SampleResult(final, _trace(kept), _stats(watched, [note for _, note in kept if note], len(x)))
 
 
 def _check_state(x: Tensor, sigma: float) -> None:
@@ -276,32 +312,26 @@ def _bar(events: Iterator[Event], total: int) -> Iterable[Event]:
     return bar
 
 
-def _trace(kept: list[tuple[Interval, Correction | None]]) -> tuple[Record, ...]:
+def _trace(kept: list[tuple[Interval, Note | None]]) -> tuple[Record, ...]:
     """Every number of the run in one transfer."""
-    rows = [_row(interval, correction) for interval, correction in kept]
-    wide = torch.float32 if rows and rows[0][0].device.type == "mps" else torch.float64
-    table = torch.stack([torch.stack([z.to(wide) for z in row]) for row in rows]).tolist() if rows else []
-    return tuple(_record(i, kept[i], row) for i, row in enumerate(table))
+    notes = [(interval, note or Note(Reason.PLAIN)) for interval, note in kept]
+    tensors = [z for _, note in notes for z in (note.reason, *note.numbers.values()) if isinstance(z, Tensor)]
+    wide = torch.float32 if tensors and tensors[0].device.type == "mps" else torch.float64
+    flat = iter(torch.cat([z.reshape(-1).to(wide) for z in tensors]).tolist() if tensors else ())
+    return tuple(_record(interval, note, flat) for interval, note in notes)
 
 
-def _row(interval: Interval, correction: Correction | None) -> list[Tensor]:
-    sigma, sigma_next = interval.sigma, interval.sigma_next
-    if correction is None:
-        one, nan = torch.ones_like(sigma), torch.full_like(sigma, float("nan"))
-        return [sigma, sigma_next, one, one, torch.zeros_like(sigma), nan, *[nan] * len(Moments._fields)]
-    m, d = correction.moments, correction.decision
-    return [sigma, sigma_next, d.gamma, d.raw, d.reason, correction.noise_ratio, *m]
+def _record(interval: Interval, note: Note, flat: Iterator[float]) -> Record:
+    """The next numbers of `flat`, named."""
+    reason = Reason(int(next(flat))) if isinstance(note.reason, Tensor) else note.reason
+    numbers = {name: tuple(islice(flat, z.numel())) if z.ndim else next(flat) for name, z in note.numbers.items()}
+    sigma, sigma_next = interval.grid.levels[interval.index : interval.index + 2]
+    return Record(interval.index, sigma, sigma_next, reason.name.lower(), numbers)
 
 
-def _record(index: int, kept: tuple[Interval, Correction | None], row: list[float]) -> Record:
-    sigma, sigma_next, gamma, raw, reason, ratio, *moments = row
-    named = dict(zip(Moments._fields, moments, strict=True)) if kept[1] else {}
-    eta = () if kept[1] is None or kept[1].eta is None else tuple(kept[1].eta.tolist())
-    return Record(index, sigma, sigma_next, gamma, raw, Reason(int(reason)).name.lower(), named, ratio, eta)
-
-
-def _stats(watched: _Watched, corrections: list[Correction], choice: Choice | None, batch: int) -> Stats:
-    jvps, vjps = sum(c.jvps for c in corrections), sum(c.vjps for c in corrections)
-    extra = sum(c.share * (c.jvps * choice.cost("jvp") + c.vjps * choice.cost("vjp")) for c in corrections) if choice else 0.0
+def _stats(watched: _Watched, notes: list[Note], batch: int) -> Stats:
+    spent, choice = [note.spent for note in notes], next((note.choice for note in notes if note.choice), None)
+    jvps, vjps = sum(s.jvps for s in spent), sum(s.vjps for s in spent)
+    extra = sum(s.share * (s.jvps * choice.cost("jvp") + s.vjps * choice.cost("vjp")) for s in spent) if choice else 0.0
     nfe = watched.evaluations
     return Stats(nfe, jvps, vjps, (nfe + extra) * forwards_per_call(watched), batch, choice)

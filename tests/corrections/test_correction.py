@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,7 @@ import torch
 
 from steindiff import grids, solvers
 from steindiff.analytic import GaussianMixture
-from steindiff.corrections import CleanTarget, FixedGamma, NoiseConsistent
-from steindiff.corrections.base import Corrected, CorrectedState
+from steindiff.corrections import CleanTarget, Corrected, FixedGamma, NoiseConsistent
 from steindiff.denoisers import FromEps, FromFlow, FromV, Guided
 from steindiff.divergence import Choice, Estimate, Exact, Hutchinson
 from steindiff.errors import InputError, NonFiniteError, SteindiffError
@@ -182,7 +182,9 @@ def test_gamma_on_a_gaussian_is_its_closed_form(kind, frame, method):
     grid = torch.tensor([s, s_next], dtype=D64)
     denoiser = every_kind(gaussian)[kind]
     x = start(5, s)
-    run = sample(Corrected(solvers.make("ddim"), CleanTarget(), Hutchinson(method=method), frame), denoiser, x, grid)
+    run = sample(
+        Corrected(solvers.make("ddim"), CleanTarget(), divergence=Hutchinson(method=method), frame=frame), denoiser, x, grid
+    )
     a, a_next = (float(z) for z in alphas(kind, s, s_next)) if frame == "model" else (1.0, 1.0)
     r, g = s_next / s, s2 / (s2 + s * s)
     c = r + (1 - r) * g
@@ -213,14 +215,14 @@ def measured(solver_step, state_of, kind, frame, sigma, sigma_next, n=4000, batc
         clean = MIX.sample(n, g)
         y = clean + sigma * torch.randn(clean.shape, generator=g, dtype=D64)
         inner = state_of(grid, clean, g)
-        corrected = Corrected(solver_step, CleanTarget(), Hutchinson(method="vjp", seed=i), frame)
+        corrected = Corrected(solver_step, CleanTarget(), divergence=Hutchinson(method="vjp", seed=i), frame=frame)
         begun = corrected.init(DENOISERS[kind], y, Grid.of(grid))
         with torch.no_grad():
-            state = CorrectedState(inner, begun.estimator, begun.schedule, begun.needs)
-            record = corrected.step(DENOISERS[kind], y, interval, state).state.last
+            state = replace(begun, inner=inner)
+            record = corrected.step(DENOISERS[kind], y, interval, state).note
             T = solver_step.step(DENOISERS[kind], y, interval, inner).x
         x, u = a * y, a * y - a_next * T
-        raw.append(record.decision.raw)
+        raw.append(record.numbers["gamma_raw"])
         direct.append((u * (x - clean)).sum() / u.square().sum())
         losses.append(torch.stack([(x - c * u - clean).square().sum(1).mean() for c in candidates]))
     return torch.stack(raw), torch.stack(direct), candidates, torch.stack(losses).mean(0)
@@ -288,14 +290,12 @@ def test_the_divergence_is_that_of_the_finished_step_with_its_history_constant(n
             plus, minus = (solver.step(denoiser, x + s * h * e, interval, inner).x @ e for s in (1, -1))
             differences += (plus - minus) / (2 * h)
     torch.testing.assert_close(x.shape[1] - differences / rho, expected, rtol=1e-6, atol=1e-6)
-    corrected = Corrected(solver, CLAMPED, Exact(), frame)
+    corrected = Corrected(solver, CLAMPED, divergence=Exact(), frame=frame)
     begun = corrected.init(denoiser, x, Grid.of(GRID))
     with torch.no_grad():
-        last = corrected.step(
-            denoiser, x, interval, CorrectedState(inner, begun.estimator, begun.schedule, begun.needs)
-        ).state.last
-    assert float(last.moments.div) == pytest.approx(float(expected.mean()), rel=1e-9)
-    assert float(last.moments.div_se) == pytest.approx(float(expected.std() / math.sqrt(3)), rel=1e-6)
+        last = corrected.step(denoiser, x, interval, replace(begun, inner=inner)).note.numbers
+    assert float(last["div"]) == pytest.approx(float(expected.mean()), rel=1e-9)
+    assert float(last["div_se"]) == pytest.approx(float(expected.std() / math.sqrt(3)), rel=1e-6)
 
 
 def test_heuns_derivative_goes_through_both_evaluations():
@@ -314,7 +314,10 @@ def test_the_analytical_divergence_is_the_trace_at_a_constant_network(name):
     solver = UniPC(order=2, stored="refresh") if name == "unipc refresh" else solvers.make(name)
     for kind in ("ve", "vp-linear"):
         denoiser = constant if kind == "ve" else DENOISERS[kind]
-        exact, linear = Corrected(solver, CLAMPED, Exact()), Corrected(solver, CleanTarget(gamma_max=1.0, mode="analytical"))
+        exact, linear = (
+            Corrected(solver, CLAMPED, divergence=Exact()),
+            Corrected(solver, CleanTarget(gamma_max=1.0, mode="analytical")),
+        )
         if kind == "ve":
             a, b = (sample(c, denoiser, start(), GRID).trace for c in (exact, linear))
             assert [r.moments["div"] for r in b] == pytest.approx([r.moments["div"] for r in a], rel=1e-9)
@@ -346,7 +349,7 @@ def test_unipc_keep_and_refresh_are_different_maps():
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "heun"])
 def test_inactive_steps_are_plain_and_cost_nothing(active, name):
     x = start(dtype=torch.float32)
-    solver = Corrected(solvers.make(name), CLAMPED, Hutchinson(2, method="vjp"), active=active)
+    solver = Corrected(solvers.make(name), CLAMPED, divergence=Hutchinson(2, method="vjp"), active=active)
     run = sample(solver, MIX, x, GRID)
     assert [r.reason == "inactive" for r in run.trace] == [False, True, False, True]
     for r in run.trace[1::2]:
@@ -410,7 +413,7 @@ def test_printed_literally_it_diverges_and_clamped_it_does_not(name):
     estimator = Hutchinson(method="vjp")
 
     def error(rule):
-        solver = solvers.make(name) if rule is None else Corrected(solvers.make(name), rule, estimator)
+        solver = solvers.make(name) if rule is None else Corrected(solvers.make(name), rule, divergence=estimator)
         return float((sample(solver, model, x, grid).x - exact).square().mean().sqrt())
 
     plain = error(None)
@@ -449,7 +452,7 @@ class Stub(Exact):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_divergence_that_is_not_finite_leaves_the_step_plain(value):
     x = start(dtype=torch.float32)
-    run = sample(Corrected(solvers.make("dpmpp_2m"), CleanTarget(), Stub(value)), MIX, x, GRID)
+    run = sample(Corrected(solvers.make("dpmpp_2m"), CleanTarget(), divergence=Stub(value)), MIX, x, GRID)
     assert torch.equal(run.x, sample("dpmpp_2m", MIX, x, GRID).x)
     assert [(r.reason, r.gamma) for r in run.trace] == [("non_finite", 1.0)] * 4
 
@@ -471,7 +474,12 @@ def test_the_step_to_noise_zero_has_finite_statistics(name, kind, dtype):
     x = start(8, dtype=dtype)
     for frame in ("model", "ve"):
         for rule in (CLAMPED, CleanTarget(gamma_max=1.0, mode="analytical"), NoiseConsistent(0.0, 2.0)):
-            run = sample(Corrected(solvers.make(name), rule, Hutchinson(method="vjp"), frame), DENOISERS[kind], x, TO_ZERO)
+            run = sample(
+                Corrected(solvers.make(name), rule, divergence=Hutchinson(method="vjp"), frame=frame),
+                DENOISERS[kind],
+                x,
+                TO_ZERO,
+            )
             assert run.x.dtype == dtype
             assert torch.isfinite(run.x).all()
             last = run.trace[-1]
@@ -484,7 +492,7 @@ def test_the_step_to_noise_zero_has_finite_statistics(name, kind, dtype):
 @pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp_3m", "unipc_3"])
 @pytest.mark.parametrize("kind", DENOISERS)
 def test_a_batch_of_one_works(name, kind):
-    run = sample(Corrected(solvers.make(name), CLAMPED, Hutchinson(3)), DENOISERS[kind], start(1), GRID)
+    run = sample(Corrected(solvers.make(name), CLAMPED, divergence=Hutchinson(3)), DENOISERS[kind], start(1), GRID)
     assert run.stats.batch == 1
     assert torch.isfinite(run.x).all()
     assert all(math.isfinite(r.moments["div"]) for r in run.trace)
@@ -511,7 +519,7 @@ def test_one_correction_per_step():
 
 @pytest.mark.parametrize("how", ["grad", "dual", "vjp", "jvp"])
 def test_differentiating_a_measured_step_is_refused_not_wrong(how):
-    solver = Corrected(solvers.make("ddim"), CLAMPED, Hutchinson(method="vjp"))
+    solver = Corrected(solvers.make("ddim"), CLAMPED, divergence=Hutchinson(method="vjp"))
     x = start()
     state, interval = solver.init(MIX, x, Grid.of(GRID)), Grid.of(GRID).interval(0)
 
@@ -563,7 +571,7 @@ def test_switching_it_on_changes_neither_the_noise_nor_the_global_generator():
 
 def test_the_generator_decides_the_probes_and_nothing_else_does():
     x = start(4)
-    solver = Corrected(solvers.make("ddim"), CLAMPED, Hutchinson(kind="gaussian", method="vjp"))
+    solver = Corrected(solvers.make("ddim"), CLAMPED, divergence=Hutchinson(kind="gaussian", method="vjp"))
 
     def divs(generator):
         return [r.moments["div"] for r in sample(solver, MIX, x, GRID, generator=generator).trace]
@@ -583,7 +591,7 @@ def test_the_generator_decides_the_probes_and_nothing_else_does():
 
 
 def test_steps_have_probes_of_their_own():
-    solver = Corrected(solvers.make("ddim"), ones(GRID), Hutchinson(kind="gaussian", method="vjp"))
+    solver = Corrected(solvers.make("ddim"), ones(GRID), divergence=Hutchinson(kind="gaussian", method="vjp"))
     probe = solver.divergence
     drawn = [next(iter(probe._draw(torch.zeros(2, 3), i))) for i in range(4)]
     assert all(not torch.isclose(drawn[i], drawn[j]).any() for i in range(4) for j in range(i))
@@ -617,7 +625,7 @@ def test_the_bill_is_exact(name, method, k, grid):
         calls.append(1)
         return MIX(y, sigma)
 
-    run = sample(Corrected(solver, CLAMPED, Hutchinson(k, method=method, choice=COSTS)), network, start(), grid)
+    run = sample(Corrected(solver, CLAMPED, divergence=Hutchinson(k, method=method, choice=COSTS)), network, start(), grid)
     evaluations = {"vjp": 1, "jvp": k, "fd": 1 + 2 * k}[method]
     assert run.stats.nfe == len(calls) == evaluations * plain
     assert run.stats.vjps == (k * plain if method == "vjp" else 0)
@@ -628,11 +636,11 @@ def test_the_bill_is_exact(name, method, k, grid):
 
 def test_guided_calls_are_billed_twice():
     guided = Guided(MIX, MIX, 2.0)
-    run = sample(Corrected(solvers.make("heun"), CLAMPED, Hutchinson(choice=COSTS)), guided, start(), GRID)
+    run = sample(Corrected(solvers.make("heun"), CLAMPED, divergence=Hutchinson(choice=COSTS)), guided, start(), GRID)
     assert (run.stats.nfe, run.stats.vjps) == (8, 8)
     assert run.stats.forward_equivalents == pytest.approx(2 * (8 + 8 * 2.5))
 
 
 def test_exact_is_billed_by_the_dimension():
-    run = sample(Corrected(solvers.make("ddim"), CLAMPED, Exact(choice=COSTS)), MIX, start(), GRID)
+    run = sample(Corrected(solvers.make("ddim"), CLAMPED, divergence=Exact(choice=COSTS)), MIX, start(), GRID)
     assert (run.stats.nfe, run.stats.vjps) == (4, 4 * 6)

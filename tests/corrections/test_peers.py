@@ -264,7 +264,7 @@ def test_derivatives_take_the_selected_time_as_constant(network):
 @pytest.mark.parametrize("batched", [True, False])
 def test_a_selected_time_under_the_correction(method, batched):
     divergence = Hutchinson(2, method=method, batched=batched and method != "fd")
-    corrected = sd.Corrected(DDIM, rules.CleanTarget(gamma_max=1.0), divergence)
+    corrected = sd.Corrected(DDIM, rules.CleanTarget(gamma_max=1.0), divergence=divergence)
     result = sd.sample(corrected, TimeSelected(MODEL), X, SIGMAS)
     assert torch.isfinite(result.x).all()
     assert result.stats.nfe >= 6

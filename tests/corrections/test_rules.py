@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from steindiff import solvers
 from steindiff.analytic import GaussianMixture
-from steindiff.corrections import CleanTarget, FixedGamma, Moments, Need, NoiseConsistent, Reason, stein_ratio
-from steindiff.corrections.base import Corrected
+from steindiff.corrections import CleanTarget, Corrected, FixedGamma, NoiseConsistent, Reason
+from steindiff.corrections.blend import Moments, Need
+from steindiff.corrections.stein import stein_ratio
 from steindiff.denoisers import FromEps, FromFlow, FromV
 from steindiff.divergence import Hutchinson
 from steindiff.errors import InputError

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import steindiff as sd
-from steindiff import grids, rules, solvers
-from steindiff.corrections.variants import FastKM, SelfConsistent, compatibility, interpolated
-from steindiff.errors import InputError
+from steindiff import grids, solvers
+from steindiff.corrections import Chain, CleanTarget, Corrected, FastKM, FixedGamma, Reason, SelfConsistent
+from steindiff.corrections.variants import compatibility, interpolated
+from steindiff.errors import InputError, SteindiffError
 from steindiff.solvers import Grid, Solver, Step
 
 MODEL = sd.analytic.GaussianMixture(
@@ -37,11 +38,13 @@ class Fixed(Solver):
         return 0
 
 
-def iterate(solver, x, n):
+def iterate(matrix, correction, x, n):
+    solver = Corrected(Fixed(matrix), correction, frame="ve")
     grid = Grid.of(torch.ones(n + 1, dtype=torch.float64))
     state, xs = solver.init(None, x, grid), [x]
     for k in range(n):
-        x, _, state = solver.step(None, x, grid.interval(k), state)
+        done = solver.step(None, x, grid.interval(k), state)
+        x, state = done.x, done.state
         xs.append(x)
     return xs
 
@@ -51,7 +54,7 @@ def test_fast_km_follows_its_formula_and_keeps_fixed_points(a, s):
     angle = torch.tensor(0.7, dtype=torch.float64)
     rotation = torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
     x = torch.tensor([[1.0, 2.0], [-0.5, 0.3]], dtype=torch.float64)
-    xs = iterate(FastKM(Fixed(rotation), a, s), x, 6)
+    xs = iterate(rotation, FastKM(a, s), x, 6)
     images = [z @ rotation.T for z in xs]
     for k in range(1, 6):
         c = s * a / (2 * (k + a))
@@ -60,7 +63,7 @@ def test_fast_km_follows_its_formula_and_keeps_fixed_points(a, s):
             + c * images[k] + s * k / (k + a) * (images[k] - images[k - 1])
         )  # fmt: skip
         assert torch.allclose(xs[k + 1], expected, atol=1e-14)
-    identity = iterate(FastKM(Fixed(torch.eye(2, dtype=torch.float64)), a, s), x, 5)
+    identity = iterate(torch.eye(2, dtype=torch.float64), FastKM(a, s), x, 5)
     assert all(torch.allclose(z, x, atol=1e-14) for z in identity)
 
 
@@ -70,7 +73,7 @@ def test_fast_km_residual_falls_faster_than_the_plain_blend():
     rotation = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=torch.float64)
     rotation = torch.block_diag(rotation, torch.tensor([[math.cos(0.02), -math.sin(0.02)], [math.sin(0.02), math.cos(0.02)]]))
     x = torch.ones(1, 4, dtype=torch.float64)
-    fast = iterate(FastKM(Fixed(rotation), 3.0, 1.0), x, 400)[-1]
+    fast = iterate(rotation, FastKM(3.0, 1.0), x, 400)[-1]
     averaged = x
     for _ in range(400):
         averaged = 0.5 * (averaged + averaged @ rotation.T)
@@ -80,7 +83,7 @@ def test_fast_km_residual_falls_faster_than_the_plain_blend():
 def test_fast_km_first_step_is_half_way_as_documented():
     sigmas = grids.karras(3)
     plain = next(sd.steps("ddim", MODEL, X, sigmas)).step.x
-    blended = next(sd.steps(FastKM(solvers.make("ddim")), MODEL, X, sigmas)).step.x
+    blended = next(sd.steps(Corrected("ddim", FastKM()), MODEL, X, sigmas)).step.x
     assert torch.allclose(blended, 0.5 * (X + plain), rtol=1e-14)
 
 
@@ -107,7 +110,7 @@ def test_compatibility_is_one_at_agreement_and_falls_like_a_gaussian():
 def test_self_consistency_moves_by_eta_omega_delta(name, eta):
     """Prop. D.6: ‖x − x^S‖ = ηω‖δ‖, along δ, per sample; the last step is untouched."""
     sigmas = grids.karras(12, sigma_min=0.5)
-    wrapped, base = SelfConsistent(solvers.make(name), eta=eta, scale=2.0), solvers.make(name)
+    wrapped, base = Corrected(name, SelfConsistent(eta=eta, scale=2.0)), solvers.make(name)
     x, state, grid = X, None, Grid.of(sigmas)
     state = wrapped.init(MODEL, x, grid)
     for i in range(grid.steps):
@@ -120,39 +123,62 @@ def test_self_consistency_moves_by_eta_omega_delta(name, eta):
         delta = interpolated(x, proposal.denoised, sigmas[i : i + 3]) - proposal.x
         omega = torch.exp(-delta.square().sum(1) / (2 * 4.0 * 3 * sigmas[i + 1] ** 2))
         assert torch.allclose(moved.x - proposal.x, eta * omega[:, None] * delta, atol=1e-12)
-        assert torch.allclose(moved.state.weight, eta * omega)
+        assert torch.allclose(moved.note.numbers["weight"], eta * omega)
         x, state = moved.x, moved.state
 
 
 def test_look_ahead_to_zero_is_skipped():
     sigmas = grids.with_zero(grids.karras(3))
-    result = sd.sample(SelfConsistent(solvers.make("ddim"), eta=1.0), MODEL, X, sigmas)
+    result = sd.sample(Corrected("ddim", SelfConsistent(eta=1.0)), MODEL, X, sigmas)
     assert bool(torch.isfinite(result.x).all())
-    first_two = [e.step.x for e in sd.steps(SelfConsistent(solvers.make("ddim"), eta=1.0), MODEL, X, sigmas)][:3]
+    first_two = [e.step.x for e in sd.steps(Corrected("ddim", SelfConsistent(eta=1.0)), MODEL, X, sigmas)][:3]
     assert torch.equal(sd.solvers.make("ddim").step(MODEL, first_two[1], Grid.of(sigmas).interval(2), ()).x, first_two[2])
+
+
+CLAMPED = CleanTarget(gamma_max=1.0)
 
 
 def test_no_evaluation_is_added_and_the_correction_inside_is_traced():
     sigmas = grids.karras(5)
-    corrected = sd.Corrected(solvers.make("dpmpp_2m"), rules.CleanTarget(gamma_max=1.0))
-    for wrapper in (SelfConsistent(corrected), FastKM(corrected), SelfConsistent(FastKM(corrected))):
-        result = sd.sample(wrapper, MODEL, X, sigmas, generator=torch.Generator().manual_seed(3))
-        assert result.stats.nfe == 5 == wrapper.nfe(sigmas)
+    for rule in (Chain(CLAMPED, SelfConsistent()), Chain(CLAMPED, FastKM()), Chain(CLAMPED, FastKM(), SelfConsistent())):
+        solver = Corrected("dpmpp_2m", rule)
+        result = sd.sample(solver, MODEL, X, sigmas, generator=torch.Generator().manual_seed(3))
+        assert result.stats.nfe == 5 == solver.nfe(sigmas)
         assert result.stats.vjps == 5
         assert all(0 < r.gamma <= 1 and r.reason != "plain" for r in result.trace)
-        assert wrapper.order == 2
-    a, b = (sd.sample(SelfConsistent(corrected), MODEL, X, sigmas, generator=torch.Generator().manual_seed(k)) for k in (3, 4))
-    assert [r.gamma_raw for r in a.trace] != [r.gamma_raw for r in b.trace]  # the probes' seed reaches the inner solver
+        assert solver.order == 2
+    solver = Corrected("dpmpp_2m", Chain(CLAMPED, SelfConsistent()))
+    a, b = (sd.sample(solver, MODEL, X, sigmas, generator=torch.Generator().manual_seed(k)) for k in (3, 4))
+    assert [r.gamma_raw for r in a.trace] != [r.gamma_raw for r in b.trace]  # the probes' seed reaches the estimator
+
+
+def test_a_chain_hands_each_part_what_the_part_before_has_made():
+    """One step by hand: the blend first, then the look-ahead against the blended state."""
+    sigmas = grids.karras(5)
+    gammas = FixedGamma((0.5,) * 5)
+    blended = next(sd.steps(Corrected("ddim", gammas), MODEL, X, sigmas)).step
+    delta = interpolated(X, blended.denoised, sigmas[:3]) - blended.x
+    omega = compatibility(delta, 3**0.5 * sigmas[1])
+    chained = next(sd.steps(Corrected("ddim", Chain(gammas, SelfConsistent())), MODEL, X, sigmas)).step
+    torch.testing.assert_close(chained.x, blended.x + 0.5 * omega[:, None] * delta)
+    assert chained.note.reason == Reason.FIXED
+    assert {"gamma", "weight"} <= chained.note.numbers.keys()
+
+
+def test_a_chain_refuses_the_divergence_of_a_step_that_was_moved():
+    for second in (CLAMPED, CleanTarget(gamma_max=1.0, mode="analytical")):
+        with pytest.raises(SteindiffError, match="put the correction that needs it first"):
+            sd.sample(Corrected("ddim", Chain(CLAMPED, second)), MODEL, X, grids.karras(3))
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: FastKM(solvers.make("ddim"), a=2.0),
-        lambda: FastKM(solvers.make("ddim"), s=0.0),
-        lambda: FastKM(solvers.make("ddim"), s=1.5),
-        lambda: SelfConsistent(solvers.make("ddim"), eta=1.5),
-        lambda: SelfConsistent(solvers.make("ddim"), scale=0.0),
+        lambda: FastKM(a=2.0),
+        lambda: FastKM(s=0.0),
+        lambda: FastKM(s=1.5),
+        lambda: SelfConsistent(eta=1.5),
+        lambda: SelfConsistent(scale=0.0),
     ],
 )
 def test_bad_options_are_refused(make):

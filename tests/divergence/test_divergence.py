@@ -12,8 +12,7 @@ from torch.autograd import forward_ad
 
 from steindiff import solvers
 from steindiff.analytic import GaussianMixture
-from steindiff.corrections import CleanTarget
-from steindiff.corrections.base import Corrected
+from steindiff.corrections import CleanTarget, Corrected
 from steindiff.divergence import Choice, Estimate, Exact, Hutchinson, HutchPlusPlus, choose, dot
 from steindiff.divergence.products import Options, linearise
 from steindiff.errors import InputError, SteindiffError
@@ -906,7 +905,9 @@ def test_the_bill_of_a_sub_batch_is_exact(name, method, batched, kind):
         return MIXTURE(y, sigma)
 
     estimator = kind(k, method=method, choice=FREE, samples=m, batched=batched)
-    run = sample(Corrected(solvers.make(name), CleanTarget(gamma_max=1.0), estimator), network, MIXTURE.draw(B, 10.0, 0), GRID)
+    run = sample(
+        Corrected(solvers.make(name), CleanTarget(gamma_max=1.0), divergence=estimator), network, MIXTURE.draw(B, 10.0, 0), GRID
+    )
     plain = solvers.make(name).nfe(GRID)
     one_pass = batched and kind is Hutchinson  # Hutch++'s blocks are of one probe here
     passes = {"vjp": 1, "jvp": 1 if one_pass else k, "fd": 1 + 2 * k}[method]
@@ -922,7 +923,9 @@ def test_a_sub_batch_of_a_run_keeps_each_images_probes():
     """With a γ that depends on one image, that image's whole path is its own."""
     x = MIXTURE.draw(5, 10.0, 0)
     generators = [torch.Generator().manual_seed(i) for i in range(5)]
-    solver = Corrected(solvers.make("ddim"), CleanTarget(gamma_max=1.0), Hutchinson(method="vjp", choice=FREE, samples=1))
+    solver = Corrected(
+        solvers.make("ddim"), CleanTarget(gamma_max=1.0), divergence=Hutchinson(method="vjp", choice=FREE, samples=1)
+    )
     moments = [r.moments["div"] for r in sample(solver, MIXTURE, x, GRID[:2], generator=generators).trace]
     generators = [torch.Generator().manual_seed(i) for i in range(1)]
     alone = [r.moments["div"] for r in sample(solver, MIXTURE, x[:1], GRID[:2], generator=generators).trace]

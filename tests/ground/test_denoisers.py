@@ -11,7 +11,7 @@ import torch
 
 from problems import MODEL, gaussian
 from steindiff import grids, rules, sampling, solvers
-from steindiff.corrections.base import Corrected
+from steindiff.corrections import Corrected
 from steindiff.denoisers import (
     Counter,
     FromEps,

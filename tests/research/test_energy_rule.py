@@ -33,7 +33,7 @@ def test_the_default_is_the_four_columns_of_the_page(script):
     rules = script.variants(args, torch.ones(8, 1, 8, 8))
     assert list(rules) == ["one η, M given", "one η, M own", "bands, M given", "bands, M own"]
     assert {rule.deficit for rule in rules.values()} == {"local"}
-    assert [rule.second_moment is None for rule in rules.values()] == [False, True, False, True]
+    assert [rule.moment is None for rule in rules.values()] == [False, True, False, True]
 
 
 def test_track_beside_local_leaves_local_as_it_was(script, capsys):

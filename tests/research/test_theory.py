@@ -15,8 +15,7 @@ import torch
 from research.theory import core, page, runs
 
 from steindiff import grids
-from steindiff.corrections import CleanTarget, FixedGamma
-from steindiff.corrections.base import Corrected, CorrectedState
+from steindiff.corrections import CleanTarget, Corrected, FixedGamma
 from steindiff.divergence import Exact
 from steindiff.sampling import sample
 from steindiff.solvers import DDIM, DPMpp2M, Grid
@@ -63,13 +62,13 @@ def test_the_wrapper_records_these_moments_and_makes_this_blend(law, schedule, s
     other = other + case.sigmas[0] * torch.randn(300, core.DIM, generator=g, dtype=D64)
     past = (case.denoiser(other, case.sigmas[0]),)
     base, inner = (DDIM(), ()) if solver == "ddim" else (DPMpp2M(lower_order_final=False), past)
-    corrected = Corrected(base, CleanTarget(), Exact())
+    corrected = Corrected(base, CleanTarget(), divergence=Exact())
     begun = corrected.init(case.denoiser, drawn.y, grid)
-    state = CorrectedState(inner, begun.estimator, begun.schedule, begun.needs)
+    state = replace(begun, inner=inner)
     with torch.no_grad():
         step = corrected.step(case.denoiser, drawn.y, grid.interval(1), state)
-    record, means = step.state.last, terms.means
-    torch.testing.assert_close(record.decision.raw, means.gamma, rtol=1e-9, atol=1e-9)
+    record, means = step.note, terms.means
+    torch.testing.assert_close(record.numbers["gamma_raw"], means.gamma, rtol=1e-9, atol=1e-9)
     for name in ("ux", "uu", "div"):
         torch.testing.assert_close(getattr(record.moments, name), getattr(means.moments, name), rtol=1e-9, atol=1e-9)
     loss = (case.alphas[1] * step.x - drawn.clean).square().sum(1).mean()
@@ -213,7 +212,7 @@ def test_vp_schedules_differ_only_in_the_levels_they_visit():
     assert torch.equal(found[0], found[2])
     y = core.draw(Case("mixture"), 50, 0).y
     states = [
-        sample(Corrected(DDIM(), CleanTarget(), Exact()), Case("mixture", name).denoiser, y, s[:2]).x
+        sample(Corrected(DDIM(), CleanTarget(), divergence=Exact()), Case("mixture", name).denoiser, y, s[:2]).x
         for name in ("vp-linear", "vp-cosine", "discrete")
     ]
     torch.testing.assert_close(states[0], states[1], rtol=1e-6, atol=1e-6)
@@ -310,7 +309,7 @@ def test_as_printed_the_rule_diverges(law, solver):
 def test_the_clamp_is_a_no_op_for_ddim_on_the_marginal(steps):
     """Whole Gaussian runs are bitwise plain; on the mixture, every single step from the true marginal is."""
     grid = grids.karras(steps)
-    clamped = Corrected(DDIM(), runs.CLAMPED, Exact())
+    clamped = Corrected(DDIM(), runs.CLAMPED, divergence=Exact())
     x = runs.start(256, 0)
     gaussian = core.law("gaussian")
     assert torch.equal(sample(clamped, gaussian, x, grid).x, sample("ddim", gaussian, x, grid).x)

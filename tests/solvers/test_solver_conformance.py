@@ -9,8 +9,7 @@ from torch.autograd import forward_ad
 
 from problems import gaussian, mixture, noisy_state, run
 from steindiff import grids, sampling, solvers
-from steindiff.corrections import CleanTarget
-from steindiff.corrections.base import Corrected
+from steindiff.corrections import CleanTarget, Corrected
 from steindiff.denoisers import Counter
 from steindiff.divergence import Choice, Exact
 from steindiff.errors import InputError
@@ -223,18 +222,18 @@ def test_the_divergence_of_eq_11_is_that_of_the_finished_step(solver, end):
     T is the whole step, every stage and UniPC's corrector, and γ is made of this number. First step, warm-up, full history,
     lowered order, last step. (Frames and VP models, at one step: tests/test_correction.py.)
     """
-    corrected, history = Corrected(solver, CleanTarget(gamma_max=0.9), Exact(FREE)), []
+    corrected, history = Corrected(solver, CleanTarget(gamma_max=0.9), divergence=Exact(FREE)), []
     for x, interval, state, step in _steps(corrected, mixture, noisy_state(80.0), ENDS[end](8)):
 
         def move(z, at=interval, frozen=state.inner):
             return solver.step(mixture, z, at, frozen).x
 
-        moments, decision = step.state.last.moments, step.state.last.decision
+        numbers = step.note.numbers
         expected = 3 - _trace_by_differences(move, x).mean()
-        torch.testing.assert_close(moments.div, expected, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(numbers["div"], expected, rtol=1e-6, atol=1e-8)
         uu = (x - move(x)).square().sum(1).mean()
-        torch.testing.assert_close(decision.raw, interval.sigma**2 * expected / uu, rtol=1e-6, atol=1e-8)
-        torch.testing.assert_close(step.x, torch.lerp(x, move(x), decision.gamma))
+        torch.testing.assert_close(numbers["gamma_raw"], interval.sigma**2 * expected / uu, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(step.x, torch.lerp(x, move(x), numbers["gamma"]))
         history.append(len(state.inner or ()))
     assert history[0] == 0
     if step.state.inner is not None:  # step 4 of 8: full order, not yet lowered

@@ -1,34 +1,35 @@
 """Corrections: what becomes of the step that a solver proposes.
 
 `CleanTarget` is the paper's rule, `Energy` is ours, `NoiseConsistent` is a check, `FixedGamma` a replay; the rest are peers and
-variants of the paper.
+variants of the paper. `Corrected` wraps any solver in one of them, `Chain` makes one of several.
 """
 
-from steindiff.corrections.base import Corrected
-from steindiff.corrections.energy import BandMoments, Energy
+from steindiff.corrections.base import Chain, Correction, Outcome, Proposal, Reason, Run
+from steindiff.corrections.corrected import Corrected, apply
+from steindiff.corrections.energy import Energy, second_moment
 from steindiff.corrections.peers import DCW, EpsilonScaling
-from steindiff.corrections.registry import apply, make, names
-from steindiff.corrections.rules import Decision, GammaRule, Moments, Need, Reason, Rule, strongest
-from steindiff.corrections.stein import CleanTarget, FixedGamma, NoiseConsistent, stein_ratio
+from steindiff.corrections.registry import make, names
+from steindiff.corrections.stein import CleanTarget, FixedGamma, NoiseConsistent
+from steindiff.corrections.variants import FastKM, SelfConsistent
 
 __all__ = [
     "DCW",
-    "BandMoments",
+    "Chain",
     "CleanTarget",
     "Corrected",
-    "Decision",
+    "Correction",
     "Energy",
     "EpsilonScaling",
+    "FastKM",
     "FixedGamma",
-    "GammaRule",
-    "Moments",
-    "Need",
     "NoiseConsistent",
+    "Outcome",
+    "Proposal",
     "Reason",
-    "Rule",
+    "Run",
+    "SelfConsistent",
     "apply",
     "make",
     "names",
-    "stein_ratio",
-    "strongest",
+    "second_moment",
 ]

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from steindiff.errors import InputError
+from steindiff.specs import Registry
 
-__all__ = ["Bands", "Channels", "Cosine", "RandomBands", "Whole"]
+__all__ = ["Bands", "Channels", "Cosine", "RandomBands", "Whole", "make", "names"]
 
 
 class Bands(ABC):
@@ -157,6 +158,23 @@ class RandomBands(Bands):
         if self.count > d:
             raise InputError(f"{self.count} random bands for states of dimension {d}: ask for at most {d}")
         return torch.arange(d) * self.count // d
+
+
+_REGISTRY: Registry[Bands] = Registry(
+    "set of bands",
+    Bands,  # type: ignore[type-abstract]
+    {"whole": Whole, "channels": Channels, "cosine": Cosine, "random": RandomBands},
+)
+
+
+def names() -> tuple[str, ...]:
+    """The names that a set of bands can have in a spec."""
+    return _REGISTRY.names()
+
+
+def make(bands: Bands | int | str) -> Bands:
+    """Bands by name or spec, `cosine(8)`; a number is that many rings of `Cosine`. Raises InputError as `Registry.make`."""
+    return Cosine(bands) if isinstance(bands, int) else _REGISTRY.make(bands)
 
 
 @cache

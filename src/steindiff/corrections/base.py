@@ -1,272 +1,283 @@
-"""The Stein correction as a wrapper: any solver in, a corrected solver out.
+"""What a correction is: it sees a solver's proposal for one step and says what the next state shall be.
 
-One step of the wrapped solver proposes T(y). In the frame of the blend, where the state is x = α y, the residual is
-u = x − T(x) and the corrected state is
+A correction is a frozen dataclass. What it must remember from step to step goes in and out of `correct`, as a solver's state
+does:
 
-    x' = (1−γ) x + γ T(x),        γ = [(1 − 1/α) E⟨u,x⟩ + (σ²/α) E[∇·u]] / E‖u‖²        (SteinDiff Eq. 11, Algorithm 1)
+    state = correction.init(run)                      before the first step
+    outcome = correction.correct(proposal, state)     at every step: the next state, what to remember, what to record
 
-with E the mean over the batch. In VE coordinates, where the solvers work, the same blend is y' = lerp(ρ y, T(y), γ) with
-ρ = α/α', and u/α' = ρ y − T(y); its divergence with respect to x is that of y ↦ y − T(y)/ρ with respect to y.
+`Proposal` holds the step itself and, on demand, its divergence, its first-order candidate and its blend with the state before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple, SupportsIndex
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from steindiff.corrections.energy import Energy
-from steindiff.corrections.matching import Matched, match_energy, measure_second_moment
-from steindiff.corrections.rules import Decision, GammaRule, Moments, Need, Reason, Rule, strongest
-from steindiff.denoisers import Counter, Denoiser, schedule_of
-from steindiff.divergence import Choice, Estimator, Hutchinson
-from steindiff.errors import InputError, SteindiffError
+from steindiff.denoisers import Counter, Denoiser, expand
+from steindiff.divergence import Contract, Estimate, Estimator
+from steindiff.divergence.estimators import Through
+from steindiff.errors import SteindiffError
 from steindiff.io.processes import Gather, alone
 from steindiff.schedules import VE, Schedule
 from steindiff.solvers.base import Grid, Interval, Solver, State, Step
 
-__all__ = ["Corrected", "CorrectedState", "Correction", "WrappedState", "corrected_state"]
+__all__ = ["Chain", "Correction", "Divergence", "Outcome", "Proposal", "Reason", "Run", "Spent", "strongest"]
 
 
-class Correction(NamedTuple):
-    """What one step did: its moments, its decision, and the network derivatives it took; NaN moments for an inactive step."""
+class Reason(IntEnum):
+    """Why a step is what it is."""
 
-    moments: Moments
-    decision: Decision
-    noise_ratio: Tensor
-    """σ̂/σ, see `_noise_ratio`; NaN where no network derivative was taken."""
-    jvps: int
-    vjps: int
-    eta: Tensor | None = None
-    """η per band, (n,), of `rules.Energy`; the decision holds its mean over dimensions."""
-    share: float = 1.0
-    """m/B where the derivatives were taken for m of the B images."""
-
-
-@dataclass(frozen=True)
-class WrappedState:
-    """State of a solver that holds another solver."""
-
-    inner: State
+    PLAIN = 0
+    RULE = 1
+    CLAMPED_LOW = 2
+    CLAMPED_HIGH = 3
+    NON_FINITE = 4
+    ZERO_RESIDUAL = 5
+    INACTIVE = 6
+    FIXED = 7
+    WITHIN_NOISE = 8
 
 
-def corrected_state(state: State) -> CorrectedState | None:
-    """The correction's state inside any nesting of wrappers; None for a plain solver."""
-    while isinstance(state, WrappedState):
-        if isinstance(state, CorrectedState):
-            return state
-        state = state.inner
-    return None
+def strongest(reasons: Tensor) -> Tensor:
+    """One Reason for several bands or images, (n,) → (): a fixed value or a clamp before the rule, the rule before noise."""
+    order = (Reason.FIXED, Reason.CLAMPED_HIGH, Reason.CLAMPED_LOW, Reason.RULE, Reason.WITHIN_NOISE, Reason.ZERO_RESIDUAL)
+    result = torch.full_like(reasons[0], Reason.NON_FINITE)
+    for reason in reversed(order):
+        result = torch.where((reasons == reason).any(), reason, result)
+    return result
 
 
-@dataclass(frozen=True)
-class CorrectedState(WrappedState):
-    """The wrapped solver's state, the resolved estimator, what each step needs, and the last step's record."""
-
-    estimator: Estimator
-    schedule: Schedule
-    needs: tuple[Need | None, ...]
-    second_moment: Tensor | None = None
-    """M_b of `rules.Energy`, (n,), once known."""
-    last: Correction | None = None
-
-    @property
-    def choice(self) -> Choice | None:
-        """What the one-off probe of the network found, if there was one."""
-        return self.estimator.choice
-
-
-@dataclass(frozen=True)
-class Corrected(Solver):
-    """x' = lerp(x, T(x), γ) in the chosen frame, T a step of `solver`, γ from `rule`. With γ = 1 bitwise the plain solver.
-
-    History of a multistep solver is constant in the Jacobian; T is the finished step: Heun's with both evaluations, UniPC's
-    with its corrector (its stored evaluation is kept or refreshed as the solver says).
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a correction may know before the first step.
 
     Args:
-        solver: any solver.
-        rule: what γ should be.
-        divergence: estimator of E[∇·u]; default `Hutchinson()`, one Rademacher probe, method chosen by a probe of the network.
-        frame: coordinates of the blend: "model", the model's own x = α y (the paper's choice; α from the denoiser adapter, 1
-            for a plain VE denoiser), or "ve".
-        active: which steps to correct (the paper's sparse activation): indices, or a predicate of (index, sigma); None: all.
-            Other steps are plain and cost nothing.
-        gather: joins per-image numbers before a batch mean: `distributed.gather` where several processes hold one batch, with
-            one generator per image (`sample(generator=…)`), so that γ is that of the whole batch.
+        grid: the noise levels of the run.
+        steps: the steps that will be corrected, in order; the others are plain.
+        x: the first state, (B, *event).
+    """
 
-    A step that estimates the divergence takes derivatives of its own, and γ depends on the whole batch: to differentiate a
-    corrected step, freeze its γ first (`FixedGamma`).
+    grid: Grid
+    steps: tuple[int, ...]
+    x: Tensor
 
-    Raises:
-        InputError: an unknown frame; a solver that is corrected already; `active` neither indices nor a predicate, or, at the
-            start of a run, an index beyond it.
-        SteindiffError: a step that estimates the divergence is being differentiated.
+    @property
+    def levels(self) -> list[float]:
+        """The VE noise levels at which the corrected steps start."""
+        return [self.grid.levels[i] for i in self.steps]
+
+
+class Outcome(NamedTuple):
+    """What a correction makes of one step."""
+
+    x: Tensor
+    """The next state, (B, *event), in VE coordinates."""
+    state: Any = None
+    """What the correction wants to see again at the next step."""
+    numbers: Mapping[str, Tensor] = {}
+    """What the trace shall hold of this step: tensors () or (n,) on the device; nothing waits for them during the run."""
+    reason: Tensor | Reason = Reason.RULE
+
+
+class Correction(ABC):
+    """Decides what becomes of a solver's proposal; immutable, so that one object serves many runs."""
+
+    def init(self, run: Run) -> Any:
+        """The correction's state before the first step. Raises InputError where the correction cannot serve this run."""
+        return None
+
+    def differentiates(self, run: Run) -> bool:
+        """Whether any step of this run will ask for a derivative of the network; the network is then probed once before."""
+        return False
+
+    def given(self, clean: Tensor) -> Correction:
+        """This correction with the constants of the law it needs, measured on clean samples (n, *event); most need none."""
+        return self
+
+    @abstractmethod
+    def correct(self, proposal: Proposal, state: Any) -> Outcome:
+        """The next state, given the solver's proposal for this step and what this correction remembers."""
+
+
+class Divergence(NamedTuple):
+    """E[∇·u] of one step and its standard error, both ()."""
+
+    mean: Tensor
+    se: Tensor
+
+
+@dataclass
+class Spent:
+    """The network derivatives that one step took; `share` is m/B where they were taken for m of the B images."""
+
+    jvps: int = 0
+    vjps: int = 0
+    share: float = 1.0
+
+    def add(self, estimate: Estimate, stages: int = 1) -> None:
+        """Add an estimate whose map evaluates the network `stages` times."""
+        self.jvps += stages * estimate.jvps
+        self.vjps += stages * estimate.vjps
+        self.share = estimate.share
+
+
+@dataclass(eq=False)
+class Proposal:
+    """One step of a solver from x, evaluated when it is first looked at; everything is computed once.
+
+    In the frame of the blend the state is α x, the residual u = α x − α' T(x), and ρ = α/α'.
+
+    Args:
+        solver: what proposes.
+        denoiser: D(x, sigma).
+        x: the state before the step, (B, *event), in VE coordinates.
+        interval: the step.
+        state: the solver's state.
+        estimator: estimates divergences; it must have been resolved on this denoiser.
+        schedule: gives the α of the frame.
+        gather: joins per-image numbers of several processes before a batch mean.
     """
 
     solver: Solver
-    rule: Rule
-    divergence: Estimator | None = None
-    frame: Literal["model", "ve"] = "model"
-    active: Collection[int] | Callable[[int, float], bool] | None = None
-    gather: Gather = field(default=alone, repr=False)
-    order: int = field(init=False)
+    denoiser: Denoiser
+    x: Tensor
+    interval: Interval
+    state: State
+    estimator: Estimator
+    schedule: Schedule = field(default_factory=VE)
+    gather: Gather = alone
+    spent: Spent = field(default_factory=Spent)
+    _step: Step | None = None
+    _moved: bool = False
 
-    def __post_init__(self) -> None:
-        if self.frame not in ("model", "ve"):
-            raise InputError(f"frame={self.frame!r}: choose 'model' or 've'")
-        if isinstance(self.solver, Corrected):
-            raise InputError("the solver is corrected already: one correction per step; wrap the plain solver with one rule")
-        indices = isinstance(self.active, Collection) and all(_is_index(i) for i in self.active)
-        if not (self.active is None or callable(self.active) or indices):
-            raise InputError(f"active={self.active!r}: give step indices, or a predicate of (index, sigma)")
-        object.__setattr__(self, "order", self.solver.order)
+    @property
+    def step(self) -> Step:
+        """The solver's step."""
+        if self._step is None:
+            self._step = self.solver.step(self.denoiser, self.x, self.interval, self.state)
+        return self._step
 
-    def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> CorrectedState:
-        """Decide once, on the host, what every step needs; probe the network if any needs a derivative."""
-        levels = list(grid.levels[:-1])
-        self.rule.check(len(levels))
-        active = self._active(levels)
-        planned = iter(self.rule.plan([s for s, on in zip(levels, active, strict=True) if on]))
-        needs = tuple(next(planned) if on else None for on in active)
-        estimator = self.divergence or Hutchinson()
-        if Need.FULL in needs:
-            estimator = estimator.resolve(denoiser, x, grid.nodes[0])
-        schedule = schedule_of(denoiser) if self.frame == "model" else VE()
-        second = self.rule.second_moment if isinstance(self.rule, Energy) else None
-        known = None if second is None else torch.as_tensor(second, device=x.device)
-        return CorrectedState(self.solver.init(denoiser, x, grid), estimator, schedule, needs, known)
+    @property
+    def next(self) -> Tensor:
+        """T(x), the proposed next state, (B, *event)."""
+        return self.step.x
 
-    def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: CorrectedState) -> Step:
-        """Propose, measure, decide, blend."""
-        need = state.needs[interval.index]
-        if need is None:
-            proposal = self.solver.step(denoiser, x, interval, state.inner)
-            return proposal._replace(state=replace(state, inner=proposal.state, last=_inactive(interval.sigma)))
-        match self.rule:
-            case Energy():
-                return self._match(self.rule, denoiser, x, interval, state, need)
-            case GammaRule():
-                return self._blend(self.rule, denoiser, x, interval, state, need)
-        raise InputError(f"rule {type(self.rule).__name__}: need a GammaRule or Energy from steindiff.rules")
+    @property
+    def denoised(self) -> Tensor:
+        """D(x, σ), the denoised value that the step starts from, (B, *event)."""
+        return self.step.denoised
 
-    def _blend(
-        self, rule: GammaRule, denoiser: Denoiser, x: Tensor, interval: Interval, state: CorrectedState, need: Need
-    ) -> Step:
-        """x' = lerp(x, T, γ) in the chosen frame."""
-        a, a_next = (state.schedule.alpha_of(s) for s in (interval.sigma, interval.sigma_next))
-        rho = a / a_next
-        proposal, div, div_se, jvps, vjps, share = self._propose(denoiser, x, interval, state, need, rho)
-        ux, uu = _inner_products(x, proposal.x, rho, self.gather)
-        # ⟨u,x⟩ = α α' ⟨ρy − T, y⟩ and ‖u‖² = α'² ‖ρy − T‖² in the frame of the blend.
-        moments = Moments(
-            a, a * interval.sigma, a_next, a_next * interval.sigma_next, a * a_next * ux, a_next**2 * uu, div, div_se
-        )
-        decision = rule.decide(moments, interval.index)
-        blended = torch.lerp(rho.to(x) * x, proposal.x, decision.gamma.to(x))
-        ratio = torch.full_like(uu, float("nan"))
-        if need is Need.FULL:
-            ratio = _noise_ratio(_inner_products(x, proposal.x, torch.ones_like(rho), self.gather)[1], x, interval, rho, div)
-        done = Correction(moments, decision, ratio, jvps, vjps, share=share)
-        return Step(blended, proposal.denoised, replace(state, inner=proposal.state, last=done))
+    @cached_property
+    def first_order(self) -> Tensor:
+        """T₁ = r x + (1−r) D, the first-order step from the same denoised value."""
+        return self.solver.first_order(self.x, self.denoised, self.interval)
 
-    def _match(
-        self, rule: Energy, denoiser: Denoiser, x: Tensor, interval: Interval, state: CorrectedState, need: Need
-    ) -> Step:
-        """x' = T₁ + Σ_b η_b P_b (T − T₁), in VE coordinates whatever the frame."""
-        second, jvps, vjps, share = state.second_moment, 0, 0, 1.0
-        if need is Need.FULL:
-            _refuse_differentiation(x)
-            second, proposal, jvps, vjps, share = measure_second_moment(
-                rule, self.solver, state.estimator, denoiser, x, interval, state.inner, self.gather
-            )
-        else:
-            proposal = self.solver.step(denoiser, x, interval, state.inner)
-        assert second is not None  # planned: the first corrected step measures it where it was not given
-        first = self.solver.first_order(x, proposal.denoised, interval)
-        matched = match_energy(rule, first, proposal, interval, second, self.gather)
-        done = _band_record(matched, interval, rule.bands.sizes(x.shape[1:]).to(x.device), jvps, vjps)
-        done = done._replace(share=share)
-        return Step(matched.x, proposal.denoised, replace(state, inner=proposal.state, second_moment=second, last=done))
+    @cached_property
+    def alpha(self) -> Tensor:
+        """α before the step, ()."""
+        return self.schedule.alpha_of(self.interval.sigma)
 
-    def nfe(self, sigmas: Tensor) -> int:
-        """The wrapped solver's, without what the estimator adds (forward-mode and finite differences evaluate again)."""
-        return self.solver.nfe(sigmas)
+    @cached_property
+    def alpha_next(self) -> Tensor:
+        """α' after the step, ()."""
+        return self.schedule.alpha_of(self.interval.sigma_next)
 
-    def for_nfe(self, nfe: int) -> tuple[Solver, int]:
-        """The wrapped solver's, corrected as this one."""
-        solver, steps = self.solver.for_nfe(nfe)
-        return replace(self, solver=solver), steps
+    @cached_property
+    def rho(self) -> Tensor:
+        """ρ = α/α', ()."""
+        return self.alpha / self.alpha_next
 
-    def first_order(self, x: Tensor, denoised: Tensor, interval: Interval) -> Tensor:
-        """The wrapped solver's."""
-        return self.solver.first_order(x, denoised, interval)
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of per-image numbers (B, …) over the whole batch, whichever processes hold it."""
+        return self.gather(values).mean(0)
 
-    def linear(self, interval: Interval, state: CorrectedState) -> Tensor:
-        """The wrapped solver's."""
-        return self.solver.linear(interval, state.inner)
+    def blend(self, gamma: Tensor) -> Tensor:
+        """(1−γ) x + γ T(x) in the frame of the blend, as a VE state; γ is () or one number per image, (B,)."""
+        return torch.lerp(self.rho.to(self.x) * self.x, self.next, expand(gamma.to(self.x), self.x))
 
-    def seeded(self, seed: int | tuple[int, ...]) -> Corrected:
-        """The same, with probes from `seed`."""
-        return replace(self, solver=self.solver.seeded(seed), divergence=(self.divergence or Hutchinson()).seeded(seed))
+    def moved(self, x: Tensor) -> Proposal:
+        """The same step with another next state, as the next correction of a chain sees it."""
+        step = self.step._replace(x=x)
+        other = copy.copy(self)
+        other._step, other._moved = step, True
+        for known in ("divergence", "linear_divergence"):
+            other.__dict__.pop(known, None)
+        return other
 
-    def _propose(
-        self, denoiser: Denoiser, x: Tensor, interval: Interval, state: CorrectedState, need: Need, rho: Tensor
-    ) -> tuple[Step, Tensor, Tensor, int, int, float]:
-        """T(y) with E[∇·u] and its standard error by what the step needs, and the network's JVPs and VJPs, with their share."""
-        if need is not Need.FULL:
-            proposal = self.solver.step(denoiser, x, interval, state.inner)
-            if need is Need.NOTHING:
-                nan = torch.full_like(rho, float("nan"))
-                return proposal, nan, nan, 0, 0, 1.0
-            div = (1 - self.solver.linear(interval, state.inner) / rho) * x[0].numel()
-            return proposal, div, torch.zeros_like(div), 0, 0, 1.0
-        _refuse_differentiation(x)
+    @cached_property
+    def divergence(self) -> Divergence:
+        """E[∇·u] as a function of the frame's state, by the estimator.
+
+        A multistep solver's history is constant here. Ask for it before the step: both then share one evaluation.
+
+        Raises:
+            SteindiffError: the step is being differentiated, or another correction has moved it before.
+        """
+        self._refuse_moved()
 
         def residual(network: Denoiser, z: Tensor) -> tuple[Tensor, tuple[Step, int]]:
             counted = Counter(network)
-            step = self.solver.step(counted, z, interval, state.inner)
-            return z - step.x / rho, (step, counted.calls)
+            step = self.solver.step(counted, z, self.interval, self.state)
+            return z - step.x / self.rho, (step, counted.calls)
 
-        estimate, (proposal, stages) = state.estimator.through(residual, denoiser, x, interval.index)
-        estimate = estimate.over(self.gather)
-        return proposal, estimate.mean, estimate.se, stages * estimate.jvps, stages * estimate.vjps, estimate.share
+        estimate, (self._step, stages) = self._estimate(residual)
+        self.spent.add(estimate, stages)
+        return Divergence(estimate.mean, estimate.se)
 
-    def _active(self, levels: list[float]) -> list[bool]:
-        match self.active:
-            case None:
-                return [True] * len(levels)
-            case Collection():
-                beyond = [i for i in self.active if not 0 <= i < len(levels)]
-                if beyond:
-                    raise InputError(f"active steps {beyond}: this run has steps 0 to {len(levels) - 1}")
-                return [i in self.active for i in range(len(levels))]
-        return [bool(self.active(i, s)) for i, s in enumerate(levels)]
+    @cached_property
+    def linear_divergence(self) -> Divergence:
+        """∇·u of the solver's linear part alone, with every network output held fixed: no derivative, no error.
 
+        Raises:
+            SteindiffError: another correction has moved the step before.
+        """
+        self._refuse_moved()
+        div = (1 - self.solver.linear(self.interval, self.state) / self.rho) * self.x[0].numel()
+        return Divergence(div, torch.zeros_like(div))
 
-def _band_record(matched: Matched, interval: Interval, sizes: Tensor, jvps: int, vjps: int) -> Correction:
-    """One step of `rules.Energy` for the trace: η averaged over dimensions, the strongest reason, E‖w‖² as E‖u‖²."""
-    share = sizes / sizes.sum()
-    eta, raw, reasons = matched.decision
-    nan, one = torch.full_like(interval.sigma, float("nan")), torch.ones_like(interval.sigma)
-    moments = Moments(one, interval.sigma, one, interval.sigma_next, nan, matched.move, nan, nan)
-    decision = Decision((share * eta).sum(), (share * raw.nan_to_num(1.0)).sum(), strongest(reasons))
-    return Correction(moments, decision, nan, jvps, vjps, eta)
+    def denoiser_trace(self, contract: Contract) -> tuple[Tensor, Tensor]:
+        """D(x, σ) and E[tr P_b ∂D/∂x], (n,): the partial traces that `contract` takes from each product, in one estimate.
 
+        The step then starts from this D and does not evaluate it again.
 
-def _is_index(value: object) -> bool:
-    """A mask of booleans would pass for the indices 0 and 1."""
-    return isinstance(value, SupportsIndex) and not isinstance(value, bool)
+        Raises:
+            SteindiffError: the step is being differentiated.
+        """
+        x, sigma, network = self.x, self.interval.sigma, self.denoiser
 
+        def value(network: Denoiser, z: Tensor) -> tuple[Tensor, Tensor]:
+            denoised = network(z, sigma)
+            return denoised, denoised
 
-def _inactive(like: Tensor) -> Correction:
-    """The record of a step left plain."""
-    one, nan = torch.ones_like(like), torch.full_like(like, float("nan"))
-    moments = Moments(*[nan] * len(Moments._fields))
-    return Correction(moments, Decision(one, one, torch.full_like(like, Reason.INACTIVE)), nan, 0, 0)
+        estimate, denoised = self._estimate(value, contract)
+        self.spent.add(estimate)
+
+        def known(z: Tensor, s: Tensor) -> Tensor:
+            return denoised if z is x and s is sigma else network(z, s)
+
+        self.denoiser = known
+        return denoised, estimate.mean
+
+    def _refuse_moved(self) -> None:
+        if self._moved:
+            raise SteindiffError(
+                "another correction has moved this step, so its divergence is not known: put the correction that needs it first"
+            )
+
+    def _estimate(self, g: Through[Any], contract: Contract | None = None) -> tuple[Estimate, Any]:
+        _refuse_differentiation(self.x)
+        estimate, aux = self.estimator.through(g, self.denoiser, self.x, self.interval.index, contract)
+        return estimate.over(self.gather), aux
 
 
 def _refuse_differentiation(x: Tensor) -> None:
@@ -278,20 +289,36 @@ def _refuse_differentiation(x: Tensor) -> None:
         )
 
 
-def _inner_products(y: Tensor, candidate: Tensor, rho: Tensor, gather: Gather) -> tuple[Tensor, Tensor]:
-    """Batch means of ⟨u, y⟩ and ‖u‖², u = ρy − T, summed in float32 or better; a residual that is all rounding counts as 0."""
-    wide = torch.promote_types(y.dtype, torch.float32)
-    u, y = (rho * y - candidate).to(wide), y.to(wide)
-    ux, uu, yy = (gather((a * b).flatten(1).sum(1)).mean() for a, b in ((u, y), (u, u), (y, y)))
-    rounding = (4 * torch.finfo(candidate.dtype).eps * rho) ** 2 * yy
-    return ux, torch.where(uu > rounding, uu, uu * 0)  # times 0: NaN stays NaN
+@dataclass(frozen=True, init=False)
+class Chain(Correction):
+    """One correction after another: each sees, as the proposal, what the one before it has made of the step.
 
-
-def _noise_ratio(spread: Tensor, y: Tensor, interval: Interval, rho: Tensor, div: Tensor) -> Tensor:
-    """σ̂/σ, σ̂² = E‖y−D‖²/E[∇·(y−D)], read off spread = E‖y − T‖²: y − T is (1−r)(y−D) for a first-order step.
-
-    div is that of y − T/ρ, so E[∇·(y − T)] = d − ρ (d − div).
+    The divergence is that of the solver's own step, so a correction that needs it stands first. A record has the numbers of all
+    parts and the reason of the first.
     """
-    r = interval.sigma_next / interval.sigma
-    d = y[0].numel()
-    return (spread / ((1 - r) * interval.sigma**2 * (d - rho * (d - div)))).sqrt()
+
+    parts: tuple[Correction, ...]
+
+    def __init__(self, *parts: Correction) -> None:
+        object.__setattr__(self, "parts", parts)
+
+    def init(self, run: Run) -> tuple[Any, ...]:
+        """One state per part."""
+        return tuple(part.init(run) for part in self.parts)
+
+    def differentiates(self, run: Run) -> bool:
+        """Whether any part does."""
+        return any(part.differentiates(run) for part in self.parts)
+
+    def given(self, clean: Tensor) -> Chain:
+        """Every part with its constants."""
+        return Chain(*(part.given(clean) for part in self.parts))
+
+    def correct(self, proposal: Proposal, state: tuple[Any, ...]) -> Outcome:
+        """Every part in its turn."""
+        outcomes = list[Outcome]()
+        for part, own in zip(self.parts, state, strict=True):
+            outcomes.append(part.correct(proposal, own))
+            proposal = proposal.moved(outcomes[-1].x)
+        numbers = {name: value for outcome in outcomes for name, value in outcome.numbers.items()}
+        return Outcome(proposal.next, tuple(o.state for o in outcomes), numbers, outcomes[0].reason)

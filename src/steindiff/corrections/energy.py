@@ -1,4 +1,4 @@
-"""Match the energy of the true marginal instead of the clean image: our own rule, first version.
+"""Match the energy of the true marginal instead of the clean image: our own correction, first version.
 
 The true marginal at VE noise level σ satisfies, for every orthogonal projection P_b of rank d_b and with no reference data,
 
@@ -9,23 +9,29 @@ solver's candidate T and w = T − T₁, the corrected state is T₁ + Σ_b η_b
 
     E‖P_b(T₁ + η w)‖² = E‖P_b T₁‖² + deficit_b,      a quadratic in η; η = 1 is the plain solver.
 
-The noise level is never left, no evaluation is added, and none but M_b needs a derivative.
+The noise level is never left, no evaluation is added, and only M_b can need a derivative.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from steindiff.corrections import bands as registry
 from steindiff.corrections.bands import Bands, Whole
-from steindiff.corrections.rules import Decision, Need, Reason, Rule
+from steindiff.corrections.base import Correction, Outcome, Proposal, Reason, Run, strongest
+from steindiff.corrections.stein import read_numbers
 from steindiff.errors import InputError
 
-__all__ = ["BandMoments", "Energy"]
+__all__ = ["TARGET", "BandMoments", "Energy", "Eta", "second_moment"]
+
+TARGET = "target"
+"""The moment that a study fills in from each testbed's own clean samples."""
 
 
 class BandMoments(NamedTuple):
@@ -47,29 +53,37 @@ class BandMoments(NamedTuple):
     sigma_next: Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class Energy(Rule):
-    """η_b = the root nearest 1 of a η² + 2 b η = deficit_b, a = E‖P_b w‖², b = E⟨P_b T₁, P_b w⟩, within a trust region.
+class Eta(NamedTuple):
+    """η per band, its value before any bound, and its Reason, (n,) each."""
 
-    Only what is significant is corrected: η − 1 is first pulled towards 0 by `significance` standard errors, so that a batch of
-    one is the plain solver's and a deficit within noise changes nothing.
+    eta: Tensor
+    raw: Tensor
+    reason: Tensor
+
+
+@dataclass(frozen=True)
+class Energy(Correction):
+    """x' = T + Σ_b (η_b − 1) P_b w; η_b is the root nearest 1 of a η² + 2 b η = deficit_b, within a trust region.
+
+    Here a = E‖P_b w‖² and b = E⟨P_b T₁, P_b w⟩. Only what is significant is corrected: η − 1 is first pulled towards 0 by
+    `significance` standard errors, so that a batch of one is the plain solver's and a deficit within noise changes nothing.
 
     Args:
-        second_moment: M_b, (n,) or a number for one band, from data, a model or `calibrate`; None: from this run's own first
-            corrected step, at the cost of one network derivative.
-        bands: the projections; one band by default.
-        deficit: "local", what a first-order step loses in this interval, (1−r)² (M_b − E‖P_b D‖²); or "track", everything lost
-            so far, M_b + σ'² d_b − E‖P_b T₁‖².
-        eta_min: lower end of the trust region, ≤ 1.
-        eta_max: upper end, ≥ 1.
+        moment: M_b, one number per band: numbers, the path of a JSON list of them (`second_moment` measures them), or "target",
+            which a study fills in by `given`. None measures M_b at this run's own first corrected step, by one derivative.
+        bands: the projections, as `bands.make` takes them; one band by default.
+        deficit: "local" makes up what a first-order step loses in this interval, (1−r)² (M_b − E‖P_b D‖²); "track" makes up
+            everything lost so far, M_b + σ'² d_b − E‖P_b T₁‖².
+        eta_min: the lower end of the trust region, ≤ 1.
+        eta_max: the upper end, ≥ 1.
         significance: how many standard errors of η count as noise; 0 corrects everything.
 
     Raises:
-        InputError: options outside these.
+        InputError: options outside these; at the start of a run, another number of moments than of bands.
     """
 
-    second_moment: Tensor | float | None = None
-    bands: Bands = field(default_factory=Whole)
+    moment: tuple[float, ...] | Sequence[float] | Tensor | float | str | None = None
+    bands: Bands | int | str = "whole"
     deficit: Literal["local", "track"] = "local"
     eta_min: float = 0.5
     eta_max: float = 1.5
@@ -83,19 +97,58 @@ class Energy(Rule):
             )
         if self.deficit not in ("local", "track"):
             raise InputError(f"deficit={self.deficit!r}: choose 'local' or 'track'")
-        if self.second_moment is not None:
-            m = torch.as_tensor(self.second_moment, dtype=torch.float64)
-            if m.ndim > 1 or not bool((torch.isfinite(m) & (m >= 0)).all()):
-                raise InputError(f"second_moment={self.second_moment}: need E‖P_b x*‖² ≥ 0, finite, one number per band")
-            object.__setattr__(self, "second_moment", m.reshape(-1))
+        object.__setattr__(self, "bands", registry.make(self.bands))
+        object.__setattr__(self, "moment", _numbers(self.moment))
 
-    def plan(self, sigmas: list[float]) -> list[Need]:
-        """One derivative, at the first step, where M is not given."""
-        first = Need.FULL if self.second_moment is None else Need.NOTHING
-        return [first, *[Need.NOTHING] * (len(sigmas) - 1)][: len(sigmas)]
+    def given(self, clean: Tensor) -> Energy:
+        """With moment "target" measured on these samples; any other moment stays."""
+        return replace(self, moment=second_moment(clean, self._bands)) if self.moment == TARGET else self
 
-    def decide(self, m: BandMoments) -> Decision:
-        """η per band, (n,), with its raw value and reason."""
+    def init(self, run: Run) -> Tensor | None:
+        """M_b, (n,) in float64, where it is given."""
+        if self.moment is None:
+            return None
+        if isinstance(self.moment, str):
+            raise InputError(
+                f"moment={self.moment!r} is for studies: give numbers, a JSON file, or None to measure it in the run"
+            )
+        bands = len(self._bands.sizes(run.x.shape[1:]))
+        m = torch.tensor(self.moment, dtype=torch.float64, device=run.x.device)
+        if len(m) != bands:
+            raise InputError(f"moment has {len(m)} entries for {bands} bands: give one per band")
+        return m
+
+    def differentiates(self, run: Run) -> bool:
+        """Once, at the first corrected step, where M_b is not given."""
+        return self.moment is None and bool(run.steps)
+
+    def correct(self, proposal: Proposal, state: Tensor | None) -> Outcome:
+        """Measure the band energies, decide η, move the candidate along w; bitwise T where η = 1."""
+        second = self.measure(proposal) if state is None else state
+        first = proposal.first_order
+        move = proposal.next - first
+        pairs = ((first, first), (first, move), (move, move), (proposal.denoised, proposal.denoised))
+        ff, fm, mm, dd = (proposal.gather(self._bands.inner(a, b)) for a, b in pairs)
+        sizes = self._bands.sizes(move.shape[1:]).to(move.device)
+        interval = proposal.interval
+        m = BandMoments(ff, fm, mm, dd, second.to(move), sizes, interval.sigma, interval.sigma_next)
+        found = self.decide(m)
+        moved = proposal.next + self._bands.scale(move, found.eta - 1)
+        numbers = {"eta": found.eta, "eta_raw": found.raw, "move": m.move.mean(0).sum()}
+        return Outcome(moved, second, numbers, strongest(found.reason))
+
+    def measure(self, proposal: Proposal) -> Tensor:
+        """M_b = E‖P_b D‖² + σ² E[tr P_b ∂D/∂x] from the run's batch, (n,): one evaluation of D, which the step then uses.
+
+        The partial traces of all bands come from the same products. With `Hutchinson(samples=m)` these are of the first m
+        images; E‖P_b D‖² is the mean over all of them.
+        """
+        denoised, traces = proposal.denoiser_trace(self._bands.inner)
+        energy = proposal.mean(self._bands.inner(denoised, denoised))
+        return energy + (proposal.interval.sigma**2 * traces).clamp_min(0)
+
+    def decide(self, m: BandMoments) -> Eta:
+        """η per band."""
         target = self._deficits(m)
         a, b, c = m.move.mean(0), m.cross.mean(0), target.mean(0)
         raw = _root_near_one(a, b, c)
@@ -113,13 +166,37 @@ class Energy(Rule):
         still = a <= (8 * torch.finfo(a.dtype).eps) ** 2 * m.first.mean(0)
         reason = torch.where(still, Reason.ZERO_RESIDUAL, reason)
         keep = (reason == Reason.NON_FINITE) | (reason == Reason.ZERO_RESIDUAL)
-        return Decision(torch.where(keep, 1.0, eta), raw, reason)
+        return Eta(torch.where(keep, 1.0, eta), raw, reason)
+
+    @property
+    def _bands(self) -> Bands:
+        return registry.make(self.bands)
 
     def _deficits(self, m: BandMoments) -> Tensor:
         """Per sample and band, (B, n)."""
         if self.deficit == "local":
             return (1 - m.sigma_next / m.sigma) ** 2 * (m.second - m.denoised)
         return m.second + m.sigma_next**2 * m.sizes - m.first
+
+
+def second_moment(samples: Tensor, bands: Bands | None = None) -> Tensor:
+    """M_b = E‖P_b x*‖² of clean samples (n, *event), (bands,): measured once on data or on a fine run of the model.
+
+    `json.dump(second_moment(samples, bands).tolist(), file)` writes what `Energy(moment="m.json")` reads.
+    """
+    bands = bands or Whole()
+    return torch.cat([bands.inner(chunk, chunk) for chunk in samples.split(512)]).mean(0)
+
+
+def _numbers(moment: Sequence[float] | Tensor | float | str | None) -> tuple[float, ...] | str | None:
+    """M_b as a tuple, so that two equal corrections compare equal and their text says all digits."""
+    if moment is None or moment == TARGET:
+        return moment  # type: ignore[return-value]  # "target" or None
+    numbers = read_numbers(moment, "a list of second moments") if isinstance(moment, str) else moment
+    m = torch.as_tensor(numbers, dtype=torch.float64)
+    if m.ndim > 1 or not bool((torch.isfinite(m) & (m >= 0)).all()):
+        raise InputError(f"moment={moment}: need E‖P_b x*‖² ≥ 0, finite, one number per band")
+    return tuple(m.reshape(-1).tolist())
 
 
 def _root_near_one(a: Tensor, b: Tensor, c: Tensor) -> Tensor:

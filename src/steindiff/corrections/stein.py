@@ -1,4 +1,4 @@
-"""The paper's rule and its relatives: one γ a step.
+"""The paper's correction and its relatives: one γ a step.
 
 The corrected state is (1−γ) x + γ T(x), with residual u = x − T(x) in the frame of the blend, x = α x* + σ ε.
 """
@@ -6,6 +6,7 @@ The corrected state is (1−γ) x + γ T(x), with residual u = x − T(x) in the
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from steindiff.corrections.rules import Decision, GammaRule, Moments, Need, Reason
+from steindiff.corrections.base import Run
+from steindiff.corrections.blend import Blend, Decision, Moments, Need, PresetBlend, bounded
 from steindiff.errors import InputError
 
 __all__ = ["CleanTarget", "FixedGamma", "NoiseConsistent", "stein_ratio"]
@@ -25,37 +27,23 @@ def stein_ratio(m: Moments) -> Tensor:
     return ((1 - 1 / m.alpha) * m.ux + m.sigma**2 / m.alpha * m.div) / m.uu
 
 
-def _bounded(raw: Tensor, low: float | None, high: float | None, uu: Tensor) -> Decision:
-    """γ = min(max(raw, low), high); 1 where the statistics say nothing, or what they say is no number in float32."""
-    gamma, reason = raw, torch.full_like(raw, Reason.RULE)
-    if low is not None:
-        reason = torch.where(gamma < low, Reason.CLAMPED_LOW, reason)
-        gamma = gamma.clamp_min(low)
-    if high is not None:
-        reason = torch.where(gamma > high, Reason.CLAMPED_HIGH, reason)
-        gamma = gamma.clamp_max(high)
-    finite = torch.isfinite(raw.to(torch.float32)) & torch.isfinite(uu)
-    reason = torch.where(finite, reason, Reason.NON_FINITE)
-    reason = torch.where(uu == 0, Reason.ZERO_RESIDUAL, reason)
-    return Decision(torch.where(reason <= Reason.CLAMPED_HIGH, gamma, 1.0), raw, reason)
-
-
 @dataclass(frozen=True)
-class CleanTarget(GammaRule):
-    """γ = max(γ*, γ_min), the paper's rule (Eq. 11, Algorithm 1); no upper bound unless `gamma_max` is given.
+class CleanTarget(Blend):
+    """γ = max(γ*, γ_min), the paper's rule (Eq. 11, Algorithm 1); as printed, γ has no upper bound.
 
-    With an exact denoiser and a first-order VE step γ* = 1/(1−r) > 1: the step goes to D(x), noise level zero, while the next
-    one assumes σ'. Printed literally it diverges on exact models; `gamma_max=1` makes it a blend.
+    **Without an upper bound it diverges on exact models.** With an exact denoiser and a first-order VE step γ* = 1/(1−r) > 1:
+    the step goes to D(x), noise level zero, while the next one assumes σ'. Write `CleanTarget.printed()` for the rule as
+    printed (the defaults are the same), and `CleanTarget.clamped()` for γ ≤ 1, where it is a blend.
 
     Args:
-        gamma_min: lower bound, 1e-6 in the paper.
-        gamma_max: upper bound; None, as printed, has none.
-        mode: where E[∇·u] comes from (paper E.1): "full", an estimator at every step; "analytical", the solver's linear part
-            alone, no network derivative; "adaptive", analytical above `threshold`, full below.
+        gamma_min: the lower bound; the paper has 1e-6.
+        gamma_max: the upper bound; None, as printed, is no bound.
+        mode: where E[∇·u] comes from (paper E.1). "full" takes an estimate at every step; "analytical" takes the solver's
+            linear part alone, without a derivative; "adaptive" is analytical above `threshold` and full below.
         threshold: the VE noise level of "adaptive"; the paper gives no value, 1.0 is ours.
 
     Raises:
-        InputError: bounds or threshold that are not positive, or out of order; an unknown mode.
+        InputError: bounds or threshold are not positive, or out of order; the mode is unknown.
     """
 
     gamma_min: float = 1e-6
@@ -72,29 +60,39 @@ class CleanTarget(GammaRule):
         if self.mode not in ("full", "analytical", "adaptive") or not self.threshold > 0:
             raise InputError(f"mode={self.mode!r}, threshold={self.threshold}: choose full, analytical or adaptive, and > 0")
 
+    @classmethod
+    def printed(cls) -> CleanTarget:
+        """Algorithm 1 as printed: no upper bound; it diverges on exact models."""
+        return cls(gamma_max=None)
+
+    @classmethod
+    def clamped(cls) -> CleanTarget:
+        """Algorithm 1 with γ ≤ 1."""
+        return cls(gamma_max=1.0)
+
     def need(self, sigma: float) -> Need:
-        """By mode."""
+        """The linear part or the full divergence, by mode."""
         linear = self.mode == "analytical" or (self.mode == "adaptive" and sigma > self.threshold)
         return Need.LINEAR if linear else Need.FULL
 
     def decide(self, m: Moments, index: int) -> Decision:
         """Eq. 11, then the bounds."""
-        return _bounded(stein_ratio(m), self.gamma_min, self.gamma_max, m.uu)
+        return bounded(stein_ratio(m), self.gamma_min, self.gamma_max, m.uu)
 
 
 @dataclass(frozen=True)
-class NoiseConsistent(GammaRule):
+class NoiseConsistent(Blend):
     """γ = [(1 − α'/α) E⟨u,x⟩ + (α'/α − σ'/σ) σ² E[∇·u]] / E‖u‖²: the target is α' x* + σ' ε, noise included.
 
-    Exactly 1, in expectation, for DDIM with an exact denoiser, in every schedule; so it pulls high-order solvers back to first
-    order. A check and a fixed point rather than a sampler (derived here; not in the paper).
+    In expectation it is exactly 1 for DDIM with an exact denoiser, in every schedule; so it pulls high-order solvers back to
+    first order. It is a check and a fixed point rather than a sampler (derived here; not in the paper).
 
     Args:
-        gamma_min: lower bound, or None.
-        gamma_max: upper bound, or None.
+        gamma_min: the lower bound, or None.
+        gamma_max: the upper bound, or None.
 
     Raises:
-        InputError: bounds that are not finite, or out of order.
+        InputError: bounds are not finite, or out of order.
     """
 
     gamma_min: float | None = None
@@ -108,25 +106,25 @@ class NoiseConsistent(GammaRule):
             )
 
     def need(self, sigma: float) -> Need:
-        """The divergence at every step."""
+        """The full divergence at every step."""
         return Need.FULL
 
     def decide(self, m: Moments, index: int) -> Decision:
         """The regression on the noise-consistent state."""
         a, s = m.alpha_next / m.alpha, m.sigma_next / m.sigma
         raw = ((1 - a) * m.ux + (a - s) * m.sigma**2 * m.div) / m.uu
-        return _bounded(raw, self.gamma_min, self.gamma_max, m.uu)
+        return bounded(raw, self.gamma_min, self.gamma_max, m.uu)
 
 
 @dataclass(frozen=True)
-class FixedGamma(GammaRule):
-    """γ_i from a table, one value per step: no statistics, no derivative, and an image that depends on its seed alone.
+class FixedGamma(PresetBlend):
+    """γ_i from a table, one value per step: no derivative is taken, and an image depends on its seed alone.
 
     Args:
         table: γ for steps 0…n−1.
 
     Raises:
-        InputError: an empty table or a value that is not finite; at the start of a run, a table of another length.
+        InputError: the table is empty or a value is not finite; at the start of a run, the table has another length.
     """
 
     table: tuple[float, ...]
@@ -145,24 +143,29 @@ class FixedGamma(GammaRule):
     @classmethod
     def load(cls, path: str | Path) -> FixedGamma:
         """Read a JSON list of numbers. Raises InputError where the file holds anything else."""
-        try:
-            values = json.loads(Path(path).read_text())
-            if not isinstance(values, list) or not all(type(g) in (int, float) for g in values):
-                raise InputError("it holds something else")
-            return cls(tuple(float(g) for g in values))
-        except (OSError, ValueError, OverflowError) as error:
-            raise InputError(f"{path} is not a gamma table (a JSON list of numbers): {error}") from error
+        return cls(read_numbers(path, "a gamma table"))
 
-    def check(self, steps: int) -> None:
-        """One value per step."""
-        if len(self.table) != steps:
-            raise InputError(f"gamma table of {len(self.table)} values for a run of {steps} steps: need one value per step")
+    def init(self, run: Run) -> None:
+        """Refuse a run of another length."""
+        if len(self.table) != run.grid.steps:
+            raise InputError(
+                f"gamma table of {len(self.table)} values for a run of {run.grid.steps} steps: need one value per step"
+            )
 
-    def need(self, sigma: float) -> Need:
-        """Nothing."""
-        return Need.NOTHING
-
-    def decide(self, m: Moments, index: int) -> Decision:
+    def gamma(self, m: Moments, index: int) -> Tensor:
         """The table's value."""
-        gamma = torch.full_like(m.uu, self.table[index])
-        return Decision(gamma, gamma, torch.full_like(gamma, Reason.FIXED))
+        return torch.full_like(m.uu, self.table[index])
+
+
+def read_numbers(path: str | Path, what: str) -> tuple[float, ...]:
+    """A JSON list of finite numbers. Raises InputError where the file holds anything else; `what` names what it should be."""
+    try:
+        values = json.loads(Path(path).read_text())
+        if not isinstance(values, list) or not all(type(g) in (int, float) for g in values):
+            raise InputError("it holds something else")
+        numbers = tuple(float(g) for g in values)
+        if not numbers or not all(map(math.isfinite, numbers)):
+            raise InputError("it needs at least one value, all finite")
+        return numbers
+    except (OSError, ValueError, OverflowError) as error:
+        raise InputError(f"{path} is not {what} (a JSON list of numbers): {error}") from error

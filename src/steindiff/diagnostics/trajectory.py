@@ -109,7 +109,8 @@ def step_maps(solver: Solver, denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> 
 
         yield StepMap(interval, x, step)
         with torch.no_grad():
-            x, _, state = solver.step(denoiser, x, interval, state)
+            done = solver.step(denoiser, x, interval, state)
+        x, state = done.x, done.state
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def _draw_share(run: _Run, output: Output, progress: bool) -> None:
     with tqdm(total=count, initial=count - left, unit="image", desc=title, disable=rank > 0 or not progress) as bar:
         for batch in missing:
             seeds, result = run.job.seeds_of(batch), run.draw(batch)
-            trace = [{"batch": batch, **asdict(record)} for record in result.trace]
+            trace = [{"batch": batch, **record.as_json()} for record in result.trace]
             output.keep(batch, seeds, to_uint8(result.x), trace, asdict(result.stats))
             run = run.priced(result.stats.choice) if batch == missing[0] else run
             bar.update(len(seeds))

@@ -97,6 +97,8 @@ class Step(NamedTuple):
     x: Tensor
     denoised: Tensor
     state: Any
+    note: Any = None
+    """What a wrapper wants the trace to hold of this step; None for a plain solver."""
 
 
 class Solver(ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ def draw(
             tick(len(part))
     names = ("nfe", "forward_equivalents", "jvps", "vjps")
     stats = {name: sum(getattr(r.stats, name) for r in results) / len(results) for name in names}
-    return Drawn(torch.cat(ends), [asdict(r) for r in results[0].trace], stats, time.perf_counter() - start)
+    return Drawn(torch.cat(ends), [r.as_json() for r in results[0].trace], stats, time.perf_counter() - start)
 
 
 def _one(solver: Solver, bed: Testbed, sigmas: Tensor, seeds: Sequence[int]) -> tuple[SampleResult | None, str | None]:

@@ -1,0 +1,145 @@
+"""Corrections that blend: x' = (1−γ) x + γ T(x) in some frame, one γ a step, decided from the moments of the residual.
+
+The residual is u = x − T(x) in the frame of the blend, where the state is x = α x* + σ ε.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from steindiff.corrections.base import Correction, Divergence, Outcome, Proposal, Reason, Run, strongest
+
+__all__ = ["Blend", "Decision", "Moments", "Need", "PresetBlend", "bounded"]
+
+
+class Moments(NamedTuple):
+    """Batch means of one step in the frame of the blend, (), float32 or better; NaN where not measured."""
+
+    alpha: Tensor
+    sigma: Tensor
+    alpha_next: Tensor
+    sigma_next: Tensor
+    ux: Tensor
+    """E⟨u, x⟩"""
+    uu: Tensor
+    """E‖u‖²"""
+    div: Tensor
+    """E[∇·u]"""
+    div_se: Tensor
+    """Standard error of div."""
+
+
+class Decision(NamedTuple):
+    """γ to use, γ before any bound, and the Reason, as tensors () or (B,): the host reads them only once, after the run."""
+
+    gamma: Tensor
+    raw: Tensor
+    reason: Tensor
+
+
+class Need(IntEnum):
+    """What a blend must know of E[∇·u] at a step."""
+
+    NOTHING = 0
+    LINEAR = 1
+    FULL = 2
+
+
+class Blend(Correction):
+    """x' = (1−γ) x + γ T(x), γ from the moments of this step; γ = 1 is bitwise the solver's own step."""
+
+    @abstractmethod
+    def need(self, sigma: float) -> Need:
+        """What must be measured at VE noise level sigma."""
+
+    @abstractmethod
+    def decide(self, m: Moments, index: int) -> Decision:
+        """γ for step `index`."""
+
+    def differentiates(self, run: Run) -> bool:
+        """Whether the full divergence is needed at any of the steps."""
+        return any(self.need(sigma) is Need.FULL for sigma in run.levels)
+
+    def correct(self, proposal: Proposal, state: None) -> Outcome:
+        """Measure, decide, blend."""
+        interval = proposal.interval
+        need = self.need(interval.grid.levels[interval.index])
+        m = _moments(proposal, _divergence(proposal, need))
+        decision = self.decide(m, interval.index)
+        numbers = {"gamma": decision.gamma, "gamma_raw": decision.raw, **m._asdict()}
+        if need is Need.FULL:
+            numbers["noise_ratio"] = _noise_ratio(proposal, m.div)
+        reason = strongest(decision.reason) if decision.reason.ndim else decision.reason
+        return Outcome(proposal.blend(decision.gamma), None, numbers, reason)
+
+
+class PresetBlend(Blend):
+    """A blend whose γ no statistics decide."""
+
+    @abstractmethod
+    def gamma(self, m: Moments, index: int) -> Tensor:
+        """γ for step `index`, () in float32 or better; only the noise levels and α of `m` matter."""
+
+    def need(self, sigma: float) -> Need:
+        """No divergence is needed."""
+        return Need.NOTHING
+
+    def decide(self, m: Moments, index: int) -> Decision:
+        """γ as it is."""
+        gamma = self.gamma(m, index)
+        return Decision(gamma, gamma, torch.full_like(gamma, Reason.FIXED))
+
+
+def _divergence(proposal: Proposal, need: Need) -> Divergence:
+    if need is Need.NOTHING:
+        nan = torch.full_like(proposal.rho, float("nan"))
+        return Divergence(nan, nan)
+    return proposal.divergence if need is Need.FULL else proposal.linear_divergence
+
+
+def _moments(proposal: Proposal, div: Divergence) -> Moments:
+    """⟨u,x⟩ = α α' ⟨ρy − T, y⟩ and ‖u‖² = α'² ‖ρy − T‖², with y the VE state."""
+    a, a_next, interval = proposal.alpha, proposal.alpha_next, proposal.interval
+    ux, uu = _inner_products(proposal, proposal.rho)
+    return Moments(a, a * interval.sigma, a_next, a_next * interval.sigma_next, a * a_next * ux, a_next**2 * uu, *div)
+
+
+def _inner_products(proposal: Proposal, rho: Tensor) -> tuple[Tensor, Tensor]:
+    """Batch means of ⟨u, y⟩ and ‖u‖², u = ρy − T, summed in float32 or better; a residual that is all rounding counts as 0."""
+    y, candidate = proposal.x, proposal.next
+    wide = torch.promote_types(y.dtype, torch.float32)
+    u, y = (rho * y - candidate).to(wide), y.to(wide)
+    ux, uu, yy = (proposal.mean((a * b).flatten(1).sum(1)) for a, b in ((u, y), (u, u), (y, y)))
+    rounding = (4 * torch.finfo(candidate.dtype).eps * rho) ** 2 * yy
+    return ux, torch.where(uu > rounding, uu, uu * 0)  # times 0: NaN stays NaN
+
+
+def _noise_ratio(proposal: Proposal, div: Tensor) -> Tensor:
+    """σ̂/σ, σ̂² = E‖y−D‖²/E[∇·(y−D)], read off E‖y − T‖²: y − T is (1−r)(y−D) for a first-order step.
+
+    div is that of y − T/ρ, so E[∇·(y − T)] = d − ρ (d − div).
+    """
+    interval, rho, d = proposal.interval, proposal.rho, proposal.x[0].numel()
+    r = interval.sigma_next / interval.sigma
+    spread = _inner_products(proposal, torch.ones_like(rho))[1]
+    return (spread / ((1 - r) * interval.sigma**2 * (d - rho * (d - div)))).sqrt()
+
+
+def bounded(raw: Tensor, low: float | None, high: float | None, uu: Tensor) -> Decision:
+    """γ = min(max(raw, low), high); 1 where the statistics say nothing, or what they say is no number in float32."""
+    gamma, reason = raw, torch.full_like(raw, Reason.RULE)
+    if low is not None:
+        reason = torch.where(gamma < low, Reason.CLAMPED_LOW, reason)
+        gamma = gamma.clamp_min(low)
+    if high is not None:
+        reason = torch.where(gamma > high, Reason.CLAMPED_HIGH, reason)
+        gamma = gamma.clamp_max(high)
+    finite = torch.isfinite(raw.to(torch.float32)) & torch.isfinite(uu)
+    reason = torch.where(finite, reason, Reason.NON_FINITE)
+    reason = torch.where(uu == 0, Reason.ZERO_RESIDUAL, reason)
+    return Decision(torch.where(reason <= Reason.CLAMPED_HIGH, gamma, 1.0), raw, reason)

@@ -1,0 +1,184 @@
+"""A corrected solver: any solver and a correction in, a solver out.
+
+One step of the wrapped solver is proposed; the correction decides what becomes of it. In the frame of a blend, where the
+state is x = α y, the residual is u = x − T(x), and the paper's correction is
+
+    x' = (1−γ) x + γ T(x),        γ = [(1 − 1/α) E⟨u,x⟩ + (σ²/α) E[∇·u]] / E‖u‖²        (SteinDiff Eq. 11, Algorithm 1)
+
+with E the mean over the batch. In VE coordinates, where the solvers work, the same blend is y' = lerp(ρ y, T(y), γ) with
+ρ = α/α', and u/α' = ρ y − T(y); its divergence with respect to x is that of y ↦ y − T(y)/ρ with respect to y.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Any, Literal, NamedTuple, SupportsIndex
+
+from torch import Tensor
+
+from steindiff import solvers
+from steindiff.corrections import registry
+from steindiff.corrections.base import Correction, Proposal, Reason, Run, Spent
+from steindiff.denoisers import Denoiser, schedule_of
+from steindiff.divergence import Choice, Estimator, Hutchinson
+from steindiff.errors import InputError
+from steindiff.io.processes import Gather, alone
+from steindiff.schedules import VE, Schedule
+from steindiff.solvers.base import Grid, Interval, Solver, State, Step
+
+__all__ = ["Corrected", "CorrectedState", "Note", "apply"]
+
+
+class Note(NamedTuple):
+    """What the trace learns of one corrected step."""
+
+    reason: Tensor | Reason
+    numbers: Mapping[str, Tensor] = {}
+    spent: Spent = Spent()
+    choice: Choice | None = None
+    """What the one-off probe of the network found, if there was one."""
+
+
+@dataclass(frozen=True)
+class CorrectedState:
+    """The wrapped solver's state and the correction's, with what stays the same through a run."""
+
+    inner: State
+    own: Any
+    estimator: Estimator
+    schedule: Schedule
+    active: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Corrected(Solver):
+    """A solver whose every step is first proposed by `solver` and then corrected by `rule`.
+
+    The history of a multistep solver is constant in the Jacobian. T is the finished step: Heun's with both evaluations, UniPC's
+    with its corrector (its stored evaluation is kept or refreshed as the solver says).
+
+    Args:
+        solver: a solver, or its name or spec.
+        rule: the correction, or its name or spec.
+        divergence: estimates E[∇·u]; by default `Hutchinson()`, one Rademacher probe, its method chosen by a probe of the
+            network.
+        frame: the coordinates of a blend. "model" is the model's own x = α y (the paper's choice; α comes from the denoiser
+            adapter and is 1 for a plain VE denoiser); "ve" is y.
+        active: which steps are corrected (the paper's sparse activation): indices, or a predicate of (index, sigma); None is
+            all. The other steps are plain and cost nothing.
+        gather: joins per-image numbers before a batch mean: `processes.gather` where several processes hold one batch, with one
+            generator per image (`sample(generator=…)`), so that γ is that of the whole batch.
+
+    A step that estimates the divergence takes derivatives of its own, and γ depends on the whole batch: to differentiate a
+    corrected step, freeze its γ first (`FixedGamma`).
+
+    Raises:
+        InputError: the frame is unknown; the solver is corrected already; the rule is "none"; `active` is neither indices nor a
+            predicate, or, at the start of a run, names a step beyond it.
+        SteindiffError: a step that estimates the divergence is being differentiated.
+    """
+
+    solver: Solver | str
+    rule: Correction | str
+    _: KW_ONLY
+    divergence: Estimator | None = None
+    frame: Literal["model", "ve"] = "model"
+    active: Collection[int] | Callable[[int, float], bool] | None = None
+    gather: Gather = field(default=alone, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.frame not in ("model", "ve"):
+            raise InputError(f"frame={self.frame!r}: choose 'model' or 've'")
+        object.__setattr__(self, "solver", solvers.make(self.solver))
+        if isinstance(self.solver, Corrected):
+            raise InputError("the solver is corrected already: wrap the plain solver with one correction, or with a Chain")
+        rule = registry.make(self.rule)
+        if rule is None:
+            raise InputError("the rule is 'none': use the solver as it is, or corrections.apply, which returns it")
+        object.__setattr__(self, "rule", rule)
+        indices = isinstance(self.active, Collection) and all(_is_index(i) for i in self.active)
+        if not (self.active is None or callable(self.active) or indices):
+            raise InputError(f"active={self.active!r}: give step indices, or a predicate of (index, sigma)")
+
+    @property
+    def order(self) -> int:  # type: ignore[override]  # a wrapper's order is the wrapped solver's
+        """The wrapped solver's."""
+        return self._solver.order
+
+    def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> CorrectedState:
+        """Decide once, on the host, which steps are corrected; probe the network if any of them needs a derivative."""
+        active = self._active_steps(grid)
+        run = Run(grid, active, x)
+        own, estimator = self._rule.init(run), self.divergence or Hutchinson()
+        if self._rule.differentiates(run):
+            estimator = estimator.resolve(denoiser, x, grid.sigmas[0])
+        schedule = schedule_of(denoiser) if self.frame == "model" else VE()
+        return CorrectedState(self._solver.init(denoiser, x, grid), own, estimator, schedule, frozenset(active))
+
+    def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: CorrectedState) -> Step:
+        """Propose and correct."""
+        if interval.index not in state.active:
+            plain = self._solver.step(denoiser, x, interval, state.inner)
+            return Step(plain.x, plain.denoised, replace(state, inner=plain.state), Note(Reason.INACTIVE))
+        proposal = Proposal(self._solver, denoiser, x, interval, state.inner, state.estimator, state.schedule, self.gather)
+        outcome = self._rule.correct(proposal, state.own)
+        note = Note(outcome.reason, outcome.numbers, proposal.spent, state.estimator.choice)
+        after = replace(state, inner=proposal.step.state, own=outcome.state)
+        return Step(outcome.x, proposal.denoised, after, note)
+
+    def nfe(self, sigmas: Tensor) -> int:
+        """The wrapped solver's, without what the estimator adds (forward-mode and finite differences evaluate again)."""
+        return self._solver.nfe(sigmas)
+
+    def for_nfe(self, nfe: int) -> tuple[Corrected, int]:
+        """As the wrapped solver does."""
+        solver, steps = self._solver.for_nfe(nfe)
+        return replace(self, solver=solver), steps
+
+    def linear(self, interval: Interval, state: CorrectedState) -> Tensor:
+        """The wrapped solver's."""
+        return self._solver.linear(interval, state.inner)
+
+    def seeded(self, seed: int | tuple[int, ...]) -> Corrected:
+        """The same, with probes from `seed`."""
+        return replace(self, solver=self._solver.seeded(seed), divergence=(self.divergence or Hutchinson()).seeded(seed))
+
+    @property
+    def _solver(self) -> Solver:
+        return solvers.make(self.solver)
+
+    @property
+    def _rule(self) -> Correction:
+        assert isinstance(self.rule, Correction)  # __post_init__ has made it one
+        return self.rule
+
+    def _active_steps(self, grid: Grid) -> tuple[int, ...]:
+        steps = range(grid.steps)
+        match self.active:
+            case None:
+                return tuple(steps)
+            case Collection():
+                beyond = [i for i in self.active if not 0 <= i < grid.steps]
+                if beyond:
+                    raise InputError(f"active steps {beyond}: this run has steps 0 to {grid.steps - 1}")
+                return tuple(i for i in steps if i in self.active)
+        return tuple(i for i in steps if self.active(i, grid.levels[i]))
+
+
+def apply(
+    rule: Correction | str,
+    solver: Solver | str,
+    *,
+    divergence: Estimator | None = None,
+    frame: Literal["model", "ve"] = "model",
+    gather: Gather = alone,
+) -> Solver:
+    """The solver under a correction; the solver itself under "none". Raises InputError as `Corrected`."""
+    correction, solver = registry.make(rule), solvers.make(solver)
+    return solver if correction is None else Corrected(solver, correction, divergence=divergence, frame=frame, gather=gather)
+
+
+def _is_index(value: object) -> bool:
+    """A mask of booleans would pass for the indices 0 and 1."""
+    return isinstance(value, SupportsIndex) and not isinstance(value, bool)
