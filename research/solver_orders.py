@@ -109,7 +109,7 @@ def error(solver: Solver, ramp: str, n: int, exact_history: bool) -> float:
     solver = _without_lowering(solver) if exact_history else solver
     state = _history(solver, grid, states) if exact_history else solver.init(denoiser, x, grid)
     for i in range(past, grid.steps):
-        x, _, state = solver.step(denoiser, x, grid.interval(i), state)
+        x, _, state, _ = solver.step(denoiser, x, grid.interval(i), state)
     return float((x - states[-1]).square().mean().sqrt())
 
 

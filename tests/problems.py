@@ -51,5 +51,5 @@ def run(solver, denoiser, x, sigmas):
     grid = solvers.Grid.of(sigmas)
     state = solver.init(denoiser, x, grid)
     for i in range(grid.steps):
-        x, _, state = solver.step(denoiser, x, grid.interval(i), state)
+        x, _, state, _ = solver.step(denoiser, x, grid.interval(i), state)
     return x
