@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from steindiff.corrections import CleanTarget
-from steindiff.corrections.base import Corrected
+from steindiff.corrections import CleanTarget, Corrected
 from steindiff.divergence import Choice, Exact, Hutchinson
 from steindiff.grids import karras
 from steindiff.noise import initial_noise
@@ -89,7 +88,7 @@ def bed():
 
 def run(bed, estimator, seeds, steps=8):
     """The clamped rule on 2M without order lowering, and its γ."""
-    solver = Corrected(DPMpp2M(lower_order_final=False), CleanTarget(gamma_max=1.0), estimator)
+    solver = Corrected(DPMpp2M(lower_order_final=False), CleanTarget(gamma_max=1.0), divergence=estimator)
     result = sample(solver, bed.denoiser, initial_noise(seeds.tolist(), bed.event_shape), karras(steps))
     return result.x, torch.tensor([record.gamma for record in result.trace])
 
