@@ -26,7 +26,7 @@ class Drawn:
 
     Attributes:
         x: its images, (n, *event), on the CPU; None where the run failed.
-        trace: of the first batch, one record a step.
+        trace: one record for each step of the first batch.
         stats: nfe, forward_equivalents, jvps and vjps, means over batches.
         seconds: how long it took.
         failure: why there are no images.
@@ -59,14 +59,14 @@ def draw(
     """Images of the seeds, batch by batch, from their own noise at the grid's first level.
 
     Args:
-        solver: corrected or not; a correction's statistics are those of a batch.
+        solver: the solver, corrected or not; a correction's statistics are those of a batch.
         bed: the testbed.
-        sigmas: the grid.
-        seeds: one an image.
-        batch: images a batch.
+        sigmas: the noise grid.
+        seeds: one seed for each image.
+        batch: how many images a batch has.
         together: whether all processes call this: each takes a block of every batch, each gets all images, and a failure of
             one is a failure of all.
-        tick: told the number of images of each finished batch.
+        tick: is told the number of images of each finished batch.
     """
     start = time.perf_counter()
     results: list[SampleResult] = []

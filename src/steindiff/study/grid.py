@@ -69,20 +69,20 @@ class Config:
 
     Args:
         beds: names of testbeds, or model files.
-        solvers: specs; a plain run of each is added where corrections are compared with it.
+        solvers: specs of solvers; each has a plain run too, which its corrections are compared with.
         grids: specs of noise grids.
-        nfe: network evaluations.
-        corrections: specs.
-        n: images a cell.
-        batch: images a batch; γ is a statistic of a batch.
+        nfe: how many network evaluations a run spends.
+        corrections: specs of corrections.
+        n: how many images a cell has.
+        batch: how many images a batch has; γ is a statistic of a batch.
         first_seed: image i comes from seed first_seed + i in every cell.
         divergence: how derivatives are taken: vjp, jvp or fd, with Hutchinson's probes, or exact (all d products).
-        probes: Hutchinson probes a step.
+        probes: how many Hutchinson probes a step takes.
         probe_kind: rademacher or gaussian.
-        sub_batch: images of a batch whose divergence is estimated; 0 for all.
+        sub_batch: the divergence is estimated on so many images of a batch; 0 for all.
         metrics: what is measured.
-        axes: principal axes of the pixel Fréchet distance.
-        checked: fine runs of a network that are repeated with twice the steps, to say how exact its references are.
+        axes: how many principal axes the pixel Fréchet distance has.
+        checked: so many fine runs of a network are repeated with twice the steps, to say how exact its references are.
         objects: what labels stand for that are no specs: solvers, corrections, and grids as functions (n, σ_min, σ_max) → σ.
 
     Raises:
@@ -144,7 +144,7 @@ class Config:
 
     @property
     def seeds(self) -> range:
-        """Of the images of a cell."""
+        """The seeds of a cell's images."""
         return range(self.first_seed, self.first_seed + self.n)
 
     def solver(self, label: str) -> Solver:

@@ -46,7 +46,7 @@ class Measures:
 
     @property
     def values(self) -> dict[str, Value]:
-        """By metric."""
+        """The numbers by metric."""
         return {name: s.value for name, s in self.statistics.items()}
 
 
@@ -98,7 +98,7 @@ class Ruler:
         return self.measure(self.references.endpoints)
 
     def measure(self, x: Tensor, paired: bool = True) -> Measures:
-        """Of samples (n, *event); paired: they come from the noise of the study's seeds."""
+        """Measure samples (n, *event); paired: they come from the noise of the study's seeds."""
         wanted, found, ratios = self._wanted, dict[str, Paired](), list[float]()
         if "energy" in wanted:
             found["energy"] = self._energy.shares(x)

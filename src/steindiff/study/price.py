@@ -23,8 +23,8 @@ def price(bed: Testbed, seeds: Sequence[int], folder: Path | None = None, method
 
     Args:
         bed: the testbed.
-        seeds: of a batch: a network's price depends on its size.
-        folder: the study's; None keeps nothing.
+        seeds: the seeds of a batch, on whose size a network's price depends.
+        folder: the study's folder; None keeps nothing.
         method: how derivatives are taken, one of `divergence.METHODS`.
 
     Raises:

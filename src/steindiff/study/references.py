@@ -36,8 +36,8 @@ class References:
         endpoints: where the exact flow takes the noise of the study's seeds, (n, *event).
         target: independent samples of the law at σ_min.
         floor: n others, which stand for a perfect sampler's.
-        how: they were made.
-        error: estimated RMS error of the end points, a coordinate; None where nobody asked.
+        how: one sentence on how they were made.
+        error: the estimated RMS error of a coordinate of the end points; None where nobody asked.
     """
 
     endpoints: Tensor
@@ -52,8 +52,8 @@ def references(bed: Testbed, seeds: Sequence[int], folder: Path | None = None, c
 
     Args:
         bed: the testbed.
-        seeds: of the study's images, one after the other.
-        folder: the study's; None keeps nothing.
+        seeds: the seeds of the study's images, one after the other.
+        folder: the study's folder; None keeps nothing.
         checked: how many of a network's fine runs are repeated with twice the steps, for `References.error`.
 
     Raises:
@@ -84,7 +84,7 @@ def _exact(bed: Testbed, law: ExactModel, seeds: Sequence[int]) -> References:
 
 
 def _noisy(law: ExactModel, count: int, seed: int) -> Tensor:
-    """Samples of the law at σ_min."""
+    """Draw samples of the law at σ_min."""
     clean = law.sample(count, torch.Generator().manual_seed(seed % 2**31))
     return clean + SIGMA_MIN * torch.randn(
         clean.shape, generator=torch.Generator().manual_seed(seed % 2**31 + 1), dtype=clean.dtype

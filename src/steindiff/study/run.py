@@ -50,12 +50,13 @@ def run_study(
 
     Args:
         config: the study.
-        outdir: made if need be; cells/ holds one file a cell, references/ what they are measured against, prices/ what a
-            derivative costs.
+        outdir: the folder, made if need be; cells/ holds one file a cell, references/ what the cells are measured against,
+            and prices/ what a derivative costs.
         beds: your own testbeds, for names in `config.beds` that are theirs.
-        judges: the files of FID, inception score and FD-DINOv2, for testbeds of images.
-        device: of the named testbeds: "cpu", "cuda", …; several processes with "cuda" take one each. Not part of a cell's key.
-        progress: a bar, on the first process.
+        judges: the files that FID, inception score and FD-DINOv2 of images are measured with.
+        device: where the named testbeds compute; each of several processes takes one of its own with "cuda". A cell's key does
+            not depend on it.
+        progress: whether the first process shows a bar.
 
     Returns:
         What was found, on the first process; on the others a study without results.
@@ -96,7 +97,7 @@ class _Part:
     tell: Callable[[str], object]
 
     def results(self, cells: list[Cell]) -> list[Result]:
-        """Of a group of cells: a solver's plain run, then the runs that are compared with it."""
+        """The results of a group of cells: a solver's plain run, then the runs that are compared with it."""
         keys = {cell: key_of(cell, self.bed, self.config, self.ruler.judged_by) for cell in cells} if self.ruler else {}
         held = {cell: store.read(self.folder, cell, key) for cell, key in keys.items()}
         missing = processes.agreed([c for c, result in held.items() if result is None] if self.ruler else None) or []

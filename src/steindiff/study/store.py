@@ -23,7 +23,7 @@ from steindiff.study.grid import Cell
 __all__ = ["FORMAT", "BedSummary", "Kind", "Result", "file_name", "held", "keep", "kept", "place", "read", "write"]
 
 FORMAT = 2
-"""Of every kept file. Digests contain it, so that a file of another format is not looked for."""
+"""The format of every kept file. Digests contain it, so that a file of another format is not looked for."""
 
 T = TypeVar("T")
 
@@ -75,7 +75,7 @@ def held(path: Path, key: str, kind: Kind) -> Any:
             raise ValueError(f"it holds {head['key']}")
         names = [str(name) for name in head["tensors"]]
         return kind.parse(**about, **dict(zip(names, read_tensors(path, *names)[1], strict=True)))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not what its name says ({error}): remove it, and {kind.remedy}") from error
 
 
@@ -107,14 +107,14 @@ class Result:
     """What one cell gave.
 
     Attributes:
-        cell: which cell.
+        cell: the cell.
         key: a digest of all that determines the numbers.
-        n: how many images; 0 where the run failed.
-        values: by metric; empty where the run failed.
+        n: how many images there are; 0 where the run failed.
+        values: the numbers by metric; empty where the run failed.
         changes: this run less the plain one, paired over seeds, by metric; empty for a plain run and where either failed.
         stats: nfe, forward_equivalents, jvps and vjps, means over batches.
-        trace: of the first batch, one record a step.
-        spectrum: log ratio of power to the target's by band, from low to high frequency.
+        trace: one record for each step of the first batch.
+        spectrum: the log ratio of power to the target's by band, from low to high frequency.
         failure: why there are no numbers.
         seconds: how long sampling took.
         shown: the first images, uint8 (k, H, W, C); empty for points that are no images.

@@ -24,10 +24,10 @@ class Testbed:
     """A denoiser to study.
 
     Attributes:
-        name: in tables and file names.
+        name: what tables and files call it.
         denoiser: D(x, sigma), VE coordinates; an `ExactModel` has exact references.
-        event_shape: of one sample.
-        digest: of all that determines the denoiser; results are kept under it.
+        event_shape: the shape of one sample.
+        digest: a hash of all that determines the denoiser; results are kept under it.
         device: where the denoiser computes; it changes speed and rounding only.
         conditioned: gives the denoiser for images of these seeds, where they have classes; None where one serves all.
     """
@@ -60,9 +60,9 @@ def names() -> tuple[str, ...]:
 
 
 def make(name: str, device: str = "cpu") -> Testbed:
-    """A testbed by name, or of a model file. Raises InputError as `models.load`."""
+    """The testbed of a name or of a model file. Raises InputError as `models.load`."""
     if name == "digits_mixture":
-        # Of the data and the recipe: the fitted numbers' last digits depend on the machine and its threads.
+        # The key is of the data and the recipe, since the fitted numbers' last digits depend on the machine and its threads.
         key = digest(law=name, version=1, data=[part.sha256 for part in load_digits()])
         return Testbed(name, digits_mixture().to(torch.float32, device), (1, 8, 8), key, device)
     model = models.load(name, device=device)
