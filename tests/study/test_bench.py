@@ -13,6 +13,7 @@ import torch
 from steindiff import grids
 from steindiff.analytic import GaussianMixture
 from steindiff.cli.bench import configure
+from steindiff.corrections import CleanTarget, Energy
 from steindiff.divergence import Exact, Hutchinson
 from steindiff.errors import InputError, NonFiniteError
 from steindiff.io.files import manifest, write_tensors
@@ -121,6 +122,27 @@ def test_cells_are_of_specs_and_of_objects():
 
 class Nameless(DPMpp2M):
     __repr__ = object.__repr__
+
+
+def test_a_correction_may_take_its_constants_from_the_testbeds_law():
+    """`energy(moment=target)` is kept under its text, and M is that of the samples it is given."""
+    objects = {"mine": Energy(moment="target", bands=4), "cap": CleanTarget(gamma_max=0.5)}
+    config = dataclasses.replace(SMALL, corrections=("energy(moment=target)", "mine", "cap"), objects=objects)
+    bed, clean = make("digits_mixture"), digits_mixture().sample(64, torch.Generator().manual_seed(3)).float()
+    cells = [Cell("digits_mixture", "heun", "karras", 5, label) for label in config.corrections]
+    assert len({key_of(cell, bed, config) for cell in cells}) == 3
+    whole, bands, cap = (build(cell, config, clean=clean)[0] for cell in cells)
+    assert whole.rule.moment == pytest.approx([float(clean.double().square().flatten(1).sum(1).mean())])
+    assert sum(bands.rule.moment) == pytest.approx(sum(whole.rule.moment))
+    assert cap.rule == CleanTarget(gamma_max=0.5)
+
+
+def test_the_law_reaches_the_runs_of_a_study(tmp_path):
+    config = dataclasses.replace(SMALL, solvers=("ipndm_3",), corrections=("energy(moment=target)",), metrics=("energy",))
+    study = run_study(config, tmp_path, progress=False)
+    plain, given = study.results.values()
+    assert given.stats["vjps"] == plain.stats["vjps"] == 0  # M is known: no derivative is taken
+    assert set(given.values) == set(given.changes) == set(given.excess) == {"energy"}
 
 
 def test_twice_is_the_plain_solver_with_twice_the_evaluations():

@@ -12,28 +12,29 @@ from steindiff.errors import InputError
 from steindiff.io import processes
 from steindiff.io.files import digest
 from steindiff.solvers import Solver
-from steindiff.study.grid import PLAIN, TWICE, Cell, Config
+from steindiff.study.grid import Cell, Config
 from steindiff.study.store import FORMAT
 from steindiff.study.testbed import Testbed
 
 __all__ = ["build", "key_of"]
 
 
-def build(cell: Cell, config: Config, choice: Choice | None = None) -> tuple[Solver, Tensor]:
+def build(cell: Cell, config: Config, choice: Choice | None = None, clean: Tensor | None = None) -> tuple[Solver, Tensor]:
     """The cell's solver, corrected, and its grid.
 
     Args:
         cell: which cell.
         config: the study, which says what the labels stand for.
         choice: the price of a derivative; None where the solver is described and not run.
+        clean: samples of the testbed's law, for a correction that needs constants of it.
     """
     solver, steps = config.solver(cell.solver).for_nfe(cell.evaluations)
-    sigmas = config.grid(cell.grid, steps)
-    if cell.correction in (PLAIN, TWICE):
+    sigmas, correction = config.grid(cell.grid, steps), config.correction(cell.correction)
+    if correction is None:
         return solver, sigmas
+    given = correction if clean is None else correction.given(clean)
     gather = processes.gather if processes.active() and choice else processes.alone
-    spec = config.objects.get(cell.correction, cell.correction)
-    return corrections.apply(spec, solver, divergence=config.estimator(choice), gather=gather), sigmas
+    return corrections.apply(given, solver, divergence=config.estimator(choice), gather=gather), sigmas
 
 
 def key_of(cell: Cell, bed: Testbed, config: Config, judges: Sequence[str] = ()) -> str:

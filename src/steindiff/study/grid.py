@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from steindiff import corrections, grids, solvers
+from steindiff.corrections import Correction
 from steindiff.divergence import Choice, Estimator, Exact, Hutchinson
 from steindiff.errors import InputError, unknown_name
 from steindiff.solvers import Solver
@@ -121,14 +122,13 @@ class Config:
 
     def _check_specs(self) -> None:
         self.estimator()
-        plain = solvers.make("ddim")
         for label in self.solvers:
             self.solver(label)
         for label in self.grids:
             self.grid(label, 2)
         for label in self.corrections:
-            if label != TWICE and not label.endswith(".json"):
-                corrections.apply(self.objects.get(label, label), plain)
+            if not label.endswith(".json"):  # it is read when it is needed
+                self.correction(label)
 
     def _check_numbers(self) -> None:
         if not all(type(v) is int for v in self.nfe):
@@ -150,6 +150,10 @@ class Config:
     def solver(self, label: str) -> Solver:
         """What a label stands for. Raises InputError as `solvers.make`."""
         return solvers.make(self.objects.get(label, label))
+
+    def correction(self, label: str) -> Correction | None:
+        """What a label stands for, None for a plain run. Raises InputError as `corrections.make`."""
+        return corrections.make(PLAIN if label == TWICE else self.objects.get(label, label))
 
     def estimator(self, choice: Choice | None = None) -> Estimator:
         """What estimates the divergences of corrections, at this price of a derivative."""

@@ -111,13 +111,18 @@ class _Part:
         plain: Measures | None = None
         for cell in dict.fromkeys([first, *missing]) if missing else ():
             self.tell(str(cell))
-            solver, sigmas = build(cell, self.config, self._price)
+            solver, sigmas = build(cell, self.config, self._price, self._clean)
             drawn = draw(solver, self.bed, sigmas, self.config.seeds, batch=self.config.batch, together=True)
             if self.ruler is not None:
                 measured = None if drawn.x is None else self.ruler.measure(drawn.x)
                 plain = measured if cell == first else plain
                 if cell in missing:
                     yield _result(cell, keys[cell], drawn, measured, plain, self.ruler)
+
+    @cached_property
+    def _clean(self) -> Tensor | None:
+        """Samples of the law that no run is measured against, for corrections that need constants of it."""
+        return processes.agreed(self.ruler.references.floor if self.ruler else None)
 
     @cached_property
     def _price(self) -> Choice:
