@@ -12,6 +12,7 @@ __all__ = [
     "ScheduleWarning",
     "StateWarning",
     "SteindiffError",
+    "require",
     "unknown_name",
 ]
 
@@ -38,6 +39,18 @@ class ScheduleWarning(UserWarning):
 
 class StateWarning(UserWarning):
     """The state's size does not fit the first noise level."""
+
+
+def require(holds: bool, need: str, **values: object) -> None:
+    """Raise InputError, which names the values and what they need, unless it holds.
+
+    Example:
+        >>> require(False, "need 0 < eta ≤ 1", eta=2.0)
+        Traceback (most recent call last):
+        steindiff.errors.InputError: eta=2.0: need 0 < eta ≤ 1
+    """
+    if not holds:
+        raise InputError(f"{', '.join(f'{name}={value!r}' for name, value in values.items())}: {need}")
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
