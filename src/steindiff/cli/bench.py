@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,7 +83,7 @@ def bench_command(
         found = run_study(study, outdir, judges=judges, device=device)
         if processes.rank():
             return
-        about = manifest(device=device, rerun=" ".join(["steindiff", *sys.argv[1:]]))
+        about = manifest(device=device, rerun=shlex.join(["steindiff", *sys.argv[1:]]))
         write_report(outdir, found, about)
         typer.echo(f"everything is in {outdir}: report.md, report.html, cells/")
 
