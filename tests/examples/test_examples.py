@@ -1,5 +1,7 @@
 """The examples run as they stand, and the README shows this one."""
 
+import itertools
+import math
 import runpy
 from pathlib import Path
 
@@ -23,6 +25,36 @@ def test_a_testbed_of_ones_own_runs_and_is_the_one_in_the_docs(tmp_path, capsys,
     assert len(capsys.readouterr().out.splitlines()) == 2 * 2 * 2
     assert (tmp_path / "report.html").is_file()
     assert path.read_text().split('"""', 2)[2].strip() in (ROOT / "docs" / "bench.md").read_text()
+
+
+def _run(name, capsys):
+    """The lines that an example prints; it is under thirty lines long and stands in docs/extending.md."""
+    path = ROOT / "examples" / name
+    runpy.run_path(str(path), run_name="__main__")
+    text = path.read_text()
+    assert text.count("\n") <= 30
+    assert text.split('"""', 2)[2].strip() in (ROOT / "docs" / "extending.md").read_text()
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_correction_of_ones_own_remembers_and_chains(capsys):
+    alone, chained = _run("own_correction.py", capsys)
+    shifts = [float(s) for s in alone.partition("]")[0].strip("[").split(",")]
+    assert shifts[0] == 0  # nothing to remember yet
+    assert min(shifts[1:]) > 0
+    assert alone.endswith("5 NFE")
+    assert chained.endswith("5 NFE")
+
+
+def test_a_solver_of_ones_own_is_of_second_order(capsys):
+    errors = [float(line.split()[-1]) for line in _run("own_solver.py", capsys)]
+    for coarse, fine in itertools.pairwise(errors):
+        assert 1.75 < math.log2(coarse / fine) < 2.25
+
+
+def test_the_testbed_of_ones_own_stands_on_the_page_too():
+    text = (ROOT / "examples" / "own_testbed.py").read_text()
+    assert text.split('"""', 2)[2].strip() in (ROOT / "docs" / "extending.md").read_text()
 
 
 def test_readme_names_only_what_exists():
