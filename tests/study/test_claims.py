@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from steindiff.corrections import CleanTarget, Corrected
+from steindiff import Corrected
+from steindiff.corrections import CleanTarget
 from steindiff.divergence import Choice, Exact, Hutchinson
 from steindiff.grids import karras
 from steindiff.noise import initial_noise
@@ -134,3 +135,26 @@ def test_images_in_another_order_are_the_same_images(bed):
     torch.testing.assert_close(other, gamma, rtol=1e-3, atol=1e-4)
     one, two = (run(bed, Hutchinson(method="vjp", choice=CHOICE, seed=s), seeds, 6)[1] for s in (0, 1000))
     assert (one - two).abs().max() > 1e-3
+
+
+LOCAL = ("energy(moment=target)", "energy(moment=target,bands=4)")
+TRACK = ("energy(moment=target,deficit=track)", "energy(moment=target,bands=4,deficit=track)")
+ENERGY = Config(
+    beds=("digits_mixture",), solvers=("dpmpp_2m", "heun"), grids=("karras",), nfe=(6,), corrections=LOCAL, n=256, batch=256,
+    first_seed=7000, metrics=("energy",),
+)  # fmt: skip
+
+
+def test_the_accumulated_deficit_beside_the_local_one_leaves_it_as_it_was(tmp_path):
+    """M is measured once on samples of the testbed; `track` is another rule, and every step says what η was."""
+    pytest.importorskip("sklearn")
+    alone = run_study(ENERGY, tmp_path / "alone", progress=False).results
+    both = run_study(replace(ENERGY, corrections=(*TRACK, *LOCAL)), tmp_path / "both", progress=False).results
+    assert {cell: both[cell].values for cell in alone} == {cell: result.values for cell, result in alone.items()}
+    found = {name: [both[cell] for cell in both if cell.correction == name] for name in (PLAIN, *TRACK, *LOCAL)}
+    assert [len(runs) for runs in found.values()] == [2] * 5
+    assert [r.values for r in found[TRACK[1]]] != [r.values for r in found[LOCAL[1]]]
+    assert all(run.stats["vjps"] == 0 for run in both.values())
+    first, second = found[LOCAL[0]][0].trace[:2]
+    assert (first["sigma"], first["reason"], first["eta"]) == (80, "zero_residual", pytest.approx([1.0]))
+    assert second["sigma"] == pytest.approx(30.2, abs=0.05)
