@@ -21,25 +21,6 @@ from torch import Tensor
 from steindiff.errors import InputError, ScheduleWarning
 from steindiff.schedules import VE, DiscreteBetas, Schedule
 
-__all__ = [
-    "Counter",
-    "Denoiser",
-    "EpsilonScaled",
-    "FromEps",
-    "FromFlow",
-    "FromV",
-    "FromX0",
-    "Guided",
-    "Labelled",
-    "Network",
-    "TimeSelected",
-    "TimeShifted",
-    "declare",
-    "expand",
-    "forwards_per_call",
-    "schedule_of",
-]
-
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """D(x, sigma) -> x0-hat; x: (B, *event) in VE coordinates, sigma: (B,) or ()."""
 

@@ -5,17 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = [
-    "InputError",
-    "ModelFileError",
-    "NonFiniteError",
-    "ScheduleWarning",
-    "StateWarning",
-    "SteindiffError",
-    "require",
-    "unknown_name",
-]
-
 
 class SteindiffError(Exception):
     """Base class: everything this package raises on purpose."""

@@ -12,24 +12,9 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from steindiff.errors import InputError
+from steindiff.errors import InputError, require
 from steindiff.schedules import Schedule, VPLinear
 from steindiff.specs import Registry
-
-__all__ = [
-    "SIGMA_MAX",
-    "SIGMA_MIN",
-    "from_list",
-    "karras",
-    "log_snr",
-    "make",
-    "names",
-    "time_quadratic",
-    "time_uniform",
-    "validate",
-    "with_zero",
-]
-
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 """The ends of EDM's grid (Karras et al. 2022, Table 1), the default of every grid and of the noise that a run starts from."""
@@ -45,8 +30,7 @@ def karras(n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, r
         InputError: n < 1, rho ≤ 0, or not 0 < sigma_min < sigma_max.
     """
     _check(n, sigma_min, sigma_max)
-    if not rho > 0:
-        raise InputError(f"rho={rho}: need rho > 0 (EDM uses 7)")
+    require(rho > 0, "need rho > 0 (EDM uses 7)", rho=rho)
     return _pin(_ramp(n, sigma_max ** (1 / rho), sigma_min ** (1 / rho)) ** rho, sigma_min, sigma_max)
 
 
@@ -137,8 +121,8 @@ def _refuse(bad: Tensor, values: Tensor, why: str) -> None:
 def _check(n: object, sigma_min: float, sigma_max: float) -> None:
     if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise InputError(f"n={n!r} steps: need a whole number, at least 1")
-    if not 0 < sigma_min < sigma_max < float("inf"):
-        raise InputError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: need 0 < sigma_min < sigma_max < inf")
+    ordered = 0 < sigma_min < sigma_max < float("inf")
+    require(ordered, "need 0 < sigma_min < sigma_max < inf", sigma_min=sigma_min, sigma_max=sigma_max)
 
 
 def _ramp(n: int, start: float, end: float) -> Tensor:

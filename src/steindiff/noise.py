@@ -12,10 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steindiff.errors import InputError
+from steindiff.errors import InputError, require
 from steindiff.grids import SIGMA_MAX
-
-__all__ = ["fresh_seed", "generators", "initial_noise", "mix"]
 
 _MASK = 2**64 - 1
 
@@ -32,30 +30,23 @@ def mix(*values: int) -> int:
 
 
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One CPU generator per image; below 2³² the stream of `torch.manual_seed(seed)`.
+    """One CPU generator per image, 0 ≤ seed < 2⁶³; below 2³² the stream of `torch.manual_seed(seed)`.
 
     `sample(generator=generators(seeds))` seeds the probes of a correction and nothing else: the images themselves come from
     the state that `sample` is given, which `initial_noise(seeds, …)` draws.
-
-    Raises:
-        InputError: a seed that is not a whole number in 0 … 2⁶³−1.
     """
-    return [_stream(_whole(seed)) for seed in seeds]
+    return [_stream(seed) for seed in seeds]
 
 
-def _whole(seed: int) -> int:
+def _stream(seed: int) -> torch.Generator:
     try:
         value = operator.index(seed)
     except TypeError:
         value = -1
     if not 0 <= value < 2**63:
         raise InputError(f"seed {seed!r}: need a whole number, 0 ≤ seed < 2^63")
-    return value
-
-
-def _stream(seed: int) -> torch.Generator:
     # torch's CPU generator reads the low 32 bits of a seed: mixing keeps s and s + 2^32 apart.
-    return torch.Generator().manual_seed(seed if seed < 2**32 else mix(seed))
+    return torch.Generator().manual_seed(value if value < 2**32 else mix(value))
 
 
 def fresh_seed(generator: torch.Generator) -> int:
@@ -74,13 +65,10 @@ def initial_noise(
     """x = σ_max ε, one image per seed, in VE coordinates; (len(seeds), *event_shape).
 
     Drawn in float64 and cast, so that every dtype sees the same noise.
-
-    Raises:
-        InputError: no seeds or a bad one, an empty event, or σ_max not positive and finite.
     """
-    if len(seeds) == 0:
-        raise InputError("no seeds: need at least one image")
-    if len(event_shape) == 0 or any(n < 1 for n in event_shape) or not 0 < sigma_max < float("inf"):
-        raise InputError(f"event_shape={tuple(event_shape)}, sigma_max={sigma_max}: need sizes ≥ 1 and 0 < sigma_max < inf")
-    draws = [torch.randn(tuple(event_shape), generator=g, dtype=torch.float64) for g in generators(seeds)]
+    event = tuple(event_shape)
+    require(len(seeds) > 0, "need at least one image", seeds=seeds)
+    possible = event and min(event) > 0 and 0 < sigma_max < float("inf")
+    require(bool(possible), "need sizes ≥ 1 and 0 < sigma_max < inf", event_shape=event, sigma_max=sigma_max)
+    draws = [torch.randn(event, generator=g, dtype=torch.float64) for g in generators(seeds)]
     return (sigma_max * torch.stack(draws)).to(dtype=dtype, device=device)

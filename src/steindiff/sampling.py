@@ -28,8 +28,6 @@ from steindiff.io import processes
 from steindiff.noise import fresh_seed
 from steindiff.solvers import Grid, Interval, Solver, Step, make
 
-__all__ = ["Event", "Observer", "Record", "SampleResult", "Stats", "sample", "steps"]
-
 
 class Event(NamedTuple):
     """One finished step, for observers: tensors on the device, nothing copied."""

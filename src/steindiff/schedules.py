@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from steindiff.errors import InputError
-
-__all__ = ["VE", "DiscreteBetas", "RectifiedFlow", "Schedule", "VPCosine", "VPLinear"]
+from steindiff.errors import InputError, require
 
 
 class Schedule(ABC):
@@ -73,24 +71,19 @@ class _VariancePreserving(Schedule):
     """α² + σ² = 1, hence α = 1/√(1+s²) whatever the time."""
 
     def alpha_of(self, ratio: Tensor) -> Tensor:
-        """α = (1+s²)^(−1/2)."""
         return torch.rsqrt(1 + ratio**2)
 
 
 @dataclass(frozen=True)
 class VPLinear(_VariancePreserving):
-    """log α = −(β₁−β₀)t²/4 − β₀t/2, t ∈ [0, 1] (Song et al. 2021, VP-SDE with linear β).
-
-    Raises:
-        InputError: unless 0 < beta_min < beta_max.
-    """
+    """log α = −(β₁−β₀)t²/4 − β₀t/2, t ∈ [0, 1], 0 < β₀ < β₁ (Song et al. 2021, VP-SDE with linear β)."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta_min < self.beta_max:
-            raise InputError(f"beta_min={self.beta_min}, beta_max={self.beta_max}: need 0 < beta_min < beta_max")
+        ordered = 0 < self.beta_min < self.beta_max
+        require(ordered, "need 0 < beta_min < beta_max", beta_min=self.beta_min, beta_max=self.beta_max)
 
     def ratio(self, t: Tensor) -> Tensor:
         """s = √(e^B − 1), B = −2 log α = (β₁−β₀)t²/2 + β₀t."""
@@ -104,17 +97,12 @@ class VPLinear(_VariancePreserving):
 
 @dataclass(frozen=True)
 class VPCosine(_VariancePreserving):
-    """α(t) = cos(π/2 · (t+o)/(1+o)) / cos(π/2 · o/(1+o)), t ∈ [0, 1) (Nichol & Dhariwal 2021).
-
-    Raises:
-        InputError: unless offset > 0.
-    """
+    """α(t) = cos(π/2 · (t+o)/(1+o)) / cos(π/2 · o/(1+o)), t ∈ [0, 1), o > 0 (Nichol & Dhariwal 2021)."""
 
     offset: float = 0.008
 
     def __post_init__(self) -> None:
-        if not self.offset > 0:
-            raise InputError(f"offset={self.offset}: need offset > 0 (the published value is 0.008)")
+        require(self.offset > 0, "need offset > 0 (the published value is 0.008)", offset=self.offset)
 
     def ratio(self, t: Tensor) -> Tensor:
         """s = √(α⁻² − 1), with 1 − α² = sin(θ−θ₀) sin(θ+θ₀)/cos²θ₀ so that nothing cancels as t → 0."""
@@ -152,9 +140,6 @@ class DiscreteBetas(_VariancePreserving):
 
     Args:
         betas: (N,) values in (0, 1), N ≥ 2.
-
-    Raises:
-        InputError: a beta outside (0, 1), or fewer than two.
     """
 
     betas: Tensor
@@ -166,7 +151,7 @@ class DiscreteBetas(_VariancePreserving):
             raise InputError(f"betas of shape {tuple(betas.shape)}: need at least two values, each inside (0, 1)")
         log_alpha_bar = torch.log1p(-betas).cumsum(0)
         object.__setattr__(self, "betas", betas)
-        object.__setattr__(self, "_log_ratio", (torch.expm1(-log_alpha_bar)).log() / 2)
+        object.__setattr__(self, "_log_ratio", torch.expm1(-log_alpha_bar).log() / 2)
 
     @classmethod
     def scaled_linear(cls, n: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> DiscreteBetas:

@@ -19,8 +19,6 @@ from typing import Any, Generic, TypeVar
 
 from steindiff.errors import InputError, unknown_name
 
-__all__ = ["Call", "Registry", "amend", "parse", "split"]
-
 T = TypeVar("T")
 _CALL = re.compile(r"\s*([A-Za-z_]\w*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 _OPTION = re.compile(r"([A-Za-z_]\w*)\s*=(.*)", re.DOTALL)

@@ -17,8 +17,6 @@ from torch import Tensor
 from steindiff.errors import InputError
 from steindiff.specs import Registry
 
-__all__ = ["Bands", "Channels", "Cosine", "RandomBands", "Whole", "make", "names"]
-
 
 class Bands(ABC):
     """P_b, b = 0…n−1: orthogonal projections that sum to the identity."""

@@ -31,8 +31,6 @@ from steindiff.io.processes import Gather, alone
 from steindiff.schedules import VE, Schedule
 from steindiff.solvers.base import Grid, Interval, Solver, State, Step
 
-__all__ = ["Chain", "Correction", "Divergence", "Outcome", "Proposal", "Reason", "Run", "Spent", "strongest"]
-
 
 class Reason(IntEnum):
     """Why a step is what it is."""

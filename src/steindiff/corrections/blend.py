@@ -14,8 +14,6 @@ from torch import Tensor
 
 from steindiff.corrections.base import Correction, Divergence, Outcome, Proposal, Reason, Run, strongest
 
-__all__ = ["Blend", "Decision", "Moments", "Need", "PresetBlend", "bounded"]
-
 
 class Moments(NamedTuple):
     """Batch means of one step in the frame of the blend, (), float32 or better; NaN where not measured."""

@@ -27,8 +27,6 @@ from steindiff.io.processes import Gather, alone
 from steindiff.schedules import VE, Schedule
 from steindiff.solvers.base import Grid, Interval, Solver, State, Step
 
-__all__ = ["Corrected", "CorrectedState", "Note", "apply"]
-
 
 class Note(NamedTuple):
     """What the trace learns of one corrected step."""

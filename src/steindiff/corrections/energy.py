@@ -28,8 +28,6 @@ from steindiff.corrections.base import Correction, Outcome, Proposal, Reason, Ru
 from steindiff.corrections.stein import read_numbers
 from steindiff.errors import InputError
 
-__all__ = ["TARGET", "BandMoments", "Energy", "Eta", "second_moment"]
-
 TARGET = "target"
 """The moment that a study fills in from each testbed's own clean samples."""
 

@@ -13,8 +13,6 @@ from torch import Tensor
 from steindiff.corrections.blend import Moments, PresetBlend
 from steindiff.errors import InputError
 
-__all__ = ["DCW", "EpsilonScaling"]
-
 
 @dataclass(frozen=True)
 class EpsilonScaling(PresetBlend):

@@ -13,8 +13,6 @@ from steindiff.corrections.stein import CleanTarget, FixedGamma, NoiseConsistent
 from steindiff.corrections.variants import FastKM, SelfConsistent
 from steindiff.specs import Registry
 
-__all__ = ["NONE", "make", "names"]
-
 NONE = "none"
 
 

@@ -19,8 +19,6 @@ from steindiff.corrections.base import Run
 from steindiff.corrections.blend import Blend, Decision, Moments, Need, PresetBlend, bounded
 from steindiff.errors import InputError
 
-__all__ = ["CleanTarget", "FixedGamma", "NoiseConsistent", "stein_ratio"]
-
 
 def stein_ratio(m: Moments) -> Tensor:
     """γ* = [(1 − 1/α) E⟨u,x⟩ + (σ²/α) E[∇·u]] / E‖u‖², the minimiser of E‖(1−γ)x + γT − x*‖² (SteinDiff Eq. 11)."""

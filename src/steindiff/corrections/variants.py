@@ -15,8 +15,6 @@ from steindiff.denoisers import expand
 from steindiff.errors import InputError
 from steindiff.solvers.coefficients import combine, ddim
 
-__all__ = ["FastKM", "SelfConsistent", "compatibility", "interpolated"]
-
 
 @dataclass(frozen=True)
 class FastKM(Correction):

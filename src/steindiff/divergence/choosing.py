@@ -13,8 +13,6 @@ from steindiff.denoisers import Denoiser
 from steindiff.divergence.products import METHODS, Options, dot, linearise
 from steindiff.errors import SteindiffError
 
-__all__ = ["Choice", "choose", "priced_batched"]
-
 
 class Choice(NamedTuple):
     """What a one-off probe of a network found: the method chosen, and each method's cost in forwards (None: unusable)."""

@@ -19,8 +19,6 @@ from steindiff.errors import InputError, SteindiffError
 from steindiff.io.processes import Gather
 from steindiff.noise import mix
 
-__all__ = ["Estimate", "Estimator", "Exact", "HutchPlusPlus", "Hutchinson", "Method", "Through"]
-
 Method = Literal["auto", "jvp", "vjp", "fd"]
 A = TypeVar("A")
 Through = Callable[[Denoiser, Tensor], tuple[Tensor, A]]

@@ -18,8 +18,6 @@ from torch.autograd import forward_ad
 
 from steindiff.errors import SteindiffError
 
-__all__ = ["METHODS", "Contract", "Map", "Options", "Products", "dot", "fresh", "linearise"]
-
 METHODS = ("vjp", "jvp", "fd")
 A = TypeVar("A")
 Map = Callable[[Tensor], tuple[Tensor, A]]

@@ -17,8 +17,6 @@ from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError
 from steindiff.solvers.coefficients import ddim
 
-__all__ = ["SHORT_RUN", "Grid", "Interval", "Solver", "State", "Step"]
-
 State = Any
 """What a solver carries from one step to the next. It is never changed in place. A multistep method carries the tuple of
 the values of earlier steps, newest first; a singlestep method carries None."""

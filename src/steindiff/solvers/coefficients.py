@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["combine", "ddim", "lagrange_integrals", "noise_of", "phi"]
-
 
 def ddim(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
     """x' = r x + (1−r) D, r = σ'/σ: exact where D is constant over the step (Song et al. 2021, DDIM)."""

@@ -20,8 +20,6 @@ from steindiff.solvers.base import Grid
 from steindiff.solvers.coefficients import lagrange_integrals
 from steindiff.solvers.multistep import NoiseMultistep, Row
 
-__all__ = ["DEIS"]
-
 _VARIABLES: dict[str, Callable[[Tensor], Tensor]] = {
     "vp_time": VPLinear().time,
     "sigma": lambda sigma: sigma,

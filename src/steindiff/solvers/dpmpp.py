@@ -17,8 +17,6 @@ from steindiff.solvers.base import Grid
 from steindiff.solvers.coefficients import phi
 from steindiff.solvers.multistep import Multistep, Row, ddim_row
 
-__all__ = ["DPMpp2M", "DPMpp3M"]
-
 
 def _log_steps(grid: Grid, index: int, count: int) -> list[float]:
     """h of the last `count` steps, this one first."""

@@ -8,8 +8,6 @@ from steindiff.errors import InputError
 from steindiff.solvers.base import Grid
 from steindiff.solvers.multistep import NoiseMultistep, Row
 
-__all__ = ["IPNDM"]
-
 _ADAMS_BASHFORTH = (
     (1.0,),
     (3 / 2, -1 / 2),

@@ -20,8 +20,6 @@ from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError
 from steindiff.solvers.base import Grid, Interval, Solver, Step
 
-__all__ = ["DDIM", "Multistep", "NoiseMultistep", "Row", "ddim_row"]
-
 History = tuple[Tensor, ...]
 
 

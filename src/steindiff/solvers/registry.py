@@ -13,8 +13,6 @@ from steindiff.solvers.singlestep import DPMpp2S, DPMpp3S, Heun
 from steindiff.solvers.unipc import UniPC
 from steindiff.specs import Registry
 
-__all__ = ["SOLVERS", "make", "names"]
-
 SOLVERS: Registry[Solver] = Registry(
     "solver",
     Solver,  # type: ignore[type-abstract]  # the registry only asks whether an object is one

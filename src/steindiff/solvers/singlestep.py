@@ -13,8 +13,6 @@ from steindiff.errors import InputError
 from steindiff.solvers.base import Grid, Interval, Solver, Step
 from steindiff.solvers.coefficients import ddim, noise_of, phi
 
-__all__ = ["DPMpp2S", "DPMpp3S", "Heun"]
-
 
 @dataclass(frozen=True)
 class Heun(Solver):

@@ -24,8 +24,6 @@ from steindiff.errors import InputError
 from steindiff.solvers.base import Grid, Interval, Solver, Step
 from steindiff.solvers.coefficients import combine, ddim, phi
 
-__all__ = ["UniPC"]
-
 
 @dataclass(frozen=True)
 class UniPC(Solver):
