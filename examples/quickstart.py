@@ -7,8 +7,7 @@ x = sd.initial_noise(seeds=range(64), event_shape=model.event_shape)
 sigmas = sd.grids.karras(5)
 
 plain = sd.sample("dpmpp_2m", model.denoiser, x, sigmas)
-rule = sd.rules.CleanTarget(gamma_max=1.0)
-corrected = sd.sample(sd.Corrected(sd.solvers.make("dpmpp_2m"), rule), model.denoiser, x, sigmas)
+corrected = sd.sample(sd.Corrected("dpmpp_2m", "clamped"), model.denoiser, x, sigmas)  # the paper's rule, γ ≤ 1
 
 for r in corrected.trace:
     print(f"σ {r.sigma:8.4f} → {r.sigma_next:8.4f}   γ* {r.gamma_raw:6.3f}   γ {r.gamma:5.3f}   σ̂/σ {r.noise_ratio:5.3f}")
