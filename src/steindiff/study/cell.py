@@ -16,8 +16,6 @@ from steindiff.study.grid import Cell, Config
 from steindiff.study.store import FORMAT
 from steindiff.study.testbed import Testbed
 
-__all__ = ["build", "key_of"]
-
 
 def build(cell: Cell, config: Config, choice: Choice | None = None, clean: Tensor | None = None) -> tuple[Solver, Tensor]:
     """The cell's solver, corrected, and its grid.

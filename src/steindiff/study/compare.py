@@ -25,11 +25,6 @@ from steindiff.metrics import TITLES, Value, weigh
 from steindiff.study.grid import PLAIN, Cell, Config
 from steindiff.study.store import BedSummary, Result
 
-__all__ = [
-    "HEADLINE", "Study", "Verdict", "against_best", "best", "capped", "change_of", "cost", "equal_cost", "front",
-    "gammas", "rival", "tally", "verdict",
-]  # fmt: skip
-
 Verdict = Literal["win", "loss", "noise", "diverged", "missing"]
 
 HEADLINE = "energy"

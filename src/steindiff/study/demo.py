@@ -14,8 +14,6 @@ from steindiff.study.grid import PLAIN, TWICE, Cell, Config
 from steindiff.study.run import run_study
 from steindiff.study.store import Result
 
-__all__ = ["METRICS", "MODELS", "RUNS", "SOLVERS", "configure", "run_demo", "verdict", "worth"]
-
 MODELS = ("digits", "cifar10_mixture")
 SOLVERS = ("dpmpp_2m", "heun", "ipndm_3")
 RUNS = {"plain": PLAIN, "literal": "literal", "clamped": "clamped", "plain_double": TWICE}

@@ -17,8 +17,6 @@ from steindiff.sampling import SampleResult, sample
 from steindiff.solvers import Solver
 from steindiff.study.testbed import Testbed
 
-__all__ = ["Drawn", "draw"]
-
 
 @dataclass(frozen=True, eq=False)
 class Drawn:

@@ -1,27 +1,36 @@
-"""An evaluation from end to end: a model as a testbed whose target is real images."""
+"""An evaluation from end to end: a model as a testbed whose target is real images.
+
+Samples are kept as they grow. A file holds the 8-bit images of seeds first, first + 1, … under a name with the digest of all
+that determines them, and is written anew, whole, after every chunk. A killed evaluation loses at most a chunk, and a later one
+may ask for more images.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError, NonFiniteError
 from steindiff.io.files import digest, writable_folder
-from steindiff.metrics import EnergyTarget, Features, FrechetTarget, endpoint_rmse
+from steindiff.io.images import to_uint8
+from steindiff.metrics import EnergyTarget, Features, FrechetTarget, Value, endpoint_rmse
 from steindiff.metrics.features import features_for
 from steindiff.models import Model
 from steindiff.models.datasets import ImageSet
+from steindiff.noise import mix
+from steindiff.study.draw import draw
 from steindiff.study.evaluation import FINE, Distances, Evaluation, Row, Run, Settings, Source
-from steindiff.study.samples import Sampler, Samples, testbed
-from steindiff.study.store import FORMAT, Kind, file_name, kept
-
-__all__ = ["evaluate"]
+from steindiff.study.store import FORMAT, Kind, file_name, held, keep, kept
+from steindiff.study.testbed import Testbed
 
 LEAST, SHOWN = 4, 12
 WIDE = 1000
@@ -47,10 +56,10 @@ def evaluate(
         InputError: images of another shape than the model's, fewer than four of them, or features that do not fit them.
     """
     _check(model, train, held)
-    folder, labels = writable_folder(outdir), _labels(model, train)
+    folder = writable_folder(outdir)
     features = None if settings.features == "none" else features_for(model.event_shape, settings.features, settings.device)
-    bed, exact = (testbed(model, labels, precision, settings.device) for precision in (settings.precision, "no"))
-    sampler = Sampler(bed, None if settings.precision == "no" else exact, settings, folder / "samples")
+    bed, exact = (_testbed(model, train, precision, settings.device) for precision in (settings.precision, "no"))
+    sampler = _Sampler(bed, exact, settings, folder / "samples")
     runs = [Run.of(name, settings) for name in settings.runs]
     drawn, failures = _draw(sampler, runs, progress)
     used = train.shuffled(settings.n), held.shuffled(settings.n)
@@ -62,7 +71,10 @@ def evaluate(
         bench.row(run, drawn, keys) if run.name in drawn else Row(run.name, run.nfe, run.n, failure=failures[run.name])
         for run in tqdm(runs, unit="set", desc="distances", disable=not progress)
     )
-    sources = [Source.of(whole, part) for whole, part in zip((train, held), used, strict=True)]
+    sources = [
+        Source(Path(whole.source).name, len(whole), len(part), whole.sha256)
+        for whole, part in zip((train, held), used, strict=True)
+    ]
     split = train.source == held.source and sources[0] != sources[1]
     shown = {name: samples.images[:SHOWN] for name, samples in drawn.items()}
     return Evaluation(model, settings, sources[0], sources[1], features, rows, floors, split, shown)
@@ -77,21 +89,98 @@ def _check(model: Model, train: ImageSet, held: ImageSet) -> None:
             )
         if len(images) < LEAST:
             raise InputError(f"{len(images)} {what} images in {images.source}: need at least {LEAST}")
-
-
-def _labels(model: Model, train: ImageSet) -> Tensor | None:
-    """The training images' classes, for a class-conditional model. Raises InputError where they do not fit it."""
-    if not model.classes:
-        return None
-    if train.labels is None or len(train.classes) != model.classes:
+    if model.classes and (train.labels is None or len(train.classes) != model.classes):
         raise InputError(
             f"model {model.name} has {model.classes} classes, {train.source} {len(train.classes)}: give the images it was "
             "trained on"
         )
-    return train.labels.cpu()
 
 
-def _draw(sampler: Sampler, runs: list[Run], progress: bool) -> tuple[dict[str, Samples], dict[str, str]]:
+@dataclass(frozen=True, eq=False)
+class _Autocast:
+    """A denoiser whose network computes in bf16, on states that stay as they are."""
+
+    wrapped: Denoiser
+    device: str
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        with torch.autocast(self.device, torch.bfloat16):
+            return self.wrapped(x, sigma).to(x.dtype)
+
+
+def _testbed(model: Model, train: ImageSet, precision: str, device: str) -> Testbed:
+    """A model as a testbed; where it has classes, image i has that of a training image which its seed names."""
+    labels = train.labels.cpu() if model.classes and train.labels is not None else None
+
+    def conditioned(seeds: Sequence[int]) -> Denoiser:
+        denoiser = model.denoiser
+        if labels is not None:
+            denoiser = model.labelled(labels[[mix(seed) % len(labels) for seed in seeds]])
+        return denoiser if precision == "no" else _Autocast(denoiser, torch.device(device).type)
+
+    classes = None if labels is None else hashlib.sha256(labels.numpy().tobytes()).hexdigest()
+    key = digest(model=model.sha256, precision=precision, labels=classes)
+    return Testbed(model.name, model.denoiser, model.event_shape, key, device, conditioned)
+
+
+@dataclass(frozen=True, eq=False)
+class _Samples:
+    """Images of one run.
+
+    Attributes:
+        images: uint8, (n, C, H, W).
+        seconds: how long sampling took.
+        effect: endpoint RMSE between bf16 and float32, of unrounded images; None for float32 runs.
+    """
+
+    images: Tensor
+    seconds: float = 0.0
+    effect: Value | None = None
+
+    def points(self, n: int | None = None) -> Tensor:
+        """The first n images, or all, as float32 in [−1, 1]."""
+        return self.images[:n].float().mul_(2 / 255).sub_(1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sampler:
+    """Draws the runs of a model in the settings' precision; `exact` is the model in float32."""
+
+    bed: Testbed
+    exact: Testbed
+    settings: Settings
+    folder: Path
+
+    def draw(self, run: Run, tick: Callable[[int], object]) -> _Samples:
+        """The run's images: those on disk, and the rest in chunks; `tick` is told a batch's network evaluations."""
+        s, key = self.settings, self.key(run)
+        path = self.folder / f"{file_name(run.name, key)}.safetensors"
+        nothing = _Samples(torch.empty(0, *self.bed.event_shape, dtype=torch.uint8))
+        samples: _Samples = held(path, key, Kind(self._parse, "they are drawn again")) or nothing
+        tick(min(run.n, len(samples.images)) * run.nfe)
+        while (have := len(samples.images)) < run.n:
+            seeds = range(s.first_seed + have, s.first_seed + min(have + s.chunk, run.n))
+            drawn = draw(run.solver, self.bed, run.sigmas, seeds, batch=s.batch, tick=lambda images: tick(images * run.nfe))
+            images, effect = torch.from_numpy(to_uint8(drawn.samples)).permute(0, 3, 1, 2), samples.effect
+            if not have and s.precision != "no":
+                exact = draw(run.solver, self.exact, run.sigmas, seeds[: s.checked], batch=s.batch).samples
+                effect = endpoint_rmse(drawn.samples[: len(exact)], exact)
+            samples = _Samples(torch.cat([samples.images, images]), samples.seconds + drawn.seconds, effect)
+            keep(path, key, samples)
+        return _Samples(samples.images[: run.n], samples.seconds * run.n / len(samples.images), samples.effect)
+
+    def key(self, run: Run) -> str:
+        """A digest of all that determines the images, but for their number."""
+        parts = {"solver": repr(run.solver), "sigmas": run.sigmas.tolist(), "first_seed": self.settings.first_seed}
+        return digest(format=FORMAT, bed=self.bed.digest, **parts)
+
+    def _parse(self, images: Tensor, seconds: float, effect: list[float] | None) -> _Samples:
+        if images.shape[1:] != self.bed.event_shape or images.dtype != torch.uint8:
+            raise ValueError(f"images of shape {tuple(images.shape)}, {images.dtype}")
+        return _Samples(images, float(seconds), None if effect is None else Value.parse(effect))
+
+
+def _draw(sampler: _Sampler, runs: list[Run], progress: bool) -> tuple[dict[str, _Samples], dict[str, str]]:
     """The samples by name of their run, and why others failed."""
     drawn, failures = {}, {}
     total = sum(run.n * run.nfe for run in runs)
@@ -113,7 +202,6 @@ class _Targets(NamedTuple):
     features: FrechetTarget | None
 
     def to(self, real: _Targets) -> Distances:
-        """Distances to other images."""
         features = real.features.distance(self.features) if self.features and real.features else None
         return Distances(real.energy.shares(self.energy).value, real.pixels.distance(self.pixels), features)
 
@@ -133,7 +221,7 @@ class _Bench:
     least: int
     folder: Path
 
-    def row(self, run: Run, drawn: dict[str, Samples], keys: dict[str, str]) -> Row:
+    def row(self, run: Run, drawn: dict[str, _Samples], keys: dict[str, str]) -> Row:
         """A run's distances, and its error where there is a fine run too; a key determines a run's images."""
         samples, fine = drawn[run.name], drawn.get(FINE) if run.name != FINE else None
 
@@ -165,12 +253,11 @@ class _Bench:
 
     def _kept(self, name: str, images: str, measured: Callable[[], Row]) -> Row:
         """The row of a file, or a new one; the key `images` determines its images."""
-        features = None if self.features is None else self.features.sha256
-        key = digest(
-            format=FORMAT, images=images, train=self.train.sha256, held=self.held.sha256, features=features,
-            groups=self.settings.groups, least=self.least,
-        )  # fmt: skip
-        return kept(self.folder / f"{file_name(name, key)}.safetensors", key, Kind(Row.parse, "it is measured again"), measured)
+        parts = {
+            "images": images, "train": self.train.sha256, "held": self.held.sha256, "groups": self.settings.groups,
+            "features": self.features and self.features.sha256, "least": self.least,
+        }  # fmt: skip
+        return kept(self.folder, name, parts, Kind(Row.parse, "it is measured again"), measured)
 
     @cached_property
     def _train(self) -> _Targets:

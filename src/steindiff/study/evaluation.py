@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -13,10 +12,7 @@ from steindiff.errors import InputError, unknown_name
 from steindiff.io.processes import local_device
 from steindiff.metrics import Features, Value
 from steindiff.models import Model
-from steindiff.models.datasets import ImageSet
 from steindiff.solvers import Solver
-
-__all__ = ["FINE", "RUNS", "Distances", "Evaluation", "Row", "Run", "Settings", "Source"]
 
 FINE = "fine"
 RUNS = (FINE, *(f"{solver}-{nfe}" for solver in ("dpmpp_2m", "unipc_3", "ipndm_3", "heun") for nfe in (5, 6, 8, 10)))
@@ -101,24 +97,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Source:
-    """Where real images come from.
-
-    Attributes:
-        name: the file's or the folder's, without this machine's path.
-        images: how many are in it.
-        used: how many of these were drawn at random.
-        sha256: a hash of all of them.
-    """
+    """A file or folder of real images, without this machine's path; `used` of its images were drawn at random."""
 
     name: str
     images: int
     used: int
     sha256: str
-
-    @classmethod
-    def of(cls, whole: ImageSet, part: ImageSet) -> Source:
-        """A set, and the part of it that is measured against."""
-        return cls(Path(whole.source).name, len(whole), len(part), whole.sha256)
 
 
 @dataclass(frozen=True)
@@ -136,11 +120,9 @@ class Row:
 
     Attributes:
         nfe: network evaluations an image; None for real images.
-        n: how many images it has.
         train, held: distances to training and to held-out images; None where it failed, or has too few images for a floor.
         error: endpoint RMSE to the fine run, image by image; None for the fine run itself, and without one.
         effect: endpoint RMSE between bf16 and float32; None in float32.
-        seconds: how long sampling took.
         failure: why there are no samples.
     """
 
@@ -157,15 +139,13 @@ class Row:
     @classmethod
     def parse(cls, **entries: Any) -> Row:
         """The row that JSON describes. Raises TypeError or ValueError for entries of another kind."""
-        for name in ("error", "effect"):
-            entries[name] = _value(entries[name])
         for name in ("train", "held"):
-            entries[name] = None if entries[name] is None else Distances(**{k: _value(v) for k, v in entries[name].items()})
-        return cls(**entries)
+            entries[name] = None if entries[name] is None else Distances(**_values(entries[name]))
+        return cls(**{**entries, **_values({name: entries[name] for name in ("error", "effect")})})
 
 
-def _value(pair: list[float] | None) -> Any:
-    return None if pair is None else Value.parse(pair)
+def _values(pairs: dict[str, list[float] | None]) -> dict[str, Any]:
+    return {name: None if pair is None else Value.parse(pair) for name, pair in pairs.items()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,8 +16,6 @@ from steindiff.divergence import Choice, Estimator, Exact, Hutchinson
 from steindiff.errors import InputError, unknown_name
 from steindiff.solvers import Solver
 
-__all__ = ["AXES", "FLAGS", "METRICS", "PLAIN", "PRESETS", "TWICE", "Cell", "Config", "read_config"]
-
 PLAIN, TWICE = "none", "twice"
 Derivative = Literal["vjp", "jvp", "fd", "exact"]
 METRICS = ("energy", "frechet", "features", "sliced", "spectrum", "precision", "recall", "coverage", "components", "endpoint")

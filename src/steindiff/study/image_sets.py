@@ -15,9 +15,6 @@ from steindiff.metrics.fid.references import Reference, write_reference
 from steindiff.models.datasets import ImageSet, load_images
 from steindiff.study.judging import Job
 
-__all__ = ["about", "check_noted", "keep_reference", "paired", "read_sets", "size"]
-
-
 NAMES = ("images", "against", "real", "held_out")
 
 

@@ -17,8 +17,6 @@ from steindiff.models.datasets import ImageSet
 from steindiff.study.image_sets import about, check_noted, keep_reference, paired, read_sets, size
 from steindiff.study.judging import Job, Judgement, Judgements, Line
 
-__all__ = ["judge_images"]
-
 
 def judge_images(job: Job, *, progress: bool = False) -> Judgements:
     """Judge a job's images; everything is checked before a network sees the first image.

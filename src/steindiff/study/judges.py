@@ -14,8 +14,6 @@ from steindiff.errors import InputError
 from steindiff.metrics import Judge, JudgeFiles, judge
 from steindiff.study.testbed import Testbed
 
-__all__ = ["check", "judges_of"]
-
 
 def check(files: Sequence[JudgeFiles], beds: tuple[str, ...]) -> None:
     """Raises InputError where one set of reference statistics would stand for several testbeds."""

@@ -10,8 +10,6 @@ from typing import Any
 from steindiff.errors import InputError
 from steindiff.metrics import JudgeFiles, Paired, Value, weigh
 
-__all__ = ["Job", "Judgement", "Judgements", "Line"]
-
 _WORDS = {"win": "better", "loss": "worse", "noise": "within noise"}
 
 

@@ -32,8 +32,6 @@ from steindiff.study.grid import AXES, METRICS
 from steindiff.study.references import References
 from steindiff.study.testbed import Testbed
 
-__all__ = ["Measures", "Ruler", "changes"]
-
 _NEAR = ("precision", "recall", "coverage")
 
 

@@ -15,14 +15,11 @@ from torch import Tensor
 from steindiff import grids, solvers
 from steindiff.analytic import ExactModel
 from steindiff.grids import SIGMA_MAX, SIGMA_MIN
-from steindiff.io.files import digest
 from steindiff.metrics import endpoint_rmse
 from steindiff.noise import initial_noise
 from steindiff.study.draw import draw
-from steindiff.study.store import FORMAT, Kind, file_name, kept
+from steindiff.study.store import Kind, kept
 from steindiff.study.testbed import Testbed
-
-__all__ = ["References", "fine_run", "references"]
 
 FINE_STEPS = 50
 _TARGET_SEED, _FLOOR_SEED = 1_000_000_000, 2_000_000_000
@@ -48,13 +45,9 @@ class References:
 
 
 def references(bed: Testbed, seeds: Sequence[int], folder: Path | None = None, checked: int = 0) -> References:
-    """The references for these seeds: those kept in `folder`, or new ones, which are kept there.
+    """The references for consecutive seeds, made once in a study's folder.
 
-    Args:
-        bed: the testbed.
-        seeds: the seeds of the study's images, one after the other.
-        folder: the study's folder; None keeps nothing.
-        checked: how many of a network's fine runs are repeated with twice the steps, for `References.error`.
+    So many (`checked`) of a network's fine runs are repeated with twice the steps, for `References.error`.
 
     Raises:
         InputError: a file there is not what its name says.
@@ -64,12 +57,11 @@ def references(bed: Testbed, seeds: Sequence[int], folder: Path | None = None, c
     def new() -> References:
         return _exact(bed, bed.law, seeds) if bed.law else _fine_runs(bed, seeds, checked)
 
-    if folder is None:
-        return new()
-    parts = {"bed": bed.digest, "first": seeds[0], "n": len(seeds), "steps": FINE_STEPS, "sigmas": (SIGMA_MIN, SIGMA_MAX)}
-    key = digest(format=FORMAT, checked=0 if bed.law else checked, **parts)
-    path = folder / "references" / f"{file_name(bed.name, key)}.safetensors"
-    return kept(path, key, Kind(References, "they are made again"), new)
+    parts = {
+        "bed": bed.digest, "first": seeds[0], "n": len(seeds), "steps": FINE_STEPS, "sigmas": (SIGMA_MIN, SIGMA_MAX),
+        "checked": 0 if bed.law else checked,
+    }  # fmt: skip
+    return kept(folder and folder / "references", bed.name, parts, Kind(References, "they are made again"), new)
 
 
 def _exact(bed: Testbed, law: ExactModel, seeds: Sequence[int]) -> References:
@@ -105,9 +97,5 @@ def _fine_runs(bed: Testbed, seeds: Sequence[int], checked: int) -> References:
 
 
 def fine_run(bed: Testbed, seeds: Sequence[int], steps: int = FINE_STEPS) -> Tensor:
-    """A network's own end points by UniPC-3, the most accurate solver per evaluation on smooth networks; on the CPU.
-
-    Raises:
-        NonFiniteError: the run diverged.
-    """
+    """A network's own end points by UniPC-3, the most accurate solver per evaluation on smooth networks; on the CPU."""
     return draw(solvers.make("unipc_3"), bed, grids.karras(steps), seeds).samples

@@ -30,8 +30,6 @@ from steindiff.study.references import references
 from steindiff.study.store import BedSummary, Result
 from steindiff.study.testbed import Testbed, make
 
-__all__ = ["run_study"]
-
 _SHOWN = 12
 
 

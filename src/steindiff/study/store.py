@@ -7,7 +7,7 @@ with a remedy, and never overwritten.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -16,11 +16,9 @@ import torch
 from torch import Tensor
 
 from steindiff.errors import InputError
-from steindiff.io.files import read_tensors, write_tensors
+from steindiff.io.files import digest, read_tensors, write_tensors
 from steindiff.metrics import Value
 from steindiff.study.grid import Cell
-
-__all__ = ["FORMAT", "BedSummary", "Kind", "Result", "file_name", "held", "keep", "kept", "place", "read", "write"]
 
 FORMAT = 2
 """The format of every kept file. Digests contain it, so that a file of another format is not looked for."""
@@ -32,8 +30,7 @@ class Kind(NamedTuple):
     """A kind of kept file.
 
     Attributes:
-        parse: makes the object of the file's entries, tensors and JSON, given by name; raises KeyError, TypeError or
-            ValueError where they do not fit.
+        parse: makes the object of its entries by name; raises KeyError, TypeError or ValueError where they do not fit.
         remedy: what happens once the file is removed: "it is measured again".
     """
 
@@ -41,18 +38,23 @@ class Kind(NamedTuple):
     remedy: str
 
 
-def kept(path: Path, key: str, kind: Kind, make: Callable[[], T]) -> T:
+def kept(folder: Path | None, name: str, parts: Mapping[str, Any], kind: Kind, make: Callable[[], T]) -> T:
     """What the file holds; where there is no file, what `make` makes, which is then written.
 
     Args:
-        path: the file; its name contains the key.
-        key: a digest of all that determines the object.
+        folder: where the file is; None keeps nothing.
+        name: what the file's name begins with.
+        parts: all that determines the object; their digest ends the name.
         kind: how the file is read.
         make: makes a dataclass or a named tuple whose entries are tensors and what JSON can hold.
 
     Raises:
         InputError: as `held` and `keep`.
     """
+    if folder is None:
+        return make()
+    key = digest(format=FORMAT, **parts)
+    path = folder / f"{file_name(name, key)}.safetensors"
     found: T | None = held(path, key, kind)
     if found is None:
         found = make()

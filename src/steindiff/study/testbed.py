@@ -16,8 +16,6 @@ from steindiff.denoisers import Denoiser
 from steindiff.io.files import digest
 from steindiff.models.datasets import load_digits
 
-__all__ = ["Testbed", "digits_mixture", "make", "names"]
-
 
 @dataclass(frozen=True, eq=False)
 class Testbed:
