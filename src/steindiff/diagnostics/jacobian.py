@@ -25,18 +25,6 @@ from steindiff.divergence.products import Options, dot, linearise
 from steindiff.errors import InputError, NonFiniteError, SteindiffError
 from steindiff.noise import mix
 
-__all__ = [
-    "Linearization",
-    "Lipschitz",
-    "Map",
-    "Push",
-    "linearize",
-    "lipschitz",
-    "local_denoiser_lipschitz",
-    "norms",
-    "random_directions",
-]
-
 Map = Callable[[Tensor], Tensor]
 """f: (B, *event) → (B, *event), acting on each sample alone."""
 Push = Literal["auto", "double", "forward", "fd"]

@@ -19,8 +19,6 @@ from steindiff.divergence import Estimator, Hutchinson
 from steindiff.errors import InputError
 from steindiff.sampling import Record
 
-__all__ = ["TraceSummary", "noise_mismatch", "summarize"]
-
 
 def noise_mismatch(
     denoiser: Denoiser, x: Tensor, sigma: Tensor, *, estimator: Estimator | None = None, index: int = 0

@@ -15,8 +15,6 @@ from steindiff.diagnostics.setup import Setup
 from steindiff.diagnostics.trajectory import Reference, StepReport
 from steindiff.models import Model
 
-__all__ = ["Diagnosis", "Flow", "Panel", "Profile", "Quantity", "StepRun", "Toy", "TraceRun", "largest", "median"]
-
 Quantity: TypeAlias = Literal["lipschitz", "actual"]
 """Of a `StepReport`: how the worst direction grows, or the actual error."""
 

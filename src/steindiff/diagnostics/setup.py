@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from steindiff import models, solvers, specs
 from steindiff.errors import InputError, unknown_name
 
-__all__ = ["FAMILIES", "PRESETS", "Setup", "configure"]
-
 FAMILIES = ("ddim", "heun", "dpmpp_2m", "unipc_3", "ipndm_3")
 """The best-known solver of each family that the quick preset runs."""
 

@@ -27,8 +27,6 @@ from steindiff.noise import initial_noise
 from steindiff.sampling import Event, sample
 from steindiff.solvers import Solver, UniPC
 
-__all__ = ["RULES", "run_diagnose"]
-
 RULES = ("none", "clamped", "literal")
 _TRACED = ("dpmpp_2m", "heun")
 _PROFILE_LEVELS = 24

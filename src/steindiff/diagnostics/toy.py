@@ -19,8 +19,6 @@ from steindiff.noise import initial_noise
 from steindiff.sampling import Event, sample
 from steindiff.solvers import Solver, make
 
-__all__ = ["run_toy"]
-
 SIGMA_MIN, SIGMA_MAX, STEPS, SAMPLES = 0.01, 10.0, 5, 256
 
 

@@ -29,18 +29,6 @@ from steindiff.divergence import choose
 from steindiff.errors import InputError
 from steindiff.solvers import Grid, Interval, Solver
 
-__all__ = [
-    "Reference",
-    "StepMap",
-    "StepReport",
-    "along_trajectory",
-    "certificate_threshold",
-    "discrepancy_amplification",
-    "reference_flow",
-    "step_bound",
-    "step_maps",
-]
-
 
 def certificate_threshold(sigma: float, sigma_next: float, alpha: float = 1.0, alpha_next: float = 1.0) -> float:
     """(σ_s − σ_t)/(α_t σ_s − α_s σ_t): from this L_D on, the certificate no longer gives L_T < 1. 1 for VE/EDM, ≤ 1/α_t.

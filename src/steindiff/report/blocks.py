@@ -11,11 +11,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-__all__ = [
-    "Block", "Bullets", "Code", "Details", "Entry", "Figure", "Heading", "Markup", "Part", "Strips", "Table", "Text", "place",
-    "slug", "walk",
-]  # fmt: skip
-
 
 class Markup(str):
     """One paragraph of Markdown, wherever a block holds text. Foreign names in it must pass through `markdown.escape`."""

@@ -16,8 +16,6 @@ from steindiff.report.numbers import show
 from steindiff.train.objective import SIGMAS
 from steindiff.train.recipe import Recipe
 
-__all__ = ["write_card"]
-
 
 def write_card(path: Path, info: dict[str, Any], files: list[Path], quality: Sequence[Block], notes: str) -> None:
     """Write the card beside the model: data, network, recipe, loss per noise level, quality.

@@ -18,8 +18,6 @@ from steindiff.study.demo import RUNS, verdict, worth
 from steindiff.study.grid import PLAIN, TWICE, Cell
 from steindiff.study.store import BedSummary, Result
 
-__all__ = ["write_report"]
-
 _LABELS = {PLAIN: "plain", "literal": "Eq. 11 as printed", "clamped": "Eq. 11, γ ≤ 1", TWICE: "plain, twice the NFE"}
 _COLUMNS = ("solver", "correction", "NFE", "fwd-eq.", "energy distance", "excess", "Fréchet", "endpoint RMSE", "verdict")
 _READING = (

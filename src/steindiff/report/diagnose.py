@@ -11,8 +11,6 @@ from steindiff.report.diagnose_figures import LABELS, profiles, step_peaks, toy,
 from steindiff.report.markdown import escape
 from steindiff.report.numbers import NONE, number
 
-__all__ = ["summary", "write_report"]
-
 _STEP_COLUMNS = (
     "NFE", "solver", "measured", "peak ‖∂T/∂x‖₂", "at σ", "over 1?", "random there", "actual there", "peak actual", "at σ",
 )  # fmt: skip

@@ -13,8 +13,6 @@ from steindiff.report.blocks import Figure
 from steindiff.report.figures import Line, Panel, charts, drawing, figure, plain_ticks, style
 from steindiff.report.palette import COLOURS, look
 
-__all__ = ["LABELS", "profiles", "step_peaks", "toy", "traces"]
-
 LABELS = {"none": "plain", "clamped": "Eq. 11, γ ≤ 1", "literal": "Eq. 11 as printed"}
 _STYLES = {"none": ":", "clamped": "-", "literal": "--"}
 

@@ -16,8 +16,6 @@ from steindiff.report.blocks import Block, Bullets, Code, Heading, Markup, Table
 from steindiff.report.markdown import escape, markdown
 from steindiff.study.evaluation import RUNS, Distances, Evaluation, Row, Settings
 
-__all__ = ["as_json", "blocks", "command", "write"]
-
 _OPTIONS = {"n_few": "n-few", "first_seed": "seed", "fine_steps": "fine-steps", "groups": "groups"}
 _KINDS = {"energy": "energy distance", "pixels": "pixel Fréchet", "features": "feature Fréchet"}
 

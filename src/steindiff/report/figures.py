@@ -23,8 +23,6 @@ import numpy.typing as npt
 from steindiff.report.blocks import Figure, Strips
 from steindiff.report.palette import INK
 
-__all__ = ["Image", "Line", "Panel", "charts", "drawing", "figure", "integer_ticks", "plain_ticks", "strips", "style"]
-
 Image: TypeAlias = npt.NDArray[np.uint8]
 
 _SETTINGS = {

@@ -11,8 +11,6 @@ from steindiff.report import numbers
 from steindiff.report.blocks import Block, Bullets, Table
 from steindiff.study.judging import Judgements
 
-__all__ = ["as_json", "blocks", "notes"]
-
 PUBLISHED = 50000
 
 

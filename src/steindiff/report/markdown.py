@@ -8,8 +8,6 @@ from collections.abc import Iterable
 
 from steindiff.report.blocks import Block, Bullets, Code, Details, Figure, Heading, Markup, Part, Strips, Table, Text, place
 
-__all__ = ["escape", "markdown"]
-
 
 def markdown(blocks: Iterable[Block], root: str = "") -> str:
     """The text of a Markdown file; `root` leads from the file's folder to the report's."""

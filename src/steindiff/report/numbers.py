@@ -8,8 +8,6 @@ from typing import Any
 
 from steindiff.metrics import Value
 
-__all__ = ["MARKS", "NONE", "SAME", "compact", "number", "show", "tree"]
-
 NONE, SAME = "–", "″"
 MARKS = {"win": "▲", "loss": "▼", "noise": "·", "diverged": "✕", "missing": NONE}
 

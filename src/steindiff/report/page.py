@@ -31,8 +31,6 @@ from steindiff.report.blocks import (
     slug,
 )
 
-__all__ = ["page"]
-
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).disable("image")
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["COLOURS", "DASHES", "INK", "MARKERS", "look"]
-
 INK = "#1b1e21"
 """Text and the plain solver; a page replaces it by its own text colour."""
 

@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 from steindiff.report.blocks import Block, Details, Table, Text
 from steindiff.report.numbers import NONE
 
-__all__ = ["PUBLISHED", "SOURCES", "Published", "Setting", "published_blocks"]
-
 
 class Published(NamedTuple):
     """One method in one setting; `fid` by network evaluations, with the digits of the source, a key (or two) of SOURCES."""

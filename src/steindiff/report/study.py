@@ -30,8 +30,6 @@ from steindiff.study.compare import HEADLINE, Study, Verdict, against_best, equa
 from steindiff.study.grid import FLAGS, PRESETS, Cell, Config
 from steindiff.study.store import BedSummary
 
-__all__ = ["command", "write_report"]
-
 _TITLE = "steindiff bench"
 _ORDER = "wins / losses / ties / diverged"
 

@@ -20,8 +20,6 @@ from steindiff.study.compare import HEADLINE, Study, cost, front
 from steindiff.study.grid import PLAIN, Cell
 from steindiff.study.store import Result
 
-__all__ = ["AXES", "image_strips", "overview", "quality", "shown_nfe", "shown_solvers", "spectra", "traces"]
-
 Lines: TypeAlias = Mapping[str, Sequence[Result]]
 """By correction, the runs that a line goes through."""
 

@@ -17,10 +17,6 @@ from steindiff.study.compare import HEADLINE, Study, Verdict, best, capped, chan
 from steindiff.study.grid import PLAIN, Cell
 from steindiff.study.store import Result
 
-__all__ = [
-    "best_table", "cost_table", "count_table", "counts", "gamma_table", "label", "losing_table", "quality_table", "short",
-]  # fmt: skip
-
 
 def counts(found: Counter[Verdict]) -> str:
     """Wins / losses / ties / diverged, and how many have nothing to compare."""

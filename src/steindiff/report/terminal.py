@@ -13,8 +13,6 @@ from rich.text import Text as RichText
 from steindiff.report.blocks import Block, Bullets, Code, Details, Entry, Figure, Heading, Markup, Part, Strips, Table, Text
 from steindiff.report.markdown import markdown
 
-__all__ = ["console", "show"]
-
 _STYLES = {"win": "blue", "loss": "red", "diverged": "red"}
 
 
