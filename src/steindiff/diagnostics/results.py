@@ -144,6 +144,10 @@ class Diagnosis:
     toy: Toy
     seconds: float
 
+    def runs(self, flow: Flow) -> list[StepRun]:
+        """Those on one model."""
+        return [run for run in self.cells if run.model == flow.name]
+
     def as_json(self) -> dict[str, object]:
         """Every number, for `write_json`."""
         profiles = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 from steindiff.errors import InputError
 from steindiff.io.files import atomic
 
-__all__ = ["contact_sheet", "save_labelled_rows", "save_png", "to_uint8"]
+__all__ = ["contact_sheet", "save_png", "to_uint8"]
 
 Image = npt.NDArray[np.uint8]
 
@@ -49,23 +48,3 @@ def contact_sheet(images: Image, columns: int, scale: int = 1, gap: int = 2) -> 
         top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
         sheet[top : top + height, left : left + width] = image
     return sheet
-
-
-def save_labelled_rows(path: str | Path, rows: Sequence[tuple[str, Image]]) -> None:
-    """Write a picture atomically: one row of (N, H, W, C) images per label, the same N in every row."""
-    from matplotlib.figure import Figure
-
-    columns = len(rows[0][1])
-    figure = Figure(figsize=(0.75 * columns + 1.6, 0.78 * len(rows) + 0.1), layout="constrained")
-    axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
-    for axis, (label, images) in zip(axes, rows, strict=True):
-        strip = np.concatenate([np.pad(i, ((0, 0), (0, 1), (0, 0)), constant_values=255) for i in images], axis=1)
-        axis.imshow(
-            strip.squeeze(-1) if strip.shape[-1] == 1 else strip, cmap="gray", vmin=0, vmax=255, interpolation="nearest"
-        )
-        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
-        axis.set(xticks=[], yticks=[])
-        for spine in axis.spines.values():
-            spine.set_visible(False)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png", bbox_inches="tight")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 
@@ -33,6 +34,11 @@ class Heading:
 
     text: str
     level: int = 2
+
+    @property
+    def anchor(self) -> str:
+        """Its name as the end of a link."""
+        return slug(self.text)
 
 
 @dataclass(frozen=True)
@@ -113,8 +119,15 @@ def walk(blocks: Iterable[Block]) -> Iterator[Block]:
             yield from walk(block.blocks)
 
 
+def notes(section: str) -> tuple[Markup, ...]:
+    """The paragraphs of one section of notes.md."""
+    text = Path(__file__).with_name("notes.md").read_text(encoding="utf-8")
+    paragraphs = text.partition(f"# {section}\n\n")[2].partition("\n\n# ")[0].split("\n\n")
+    return tuple(Markup(" ".join(paragraph.split())) for paragraph in paragraphs)
+
+
 def slug(text: str) -> str:
-    """A heading's anchor, and a name for a file.
+    """Text as an anchor, or as a file's name.
 
     Example:
         >>> slug("Losses, cell by cell")

@@ -27,19 +27,20 @@ def write_card(path: Path, info: dict[str, Any], files: list[Path], quality: Seq
         quality: the section on samples.
         notes: Markdown, shown first.
     """
+    unet, recipe = UNetConfig(**info["unet"]), info["recipe"]
     first = [Text(Markup(notes.strip()))] if notes.strip() else []
-    sections = [*_data(info["recipe"]), *_network(info, files), *_recipe(info["recipe"])]
-    write_text(path, markdown([Heading(info["name"], 1), _what(info), *first, *sections, Heading("Quality"), *quality]))
+    sections = [*_data(recipe), *_network(unet, info["sigma_data"], files), *_recipe(recipe)]
+    blocks = [Heading(info["name"], 1), _what(unet, info["event_shape"]), *first, *sections, Heading("Quality"), *quality]
+    write_text(path, markdown(blocks))
 
 
-def _what(info: dict[str, Any]) -> Block:
-    unet = UNetConfig(**info["unet"])
+def _what(unet: UNetConfig, shape: Sequence[int]) -> Block:
     kind = f"A class-conditional ({unet.num_classes} classes)" if unet.num_classes else "An unconditional"
     parameters = sum(p.numel() for p in UNet(unet).parameters())
     return Text(
         Markup(
-            f"{kind} diffusion model of {'×'.join(map(str, info['event_shape']))} images: a UNet of {parameters:,} parameters "
-            "under EDM preconditioning, stored as float16 and computed in float32. Images are on the scale [−1, 1]. Written by "
+            f"{kind} diffusion model of {'×'.join(map(str, shape))} images: a UNet of {parameters:,} parameters under EDM "
+            "preconditioning, stored as float16 and computed in float32. Images are on the scale [−1, 1]. Written by "
             "`steindiff train`."
         )
     )
@@ -47,18 +48,17 @@ def _what(info: dict[str, Any]) -> Block:
 
 def _data(recipe: dict[str, Any]) -> list[Block]:
     rows = []
-    for what, name in (("trained on", "data"), ("held out", "held_out")):
-        images = recipe[name]
+    for what, images in (("trained on", recipe["data"]), ("held out", recipe["held_out"])):
         rows.append((f"{what}: {images['source']}", f"{images['images']:,}", Markup(f"`{images['sha256']}`")))
     table = Table(("", "images", "SHA-256 of the decoded pixels and labels"), tuple(rows))
     return [Heading("Data"), table, Text("The images are not contained here.")]
 
 
-def _network(info: dict[str, Any], files: list[Path]) -> list[Block]:
-    network = ", ".join(f"{k}={v!r}" for k, v in asdict(UNetConfig(**info["unet"])).items())
+def _network(unet: UNetConfig, sigma_data: float, files: list[Path]) -> list[Block]:
+    network = ", ".join(f"{k}={v!r}" for k, v in asdict(unet).items())
     sizes = ", ".join(f"`{f.name}` {f.stat().st_size:,} bytes" for f in files)
     text = (
-        f"`UNetConfig({network})` in `EDMPrecond`, σ_data = {info['sigma_data']} (the standard deviation of the training "
+        f"`UNetConfig({network})` in `EDMPrecond`, σ_data = {sigma_data} (the standard deviation of the training "
         f"pixels). Files: {sizes}."
     )
     return [Heading("Network"), Text(Markup(text))]
@@ -75,11 +75,7 @@ def _recipe(recipe: dict[str, Any]) -> list[Block]:
         "λ-weighted denoising loss per noise level, mean over pixels and images ± one standard error (fixed noise; at most "
         "1024 images, evenly spaced through either set):"
     )
-    return [Heading("Recipe"), Code(recipe["command"]), Text(where), Text(losses), _losses(recipe["losses"])]
-
-
-def _losses(losses: dict[str, Any]) -> Table:
-    """One row a noise level."""
-    pairs = zip(SIGMAS, losses["held_out"], losses["trained_on"], strict=True)
+    pairs = zip(SIGMAS, recipe["losses"]["held_out"], recipe["losses"]["trained_on"], strict=True)
     rows = [(f"{sigma:g}", show(Value(*held)), show(Value(*seen))) for sigma, held, seen in pairs]
-    return Table(("σ", "held out", "trained on"), tuple(rows))
+    table = Table(("σ", "held out", "trained on"), tuple(rows))
+    return [Heading("Recipe"), Code(recipe["command"]), Text(where), Text(losses), table]

@@ -24,7 +24,7 @@ def step_peaks(found: Diagnosis) -> Figure:
     def panel(flow: Flow, key: Quantity, title: str) -> Panel:
         lines = []
         for i, name in enumerate(names):
-            runs = [run for run in found.cells if (run.model, run.solver) == (flow.name, name)]
+            runs = [run for run in found.runs(flow) if run.solver == name]
             lines.append(Line(name, look(i + 1), [run.peak(key)[1] for run in runs], [run.nfe for run in runs]))
         return Panel(title, lines)
 
@@ -45,13 +45,13 @@ def step_peaks(found: Diagnosis) -> Figure:
 
 def profiles(found: Diagnosis) -> Figure:
     """L_D along the exact flow against σ: worst direction of every trajectory, random directions, and the threshold."""
-
-    def panel(flow: Flow) -> Panel:
+    row = []
+    for flow in found.flows:
         p, x = flow.profile, flow.profile.sigmas.tolist()
         worst = {"color": COLOURS[0], "lw": 1, "alpha": 0.6}
         lines = [Line("worst direction", worst, curve.tolist(), x) for curve in p.lipschitz.T]
         median = Line("random direction, median", {"color": COLOURS[1]}, p.random.median(1).values.tolist(), x)
-        return Panel(flow.name, [*lines, median])
+        row.append(Panel(flow.name, [*lines, median]))
 
     def falling(axis: Any) -> None:
         axis.set_xscale("log")
@@ -61,7 +61,6 @@ def profiles(found: Diagnosis) -> Figure:
         "Local Lipschitz constant of the denoiser along the exact flow, against σ. The line at 1 is the certificate's "
         "threshold in EDM coordinates."
     )
-    row = [panel(flow) for flow in found.flows]
     y = ("local Lipschitz constant of D",)
     return charts("denoiser", caption, [row], x="σ", y=y, width=5.0, share=True, abscissa=falling)
 

@@ -7,16 +7,19 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from steindiff.io.files import manifest, sha256, write_json, write_text
-from steindiff.io.images import save_labelled_rows
+from steindiff.io.files import atomic, manifest, sha256, write_json, write_text
 from steindiff.metrics import Features
 from steindiff.models.store import WEIGHTS
-from steindiff.report import numbers
-from steindiff.report.blocks import Block, Bullets, Code, Heading, Markup, Table, Text
+from steindiff.report.blocks import Block, Bullets, Code, Heading, Markup, Table, Text, notes
+from steindiff.report.figures import strips
 from steindiff.report.markdown import escape, markdown
-from steindiff.study.evaluation import RUNS, Distances, Evaluation, Row, Settings
+from steindiff.report.numbers import NONE, show, tree
+from steindiff.study.evaluation import Evaluation, Settings
 
-_OPTIONS = {"n_few": "n-few", "first_seed": "seed", "fine_steps": "fine-steps", "groups": "groups"}
+_OPTIONS = {
+    "n_few": "n-few", "first_seed": "seed", "fine_steps": "fine-steps", "groups": "groups", "runs": "runs",
+    "features": "features", "precision": "precision",
+}  # fmt: skip
 _KINDS = {"energy": "energy distance", "pixels": "pixel Fréchet", "features": "feature Fréchet"}
 
 
@@ -26,8 +29,9 @@ def write(folder: Path, found: Evaluation) -> None:
     write_text(folder / "quality.md", markdown([Heading("Quality"), *blocks(found)]))
     if found.shown:
         columns = min(map(len, found.shown.values()))
-        rows = [(name, x[:columns].permute(0, 2, 3, 1).numpy()) for name, x in found.shown.items()]
-        save_labelled_rows(folder / "samples.png", rows)
+        rows = [(name, [x[:columns].permute(0, 2, 3, 1).numpy()]) for name, x in found.shown.items()]
+        with atomic(folder / "samples.png") as temporary:
+            temporary.write_bytes(strips("samples", "", [""], rows).png)
 
 
 def as_json(found: Evaluation) -> dict[str, Any]:
@@ -39,8 +43,8 @@ def as_json(found: Evaluation) -> dict[str, Any]:
         train=asdict(found.train),
         held_out=asdict(found.held),
         features=features and {"name": features.name, "sha256": features.sha256, "accuracy": features.info.get("accuracy")},
-        runs=[numbers.tree(row) for row in found.rows],
-        floors=[{name: numbers.tree(getattr(floor, name)) for name in ("n", "train", "held")} for floor in found.floors],
+        runs=[tree(row) for row in found.rows],
+        floors=[{name: tree(getattr(floor, name)) for name in ("n", "train", "held")} for floor in found.floors],
     )
 
 
@@ -56,15 +60,10 @@ def command(found: Evaluation) -> str:
     if found.train.name != "digits":
         parts.append(f"--held-out {found.held.images if found.split else quote(found.held.name)}")
     parts.append(f"--n {s.n}")
-    parts += [
-        f"--{option} {getattr(s, name)}" for name, option in _OPTIONS.items() if getattr(s, name) != getattr(default, name)
-    ]
-    if s.runs != RUNS:
-        parts.append(f"--runs {quote(','.join(s.runs))}")
-    if s.features != default.features:
-        parts.append(f"--features {quote(Path(s.features).name)}")
-    if s.precision != default.precision:
-        parts.append(f"--precision {s.precision}")
+    for name, option in _OPTIONS.items():
+        value = getattr(s, name)
+        if value != getattr(default, name):
+            parts.append(f"--{option} {quote(','.join(value) if isinstance(value, tuple) else Path(str(value)).name)}")
     return " ".join([*parts, f"--outdir outputs/quality-{found.model.name}"])
 
 
@@ -109,37 +108,19 @@ def _precision(found: Evaluation) -> str:
 def _table(found: Evaluation) -> Table:
     kinds = [kind for kind in _KINDS if kind != "features" or found.features is not None]
     titles = [f"{_KINDS[kind]} to {which}" for kind in kinds for which in ("train", "held-out")]
-    rows = [_row(row.name, row, kinds) for row in found.floors] + [_row(Markup(f"`{r.name}`"), r, kinds) for r in found.rows]
+    named = [(row.name, row) for row in found.floors] + [(Markup(f"`{row.name}`"), row) for row in found.rows]
+    rows = []
+    for name, row in named:
+        sets = [(d, kind) for kind in kinds for d in (row.train, row.held)]
+        cells = ["diverged" if row.failure else show(getattr(d, kind, None)) for d, kind in sets]
+        rows.append((name, NONE if row.nfe is None else str(row.nfe), f"{row.n:,}", *cells, show(row.error)))
     return Table(("run", "NFE", "n", *titles, Markup("RMSE to `fine`")), tuple(rows))
 
 
-def _row(name: str, row: Row, kinds: list[str]) -> tuple[str, ...]:
-    cells = ["diverged" if row.failure else _cell(d, kind) for kind in kinds for d in (row.train, row.held)]
-    nfe = numbers.NONE if row.nfe is None else str(row.nfe)
-    return name, nfe, f"{row.n:,}", *cells, numbers.NONE if row.error is None else numbers.show(row.error)
-
-
-def _cell(distances: Distances | None, kind: str) -> str:
-    value = None if distances is None else getattr(distances, kind)
-    return numbers.NONE if value is None else numbers.show(value)
-
-
 def _reading(found: Evaluation) -> tuple[str, ...]:
-    lines = [
-        "± is one standard error over both sets, not over trainings: the Hájek projection for the energy distance, only "
-        "indicative near zero; a jackknife over groups for Fréchet distances.",
-        "Energy distance: 2E‖X−Y‖ − E‖X−X′‖ − E‖Y−Y′‖ of flattened images in [−1, 1], unbiased, may be negative.",
-        "Fréchet distance: ‖Δμ‖² + tr(C + C′ − 2(CC′)^½), no square root; biased upwards, the more the fewer the images: "
-        "compare it at equal n only, and with the floor.",
-        *(() if found.features is None else (Markup(_about(found.features)),)),
-        "Floor: training images, as many as samples, against the held-out ones; in the columns of distances to training "
-        "images, held-out ones against these. “–”: not enough images for that.",
-        Markup(
-            "These are **not FID** and cannot be compared with published ones: other features, other sizes, and the images as "
-            "the data file has them."
-        ),
-    ]
-    return (*lines, *(Markup(f"`{row.name}` diverged: {escape(row.failure)}") for row in found.rows if row.failure))
+    about = [_about(found.features)] if found.features else []
+    failed = [f"`{row.name}` diverged: {escape(row.failure)}" for row in found.rows if row.failure]
+    return *notes("evaluate"), *map(Markup, about), *notes("evaluate floors"), *map(Markup, failed)
 
 
 def _about(features: Features) -> str:

@@ -79,11 +79,6 @@ class Panel:
     limits: tuple[float, float] | None = None
 
 
-def integer_ticks(axis: Any) -> None:
-    """Whole numbers below a panel whose abscissa counts steps."""
-    axis.xaxis.get_major_locator().set_params(integer=True)
-
-
 def charts(
     name: str,
     caption: str,
@@ -94,11 +89,12 @@ def charts(
     width: float = 3.0,
     log: bool = True,
     share: bool = False,
-    abscissa: Callable[[Any], None] = integer_ticks,
+    abscissa: Callable[[Any], None] | None = None,
 ) -> Figure:
     """The block of rows of panels, each `width` inches wide; a column has one abscissa, `x`, and a row one title, of `y`.
 
-    Ordinates are logarithmic or not, and one for a row (`share`) or not; `abscissa` sets the scale and ticks of an axis' x.
+    Ordinates are logarithmic or not, and one for a row (`share`) or not. `abscissa` sets the scale and ticks of an axis' x,
+    which else counts steps.
     """
     with style():
         plot = figure(width * len(rows[0]), 2.3 * len(rows) + 0.4)
@@ -107,7 +103,10 @@ def charts(
             line_of_axes[0].set_ylabel(title)
             for axis, panel in zip(line_of_axes, panels, strict=True):
                 _fill(axis, panel, log)
-                abscissa(axis)
+                if abscissa:
+                    abscissa(axis)
+                else:
+                    axis.xaxis.get_major_locator().set_params(integer=True)
                 plain_ticks(axis)
         for axis in axes[-1]:
             axis.set_xlabel(x)

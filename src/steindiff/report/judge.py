@@ -6,31 +6,26 @@ from dataclasses import asdict
 from typing import Any
 
 from steindiff.io.files import manifest
-from steindiff.metrics import TITLES, Value
-from steindiff.report import numbers
+from steindiff.metrics import TITLES
 from steindiff.report.blocks import Block, Bullets, Table
+from steindiff.report.numbers import show, tree
 from steindiff.study.judging import Judgements
 
 PUBLISHED = 50000
 
 
 def blocks(found: Judgements) -> tuple[Block, ...]:
-    """The table of all numbers, and how to read it."""
-    return table(found), Bullets(notes(found))
-
-
-def table(found: Judgements) -> Table:
-    """All numbers; columns for real images and for a second set where there are such."""
+    """The table of all numbers, with columns for real images and a second set where there are such, and how to read it."""
     lines = [line for judgement in found.judgements for line in judgement.lines]
     floors, compared = any(line.real for line in lines), any(line.against for line in lines)
     columns = ["", found.sets["images"]["source"], "n", *(["real images, same n"] if floors else [])]
     columns += [found.sets["against"]["source"], "difference", ""] if compared else []
     rows = []
     for line in lines:
-        row = [TITLES[line.name], _cell(line.value), f"{found.n:,}", *([_cell(line.real)] if floors else [])]
-        row += [_cell(line.against), _cell(line.difference), line.verdict] if compared else []
+        row = [TITLES[line.name], show(line.value), f"{found.n:,}", *([show(line.real)] if floors else [])]
+        row += [show(line.against), show(line.difference), line.verdict] if compared else []
         rows.append(tuple(row))
-    return Table(tuple(columns), tuple(rows))
+    return Table(tuple(columns), tuple(rows)), Bullets(notes(found))
 
 
 def notes(found: Judgements) -> tuple[str, ...]:
@@ -50,12 +45,7 @@ def notes(found: Judgements) -> tuple[str, ...]:
 def as_json(found: Judgements) -> dict[str, Any]:
     """Everything, with versions and the command."""
     judgements = [
-        {**numbers.tree(j), "lines": [{**numbers.tree(line), "verdict": line.verdict or None} for line in j.lines]}
-        for j in found.judgements
+        {**tree(j), "lines": [{**tree(line), "verdict": line.verdict or None} for line in j.lines]} for j in found.judgements
     ]
     how = notes(found) if found.job.images else ()
     return manifest(job=asdict(found.job), sets=found.sets, paired=found.paired, notes=how, judgements=judgements)
-
-
-def _cell(value: Value | None) -> str:
-    return numbers.NONE if value is None else numbers.show(value)

@@ -14,7 +14,7 @@ def markdown(blocks: Iterable[Block], root: str = "") -> str:
     return "\n\n".join(_block(block, root) for block in blocks) + "\n"
 
 
-def escape(text: str) -> str:
+def escape(text: object) -> str:
     r"""Text that Markdown shows as it is; an underscore inside a word needs no escape, and a `Markup` stays.
 
     Example:
@@ -23,7 +23,7 @@ def escape(text: str) -> str:
     """
     if isinstance(text, Markup):
         return text
-    single = html.escape(" ".join(text.split()), quote=False)
+    single = html.escape(" ".join(str(text).split()), quote=False)
     return re.sub(r"([\\`*\[\]|$~])|(?<!\w)_|_(?!\w)", lambda found: "\\" + found.group(), single)
 
 
@@ -39,14 +39,10 @@ def _block(block: Block, root: str) -> str:
             return f"```\n{text}\n```"
         case Table(columns, rows):
             lines = [columns, ["---"] * len(columns), *rows]
-            return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+            return "\n".join("| " + " | ".join(map(escape, line)) + " |" for line in lines)
         case Figure(name, caption) | Strips(name, caption):
             return f"![{escape(name.rpartition('/')[2])}]({root}{place(name)}.png)\n\n{escape(caption)}"
         case Details(summary, inner):
             return f"<details><summary>{html.escape(summary, quote=False)}</summary>\n\n{markdown(inner, root)}\n</details>"
         case Part(name, summary, _):
             return f"- [{escape(summary)}]({root}{place(name)}.md)"
-
-
-def _cell(cell: object) -> str:
-    return escape(cell if isinstance(cell, str) else str(cell))

@@ -12,13 +12,15 @@ NONE, SAME = "–", "″"
 MARKS = {"win": "▲", "loss": "▼", "noise": "·", "diverged": "✕", "missing": NONE}
 
 
-def show(number: Value, signed: bool = False) -> str:
+def show(number: Value | None, signed: bool = False) -> str:
     """Value ± standard error, the error to two digits and the value as far; powers of ten where it would be long.
 
     Example:
-        >>> show(Value(0.01234, 0.00041)), show(Value(-0.5, 0.12), signed=True), show(Value(123456.0, 7000.0))
-        ('0.01234 ± 0.00041', '−0.50 ± 0.12', '1.2e5 ± 7e3')
+        >>> show(Value(0.01234, 0.00041)), show(Value(-0.5, 0.12), signed=True), show(Value(123456.0, 7000.0)), show(None)
+        ('0.01234 ± 0.00041', '−0.50 ± 0.12', '1.2e5 ± 7e3', '–')
     """
+    if number is None:
+        return NONE
     value, se = number
     if not math.isfinite(value):
         return "diverged"

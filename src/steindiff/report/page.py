@@ -15,29 +15,15 @@ from zlib import crc32
 
 from markdown_it import MarkdownIt
 
-from steindiff.report.blocks import (
-    Block,
-    Bullets,
-    Code,
-    Details,
-    Entry,
-    Figure,
-    Heading,
-    Markup,
-    Part,
-    Strips,
-    Table,
-    Text,
-    slug,
-)
+from steindiff.report.blocks import Block, Bullets, Code, Details, Entry, Figure, Heading, Markup, Part, Strips, Table, Text
 
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).disable("image")
 
 
 def page(title: str, blocks: Sequence[Block]) -> str:
     """A whole HTML document."""
-    sections = [b.text for b in blocks if isinstance(b, Heading) and b.level == 2]
-    contents = "".join(f'<li><a href="#{slug(s)}">{_inline(s)}</a></li>' for s in sections)
+    sections = [b for b in blocks if isinstance(b, Heading) and b.level == 2]
+    contents = "".join(f'<li><a href="#{s.anchor}">{_inline(s.text)}</a></li>' for s in sections)
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     body = "\n".join(map(_block, blocks))
     return (
@@ -51,7 +37,7 @@ def page(title: str, blocks: Sequence[Block]) -> str:
 def _block(block: Block) -> str:
     match block:
         case Heading(text, level):
-            return f'<h{level} id="{slug(text)}">{_inline(text)}</h{level}>'
+            return f'<h{level} id="{block.anchor}">{_inline(text)}</h{level}>'
         case Text(text):
             return f"<p>{_inline(text)}</p>"
         case Bullets(items):
@@ -59,7 +45,7 @@ def _block(block: Block) -> str:
         case Code(text):
             return f"<pre><code>{escape(text)}</code></pre>"
         case Table(columns, rows):
-            return _table("", columns, [(_label(first), list(map(_cell, rest))) for first, *rest in rows])
+            return _table("", columns, [(first, list(map(_cell, rest))) for first, *rest in rows])
         case Figure(name, caption, _, svg):
             drawing = _own_ids(svg, f"f{crc32(name.encode()):x}")
             label = escape(caption, quote=True)
@@ -73,20 +59,16 @@ def _block(block: Block) -> str:
             return f"<details><summary>{_inline(summary)}</summary>\n{inner}\n</details>"
 
 
-def _inline(text: str) -> str:
-    return str(_MARKDOWN.renderInline(text)) if isinstance(text, Markup) else escape(text)
+def _inline(text: str | Entry) -> str:
+    return str(_MARKDOWN.renderInline(text)) if isinstance(text, Markup) else escape(str(text))
 
 
-def _table(attributes: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+def _table(attributes: str, columns: Sequence[str], rows: Sequence[tuple[str | Entry, Sequence[str]]]) -> str:
     """Rows of a label and whole cells."""
     head = "".join(f'<th scope="col">{_inline(c)}</th>' for c in columns)
     body = "\n".join(f'<tr><th scope="row">{_inline(label)}</th>{"".join(cells)}</tr>' for label, cells in rows)
     table = f"<table{attributes}><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
     return f'<div class="scroll">{table}</div>'
-
-
-def _label(entry: str | Entry) -> str:
-    return entry if isinstance(entry, str) else str(entry)
 
 
 def _cell(entry: str | Entry) -> str:

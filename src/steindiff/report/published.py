@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from steindiff.report.blocks import Block, Details, Table, Text
+from steindiff.report.blocks import Block, Details, Table, Text, notes
 from steindiff.report.numbers import NONE
 
 
@@ -35,24 +35,17 @@ class Setting(NamedTuple):
         """Rows of methods, columns of network evaluations; “–” where the source has no number."""
         nfe = sorted({n for row in self.rows for n in row.fid})
         columns = ("method, as published, not ours", "needs", "source", *(f"NFE {n}" for n in nfe))
-        rows = [(r.method, r.needs, r.source, *(r.fid.get(n, NONE) for n in nfe)) for r in self.rows]
-        return Table(columns, tuple(rows))
+        return Table(columns, tuple((*row[:3], *(row.fid.get(n, NONE) for n in nfe)) for row in self.rows))
 
 
 def published_blocks() -> tuple[Block, ...]:
     """The section of a report."""
-    blocks: list[Block] = [
-        Text(
-            "As published, not ours: FID (lower is better) of 50,000 samples of large trained networks, copied from the "
-            "sources below. Nothing in this report can be compared with them, for the models, the features and the numbers "
-            "of samples are others. They say which solvers are strong, and what needs calibration. “–”: the source has no "
-            "number."
-        )
-    ]
-    for setting in PUBLISHED:
-        inner: tuple[Block, ...] = (setting.table, *((Text(setting.note),) if setting.note else ()))
-        blocks.append(Details(f"{setting.name}: {len(setting.rows)} methods, as published, not ours", inner))
-    return (*blocks, Text("Sources: " + "; ".join(f"{key}: {text}" for key, text in SOURCES.items()) + "."))
+    settings = (
+        Details(f"{s.name}: {len(s.rows)} methods, as published, not ours", (s.table, *(Text(t) for t in [s.note] if t)))
+        for s in PUBLISHED
+    )
+    sources = "; ".join(f"{key}: {text}" for key, text in SOURCES.items())
+    return *map(Text, notes("published")), *settings, Text(f"Sources: {sources}.")
 
 
 def _row(row: dict[str, Any]) -> Published:

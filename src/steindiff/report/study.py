@@ -13,24 +13,14 @@ from typing import Any
 
 from steindiff.metrics import HIGHER, TITLES
 from steindiff.report import write
-from steindiff.report.blocks import Block, Bullets, Code, Details, Heading, Part, Table, Text
+from steindiff.report.blocks import Block, Bullets, Code, Details, Heading, Part, Table, Text, notes
 from steindiff.report.published import published_blocks
 from steindiff.report.study_figures import AXES, image_strips, overview, quality, shown_solvers, spectra, traces
-from steindiff.report.tables import (
-    best_table,
-    cost_table,
-    count_table,
-    counts,
-    gamma_table,
-    losing_table,
-    quality_table,
-    short,
-)
+from steindiff.report.tables import best_table, cost_table, count_table, counts, gamma_table, losing_table, quality_table, short
 from steindiff.study.compare import HEADLINE, Study, Verdict, against_best, equal_cost, tally
 from steindiff.study.grid import FLAGS, PRESETS, Cell, Config
 from steindiff.study.store import BedSummary
 
-_TITLE = "steindiff bench"
 _ORDER = "wins / losses / ties / diverged"
 
 
@@ -46,26 +36,23 @@ def write_report(folder: Path, study: Study, about: Mapping[str, Any] | None = N
         InputError: the folder cannot be written to.
     """
     blocks = [*_facts(study), *_tables(study), *_best(study), *_figures(study), *_losses(study)]
-    blocks += [Heading("As published, not ours"), *published_blocks(), *_how(study, about), *_appendix(study)]
-    write(folder, _TITLE, blocks)
+    blocks += [Heading("As published, not ours"), *published_blocks(), *_how(study, about or {}), *_appendix(study)]
+    write(folder, "steindiff bench", blocks)
 
 
 def command(config: Config, outdir: str = "outputs/bench", **lists: Sequence[str | int]) -> str:
-    """The command that runs a study, or the part of it that has these entries.
-
-    The preset is the one that needs fewest flags.
-    """
+    """The command that runs a study, or the part of it that has these entries, from the preset that needs fewest flags."""
     wanted = {name: tuple(lists[name]) if name in lists else getattr(config, name) for name in FLAGS}
 
     def flags(preset: Config) -> list[str]:
-        return [f"{FLAGS[name]} {quote(_listed(v))}" for name, v in wanted.items() if v != getattr(preset, name)]
+        return [f"{FLAGS[name]} {quote(_listed(v, ','))}" for name, v in wanted.items() if v != getattr(preset, name)]
 
     name = min(PRESETS, key=lambda p: len(flags(PRESETS[p])))
     return " ".join(["steindiff bench", f"--preset {name}", *flags(PRESETS[name]), f"--outdir {quote(outdir)}"])
 
 
-def _listed(entry: object) -> str:
-    return ",".join(map(str, entry)) if isinstance(entry, tuple) else str(entry)
+def _listed(entry: object, comma: str = ", ") -> str:
+    return comma.join(map(str, entry)) if isinstance(entry, list | tuple) else str(entry)
 
 
 def _facts(study: Study) -> list[Block]:
@@ -75,44 +62,35 @@ def _facts(study: Study) -> list[Block]:
     at_cost = {cell: equal_cost(study, cell) for cell in study.corrected}
     short_of = sum(c for _, c in at_cost.values())
     rules = "; ".join(f"{short(c)} {_counts(study, HEADLINE, c)}" for c in study.corrections)
-    return [
-        Heading("What was found"),
-        Text(
-            f"{have} of {cells} cells have a result, {cells - have} are missing; {failed} of the results ended without "
-            f"numbers. By {TITLES[HEADLINE]}, every corrected run against the plain run of the same solver, grid, NFE and "
-            f"seeds, {_ORDER}: {rules or 'no corrections'}; all together {_counts(study, HEADLINE)}. "
-            "Against the plain run of the same solver that costs as many forward-equivalents, or the next fewer: "
-            f"{counts(tally(v for v, _ in at_cost.values()))}; in {short_of} of these every such plain run of the study "
-            "costs at least two evaluations less."
-        ),
-        *_counted(study, {cell: found for cell, (found, _) in at_cost.items()}),
-        Text(
-            "The next table says what the corrections did to the steps of each run's first batch, by γ, or for the energy "
-            "rules by η of every band: how many are 1, which is the plain step, and between which values the others lie. "
-            "(fast_km blends by fixed weights: its γ is that of the step within.)"
-        ),
-        gamma_table(study),
-        Heading("How to read the numbers", 3),
-        Bullets(_READING),
-    ]
+    text = (
+        f"{have} of {cells} cells have a result, {cells - have} are missing; {failed} of the results ended without "
+        f"numbers. By {TITLES[HEADLINE]}, every corrected run against the plain run of the same solver, grid, NFE and "
+        f"seeds, {_ORDER}: {rules or 'no corrections'}; all together {_counts(study, HEADLINE)}. "
+        "Against the plain run of the same solver that costs as many forward-equivalents, or the next fewer: "
+        f"{counts(tally(v for v, _ in at_cost.values()))}; in {short_of} of these every such plain run of the study "
+        "costs at least two evaluations less."
+    )
+    counted = _counted(study, {cell: found for cell, (found, _) in at_cost.items()})
+    blocks = [Heading("What was found"), Text(text), *counted, *map(Text, notes("bench gamma")), gamma_table(study)]
+    return [*blocks, Heading("How to read the numbers", 3), Bullets(notes("bench"))]
 
 
 def _counted(study: Study, at_cost: Mapping[Cell, Verdict]) -> list[Block]:
     """Wins and losses by testbed, solver, NFE and metric."""
-    metrics = study.all_metrics
 
     def at_nfe(cell: Cell) -> Verdict:
         return study.verdict(cell, HEADLINE)
 
-    tables = (
-        ("NFE, by testbed", count_table(study, "bed", at_nfe)),
-        ("forward-equivalents, by testbed", count_table(study, "bed", lambda cell: at_cost[cell])),
-        ("NFE, by solver", count_table(study, "solver", at_nfe)),
-        ("NFE, by NFE", count_table(study, "nfe", at_nfe)),
-    )
+    tables = {
+        "NFE, by testbed": count_table(study, "bed", at_nfe),
+        "forward-equivalents, by testbed": count_table(study, "bed", at_cost.__getitem__),
+        "NFE, by solver": count_table(study, "solver", at_nfe),
+        "NFE, by NFE": count_table(study, "nfe", at_nfe),
+    }
     blocks: list[Block] = []
-    for title, table in tables:
+    for title, table in tables.items():
         blocks += [Text(f"{_title(HEADLINE)} at equal {title}, {_ORDER}:"), table]
+    metrics = study.all_metrics
     rows = [(short(c) or "all", *(_counts(study, m, c) for m in metrics)) for c in [*study.corrections, ""]]
     by_metric = Table(("correction", *(TITLES.get(m, m) for m in metrics)), tuple(rows))
     return [*blocks, Text(f"By metric at equal NFE, all testbeds that have it, {_ORDER}:"), by_metric]
@@ -122,28 +100,10 @@ def _counts(study: Study, metric: str, correction: str = "") -> str:
     return counts(tally(study.verdicts(metric, correction)))
 
 
-_READING = (
-    "▲ better and ▼ worse than the plain run by more than two standard errors of the paired change; · within noise (a tie); ✕ "
-    "diverged: no numbers, or an endpoint RMSE over ten times the plain run's; – no result, or nothing to compare with.",
-    "If no correction changed anything, about one comparison in 22 would be beyond two standard errors all the same.",
-    "Lower is better, except for precision, recall, coverage and inception score. ± is one standard error over samples.",
-    "Energy distances are unbiased and may be negative. Fréchet and sliced distances are biased upwards at this n: compare "
-    "them with the floor, and not with those of other n.",
-    "Floors: independent samples of the law, as many as in a cell, and the end points of the reference flow; both against the "
-    "target, the same for every NFE (″).",
-    "Forward-equivalents: network evaluations, plus derivatives at the cost measured once in this study, on this "
-    "machine; it depends on machine and load, and with it a few of the verdicts at equal cost.",
-    "None of these numbers can be compared with published ones; a FID or FD-DINOv2 only with others of the same extractor, "
-    "reference and n.",
-)
-
-
 def _tables(study: Study) -> list[Block]:
     """The headline metric, testbed by testbed."""
-    blocks: list[Block] = [
-        Heading(f"{_title(HEADLINE)} in the layout of the paper's Table 2"),
-        Text("Value ± standard error; for a corrected run its change against the plain row above, and whether that is noise."),
-    ]
+    text = "Value ± standard error; for a corrected run its change against the plain row above, and whether that is noise."
+    blocks: list[Block] = [Heading(f"{_title(HEADLINE)} in the layout of the paper's Table 2"), Text(text)]
     for bed in study.config.beds:
         blocks += [Heading(short(bed), 3), Text(_described(study.bed(bed)))]
         for grid in study.config.grids:
@@ -175,23 +135,12 @@ def _described(bed: BedSummary | None) -> str:
 
 def _best(study: Study) -> list[Block]:
     """The fair question: does a correction beat the best that needs none?"""
-    blocks: list[Block] = [
-        Heading("The best plain solver against the best corrected one"),
-        Text(
-            f"By {TITLES[HEADLINE]}, over all solvers of the study. At equal cost, a corrected run meets the plain run of "
-            "its own solver with the most forward-equivalents not above its own, and the best plain run of any solver that "
-            "costs no more. A change against another solver or NFE has no pairs: its standard error is that of independent "
-            "runs, as a rule too wide. The best of many is partly luck, on both sides. †: every plain run of the "
-            "study costs at least two evaluations less."
-        ),
-    ]
+    title = Heading("The best plain solver against the best corrected one")
+    blocks: list[Block] = [title, *map(Text, notes("bench best"))]
     for bed, grid in study.places:
         blocks += [Text(f"{short(bed)}, grid {grid}:"), best_table(study, bed, grid)]
-    return [
-        *blocks,
-        Text(f"Every corrected run against the best plain run of any solver at its NFE, by testbed, {_ORDER}:"),
-        count_table(study, "bed", lambda cell: against_best(study, cell)),
-    ]
+    against = Text(f"Every corrected run against the best plain run of any solver at its NFE, by testbed, {_ORDER}:")
+    return [*blocks, against, count_table(study, "bed", lambda cell: against_best(study, cell))]
 
 
 def _figures(study: Study) -> list[Block]:
@@ -210,10 +159,8 @@ def _figures(study: Study) -> list[Block]:
 
 def _losses(study: Study) -> list[Block]:
     """Every cell where a correction hurts."""
-    blocks: list[Block] = [
-        Heading("Losses, cell by cell"),
-        Text(f"By {TITLES[HEADLINE]} at equal NFE: worse by more than two standard errors, or diverged."),
-    ]
+    text = f"By {TITLES[HEADLINE]} at equal NFE: worse by more than two standard errors, or diverged."
+    blocks: list[Block] = [Heading("Losses, cell by cell"), Text(text)]
     for rule in study.corrections:
         found = tally(study.verdicts(HEADLINE, rule))
         title = f"{short(rule)}: {found['loss']} losses, {found['diverged']} diverged"
@@ -226,28 +173,25 @@ def _losses(study: Study) -> list[Block]:
     return blocks
 
 
-def _how(study: Study, about: Mapping[str, Any] | None) -> list[Block]:
+def _how(study: Study, about: Mapping[str, Any]) -> list[Block]:
     """All that is needed to do it again."""
-    c, about = study.config, about or {}
-    last = c.first_seed + c.n - 1
-    seconds = sum(r.seconds for r in study.results.values())
+    c = study.config
     row = command(c, beds=c.beds[:1], solvers=c.solvers[:1], grids=c.grids[:1], nfe=c.nfe[:1], corrections=c.corrections[-1:])
-    made = {key: value for key, value in about.items() if key not in ("study", "rerun", "command")}
-    entries = [(name.replace("_", " "), _listed(getattr(c, name)).replace(",", ", ")) for name in FLAGS if name != "n"]
-    entries += [("images a cell", f"{c.n}, seeds {c.first_seed}–{last}, the same in every cell")]
+    entries = [(name.replace("_", " "), _listed(getattr(c, name))) for name in FLAGS if name != "n"]
+    entries += [("images a cell", f"{c.n}, seeds {c.first_seed}–{c.seeds[-1]}, the same in every cell")]
     entries += [("objects", ", ".join(f"{label} = {thing}" for label, thing in c.objects.items()))] if c.objects else []
-    entries += [("seconds of sampling", f"{seconds:.0f}")]
-    whole = str(about.get("rerun") or command(c))
+    entries += [("seconds of sampling", f"{sum(r.seconds for r in study.results.values()):.0f}")]
+    made = {key: value for key, value in about.items() if key not in ("study", "rerun", "command")}
     return [
         Heading("How this was made"),
         Text("The whole study; stopped at any moment, the same command goes on:"),
-        Code(whole),
+        Code(str(about.get("rerun") or command(c))),
         Text("One row, and as an example one cell; lists take commas, and the plain runs are always made too:"),
         Code(
             "steindiff bench --preset NAME --beds BED --solvers SOLVER --grids GRID --nfe N --corrections CORRECTION "
             f"--outdir FOLDER\n{row}"
         ),
-        Table(("entry", "value"), tuple([*entries, *_flat(made)])),
+        Table(("entry", "value"), (*entries, *_flat(made))),
     ]
 
 
@@ -257,8 +201,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            yield f"{prefix}{key}", text
+            yield f"{prefix}{key}", _listed(value)
 
 
 def _appendix(study: Study) -> list[Block]:

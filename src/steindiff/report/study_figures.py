@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import median_high
 from typing import Any, TypeAlias
 
+import numpy as np
 from torch import Tensor
 
 from steindiff.metrics import TITLES, Value
@@ -46,24 +48,20 @@ def overview(study: Study, axis: str) -> Figure:
     """A panel per testbed and grid, a line per correction: the best of all solvers at this NFE, or up to this cost."""
     panels = [
         (f"{short(bed)}, {grid}", bed, {rule: front(study, bed, grid, rule, by_cost=axis != "nfe") for rule in study.rules})
-        for bed, grid in study.places[:_PANELS]
+        for bed, grid in study.places
     ]
-    left_out = len(study.places) - len(panels)
     at = "at each NFE" if axis == "nfe" else "up to each cost"
     caption = f"{TITLES[HEADLINE]} of the best of {len(study.config.solvers)} solvers {at}, against {AXES[axis]}; {_LEGEND}"
-    caption += f" {left_out} panels are left out." if left_out else ""
     return _curves(study, _file("overview", axis), caption, panels, axis)
 
 
 def quality(study: Study, bed: str, grid: str, axis: str) -> Figure:
     """A panel per solver, a line per correction."""
-    solvers = study.config.solvers[:_PANELS]
     panels = [
-        (solver, bed, {rule: study.found(study.row(bed, solver, grid, rule)) for rule in study.rules}) for solver in solvers
+        (solver, bed, {rule: study.found(study.row(bed, solver, grid, rule)) for rule in study.rules})
+        for solver in study.config.solvers
     ]
     caption = f"{TITLES[HEADLINE]} on {short(bed)}, {grid}, against {AXES[axis]}, solver by solver; {_LEGEND}{_CROSSES}"
-    left_out = len(study.config.solvers) - len(solvers)
-    caption += f" {left_out} solvers are left out." if left_out else ""
     return _curves(study, _file(bed, grid, axis), caption, panels, axis)
 
 
@@ -92,10 +90,10 @@ def spectra(study: Study, bed: str) -> Figure | None:
         return None
     summary = study.bed(bed)
     colour = summary is not None and summary.event_shape[0] == 3
-    panels = [[Panel(f"{s}, NFE {n}", _spectrum(study, runs[n, s], colour), level=0.0) for s in solvers] for n in rows]
-    where = f"{short(bed)}, {grid}"
-    caption = f"Log ratio of power to the target's by band, {where}; below 0 is too little; without diverged runs."
     x = "band: luma, then chroma" if colour else "band, low to high frequency"
+    panels = [[Panel(f"{s}, NFE {n}", _spectrum(study, runs[n, s], colour), level=0.0) for s in solvers] for n in rows]
+    place = f"{short(bed)}, {grid}"
+    caption = f"Log ratio of power to the target's by band, {place}; below 0 is too little; without diverged runs."
     return charts(_file(bed, "spectra"), caption, panels, x=x, y=["log power ratio"] * len(rows), log=False)
 
 
@@ -116,7 +114,9 @@ def image_strips(study: Study, bed: str, solver: str) -> Strips | None:
 
 
 def _curves(study: Study, name: str, caption: str, panels: Sequence[tuple[str, str, Lines]], axis: str) -> Figure:
-    """Small multiples of the headline metric: a panel for each title, testbed and lines."""
+    """Small multiples of the headline metric: a panel for each title, testbed and lines, as far as there is room."""
+    left_out, panels = len(panels[_PANELS:]), panels[:_PANELS]
+    caption += f" {left_out} panels are left out." if left_out else ""
     columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     with style():
@@ -139,20 +139,24 @@ def _curves(study: Study, name: str, caption: str, panels: Sequence[tuple[str, s
 
 def _panel(panel: Any, study: Study, bed: str, lines: Lines, axis: str) -> None:
     """Lines with error bars, crosses for diverged runs, and the floor."""
+
+    def x(run: Result) -> float:
+        return run.cell.nfe if axis == "nfe" or not math.isfinite(cost(run)) else cost(run)
+
     drawn: list[Value] = []
     crosses = 0
     for rule, runs in lines.items():
-        lost = [run for run in runs if study.verdict(run.cell, HEADLINE) == "diverged"]
+        title, settings = _title(rule), _look(study, rule)
+        lost = [run for run in runs if _diverged(study, run)]
         kept = [run for run in runs if run not in lost and HEADLINE in run.values]
-        title, values = _title(rule), [run.values[HEADLINE] for run in kept]
         if kept:
-            x, y = [_abscissa(run, axis) for run in kept], [v.value for v in values]
-            panel.errorbar(x, y, [max(v.se, 0.0) for v in values], **_look(study, kept[0]), elinewidth=0.8, label=title)
+            values = [run.values[HEADLINE] for run in kept]
+            errors = [max(v.se, 0.0) for v in values]
+            panel.errorbar([*map(x, kept)], [v.value for v in values], errors, **settings, elinewidth=0.8, label=title)
             drawn += values
         if lost:
-            x, y = [_abscissa(run, axis) for run in lost], [0.98 - 0.05 * crosses] * len(lost)
-            colour = _look(study, lost[0])["color"]
-            panel.plot(x, y, "x", color=colour, ms=4, transform=panel.get_xaxis_transform(), label=title)
+            y, above = [0.98 - 0.05 * crosses] * len(lost), panel.get_xaxis_transform()
+            panel.plot([*map(x, lost)], y, "x", color=settings["color"], ms=4, transform=above, label=title)
             crosses += 1
     summary = study.bed(bed)
     floor = summary.perfect.get(HEADLINE) if summary else None
@@ -162,11 +166,6 @@ def _panel(panel: Any, study: Study, bed: str, lines: Lines, axis: str) -> None:
         _scale(panel, drawn)
 
 
-def _abscissa(run: Result, axis: str) -> float:
-    """NFE, or the cost where there is one."""
-    return run.cell.nfe if axis == "nfe" or not math.isfinite(cost(run)) else cost(run)
-
-
 def _scale(panel: Any, drawn: Sequence[Value]) -> None:
     """Logarithmic, and linear near zero where an unbiased distance is not positive."""
     low, high = min(v.value for v in drawn), max(v.value for v in drawn)
@@ -174,45 +173,43 @@ def _scale(panel: Any, drawn: Sequence[Value]) -> None:
         panel.set_yscale("log")
         panel.set_ylim(low / 1.6, high * 1.8)
         return
-    noise = sorted(v.se for v in drawn if v.se > 0)
-    panel.set_yscale("symlog", linthresh=max(noise[len(noise) // 2] if noise else 0.0, 1e-6 * max(high, 1e-3)))
+    noise = median_high([v.se for v in drawn if v.se > 0] or [0.0])
+    panel.set_yscale("symlog", linthresh=max(noise, 1e-6 * max(high, 1e-3)))
 
 
 def _trace(study: Study, title: str, runs: Sequence[Result], key: str) -> Panel:
     """One line per correction; diverged runs do not set the scale."""
     seen, lines = [1.0], []
     for run in runs:
-        values = [_number(record.get(key)) for record in run.trace]
-        kept = [v if 0 < v < math.inf else math.nan for v in values]
-        if not all(map(math.isnan, kept)):
-            lines.append(Line(_title(run.cell.correction), _look(study, run), kept))
-        if study.verdict(run.cell, HEADLINE) != "diverged":
-            seen += [v for v in kept if not math.isnan(v)]
+        values = np.array([record.get(key) for record in run.trace], float)  # JSON's None becomes NaN
+        kept = np.where((values > 0) & (values < math.inf), values, math.nan)
+        if np.isfinite(kept).any():
+            lines.append(Line(_title(run.cell.correction), _look(study, run.cell.correction), kept.tolist()))
+        if not _diverged(study, run):
+            seen += kept[np.isfinite(kept)].tolist()
     return Panel(title, lines, limits=(min(0.9, min(seen) / 1.2), max(1.2, 1.2 * max(seen))))
 
 
 def _spectrum(study: Study, runs: Sequence[Result], colour: bool) -> list[Line]:
     """One line for each run, or one for luma and one for chroma."""
     lines = []
-    for run in (run for run in runs if study.verdict(run.cell, HEADLINE) != "diverged"):
-        values = [_number(r) for r in run.spectrum]
-        half = len(values) // 2 if colour else len(values)
-        for part in (range(half), range(half, len(values))):
-            lines.append(Line(_title(run.cell.correction), _look(study, run), values[part.start : part.stop], part))
+    for run in (run for run in runs if not _diverged(study, run)):
+        values, rule = np.array(run.spectrum, float), run.cell.correction
+        for part in np.array_split(np.arange(len(values)), 2 if colour else 1):
+            lines.append(Line(_title(rule), _look(study, rule), values[part].tolist(), part.tolist()))
     return lines
 
 
-def _look(study: Study, run: Result) -> dict[str, Any]:
-    return look(study.rules.index(run.cell.correction))
+def _diverged(study: Study, run: Result) -> bool:
+    return study.verdict(run.cell, HEADLINE) == "diverged"
+
+
+def _look(study: Study, rule: str) -> dict[str, Any]:
+    return look(study.rules.index(rule))
 
 
 def _title(rule: str) -> str:
     return "plain" if rule == PLAIN else short(rule)
-
-
-def _number(value: Any) -> float:
-    """A trace's number; JSON has None for NaN."""
-    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def _images(shown: Tensor) -> Image | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -41,16 +41,13 @@ def short(name: str) -> str:
 
 def count_table(study: Study, entry: str, of: Callable[[Cell], Verdict]) -> Table:
     """Counts of verdicts: a row per correction, a column per testbed, solver, or whatever entry of a cell."""
-    found: dict[tuple[str, Any], Counter[Verdict]] = {}
+    found: defaultdict[tuple[str, Any], Counter[Verdict]] = defaultdict(Counter)
     for cell in study.corrected:
         column, verdict = getattr(cell, entry), of(cell)
         for place in ((cell.correction, column), (cell.correction, ""), ("", column), ("", "")):
-            found.setdefault(place, Counter())[verdict] += 1
+            found[place][verdict] += 1
     columns = [*dict.fromkeys(getattr(cell, entry) for cell in study.corrected), ""]
-    rows = [
-        (short(rule) or "all", *(counts(found.get((rule, column), Counter())) for column in columns))
-        for rule in [*study.corrections, ""]
-    ]
+    rows = [(short(rule) or "all", *(counts(found[rule, column]) for column in columns)) for rule in [*study.corrections, ""]]
     return Table(("correction", *(short(str(column)) or "all" for column in columns)), tuple(rows))
 
 
@@ -61,8 +58,7 @@ def quality_table(study: Study, bed: str, grid: str, metric: str) -> Table:
     floors = []
     for title, values in (("independent samples", summary and summary.floors), ("reference flow", summary and summary.perfect)):
         value = (values or {}).get(metric)
-        first, rest = (NONE, NONE) if value is None else (show(value), SAME)
-        floors.append((f"floor: {title}", first, *[rest] * (len(study.nfe) - 1)))
+        floors.append((f"floor: {title}", show(value), *[SAME if value else NONE] * (len(study.nfe) - 1)))
     return Table(table.columns, (*table.rows, *floors))
 
 
@@ -85,16 +81,14 @@ def best_table(study: Study, bed: str, grid: str) -> Table:
     rows = []
     for nfe in study.nfe:
         plain, corrected = (best(study, bed, grid, nfe, rules) for rules in ([PLAIN], study.corrections))
-        row: list[str | Entry] = [str(nfe), _named(plain), _named(corrected)]
-        if corrected is None:
-            rows.append((*row, *[NONE] * (len(columns) - 3)))
-            continue
-        row += [_difference(corrected, plain), f"{cost(corrected):.1f}"]
-        for solvers in ([corrected.cell.solver], list(study.config.solvers)):
-            other = rival(study, corrected, solvers)
-            dagger = " †" if other is not None and capped(study, corrected, solvers) else ""
-            row += [f"{_named(other, nfe=True)}{dagger}", _difference(corrected, other)]
-        rows.append(tuple(row))
+        more: list[str | Entry] = [NONE] * (len(columns) - 3)
+        if corrected is not None:
+            more = [_difference(corrected, plain), f"{cost(corrected):.1f}"]
+            for solvers in ([corrected.cell.solver], study.config.solvers):
+                other = rival(study, corrected, solvers)
+                dagger = " †" if other is not None and capped(study, corrected, solvers) else ""
+                more += [f"{_named(other, nfe=True)}{dagger}", _difference(corrected, other)]
+        rows.append((str(nfe), _named(plain), _named(corrected), *more))
     return Table(columns, tuple(rows))
 
 
@@ -103,14 +97,10 @@ def losing_table(study: Study, correction: str) -> Table:
     rows = []
     for bed, grid in study.places:
         for solver in study.config.solvers:
-            cells = study.row(bed, solver, grid, correction)
-            found = {cell: study.verdict(cell, HEADLINE) for cell in cells}
-            lost = "; ".join(
-                f"{cell.nfe}: {show(study.results[cell].changes[HEADLINE], signed=True)}"
-                for cell in cells
-                if found[cell] == "loss"
-            )
-            diverged = ", ".join(str(cell.nfe) for cell in cells if found[cell] == "diverged")
+            found = {cell: study.verdict(cell, HEADLINE) for cell in study.row(bed, solver, grid, correction)}
+            losses = {cell.nfe: study.results[cell].changes[HEADLINE] for cell, verdict in found.items() if verdict == "loss"}
+            lost = "; ".join(f"{nfe}: {show(change, signed=True)}" for nfe, change in losses.items())
+            diverged = ", ".join(str(cell.nfe) for cell, verdict in found.items() if verdict == "diverged")
             if lost or diverged:
                 rows.append((short(bed), grid, solver, lost or NONE, diverged or NONE))
     return Table(("testbed", "grid", "solver", "worse at NFE: by", "diverged at NFE"), tuple(rows))
@@ -145,9 +135,9 @@ def _entry(study: Study, cell: Cell, metric: str) -> Entry:
     """A value, and for a corrected run the change with its mark."""
     result = study.results.get(cell)
     value = result.values.get(metric) if result else None
-    if result is not None and (result.failure or (value and not math.isfinite(value.value))):
+    if result and (result.failure or (value and not math.isfinite(value.value))):
         return Entry(f"{MARKS['diverged']} diverged", mark="diverged")
-    if result is None or value is None:
+    if not result or not value:
         return Entry(NONE, mark="missing")
     if cell.correction == PLAIN:
         return Entry(show(value))
