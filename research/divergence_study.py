@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from matplotlib import rc_context
 from recipes.command import run
 from torch import Tensor
 from tqdm import tqdm
@@ -243,7 +244,7 @@ def draw(results: dict[str, Rows]) -> Figure:
     """Two panels a law: error of E[∇·u] against cost by estimator, and by sub-batch."""
     floor, whole = "error of γ from the batch alone (exact ∇·u)", "whole batch, k = 1 … 16"
     subs = {k: f"k = {k}, sub-batches of {PARTS[0]} … {PARTS[-1]}" for k in (1, 5)}
-    with style():
+    with style(), rc_context({"text.parse_math": True}):  # powers of ten on the axes
         plot = figure(6 * len(results), 9)
         for (name, rows), pair in zip(results.items(), plot.subplots(2, len(results), squeeze=False).T, strict=True):
             top, bottom = pair

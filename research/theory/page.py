@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
+from matplotlib import rc_context
 from recipes.command import run
 from tqdm.auto import tqdm
 
@@ -268,7 +269,7 @@ def meter(n: int, seed: int) -> tuple[dict[str, str], Figure]:
 
 
 def _shifts(estimates: dict[str, list[runs.Shift]], laws: list[runs.Shift], networks: dict[str, list[runs.Shift]]) -> Figure:
-    with style():
+    with style(), rc_context({"text.parse_math": True}):  # powers of ten on the axes
         plot = figure(8.4, 3.6)
         left, right = plot.subplots(1, 2)
         for axis, found in ((left, estimates), (right, networks)):
@@ -286,7 +287,7 @@ def _shifts(estimates: dict[str, list[runs.Shift]], laws: list[runs.Shift], netw
 
 def _runs(found: Cells) -> Figure:
     labels = []
-    with style():
+    with style(), rc_context({"text.parse_math": True}):  # powers of ten on the axes
         plot = figure(8.4, 3.8)
         for axis, name in zip(plot.subplots(1, 2, sharey=True), LAWS, strict=True):
             for solver, colour in zip(("ddim", "dpmpp_2m", "heun"), COLOURS, strict=False):
@@ -301,7 +302,7 @@ def _runs(found: Cells) -> Figure:
 
 
 def _readings(found: dict[float, list[runs.Meter]]) -> Figure:
-    with style():
+    with style(), rc_context({"text.parse_math": True}):  # powers of ten on the axes
         plot = figure(8.4, 3.6)
         left, right = plot.subplots(1, 2)
         for (sigma, readings), colour in zip(found.items(), COLOURS, strict=False):
