@@ -83,7 +83,7 @@ def test_groups_are_dealt_in_turn_whatever_the_chunks():
             assert part.n == expected.n
             torch.testing.assert_close(part.mean, expected.mean)
             torch.testing.assert_close(part.scatter, expected.scatter)
-    for chunks, groups, message in (([], 2, "0 samples"), ([x], 1, "at least 2"), ([x[:7]], 4, "at least 2 in each")):
+    for chunks, groups, message in (([], 2, "0 samples"), ([x], 1, "at least 2"), ([x[:7]], 4, "of at least 2 samples")):
         with pytest.raises(InputError, match=message):
             grouped_moments(chunks, groups)
 

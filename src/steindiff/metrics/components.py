@@ -19,17 +19,10 @@ from steindiff.analytic import ExactModel
 from steindiff.errors import InputError
 from steindiff.metrics.values import Shares, Value
 
-__all__ = ["ComponentWeights", "component_weights"]
-
 
 @dataclass(frozen=True, eq=False)
 class ComponentWeights:
-    """Responsibilities of samples, beside the weights they should have on average.
-
-    Attributes:
-        responsibilities: p_k(x_i), (n, K) float64.
-        weights: w_k, (K,) float64.
-    """
+    """Responsibilities p_k(x_i) of samples, (n, K) float64, beside the weights w_k they should have on average."""
 
     responsibilities: Tensor
     weights: Tensor
@@ -42,8 +35,7 @@ class ComponentWeights:
     @property
     def values(self) -> tuple[Value, ...]:
         """p̂_k with its standard error, component by component."""
-        mean, se = self.responsibilities.mean(0).tolist(), self._standard_errors.tolist()
-        return tuple(Value(*pair) for pair in zip(mean, se, strict=True))
+        return tuple(map(Value, self.responsibilities.mean(0).tolist(), self._standard_errors.tolist()))
 
     @property
     def z(self) -> Tensor:
@@ -69,12 +61,7 @@ class ComponentWeights:
 
 
 def component_weights(x: Tensor, law: ExactModel, sigma: float = 0.0) -> ComponentWeights:
-    """Responsibilities of samples x, (n, *event), under the mixture, in float64.
-
-    Args:
-        x: samples of any floating dtype.
-        law: the exact mixture.
-        sigma: the noise left in the samples; 0 for finished ones.
+    """Responsibilities of samples x, (n, *event) of any dtype, under an exact mixture; sigma: the noise left in them.
 
     Raises:
         InputError: fewer than two samples, of another shape than the law's, or sigma = 0 for a law without a density.

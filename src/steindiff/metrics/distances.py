@@ -18,40 +18,25 @@ from steindiff.metrics.moments import SampleMoments
 from steindiff.metrics.resampling import Replicates, dealt
 from steindiff.metrics.values import Shares, Value
 
-__all__ = [
-    "EnergyTarget",
-    "FrechetTarget",
-    "Shares",
-    "Value",
-    "endpoint_rmse",
-    "energy_difference",
-    "energy_distance",
-    "frechet_distance",
-    "principal_features",
-]
-
 ROWS = 1024
 """Rows of a distance matrix at a time: 10,000 against 10,000 samples then take 80 MB, not 800."""
 
 
 class EnergyTarget:
-    """Energy distances to one set of samples, whose own E‖Y−Y'‖ is computed once.
-
-    Raises:
-        InputError: fewer than two samples, or shapes that differ.
-    """
+    """Energy distances to one set of samples, whose own E‖Y−Y'‖ is computed once."""
 
     def __init__(self, y: Tensor) -> None:
         self._y = y.flatten(1).double()
 
-    @cached_property
-    def _within(self) -> Tensor:
-        return _mean_distances(self._y)
-
     def shares(self, x: Tensor | EnergyTarget) -> Shares:
-        """The distance of x to the target: 2 E‖X−Y‖ − E‖X−X'‖ − E‖Y−Y'‖, Euclidean norm, unbiased.
+        """2 E‖X−Y‖ − E‖X−X'‖ − E‖Y−Y'‖, Euclidean norm, unbiased (Székely & Rizzo 2013); not its square root.
 
+        The standard error is that of the first-order (Hájek) projection: Var over i of 2(E‖x_i−Y‖ − E‖x_i−X'‖), and the same
+        for y. Where both laws agree the projection vanishes and the noise floor, not the standard error, is what counts.
         Where x is itself a target, its own E‖X−X'‖ is not computed again.
+
+        Raises:
+            InputError: fewer than two samples, or shapes that differ.
         """
         other = x if isinstance(x, EnergyTarget) else EnergyTarget(x)
         _check(other._y, self._y, least=2)
@@ -59,24 +44,18 @@ class EnergyTarget:
         distance = 2 * of_x.mean() - other._within.mean() - self._within.mean()
         return Shares(float(distance), 2 * (of_x - other._within), 2 * (of_y - self._within))
 
+    @cached_property
+    def _within(self) -> Tensor:
+        return _mean_distances(self._y)
+
 
 def energy_distance(x: Tensor, y: Tensor) -> Value:
-    """2 E‖X−Y‖ − E‖X−X'‖ − E‖Y−Y'‖, Euclidean norm, unbiased (Székely & Rizzo 2013); not its square root.
-
-    The standard error is that of the first-order (Hájek) projection: Var over i of 2(E‖x_i−Y‖ − E‖x_i−X'‖), and the same for
-    y. Where both laws agree the projection vanishes and the noise floor, not the standard error, is what counts.
-
-    Raises:
-        InputError: fewer than two samples, or shapes that differ.
-    """
+    """`EnergyTarget(y).shares(x).value`."""
     return EnergyTarget(y).shares(x).value
 
 
 def energy_difference(x: Tensor, base: Tensor, y: Tensor) -> Value:
-    """Energy distance of x to y less that of base to y, x and base from the same noise: negative where x is nearer.
-
-    The standard error is that of the paired difference. Raises InputError where x and base differ in number.
-    """
+    """Energy distance of x to y less that of base to y, x and base from the same noise: negative where x is nearer."""
     target = EnergyTarget(y)
     return target.shares(x).minus(target.shares(base))
 
@@ -86,7 +65,7 @@ def _mean_distances(x: Tensor) -> Tensor:
     sums = x.new_zeros(len(x))
     for i in range(0, len(x), ROWS):
         rows = torch.cdist(x[i : i + ROWS], x[i:])
-        here = rows.shape[0]
+        here = len(rows)
         rows[:, :here].fill_diagonal_(0)
         sums[i : i + here] += rows.sum(1)
         sums[i + here :] += rows[:, here:].sum(0)
@@ -125,7 +104,7 @@ class FrechetTarget:
         self._index = dealt(len(y), groups).to(y.device)
 
     def distance(self, x: Tensor | FrechetTarget) -> Value:
-        """The distance of x to the target, with its standard error. Raises InputError as `replicates`."""
+        """`replicates(x).value`."""
         return self.replicates(x).value
 
     def replicates(self, x: Tensor | FrechetTarget) -> Replicates:
@@ -141,9 +120,8 @@ class FrechetTarget:
         if other._groups != self._groups:
             raise InputError(f"targets of {other._groups} and {self._groups} groups: make both with the same")
         few = min(len(other._y), len(self._y)) < self._y.shape[1]
-        value, (without_x, without_y) = _by_samples(other, self) if few else _by_moments(other, self)
-        of_x, of_y = (torch.tensor(values, dtype=torch.float64) for values in (without_x, without_y))
-        return Replicates(value, of_x, of_y, (len(other._y), len(self._y)))
+        value, without = _by_samples(other, self) if few else _by_moments(other, self)
+        return Replicates.of(value, without, (len(other._y), len(self._y)))
 
     @cached_property
     def _parts(self) -> list[SampleMoments]:
@@ -154,34 +132,22 @@ class FrechetTarget:
         return reduce(SampleMoments.merge, self._parts)
 
     @cached_property
-    def _root(self) -> Tensor:
-        return self._whole.root()
+    def _law(self) -> tuple[Tensor, Tensor, Tensor]:
+        """μ, C and C^½."""
+        return self._whole.mean, self._whole.covariance, self._whole.root()
 
 
 def frechet_distance(x: Tensor, y: Tensor, groups: int = 20) -> Value:
-    """‖μ_x−μ_y‖² + tr(C_x + C_y − 2(C_x C_y)^½), Gaussians fitted to both sets; biased upwards by about d²/n at small n.
-
-    Standard error: delete-a-group jackknife over both sets, `groups` each. For many distances to one y: `FrechetTarget`.
-
-    Raises:
-        InputError: fewer than two samples a group, or shapes that differ.
-    """
+    """`FrechetTarget(y, groups).distance(x)`."""
     _check(x.flatten(1), y.flatten(1), least=2 * groups)
     return FrechetTarget(y, groups).distance(x)
 
 
 def _by_moments(x: FrechetTarget, y: FrechetTarget) -> tuple[float, tuple[list[float], list[float]]]:
     """The distance, and those without each group of x and of y, from covariances."""
-    without_x = [_between(x._whole.without(part), y._whole, y._root) for part in x._parts]
-    without_y = [_between(y._whole.without(part), x._whole, x._root) for part in y._parts]
-    return _between(x._whole, y._whole, y._root), (without_x, without_y)
-
-
-def _between(p: SampleMoments, q: SampleMoments, root: Tensor) -> float:
-    """(C_p C_q)^½ has the eigenvalues of (C_q^½ C_p C_q^½)^½, which is symmetric; root: C_q^½."""
-    c = p.covariance
-    cross = torch.linalg.eigvalsh(root @ c @ root).clamp_min(0).sqrt().sum()
-    return float((p.mean - q.mean).square().sum() + c.trace() + q.covariance.trace() - 2 * cross)
+    without_x = [x._whole.without(part).frechet(*y._law) for part in x._parts]
+    without_y = [y._whole.without(part).frechet(*x._law) for part in y._parts]
+    return x._whole.frechet(*y._law), (without_x, without_y)
 
 
 def _by_samples(x: FrechetTarget, y: FrechetTarget) -> tuple[float, tuple[list[float], list[float]]]:
@@ -203,9 +169,11 @@ def _by_samples(x: FrechetTarget, y: FrechetTarget) -> tuple[float, tuple[list[f
 def endpoint_rmse(x: Tensor, reference: Tensor) -> Value:
     """√(E‖x − x_ref‖²/d) over pairs that started from the same noise. Raises InputError on shapes that differ."""
     x, reference = x.flatten(1).double(), reference.flatten(1).double()
-    _check(x, reference, least=1)
-    if len(x) != len(reference):
-        raise InputError(f"{len(x)} samples against {len(reference)}: pairs must start from the same noise")
+    if x.shape != reference.shape or len(x) < 1:
+        shapes = f"{tuple(x.shape)} against {tuple(reference.shape)}"
+        raise InputError(
+            f"samples of shapes {shapes}: pairs must start from the same noise; need equal shapes, at least one pair"
+        )
     squares = (x - reference).square().mean(1)
     rmse = float(squares.mean().sqrt())
     spread = float(squares.std()) / len(x) ** 0.5 if len(x) > 1 else float("nan")

@@ -27,8 +27,6 @@ from torch import Tensor
 from steindiff.errors import InputError
 from steindiff.metrics.resampling import Halves, dealt
 
-__all__ = ["Manifold", "ManifoldTarget", "precision_recall"]
-
 ROWS = 512
 """Rows of a distance matrix at a time: against 50,000 samples they take 200 MB."""
 
@@ -66,8 +64,7 @@ class ManifoldTarget:
                 f"{neighbours} neighbours, {groups} groups, {splits} splits: need an even number of groups, at least one "
                 f"split, and from 1 to {least - 1} neighbours with the {least} samples of a half"
             )
-        self._group = dealt(len(y), groups)
-        self._side = _halves(groups, splits)[self._group].to(y.device)
+        self._side = _halves(groups, splits)[dealt(len(y), groups)].to(y.device)
 
     def compare(self, x: Tensor | ManifoldTarget) -> Manifold:
         """Samples x with the target's. Where x is itself a target, its neighbours are not searched again.
@@ -136,11 +133,7 @@ class ManifoldTarget:
 
 
 def precision_recall(x: Tensor, y: Tensor, neighbours: int = 5, groups: int = 20, splits: int = 20) -> Manifold:
-    """Precision, recall, density and coverage of samples x of the law of y: `ManifoldTarget(y, …).compare(x)`.
-
-    Raises:
-        InputError: as `ManifoldTarget`.
-    """
+    """Precision, recall, density and coverage of samples x of the law of y: `ManifoldTarget(y, …).compare(x)`."""
     return ManifoldTarget(y, neighbours, groups, splits).compare(x)
 
 

@@ -1,4 +1,4 @@
-"""Mean and covariance of samples in float64, from parts in any order.
+"""Mean and covariance of samples in float64, from parts in any order, and the Fréchet distance between two such pairs.
 
     n = n₁ + n₂,    μ = μ₁ + (n₂/n) δ,    S = S₁ + S₂ + (n₁n₂/n) δδᵀ,    δ = μ₂ − μ₁,    S = Σ (x − μ)(x − μ)ᵀ
 
@@ -15,20 +15,14 @@ from torch import Tensor
 
 from steindiff.errors import InputError
 
-__all__ = ["SampleMoments"]
-
 CHUNK = 4096
+ROUNDING = 1e-6
+"""Asymmetry and negative eigenvalues that a covariance may have, relative to its largest entry or eigenvalue."""
 
 
 @dataclass(frozen=True, eq=False)
 class SampleMoments:
-    """Number, mean and scatter of samples; `of` the parts, merged, are `of` the whole up to rounding.
-
-    Attributes:
-        n: number of samples.
-        mean: μ, (d,) float64.
-        scatter: S = Σ (x − μ)(x − μ)ᵀ, (d, d) float64.
-    """
+    """Number n, mean μ (d,) and scatter S (d, d) of samples; `of` the parts, merged, are `of` the whole up to rounding."""
 
     n: int
     mean: Tensor
@@ -78,10 +72,32 @@ class SampleMoments:
 
     def root(self) -> Tensor:
         """The symmetric root of the covariance, C^½."""
-        values, vectors = torch.linalg.eigh(self.covariance)
-        root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
-        return root
+        return root(self.covariance)
+
+    def frechet(self, mean: Tensor, covariance: Tensor, root: Tensor) -> float:
+        """‖μ − μ_r‖² + tr(C + C_r − 2(C_r^½ C C_r^½)^½), of another law's mean, covariance and C_r^½."""
+        c = self.covariance
+        cross = torch.linalg.eigvalsh(root @ c @ root).clamp_min(0).sqrt().sum()
+        return float((self.mean - mean).square().sum() + c.trace() + covariance.trace() - 2 * cross)
 
     def _check(self, other: SampleMoments) -> None:
         if self.mean.shape != other.mean.shape:
             raise InputError(f"moments of {len(self.mean)} and of {len(other.mean)} numbers a sample: need the same")
+
+
+def root(covariance: Tensor) -> Tensor:
+    """C^½, symmetric. Raises InputError for an eigenvalue that is negative beyond rounding."""
+    values, vectors = torch.linalg.eigh(covariance)
+    if float(values[0]) < -ROUNDING * max(float(values[-1]), 0.0):
+        raise InputError(f"covariance has the eigenvalue {float(values[0]):.2g}: it is none; make the reference again")
+    half: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
+    return half
+
+
+def check_enough(n: int, d: int, few: bool, counted: str = "") -> None:
+    """Raises InputError where n samples of d features, or what is `counted`, are too few, unless that is allowed."""
+    if n <= d and not few:
+        raise InputError(
+            f"{counted or f'n = {n} samples of d = {d} features'}: their covariance is singular; draw at least {d + 1}, 50000 "
+            "for numbers that compare with published ones, or allow it by few=True (--few) and compare equal n only"
+        )

@@ -20,7 +20,7 @@ Sources: Efron & Stein, "The jackknife estimate of variance" (1981); McCarthy, "
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,51 +29,39 @@ from torch import Tensor
 from steindiff.errors import InputError
 from steindiff.metrics.values import Value, check_pairs
 
-__all__ = ["Halves", "Replicates", "Statistic", "dealt", "jackknife", "jackknife_difference"]
-
 Statistic = Callable[[Tensor, Tensor], float]
 """A number computed from samples x (n, …) and y (m, …)."""
 
 
 class Replicates(NamedTuple):
-    """A statistic of x and y, and its values without each group of either.
-
-    Attributes:
-        statistic: θ.
-        without_x: θ without each group of x, (g,); empty where x is fixed.
-        without_y: θ without each group of y.
-        sizes: samples of x and of y.
-    """
+    """A statistic θ of x and y, and θ_(i) without each group of either, (g,); empty for a set that is fixed."""
 
     statistic: float
     without_x: Tensor
     without_y: Tensor
     sizes: tuple[int, int]
 
+    @classmethod
+    def of(cls, statistic: float, without: tuple[Sequence[float], Sequence[float]], sizes: tuple[int, int]) -> Replicates:
+        """From numbers."""
+        without_x, without_y = (torch.tensor(values, dtype=torch.float64) for values in without)
+        return cls(statistic, without_x, without_y, sizes)
+
     @property
     def value(self) -> Value:
-        """The statistic with its standard error."""
-        return Value(self.statistic, _standard_error(self.without_x, self.without_y))
+        """The statistic with its jackknife error."""
+        sets = [v for v in (self.without_x, self.without_y) if len(v)]
+        return Value(self.statistic, math.sqrt(sum((len(v) - 1) / len(v) * float((v - v.mean()).square().sum()) for v in sets)))
 
     def minus(self, other: Replicates) -> Value:
-        """The difference of two statistics against one y, from paired samples.
-
-        Raises:
-            InputError: numbers of samples or of groups that differ.
-        """
+        """As `Paired.minus`."""
         check_pairs(*((*r.sizes, len(r.without_x), len(r.without_y)) for r in (self, other)))
-        spread = _standard_error(self.without_x - other.without_x, self.without_y - other.without_y)
-        return Value(self.statistic - other.statistic, spread)
+        without = self.without_x - other.without_x, self.without_y - other.without_y
+        return Replicates(self.statistic - other.statistic, *without, self.sizes).value
 
 
 class Halves(NamedTuple):
-    """A statistic of x and y, and how much it differs between their halves.
-
-    Attributes:
-        statistic: θ.
-        gaps: θ_S − θ_S', (splits,).
-        sizes: samples of x and of y.
-    """
+    """A statistic θ of x and y, and how much it differs between their halves, θ_S − θ_S', (splits,)."""
 
     statistic: float
     gaps: Tensor
@@ -85,11 +73,7 @@ class Halves(NamedTuple):
         return Value(self.statistic, float(self.gaps.square().mean().sqrt() / 2))
 
     def minus(self, other: Halves) -> Value:
-        """The difference of two statistics against one y, from paired samples in the same splits.
-
-        Raises:
-            InputError: numbers of samples or of splits that differ.
-        """
+        """As `Paired.minus`."""
         check_pairs(*((*halves.sizes, len(halves.gaps)) for halves in (self, other)))
         return Halves(self.statistic - other.statistic, self.gaps - other.gaps, self.sizes).value
 
@@ -102,31 +86,13 @@ def dealt(n: int, groups: int) -> Tensor:
 
 
 def jackknife(statistic: Statistic, x: Tensor, y: Tensor, groups: int = 20) -> Replicates:
-    """Any statistic of two sets, computed once as a whole and twice per group: 2g + 1 times.
-
-    Raises:
-        InputError: as `dealt`, for either set.
-    """
+    """Any statistic of two sets, computed 2g + 1 times: once as a whole, and once without each group of either."""
     of_x, of_y = dealt(len(x), groups).to(x.device), dealt(len(y), groups).to(y.device)
     without_x = [statistic(x[of_x != i], y) for i in range(groups)]
     without_y = [statistic(x, y[of_y != i]) for i in range(groups)]
-    return Replicates(statistic(x, y), _vector(without_x), _vector(without_y), (len(x), len(y)))
+    return Replicates.of(statistic(x, y), (without_x, without_y), (len(x), len(y)))
 
 
 def jackknife_difference(statistic: Statistic, x: Tensor, base: Tensor, y: Tensor, groups: int = 20) -> Value:
-    """Statistic of x and y less that of base and y, x and base from the same noise, with the paired standard error.
-
-    Raises:
-        InputError: x and base differ in number, or as `dealt`.
-    """
+    """Statistic of x and y less that of base and y, x and base from the same noise, with the paired standard error."""
     return jackknife(statistic, x, y, groups).minus(jackknife(statistic, base, y, groups))
-
-
-def _vector(values: list[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def _standard_error(*left_out: Tensor) -> float:
-    """√ of the sum of (g−1)/g Σ (θ_(i) − θ̄)² over the sets that were dealt into groups."""
-    parts = [(len(v) - 1) / len(v) * float((v - v.mean()).square().sum()) for v in left_out if len(v)]
-    return math.sqrt(sum(parts))

@@ -14,16 +14,14 @@ Source: Bonneel, Rabin, Peyré & Pfister, "Sliced and Radon Wasserstein barycent
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from steindiff.errors import InputError
 from steindiff.metrics.values import Shares, Value
-
-__all__ = ["SlicedTarget", "directions", "sliced_wasserstein"]
 
 BLOCK = 16
 """Directions at a time: 50,000 against 50,000 samples then take some 50 MB."""
@@ -45,20 +43,16 @@ class SlicedTarget:
     def __init__(self, y: Tensor, count: int = 128, seed: int = 0, power: Literal[1, 2] = 2) -> None:
         if power not in (1, 2):
             raise InputError(f"power={power}: need 1, for W_1, or 2, for the square of W_2")
-        if len(y) < 2 or count < 1:
-            raise InputError(f"samples of shape {tuple(y.shape)} in {count} directions: need at least 2 and at least 1")
-        self._y = y.flatten(1).double()
-        self._rule = (count, seed, power)
-
-    @cached_property
-    def _lines(self) -> _Lines:
-        count, seed, _ = self._rule
-        projected = directions(self._y.shape[1], count, seed).to(self._y.device) @ self._y.mT
-        values, order = projected.sort(1)
-        return _Lines(values, order)
+        if len(y) < 2:
+            raise InputError(f"samples of shape {tuple(y.shape)}: need at least 2")
+        self._y, self._rule = y.flatten(1).double(), (count, seed, power)
+        self._values, self._order = (directions(self._y.shape[1], count, seed).to(y.device) @ self._y.mT).sort(1)
 
     def shares(self, x: Tensor | SlicedTarget) -> Shares:
         """The distance of x to the target. Where x is itself a target, it is not sorted again.
+
+        The standard error is that of the samples, at these directions; other directions, the same for both sets, give another
+        number. Where both laws agree the shares vanish and the noise floor, not the standard error, is what counts.
 
         Raises:
             InputError: another dimension, fewer than two samples, or a target of other directions or another power.
@@ -69,25 +63,18 @@ class SlicedTarget:
                 f"samples of {other._y.shape[1]} and {self._y.shape[1]} numbers, (directions, seed, power) {other._rule} and "
                 f"{self._rule}: need the same dimension and the same rule"
             )
-        count = self._rule[0]
-        costs, of_x, of_y = zip(*(_on_lines(p, q, self._rule[2]) for p, q in self._blocks(other)), strict=True)
-        return Shares(float(torch.cat(costs).mean()), sum(of_x, _ZERO) / count, sum(of_y, _ZERO) / count)
-
-    def _blocks(self, other: SlicedTarget) -> list[tuple[_Lines, _Lines]]:
-        """The projections of both sets, some directions at a time."""
-        slices = [slice(i, i + BLOCK) for i in range(0, self._rule[0], BLOCK)]
-        return [(other._lines.take(part), self._lines.take(part)) for part in slices]
+        count, _, power = self._rule
+        costs, of_x, of_y = [], other._y.new_zeros(len(other._y)), self._y.new_zeros(len(self._y))
+        for some in (slice(i, i + BLOCK) for i in range(0, count, BLOCK)):
+            cost, slopes_x, slopes_y = _on_lines(other._values[some], self._values[some], power)
+            costs.append(cost)
+            of_x += _potential(other._values[some], other._order[some], slopes_x)
+            of_y += _potential(self._values[some], self._order[some], slopes_y)
+        return Shares(float(torch.cat(costs).mean()), of_x / count, of_y / count)
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, count: int = 128, seed: int = 0, power: Literal[1, 2] = 2) -> Value:
-    """Mean over fixed directions of W_p^p between projections: `SlicedTarget(y, count, seed, power).shares(x).value`.
-
-    The standard error is that of the samples, at these directions; other directions, the same for both sets, give another
-    number. Where both laws agree the shares vanish and the noise floor, not the standard error, is what counts.
-
-    Raises:
-        InputError: as `SlicedTarget`.
-    """
+    """Mean over fixed directions of W_p^p between projections: `SlicedTarget(y, count, seed, power).shares(x).value`."""
     return SlicedTarget(y, count, seed, power).shares(x).value
 
 
@@ -108,36 +95,22 @@ def directions(d: int, count: int, seed: int = 0) -> Tensor:
     return torch.cat(runs)
 
 
-_ZERO = torch.zeros((), dtype=torch.float64)
-
-
-class _Lines(NamedTuple):
-    """Samples on some lines: sorted values and where each came from, both (directions, n)."""
-
-    values: Tensor
-    order: Tensor
-
-    def take(self, part: slice) -> _Lines:
-        return _Lines(self.values[part], self.order[part])
-
-
-def _on_lines(x: _Lines, y: _Lines, power: int) -> tuple[Tensor, Tensor, Tensor]:
-    """W_p^p on each line, (directions,), and every sample's potential summed over the lines, (n,) and (m,)."""
-    n, m = x.values.shape[1], y.values.shape[1]
+def _on_lines(x: Tensor, y: Tensor, power: int) -> tuple[Tensor, Tensor, Tensor]:
+    """W_p^p on each line, (lines,), and slopes φ' = n ∂W/∂x at the sorted samples of x and of y, (lines, n) and (lines, m)."""
+    n, m = x.shape[1], y.shape[1]
     # Levels u at which either quantile function jumps, in units of 1/(nm), so that they are whole numbers.
-    ends = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).unique().to(x.values.device)
+    ends = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).unique().to(x.device)
     widths = ends.diff(prepend=ends.new_zeros(1)).double() / (n * m)
     at_x, at_y = (ends - 1) // m, (ends - 1) // n
-    gap = x.values[:, at_x] - y.values[:, at_y]
+    gap = x[:, at_x] - y[:, at_y]
     pull = widths * (2 * gap if power == 2 else gap.sign())
-    cost = (widths * gap.abs().pow(power)).sum(1)
-    return cost, _potential(x, pull, at_x), _potential(y, -pull, at_y)
+    slopes_x = torch.zeros_like(x).index_add_(1, at_x, pull) * n
+    slopes_y = torch.zeros_like(y).index_add_(1, at_y, -pull) * m
+    return (widths * gap.abs().pow(power)).sum(1), slopes_x, slopes_y
 
 
-def _potential(lines: _Lines, pull: Tensor, at: Tensor) -> Tensor:
-    """φ from its slopes at the samples, φ' = n ∂W/∂x, by the trapezoidal rule, in the samples' own order, summed over lines."""
-    values = lines.values
-    slope = torch.zeros_like(values).index_add_(1, at, pull) * values.shape[1]
-    steps = values.diff(dim=1) * (slope[:, 1:] + slope[:, :-1]) / 2
-    potential = torch.nn.functional.pad(steps.cumsum(1), (1, 0))
-    return torch.zeros_like(values).scatter_(1, lines.order, potential).sum(0)
+def _potential(values: Tensor, order: Tensor, slopes: Tensor) -> Tensor:
+    """φ from its slopes by the trapezoidal rule, in the samples' own order, summed over lines."""
+    steps = values.diff(dim=1) * (slopes[:, 1:] + slopes[:, :-1]) / 2
+    potential = F.pad(steps.cumsum(1), (1, 0))
+    return torch.zeros_like(values).scatter_(1, order, potential).sum(0)

@@ -10,7 +10,6 @@ of two sets of one law is not 0: the noise floor says how far above.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,21 +18,13 @@ from steindiff.corrections.bands import Bands, Cosine
 from steindiff.errors import InputError
 from steindiff.metrics.values import Shares, Value
 
-__all__ = ["Spectrum", "SpectrumTarget", "spectrum_error"]
-
 ROWS = 1024
 """How many samples are float64 at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """Log ratios of power by band, with every sample's share.
-
-    Attributes:
-        ratios: r_b, (n,) float64.
-        of_x: shares of the samples of x, (samples, n).
-        of_y: shares of those of y.
-    """
+    """Log ratios r_b of power by band, (bands,), with the shares of every sample of x and of y in them, (samples, bands)."""
 
     ratios: Tensor
     of_x: Tensor
@@ -81,6 +72,7 @@ class SpectrumTarget:
             raise InputError(f"samples of shape {tuple(y.shape)}: need at least 2")
         self._event, self._bands = y.shape[1:], Cosine(8) if bands is None else bands
         self._power = torch.cat([self._bands.inner(part, part) for part in map(Tensor.double, y.split(ROWS))])
+        self._mean = self._power.mean(0)
 
     def spectrum(self, x: Tensor | SpectrumTarget) -> Spectrum:
         """The spectrum of x against the target. Where x is itself a target, its power is not computed again.
@@ -94,16 +86,11 @@ class SpectrumTarget:
                 f"samples of shapes {tuple(other._event)} and {tuple(self._event)}, bands {other._bands} and {self._bands}: "
                 "need the same"
             )
-        if bool((self._mean == 0).any()):
-            empty = (self._mean == 0).nonzero()[:, 0].tolist()
+        if empty := (self._mean == 0).nonzero()[:, 0].tolist():
             raise InputError(f"the reference has no power in bands {empty}: ratios to it do not exist; use fewer bands")
         return Spectrum((other._mean / self._mean).log(), other._power / other._mean, -self._power / self._mean)
 
-    @cached_property
-    def _mean(self) -> Tensor:
-        return self._power.mean(0)
-
 
 def spectrum_error(x: Tensor, y: Tensor, bands: Bands | None = None) -> Value:
-    """√(Σ_b r_b²/n): `SpectrumTarget(y, bands).spectrum(x).rms.value`. Raises InputError as `SpectrumTarget`."""
+    """√(Σ_b r_b²/n): `SpectrumTarget(y, bands).spectrum(x).rms.value`."""
     return SpectrumTarget(y, bands).spectrum(x).rms.value

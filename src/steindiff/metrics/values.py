@@ -9,8 +9,6 @@ from torch import Tensor
 
 from steindiff.errors import InputError
 
-__all__ = ["Paired", "Shares", "Value"]
-
 T = TypeVar("T", bound="Paired")
 
 
@@ -36,7 +34,7 @@ class Value(NamedTuple):
 
 
 class Paired(Protocol):
-    """A statistic with its standard error, and that of a difference from the same seeds."""
+    """A statistic whose differences between runs from the same seeds have a standard error too."""
 
     @property
     def value(self) -> Value:
@@ -44,7 +42,11 @@ class Paired(Protocol):
         ...
 
     def minus(self: T, other: T) -> Value:
-        """This statistic less another's, with the paired standard error."""
+        """This statistic less another's against the same reference, with the paired standard error.
+
+        Raises:
+            InputError: numbers of samples, groups or splits that differ.
+        """
         ...
 
 
@@ -52,13 +54,13 @@ def check_pairs(ours: tuple[object, ...], theirs: tuple[object, ...]) -> None:
     """Raises InputError where the samples of x and of y, or the groups or splits they were dealt into, differ in number."""
     if ours != theirs:
         raise InputError(
-            f"numbers of samples of x, of y, and of their parts are {ours} and {theirs}: pairs must start from the same noise, "
-            "meet the same reference and be dealt alike"
+            f"numbers of samples and of their parts are {ours} and {theirs}: need the same; pairs start from the same noise, "
+            "meet the same reference and are dealt alike"
         )
 
 
 class Shares(NamedTuple):
-    """An energy distance with each sample's share in it (its Hájek projection up to a constant), from which errors follow."""
+    """A distance with each sample's share in it (its Hájek projection up to a constant), from which errors follow."""
 
     distance: float
     of_x: Tensor
@@ -66,14 +68,10 @@ class Shares(NamedTuple):
 
     @property
     def value(self) -> Value:
-        """The distance with its standard error."""
-        return Value(self.distance, _standard_error(self.of_x, self.of_y))
+        """√(Var of_x/n + Var of_y/m) is the standard error."""
+        return Value(self.distance, float((self.of_x.var() / len(self.of_x) + self.of_y.var() / len(self.of_y)).sqrt()))
 
     def minus(self, other: Shares) -> Value:
-        """The difference of two distances to one target, from paired samples. Raises InputError where numbers differ."""
+        """As `Paired.minus`."""
         check_pairs(*((len(shares.of_x), len(shares.of_y)) for shares in (self, other)))
-        return Value(self.distance - other.distance, _standard_error(self.of_x - other.of_x, self.of_y - other.of_y))
-
-
-def _standard_error(of_x: Tensor, of_y: Tensor) -> float:
-    return float((of_x.var() / len(of_x) + of_y.var() / len(of_y)).sqrt())
+        return Shares(self.distance - other.distance, self.of_x - other.of_x, self.of_y - other.of_y).value

@@ -12,8 +12,6 @@ from typing import Literal
 
 from steindiff.metrics.values import Value
 
-__all__ = ["HIGHER", "TITLES", "Judged", "weigh"]
-
 Judged = Literal["win", "loss", "noise"]
 
 TITLES = {

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from steindiff.errors import InputError
 from steindiff.io import processes
 from steindiff.io.files import sha256
 from steindiff.metrics import Judge, JudgeFiles, Paired, Reference, SampleMoments
 from steindiff.metrics.fid.extractors import Extractor
+from steindiff.metrics.moments import check_enough
 from steindiff.models.datasets import ImageSet
 from steindiff.study.image_sets import about, check_noted, keep_reference, paired, read_sets, size
 from steindiff.study.judging import Job, Judgement, Judgements, Line
@@ -62,11 +62,9 @@ class _Bench:
             extractor.check(self._n, job.groups, job.few)
         if self.files.reference is not None:
             check_noted(self.files.reference, size(self.sets))
-        elif len(self.sets["real"]) <= d and not job.few:
-            raise InputError(
-                f"{len(self.sets['real'])} real images in {job.real}, {d} features of {self.files.kind}: a reference needs at "
-                f"least {d + 1}; give more, or allow it by --few"
-            )
+        else:
+            n = len(self.sets["real"])
+            check_enough(n, d, job.few, f"{n} real images in {job.real}, {d} features of {self.files.kind}")
 
     def judgement(self) -> Judgement:
         """All that the extractor says."""

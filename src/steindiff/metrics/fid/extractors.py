@@ -31,21 +31,14 @@ from steindiff.io.images import to_uint8
 from steindiff.io.processes import local_device
 from steindiff.metrics.features import load_features
 from steindiff.metrics.fid.references import grouped_moments
-from steindiff.metrics.moments import CHUNK, SampleMoments
-
-__all__ = ["Classified", "Dinov2", "Extractor", "Inception", "Summary", "classifier", "dinov2", "inception", "load_extractor"]
+from steindiff.metrics.moments import CHUNK, SampleMoments, check_enough
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of the channels, in [0, 1]."""
 
 
 class Summary(NamedTuple):
-    """What a judge needs to know of a set of images.
-
-    Attributes:
-        parts: moments of groups of its features.
-        probabilities: class probabilities by Inception, (n, classes) float64; None for other extractors.
-    """
+    """What a judge needs of images: moments of groups of features, and class probabilities, (n, classes), by Inception."""
 
     parts: list[SampleMoments]
     probabilities: Tensor | None
@@ -53,13 +46,9 @@ class Summary(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Extractor(ABC):
-    """images ↦ features, float64 on the CPU.
+    """images ↦ features, float64 on the CPU, by a frozen network that sees a batch of images at a time.
 
-    Attributes:
-        network: frozen.
-        sha256: the hash of its file, or of its files' hashes.
-        device: where the network computes.
-        batch: how many images it sees at a time; this changes memory and rounding only.
+    Its hash is that of its file, or of its files' hashes. The batch changes memory and rounding only.
 
     Raises:
         InputError: batch below 1.
@@ -98,7 +87,7 @@ class Extractor(ABC):
     @cached_property
     def dimension(self) -> int:
         """F, the number of features of an image."""
-        return self(self._noise).shape[1]
+        return self(_noise()).shape[1]
 
     def check(self, n: int, groups: int, few: bool) -> None:
         """Check that n images suffice.
@@ -109,11 +98,7 @@ class Extractor(ABC):
         least, d = max(2 * groups, self.least), self.dimension
         if n < least:
             raise InputError(f"{n} images in {groups} groups: need at least {least}; draw more, or take fewer groups")
-        if n <= d and not few:
-            raise InputError(
-                f"n = {n} images, d = {d} features of {self.name}: their covariance is singular; take at least {d + 1}, 50000 "
-                "for numbers that compare with published ones, or allow it by few=True (--few) and compare equal n only"
-            )
+        check_enough(n, d, few, f"n = {n} images, d = {d} features of {self.name}")
 
     def moments(self, chunks: Iterable[Tensor]) -> SampleMoments:
         """Mean and scatter of the features of images that come in chunks. Raises InputError where none come."""
@@ -126,19 +111,12 @@ class Extractor(ABC):
     def summary(self, chunks: Iterable[Tensor], groups: int) -> Summary:
         """What a judge needs to know of images that come in chunks. Raises InputError for fewer than two a group."""
         probabilities: list[Tensor] = []
-
-        def features() -> Iterator[Tensor]:
-            for chunk in chunks:
-                found, classes = self._seen(chunk)
-                probabilities.extend(() if classes is None else (classes,))
-                yield found
-
-        parts = grouped_moments(_packed(features()), groups)
+        parts = grouped_moments(_packed(self._seen(chunk, probabilities) for chunk in chunks), groups)
         return Summary(parts, torch.cat(probabilities) if probabilities else None)
 
-    def _seen(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features, and class probabilities where the extractor has such."""
-        return self(images), None
+    def _seen(self, images: Tensor, probabilities: list[Tensor]) -> Tensor:
+        """Features; class probabilities join the list where the extractor has such."""
+        return self(images)
 
     @abstractmethod
     def _features(self, images: Tensor) -> Tensor:
@@ -147,19 +125,13 @@ class Extractor(ABC):
     @torch.no_grad()
     def _map(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """A function of RGB bytes over batches."""
-        _check(images)
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
+            raise InputError(f"images of shape {tuple(images.shape)}: need (N, 1 or 3, H, W) with N ≥ 1")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise InputError(f"images of {images.dtype}: need uint8, or floating point in [−1, 1]")
+        if not bool(images.isfinite().all()):
+            raise InputError("images hold NaN or infinity: a run that diverged has no features; leave it out")
         return torch.cat([function(_rgb_bytes(part).to(self.device)).cpu().double() for part in images.split(self.batch)])
-
-    @property
-    def _side(self) -> int:
-        """A side of images that the extractor takes."""
-        return 32
-
-    @property
-    def _noise(self) -> Tensor:
-        """Two images that the extractor takes, (2, 3, side, side) uint8."""
-        g = torch.Generator().manual_seed(0)
-        return torch.randint(256, (2, 3, self._side, self._side), generator=g).to(torch.uint8)
 
 
 @final
@@ -172,20 +144,17 @@ class Inception(Extractor):
     least = 20  # two a split of the inception score
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """Class probabilities for the inception score, (N, classes); the last layer's bias is left out, as published.
-
-        Raises:
-            InputError: as a call.
-        """
+        """Class probabilities for the inception score, (N, classes); the last layer's bias is left out, as published."""
         return self._map(lambda x: self.network(x, no_output_bias=True), images)
 
     def _features(self, images: Tensor) -> Tensor:
         features: Tensor = self.network(images, return_features=True)
         return features
 
-    def _seen(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _seen(self, images: Tensor, probabilities: list[Tensor]) -> Tensor:
         features, w = self(images), self._last_layer
-        return features, self.probabilities(images) if w is None else (features @ w.mT).softmax(1)
+        probabilities.append(self.probabilities(images) if w is None else (features @ w.mT).softmax(1))
+        return features
 
     @cached_property
     def _last_layer(self) -> Tensor | None:
@@ -194,7 +163,7 @@ class Inception(Extractor):
         if not isinstance(weight, Tensor):
             return None
         w = weight.detach().double().cpu()
-        features, given = self(self._noise), self.probabilities(self._noise)
+        features, given = self(_noise()), self.probabilities(_noise())
         if w.shape != (given.shape[1], features.shape[1]):
             return None
         return w if torch.allclose((features @ w.mT).softmax(1), given, rtol=1e-3, atol=1e-7) else None
@@ -227,10 +196,10 @@ class Classified(Extractor):
         features: Tensor = self.network(images.float() / 127.5 - 1)
         return features
 
-    @property
-    def _side(self) -> int:
-        side: int = self.network.network.config.side
-        return side
+    @cached_property
+    def dimension(self) -> int:
+        """F."""
+        return int(self.network.count)
 
 
 def load_extractor(kind: str, path: str | Path, device: str | torch.device = "cpu", batch: int = 64) -> Extractor:
@@ -240,9 +209,11 @@ def load_extractor(kind: str, path: str | Path, device: str | torch.device = "cp
         InputError: another kind, no such file, or a device that cannot be used.
         ModelFileError: the file holds something else.
     """
-    if kind not in _LOADERS:
-        raise unknown_name("extractor", kind, _LOADERS)
-    return _LOADERS[kind](path, local_device(str(device)), batch)
+    loaders: dict[str, Callable[[str | Path, str, int], Extractor]]
+    loaders = {"inception": inception, "dinov2": dinov2, "classifier": classifier}
+    if kind not in loaders:
+        raise unknown_name("extractor", kind, loaders)
+    return loaders[kind](path, local_device(str(device)), batch)
 
 
 def classifier(name: str | Path = "cifar10", device: str | torch.device = "cpu", batch: int = 64) -> Classified:
@@ -297,26 +268,13 @@ def dinov2(folder: str | Path, device: str | torch.device = "cpu", batch: int = 
     if len(files) < 2 or not files[0].is_file():
         raise InputError(f"{folder} lacks config.json or *.safetensors: name the local copy of a DINOv2 model's folder")
     try:
-        transformers = importlib.import_module("transformers")
+        model = importlib.import_module("transformers").Dinov2Model
     except ImportError as error:
         raise InputError(f"DINOv2 features need transformers ({error}): pip install transformers") from error
     digest = hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()
-    network = _read_dinov2(folder, transformers)
-    return Dinov2(network.float().to(device).eval().requires_grad_(False), digest, device, batch)
-
-
-_LOADERS: dict[str, Callable[[str | Path, str, int], Extractor]] = {
-    "inception": inception,
-    "dinov2": dinov2,
-    "classifier": classifier,
-}
-
-
-def _read_dinov2(folder: Path, transformers: Any) -> Any:
-    """The model of a folder. Raises ModelFileError where transformers would guess, or fails."""
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-        network, loaded = transformers.Dinov2Model.from_pretrained(
+        kind = json.loads(files[0].read_text(encoding="utf-8"))["model_type"]
+        network, loaded = model.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # transformers lets those of safetensors, json and huggingface_hub through
@@ -325,7 +283,7 @@ def _read_dinov2(folder: Path, transformers: Any) -> Any:
         raise ModelFileError(f"{folder} holds a {kind!r} model: need model_type 'dinov2'")
     if lost := sorted(loaded["missing_keys"]):
         raise ModelFileError(f"{folder} lacks {len(lost)} of the model's weights, such as {lost[0]}: copy it again")
-    return network
+    return Dinov2(network.float().to(device).eval().requires_grad_(False), digest, device, batch)
 
 
 def _packed(parts: Iterable[Tensor], rows: int = CHUNK) -> Iterator[Tensor]:
@@ -341,13 +299,9 @@ def _packed(parts: Iterable[Tensor], rows: int = CHUNK) -> Iterator[Tensor]:
         yield torch.cat(held)
 
 
-def _check(images: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
-        raise InputError(f"images of shape {tuple(images.shape)}: need (N, 1 or 3, H, W) with N ≥ 1")
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise InputError(f"images of {images.dtype}: need uint8, or floating point in [−1, 1]")
-    if not bool(images.isfinite().all()):
-        raise InputError("images hold NaN or infinity: a run that diverged has no features; leave it out")
+def _noise() -> Tensor:
+    """Two images, (2, 3, 32, 32) uint8."""
+    return torch.randint(256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
 def _rgb_bytes(images: Tensor) -> Tensor:

@@ -15,21 +15,14 @@ import torch
 from torch import Tensor
 
 from steindiff.errors import InputError
-from steindiff.metrics.values import Value
-
-__all__ = ["InceptionScore", "inception_score"]
+from steindiff.metrics.values import Value, check_pairs
 
 TOLERANCE = 1e-3
 """By which class probabilities may miss a sum of one: networks in half precision do."""
 
 
 class InceptionScore(NamedTuple):
-    """Inception scores of the splits.
-
-    Attributes:
-        scores: one a split, (splits,) float64.
-        n: the number of samples in all.
-    """
+    """Inception scores of the splits, (splits,) float64, and the number of samples in all."""
 
     scores: Tensor
     n: int
@@ -37,15 +30,12 @@ class InceptionScore(NamedTuple):
     @property
     def value(self) -> Value:
         """Their mean and its standard error; papers state the standard deviation, √splits times larger."""
-        return _mean(self.scores)
+        return Value(float(self.scores.mean()), float(self.scores.std()) / len(self.scores) ** 0.5)
 
     def minus(self, other: InceptionScore) -> Value:
-        """The mean difference, split by split. Raises InputError where samples or splits differ in number."""
-        if (self.n, len(self.scores)) != (other.n, len(other.scores)):
-            raise InputError(
-                f"{self.n} samples in {len(self.scores)} splits against {other.n} in {len(other.scores)}: need the same"
-            )
-        return _mean(self.scores - other.scores)
+        """As `Paired.minus`, split by split."""
+        check_pairs((self.n, len(self.scores)), (other.n, len(other.scores)))
+        return InceptionScore(self.scores - other.scores, self.n).value
 
 
 def inception_score(probabilities: Tensor, splits: int = 10) -> InceptionScore:
@@ -60,19 +50,12 @@ def inception_score(probabilities: Tensor, splits: int = 10) -> InceptionScore:
             f"class probabilities of shape {tuple(p.shape)} in {splits} splits: need (n, classes), at least 2 splits, and at "
             "least 2 samples in each"
         )
-    gap = float((p.sum(1) - 1).abs().max())
-    if not (gap <= TOLERANCE and float(p.min()) >= 0):
+    gap, least = float((p.sum(1) - 1).abs().max()), float(p.min())
+    if not (gap <= TOLERANCE and least >= 0):
         raise InputError(
-            f"rows miss a sum of one by up to {gap:.2g}, least entry {float(p.min()):.2g}: need probabilities; apply softmax(1)"
+            f"rows miss a sum of one by up to {gap:.2g}, least entry {least:.2g}: need probabilities; apply softmax(1)"
         )
-    scores = [_score(p[len(p) * i // splits : len(p) * (i + 1) // splits]) for i in range(splits)]
+    parts = (p[len(p) * i // splits : len(p) * (i + 1) // splits] for i in range(splits))
+    # Σ_y p(y|x) log(p(y|x)/p(y)), with 0 log 0 = 0.
+    scores = [(torch.xlogy(part, part) - torch.xlogy(part, part.mean(0))).sum(1).mean().exp() for part in parts]
     return InceptionScore(torch.stack(scores), len(p))
-
-
-def _score(p: Tensor) -> Tensor:
-    """exp of the mean over samples of Σ_y p(y|x) log(p(y|x)/p(y)), with 0 log 0 = 0."""
-    return (torch.xlogy(p, p) - torch.xlogy(p, p.mean(0))).sum(1).mean().exp()
-
-
-def _mean(scores: Tensor) -> Value:
-    return Value(float(scores.mean()), float(scores.std()) / len(scores) ** 0.5)

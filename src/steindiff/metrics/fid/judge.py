@@ -27,14 +27,12 @@ from steindiff.metrics.fid.references import Reference, read_reference
 from steindiff.metrics.moments import CHUNK
 from steindiff.metrics.values import Paired
 
-__all__ = ["Judge", "JudgeFiles", "judge"]
-
 FORMAT = 1
 
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """FID (and inception score) or FD-DINOv2 of sets of images against fixed reference statistics.
+    """Measures sets of images against fixed reference statistics.
 
     Memory, besides one chunk of images and `moments.CHUNK` of features: groups × d² float64 numbers, 0.7 GB for Inception
     (d = 2048) and 20 groups, 0.2 GB for DINOv2 large (d = 1024); Inception's probabilities, n × 1008 of them, are 0.4 GB for
@@ -42,8 +40,6 @@ class Judge:
     Inception on one core.
 
     Attributes:
-        extractor: makes the features.
-        reference: the statistics of real images, by the same extractor.
         groups: how many the jackknife has.
         few: allow no more images than features: a singular covariance, and a bias so large that only equal n compare.
         made_of: a hash of the images that the reference was made of, where it was made of some here and not read. It stands
@@ -78,33 +74,25 @@ class Judge:
         return digest.hexdigest()[:16]
 
     def check(self, n: int) -> None:
-        """Check that n images can be judged, before any work is done for them.
-
-        Raises:
-            InputError: a reference of another extractor, resizing or dimension, or as `Extractor.check`.
-        """
+        """Check before any work that n images can be judged. Raises InputError as `Reference.check` and `Extractor.check`."""
         self.reference.check(self.extractor.dimension, self.extractor.sha256, self.extractor.resize)
         self.extractor.check(n, self.groups, self.few)
 
     def measure(self, images: Tensor) -> dict[str, Paired]:
-        """The numbers by name, of images (n, 1 or 3, H, W), uint8 or floating point in [−1, 1].
-
-        Raises:
-            InputError: as `check`; images of another kind, or that are not finite.
-        """
+        """The numbers by name, of images (n, 1 or 3, H, W), uint8 or floating point in [−1, 1]; they must be finite."""
         self.check(len(images))
         return self.stream(images.split(CHUNK))
 
     def stream(self, chunks: Iterable[Tensor]) -> dict[str, Paired]:
-        """`measure` of images that come in chunks, of any sizes; call `check` first where their number is known.
+        """`measure` of images that come in chunks, of any sizes.
 
         Raises:
-            InputError: as `measure`, for too few images only once all have come.
+            InputError: for too few images only once all have come; call `check` first where their number is known.
         """
         return self.of(self.extractor.summary(chunks, self.groups))
 
     def of(self, seen: Summary) -> dict[str, Paired]:
-        """The numbers of images that the extractor has summed up. Raises InputError as `measure`."""
+        """The numbers of images that the extractor has summed up."""
         distance = self.reference.frechet(seen.parts, self.extractor.sha256, self.extractor.resize, self.few)
         found: dict[str, Paired] = {self.names[0]: distance}
         if seen.probabilities is not None:
@@ -135,12 +123,7 @@ class JudgeFiles:
             raise InputError(f"--{flag}-reference {self.reference} without its extractor: give --{flag} too")
 
     def open(self, device: str | torch.device = "cpu", batch: int = 64) -> tuple[Extractor, Reference | None]:
-        """The extractor, and its reference where a file has that.
-
-        Raises:
-            InputError: as `load_extractor` and `read_reference`; a reference of another extractor.
-            ModelFileError: as the extractors.
-        """
+        """The extractor, and its reference where a file has that; they must match."""
         extractor = load_extractor(self.kind, self.path, device, batch)
         if self.reference is None:
             return extractor, None
@@ -163,8 +146,8 @@ def judge(
 
     Args:
         extractor: "inception", "dinov2" or "classifier".
-        path: the extractor's file or folder; for "classifier" also a name such as "cifar10".
-        reference: reference statistics, an .npz file; None: they are made of `real`.
+        path: as `JudgeFiles`.
+        reference: as `JudgeFiles`; None: statistics are made of `real`.
         device: where the extractor computes.
         groups: how many the jackknife has.
         few: as `Judge`, and for the real images too.
@@ -172,7 +155,6 @@ def judge(
 
     Raises:
         InputError: as `JudgeFiles.open` and `Judge`; both or neither of reference and real; no more real images than features.
-        ModelFileError: as the extractors.
     """
     if (reference is None) == (real is None):
         raise InputError(f"reference {reference}, real images {'not ' if real is None else ''}given: give exactly one of them")

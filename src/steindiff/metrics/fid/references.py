@@ -24,13 +24,10 @@ from torch import Tensor
 
 from steindiff.errors import InputError
 from steindiff.io.files import atomic
-from steindiff.metrics.moments import SampleMoments
-from steindiff.metrics.resampling import Replicates
+from steindiff.metrics.moments import ROUNDING, SampleMoments, check_enough, root
+from steindiff.metrics.resampling import Replicates, dealt
 
-__all__ = ["Reference", "grouped_moments", "read_reference", "write_reference"]
-
-ROUNDING = 1e-6
-"""Asymmetry and negative eigenvalues that a covariance may have, relative to its largest entry or eigenvalue."""
+_KINDS = {"n": int, "extractor_sha256": str, "resize": str}
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +68,7 @@ class Reference:
         cls, moments: SampleMoments, extractor_sha256: str | None = None, resize: str | None = None, few: bool = False
     ) -> Reference:
         """The statistics of real samples. Raises InputError for no more of them than dimensions, unless `few`."""
-        _check_number(moments.n, len(moments.mean), few)
+        check_enough(moments.n, len(moments.mean), few)
         return cls(moments.mean, moments.covariance, moments.n, extractor_sha256, resize)
 
     def check(self, dimension: int, extractor_sha256: str | None = None, resize: str | None = None) -> None:
@@ -80,7 +77,7 @@ class Reference:
             raise InputError(f"samples of {dimension} features, reference of {len(self.mean)}: need those of one extractor")
         pairs = {"extractor": (extractor_sha256, self.extractor_sha256), "resizing": (resize, self.resize)}
         for what, (ours, theirs) in pairs.items():
-            if ours is not None and theirs is not None and ours != theirs:
+            if None not in (ours, theirs) and ours != theirs:
                 raise InputError(f"{what} of the samples {ours}, of the reference {theirs}: make both with the same")
 
     def frechet(
@@ -108,56 +105,39 @@ class Reference:
             raise InputError("no moments: give at least one part")
         whole = reduce(SampleMoments.merge, parts)
         self.check(len(whole.mean), extractor_sha256, resize)
-        _check_number(whole.n, len(whole.mean), few)
-        without = [self._distance(whole.without(part)) for part in parts] if len(parts) > 1 else [float("nan")]
-        replicates = torch.tensor(without, dtype=torch.float64)
-        return Replicates(self._distance(whole), replicates, replicates.new_zeros(0), (whole.n, self.n or 0))
-
-    def _distance(self, moments: SampleMoments) -> float:
-        c, root = moments.covariance, self._root
-        cross = torch.linalg.eigvalsh(root @ c @ root).clamp_min(0).sqrt().sum()
-        return float((moments.mean - self.mean).square().sum() + c.trace() + self.covariance.trace() - 2 * cross)
+        check_enough(whole.n, len(whole.mean), few)
+        law = self.mean, self.covariance, self._root
+        without = [whole.without(part).frechet(*law) for part in parts] if len(parts) > 1 else [float("nan")]
+        return Replicates.of(whole.frechet(*law), (without, []), (whole.n, self.n or 0))
 
     @cached_property
     def _root(self) -> Tensor:
-        """C_r^½. Raises InputError for an eigenvalue that is negative beyond rounding."""
-        values, vectors = torch.linalg.eigh(self.covariance)
-        if float(values[0]) < -ROUNDING * max(float(values[-1]), 0.0):
-            raise InputError(f"the reference covariance has the eigenvalue {float(values[0]):.2g}: it is none; make it again")
-        root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
-        return root
+        return root(self.covariance)
 
 
 def grouped_moments(chunks: Iterable[Tensor], groups: int) -> list[SampleMoments]:
     """Moments of features (n, d) that come in chunks, dealt into groups in turn: sample i of the stream to group i mod groups.
 
     Runs from the same seeds in the same order are dealt alike, which paired differences need. Memory is groups × d² numbers;
-    lists of several processes merge group by group.
-
-    Raises:
-        InputError: fewer than two groups, or than two samples a group.
+    lists of several processes merge group by group. Raises InputError as `dealt`.
     """
-    if groups < 2:
-        raise InputError(f"{groups} groups: a jackknife needs at least 2")
     parts: dict[int, SampleMoments] = {}
     n = 0
     for chunk in chunks:
-        of = (torch.arange(len(chunk)) + n) % groups
+        for first in range(min(groups, len(chunk))):
+            part, group = SampleMoments.of(chunk[torch.arange(first, len(chunk), groups)]), (n + first) % groups
+            parts[group] = parts[group].merge(part) if group in parts else part
         n += len(chunk)
-        for i in of.unique().tolist():
-            part = SampleMoments.of(chunk[of == i])
-            parts[i] = parts[i].merge(part) if i in parts else part
-    if n < 2 * groups:
-        raise InputError(f"{n} samples in {groups} groups: need at least 2 in each")
-    return [parts[i] for i in range(groups)]
+    dealt(n, groups)
+    return [parts[group] for group in range(groups)]
 
 
 def write_reference(path: str | Path, reference: Reference) -> None:
     """Write a .npz file atomically. Raises InputError for another suffix, or where the folder cannot be written to."""
     if Path(path).suffix != ".npz":
         raise InputError(f"{path}: reference statistics are .npz files; name one")
-    known = {"n": reference.n, "extractor_sha256": reference.extractor_sha256, "resize": reference.resize}
     entries: dict[str, Any] = {"mu": reference.mean.cpu().numpy(), "sigma": reference.covariance.cpu().numpy()}
+    known = {key: getattr(reference, key) for key in _KINDS}
     entries |= {key: np.asarray(value) for key, value in known.items() if value is not None}
     with atomic(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **entries)
@@ -175,25 +155,16 @@ def read_reference(path: str | Path) -> Reference:
         raise InputError(f"{path} is not a .npz file, or not all of one: need one with mu and sigma")
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as entries:
-            found = {key: entries[key] for key in ("mu", "sigma", "n", "extractor_sha256", "resize") if key in entries}
-            mean, covariance = (torch.from_numpy(found.pop(key).astype(np.float64)) for key in ("mu", "sigma"))
-            known = {key: value.item() for key, value in found.items()}
+            found = {key: entries[key] for key in ("mu", "sigma", *_KINDS) if key in entries}
+        mean, covariance = (torch.from_numpy(found.pop(key).astype(np.float64)) for key in ("mu", "sigma"))
+        known: dict[str, Any] = {key: value.item() for key, value in found.items()}
+        for key, value in known.items():
+            if not isinstance(value, _KINDS[key]):
+                raise InputError(f"{key} is {value!r}, need {_KINDS[key].__name__}; make it again")
+        return Reference(mean, covariance, **known)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except KeyError as error:
         raise InputError(f"{path} has no entry {error}: need mu and sigma") from error
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is not a readable .npz file of numbers ({error}): copy or make it again") from error
-    for key, kind in (("n", int), ("extractor_sha256", str), ("resize", str)):
-        if key in known and not isinstance(known[key], kind):
-            raise InputError(f"{path}: {key} is {known[key]!r}, need {kind.__name__}; make it again")
-    try:
-        return Reference(mean, covariance, **known)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-
-
-def _check_number(n: int, d: int, few: bool) -> None:
-    if n <= d and not few:
-        raise InputError(
-            f"n = {n} samples of d = {d} features: their covariance is singular; draw at least {d + 1}, 50000 for numbers that "
-            "compare with published ones, or allow it by few=True and compare equal n only"
-        )
