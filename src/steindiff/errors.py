@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class SteindiffError(Exception):
@@ -40,6 +41,13 @@ def require(holds: bool, need: str, **values: object) -> None:
     """
     if not holds:
         raise InputError(f"{', '.join(f'{name}={value!r}' for name, value in values.items())}: {need}")
+
+
+def at_least(config: Any, least: Mapping[str, float]) -> None:
+    """Raise InputError for a field below its least value; None is no value."""
+    for name, low in least.items():
+        value = getattr(config, name)
+        require(value is None or value >= low, f"must be at least {low}", **{name: value})
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:

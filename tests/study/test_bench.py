@@ -89,14 +89,14 @@ def test_a_study_that_cannot_run_is_refused(changes, message):
 
 def test_a_file_changes_a_preset_and_flags_change_the_file(tmp_path):
     (tmp_path / "s.toml").write_text('n = 64\nsolvers = ["heun"]\n')
-    study = configure("quick", tmp_path / "s.toml", {"nfe": "5,6", "beds": ""}, {"batch": 32})
+    study = configure("quick", tmp_path / "s.toml", {"nfe": (5, 6), "batch": 32})
     assert (study.n, study.solvers, study.nfe, study.batch) == (64, ("heun",), (5, 6), 32)
     assert study.beds == PRESETS["quick"].beds
     (tmp_path / "s.toml").write_text("n = ")
     with pytest.raises(InputError, match="not a readable TOML file"):
         read_config(tmp_path / "s.toml", Config())
     with pytest.raises(InputError, match="did you mean 'quick'"):
-        configure("quik", None, {}, {})
+        configure("quik", None, {})
 
 
 def test_cells_are_of_specs_and_of_objects():
@@ -115,7 +115,7 @@ def test_cells_are_of_specs_and_of_objects():
     solver, _ = build(mine, config)
     assert "lower_order_final=False" in repr(solver)
     assert store.place(Path("out"), spec, "k").name == "dpmpp_2m(lower_order_final=False)-karras-5-clamped-k.safetensors"
-    assert configure("quick", None, {"solvers": ",".join(specs)}, {"divergence": "exact"}).solvers == specs
+    assert configure("quick", None, {"solvers": specs, "divergence": "exact"}).solvers == specs
     with pytest.raises(InputError, match="define __repr__"):
         key_of(mine, bed, dataclasses.replace(config, objects={**objects, "mine": Nameless()}))
 

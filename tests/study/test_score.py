@@ -13,8 +13,8 @@ from PIL import Image
 from torch import nn
 
 from commandline import run_command
+from steindiff.cli import score
 from steindiff.cli.app import app
-from steindiff.cli.score import EXAMPLES
 from steindiff.errors import InputError
 from steindiff.io.files import sha256
 from steindiff.metrics import JudgeFiles, Reference, SampleMoments, Value, inception, read_reference
@@ -305,7 +305,7 @@ def test_sets_that_do_not_say_their_seeds_are_taken_at_their_word(place, tmp_pat
     assert fid.difference.value == pytest.approx(fid.value.value - fid.against.value)
 
 
-@pytest.mark.parametrize(("text", "count"), [(EXAMPLES, 4), (DOCS.read_text(encoding="utf-8"), 6)], ids=["help", "docs"])
+@pytest.mark.parametrize(("text", "count"), [(score.__doc__, 4), (DOCS.read_text(encoding="utf-8"), 6)], ids=["help", "docs"])
 def test_the_examples_are_commands(text, count):
     commands = typer.main.get_command(app).commands
     lines = [line.strip() for line in text.replace("\\\n", " ").splitlines()]

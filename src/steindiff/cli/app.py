@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import typer
@@ -12,8 +13,6 @@ from steindiff.cli import bench, demo, diagnose, evaluate, models, sample, score
 from steindiff.cli.options import Threads, use_threads
 from steindiff.errors import SteindiffError
 
-__all__ = ["app", "main"]
-
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 
@@ -23,14 +22,11 @@ def _root(threads: Threads = 0) -> None:
     use_threads(threads)
 
 
-app.command("sample", epilog=sample.EXAMPLES)(sample.sample_command)
-app.command("demo", epilog=demo.EXAMPLES)(demo.demo_command)
-app.command("diagnose", epilog=diagnose.EXAMPLES)(diagnose.diagnose_command)
-app.command("train", epilog=train.EXAMPLES)(train.train_command)
-app.command("bench", epilog=bench.EXAMPLES)(bench.bench_command)
-app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate_command)
-app.command("score", epilog=score.EXAMPLES)(score.score_command)
-app.command("models")(models.models_command)
+for _module in (sample, demo, diagnose, train, bench, evaluate, score, models):
+    _name = _module.__name__.rpartition(".")[2]
+    # The examples are the docstring of the module, after its first line; a command is a paragraph, or rich may join two.
+    _examples = re.sub(r"\n  (?=\S)", "\n\n  ", escape((_module.__doc__ or "").partition("\n")[2]))
+    app.command(_name, epilog=_examples.replace("Examples:", "[bold]Examples[/bold]"))(getattr(_module, f"{_name}_command"))
 
 
 def main() -> None:

@@ -1,4 +1,8 @@
-"""`steindiff demo`: base and corrected solvers side by side, in a few minutes."""
+"""`steindiff demo`: base and corrected solvers side by side, in a few minutes.
+
+Examples:
+  steindiff demo --outdir outputs/demo
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,6 @@ from typing import Annotated
 import typer
 
 from steindiff.cli.options import FirstSeed, ReportFolder
-
-__all__ = ["EXAMPLES", "demo_command"]
-
-EXAMPLES = "\n[bold]Example[/bold]\n\n  steindiff demo --outdir outputs/demo\n"
 
 
 def demo_command(

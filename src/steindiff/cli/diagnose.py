@@ -1,4 +1,9 @@
-"""`steindiff diagnose`: how solver steps stretch errors, and what the corrections see on the way."""
+"""`steindiff diagnose`: how solver steps stretch errors, and what the corrections see on the way.
+
+Examples:
+  steindiff diagnose --outdir outputs/diagnose
+  steindiff diagnose --model digits --solver dpmpp_2m,heun --nfe 5,6,8,10 --outdir outputs/diagnose-digits
+"""
 
 from __future__ import annotations
 
@@ -9,17 +14,6 @@ import typer
 from rich.markup import escape
 
 from steindiff.cli.options import FirstSeed, ReportFolder
-
-__all__ = ["EXAMPLES", "diagnose_command"]
-
-EXAMPLES = """
-
-[bold]Examples[/bold]
-
-  steindiff diagnose --outdir outputs/diagnose
-
-  steindiff diagnose --model digits --solver dpmpp_2m,heun --nfe 5,6,8,10 --outdir outputs/diagnose-digits
-"""
 
 
 def diagnose_command(

@@ -1,4 +1,4 @@
-"""The options that several commands share: each flag has its spelling, its limits and its help here, once."""
+"""The options that several commands share and no configuration has."""
 
 from __future__ import annotations
 
@@ -9,14 +9,8 @@ import torch
 import typer
 
 from steindiff import models
+from steindiff.metrics import JudgeFiles
 
-__all__ = [
-    "Batch", "Chunk", "Device", "Dinov2", "Dinov2Reference", "FirstSeed", "HeldOut", "Inception", "InceptionReference",
-    "ModelName", "ReportFolder", "Threads", "use_threads",
-]  # fmt: skip
-
-Batch = Annotated[int, typer.Option(help="Images in a batch; the statistics of a correction are those of a batch.", min=1)]
-Chunk = Annotated[int, typer.Option("--batch", help="Images at a time; this changes speed and rounding only.", min=1)]
 Device = Annotated[
     str, typer.Option(help="The model computes on cpu, cuda, cuda:1, …; with cuda, several processes take one device each.")
 ]
@@ -32,6 +26,11 @@ InceptionReference = Annotated[Path | None, typer.Option(help="Its statistics of
 ModelName = Annotated[str, typer.Option(help=f"The model is one of {', '.join(models.names())}, or a .safetensors file.")]
 ReportFolder = Annotated[Path, typer.Option("--outdir", help="The report and its pictures go into this folder.")]
 Threads = Annotated[int, typer.Option(help="The number of CPU threads; 0 leaves torch's default.", min=0)]
+
+
+def judges(**named: tuple[Path | str | None, Path | None]) -> tuple[JudgeFiles, ...]:
+    """The files of every judge of which something is named: by its kind, weights and reference."""
+    return tuple(JudgeFiles(kind, str(path or ""), reference) for kind, (path, reference) in named.items() if path or reference)
 
 
 def use_threads(count: int) -> None:

@@ -1,17 +1,25 @@
-"""`steindiff train`: from a folder of images to a model file with its card."""
+"""`steindiff train`: from a folder of images to a model file with its card.
+
+Examples:
+  steindiff train --preset smoke --data digits --outdir outputs/smoke
+  steindiff train --preset cifar10 --data train.tar.xz --held-out test.tar.xz --outdir outputs/cifar10 --evaluate 10000
+  steindiff train --preset cifar10 --data photos/ --held-out 1000 --set lr=5e-4 --set channels=48 --outdir outputs/photos
+
+Killed at any moment, the same command goes on from the last checkpoint, with the losses of an unbroken run.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
 
 from steindiff import models
-from steindiff.cli.options import HeldOut
+from steindiff.cli.derive import options_of
 from steindiff.errors import InputError
 from steindiff.models.datasets import ImageSet
 from steindiff.models.networks import UNetConfig
@@ -22,34 +30,15 @@ from steindiff.train.recipe import Recipe
 if TYPE_CHECKING:
     from steindiff.train.loop import Options
 
-__all__ = ["EXAMPLES", "Output", "run_training", "train_command"]
 
-EXAMPLES = """
-
-[bold]Examples[/bold]
-
-  steindiff train --preset smoke --data digits --outdir outputs/smoke
-
-  steindiff train --preset cifar10 --data train.tar.xz --held-out test.tar.xz --outdir outputs/cifar10 --evaluate 10000
-
-  steindiff train --preset cifar10 --data photos/ --held-out 1000 --set lr=5e-4 --set channels=48 --outdir outputs/photos
-
-Killed at any moment, the same command goes on from the last checkpoint, with the losses of an unbroken run.
-"""
-
-
+@options_of(Plan)
 def train_command(
     outdir: Annotated[Path, typer.Option(help="Checkpoint, log, samples, model and card go into this folder.")],
-    data: Annotated[str, typer.Option(help="A folder, zip or tar of images to train on, or: digits.")],
-    held_out: HeldOut = "",
     preset: Annotated[str, typer.Option(help="; ".join(f"{k}: {v.about}" for k, v in PRESETS.items()))] = "cifar10",
-    settings: Annotated[
+    changes: Annotated[
         list[str] | None,
         typer.Option("--set", help=f"NAME=VALUE changes the recipe or network (repeatable): {', '.join(SETTINGS)}."),
     ] = None,
-    resolution: Annotated[int | None, typer.Option(help="Crop to squares and resize; default: the preset's.", min=1)] = None,
-    grey: Annotated[bool, typer.Option("--grey", help="Make the images grey.")] = False,
-    classes: Annotated[bool, typer.Option("--classes", help="Condition on classes: folders, or dataset.json.")] = False,
     name: Annotated[str, typer.Option(help="The model file's name; default: the last part of --outdir.")] = "",
     notes: Annotated[Path | None, typer.Option(help="A Markdown file to put into the card.")] = None,
     evaluate: Annotated[int, typer.Option(help="How many samples the card judges the network by.", min=0)] = 1000,
@@ -64,6 +53,7 @@ def train_command(
     compile_network: Annotated[bool, typer.Option("--compile", help="Use torch.compile on the network.")] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where --outdir holds a run.")] = False,
+    **given: Any,
 ) -> None:
     """Train a denoiser with EDM's objective; write a model file and a card that says how good it is.
 
@@ -74,10 +64,7 @@ def train_command(
     except ModuleNotFoundError as error:
         raise InputError(f"training needs {error.name}: pip install 'steindiff[cli,train]'") from error
 
-    plan = Plan(
-        preset=preset, data=data, held_out=held_out, changes=tuple(settings or ()), resolution=resolution, grey=grey,
-        classes=classes,
-    )  # fmt: skip
+    plan = Plan(preset, changes=tuple(changes or ()), **given)
     options = Options(
         log_every=log_every, report_every=report_every, checkpoint_seconds=checkpoint_seconds,
         session_seconds=60 * session_minutes, compile=compile_network, cpu=cpu,

@@ -17,8 +17,8 @@ from steindiff.report.numbers import NONE, show, tree
 from steindiff.study.evaluation import Evaluation, Settings
 
 _OPTIONS = {
-    "n_few": "n-few", "first_seed": "seed", "fine_steps": "fine-steps", "groups": "groups", "runs": "runs",
-    "features": "features", "precision": "precision",
+    "n_few": "n-few", "first_seed": "seed", "fine_steps": "fine-steps", "checked": "checked", "groups": "groups",
+    "runs": "runs", "features": "features", "precision": "precision",
 }  # fmt: skip
 _KINDS = {"energy": "energy distance", "pixels": "pixel Fréchet", "features": "feature Fréchet"}
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from steindiff import corrections, grids, solvers
 from steindiff.divergence import Choice, Hutchinson
-from steindiff.errors import InputError
+from steindiff.errors import InputError, at_least, require
 from steindiff.solvers import Solver
-
-__all__ = ["Frame", "Job", "parse_seeds"]
 
 Frame = Literal["model", "ve"]
 
@@ -24,23 +22,28 @@ class Job:
     """Everything that determines the images of one run.
 
     Args:
-        model: the name of a shipped model, or a model file.
+        model: the name of a shipped model, or a .safetensors file.
         seeds: every seed makes one image.
-        solver: a spec, as `solvers.make` takes.
-        grid: a spec, as `grids.make` takes; the grid runs from `sigma_max` to `sigma_min`, and with `to_zero` one step further.
+        solver: a name, or a spec with options.
+        grid: a name or a spec, of noise levels from `sigma_max` to `sigma_min`.
         steps: the number of solver steps; either this or `nfe`.
         nfe: network evaluations to spend; either this or `steps`.
-        correction: a spec, as `corrections.make` takes.
-        frame: the coordinates of the blend.
+        sigma_min: the lowest noise level.
+        sigma_max: the highest noise level.
+        to_zero: add one more step, to sigma = 0, as EDM's sampler does.
+        correction: a name, a spec, or a .json table of gamma.
+        frame: the coordinates of the blend, model or ve.
         divergence: how a correction estimates its divergence.
         batch: images in a batch; the statistics of a correction are those of a batch.
-        class_index: the label, for a class-conditional model.
-        dtype: the solver state is "float32" or "float64".
-        device: where the model computes.
+        class_index: the class label, for a class-conditional model.
+        dtype: the solver state and shipped models are float32 or float64.
+        device: the model computes on cpu, cuda, cuda:1, …; with cuda, several processes take one device each.
 
     Raises:
         InputError: both or neither of `steps` and `nfe`, a seed given twice, or a value outside its range.
     """
+
+    LEAST: ClassVar = {"steps": 1, "nfe": 1, "batch": 1}
 
     model: str
     seeds: tuple[int, ...]
@@ -62,14 +65,11 @@ class Job:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.nfe is None):
             raise InputError(f"steps={self.steps}, nfe={self.nfe}: give exactly one of --steps and --nfe")
-        if self.batch < 1:
-            raise InputError(f"batch={self.batch}: need at least one image a batch")
+        at_least(self, self.LEAST)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(f"{len(self.seeds)} seeds, {len(set(self.seeds))} different: need at least one, and none twice")
-        if self.frame not in get_args(Frame):
-            raise InputError(f"frame={self.frame!r}: choose model or ve")
-        if self.dtype not in ("float32", "float64"):
-            raise InputError(f"dtype {self.dtype!r}: the solver state is float32 or float64")
+        require(self.frame in get_args(Frame), "choose model or ve", frame=self.frame)
+        require(self.dtype in ("float32", "float64"), "the solver state is float32 or float64", dtype=self.dtype)
 
     @property
     def state_dtype(self) -> torch.dtype:

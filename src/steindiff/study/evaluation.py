@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from steindiff import grids, solvers
-from steindiff.errors import InputError, unknown_name
+from steindiff.errors import InputError, at_least, unknown_name
 from steindiff.io.processes import local_device
 from steindiff.metrics import Features, Value
 from steindiff.models import Model
@@ -17,7 +17,6 @@ from steindiff.solvers import Solver
 FINE = "fine"
 RUNS = (FINE, *(f"{solver}-{nfe}" for solver in ("dpmpp_2m", "unipc_3", "ipndm_3", "heun") for nfe in (5, 6, 8, 10)))
 PRECISIONS = ("no", "bf16")
-_LEAST = {"n": 4, "n_few": 4, "first_seed": 0, "fine_steps": 2, "checked": 2, "groups": 2, "batch": 1, "chunk": 1}
 
 
 @dataclass(frozen=True)
@@ -26,21 +25,23 @@ class Settings:
 
     Args:
         n: samples of the fine run, and the most real images of either set.
-        n_few: samples of the other runs; None: n.
-        runs: "fine", or a solver and its network evaluations: "heun-10", "dpmpp_3m(exact=True)-8".
-        first_seed: image i comes from seed first_seed + i in every run.
-        fine_steps: steps of the fine run from 80 to 0.002; one more goes to 0.
-        precision: the network's arithmetic, "no" (float32), or "bf16" under autocast; the state is float32.
+        n_few: samples of the other runs; by default `n`.
+        runs: what is run: fine, and SOLVER-NFE (a solver or a spec); by default fine and four solvers at NFE 5, 6, 8, 10.
+        first_seed: image i comes from this seed plus i in every run.
+        fine_steps: Heun steps of the fine run from 80 to 0.002; one more goes to 0.
+        precision: the network computes in float32 (no), or in bf16 under autocast; the state is float32.
         checked: samples of each run drawn in float32 too, to state what bf16 changes.
-        features: "cifar10", left out where the images do not fit it; "none"; or a classifier file.
-        groups: how many the Fréchet distances' jackknife has; None: 20, or 5 beyond 1000 dimensions.
-        batch: images at a time.
+        features: those of cifar10 (16×16 or 32×32 in colour, else left out), none, or of a classifier file.
+        groups: how many groups the Fréchet distances' jackknife has; by default 20, or 5 beyond 1000 dimensions.
+        batch: images at a time; this changes speed and rounding only.
         chunk: images between writes to disk.
-        device: where the model computes.
+        device: the model computes on cpu, cuda, cuda:1, …; with cuda, several processes take one device each.
 
     Raises:
         InputError: a number or a name outside its range, or a device that is not there.
     """
+
+    LEAST: ClassVar = {"n": 4, "n_few": 4, "first_seed": 0, "fine_steps": 2, "checked": 2, "groups": 2, "batch": 1, "chunk": 1}
 
     n: int = 10000
     n_few: int | None = None
@@ -56,10 +57,7 @@ class Settings:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name, low in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise InputError(f"{name}={value}: must be at least {low}")
+        at_least(self, self.LEAST)
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
         if not self.runs or len(set(self.runs)) != len(self.runs):

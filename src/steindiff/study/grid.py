@@ -74,10 +74,10 @@ class Config:
         corrections: specs of corrections.
         n: how many images a cell has.
         batch: how many images a batch has; γ is a statistic of a batch.
-        first_seed: image i comes from seed first_seed + i in every cell.
+        first_seed: image i comes from this seed plus i in every cell.
         divergence: how derivatives are taken: vjp, jvp or fd, with Hutchinson's probes, or exact (all d products).
         probes: how many Hutchinson probes a step takes.
-        probe_kind: rademacher or gaussian.
+        probe_kind: the probes are rademacher or gaussian.
         sub_batch: the divergence is estimated on so many images of a batch; 0 for all.
         metrics: what is measured.
         axes: how many principal axes the pixel Fréchet distance has.

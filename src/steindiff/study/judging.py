@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from steindiff.errors import InputError
+from steindiff.errors import InputError, at_least
 from steindiff.metrics import JudgeFiles, Paired, Value, weigh
 
 _WORDS = {"win": "better", "loss": "worse", "noise": "within noise"}
@@ -19,21 +19,24 @@ class Job:
 
     Args:
         judges: the files of each; one of a kind at most.
-        images: folder, zip, tar or .npz; where it is empty, only a reference is made.
+        images: the samples: a folder, zip, tar or .npz (arr_0, uint8 NHWC), or the folder of a `steindiff sample` run; without
+            them only a reference is made.
         against: a second set from the same seeds, for a paired difference.
-        real: images that references are made of, for extractors without a file of them.
+        real: real images, of which references that no file gives are made.
         held_out: real images that are in no reference, for the noise floor.
-        write_reference: where the reference is kept, .npz.
-        n: how many images of each set are judged, the first ones; None: all of them.
-        groups: how many the jackknife has.
-        few: allow no more images than features.
-        resolution: the size that real images are cropped and resized to; None: they are as they should be.
-        batch: how many images the network sees at a time; this changes speed and rounding only.
-        device: where the network computes.
+        write_reference: keep the reference made of `real` in this .npz.
+        n: judge the first so many images of each set; by default all.
+        groups: how many groups the jackknife has.
+        few: allow no more images than features; the result is very biased.
+        resolution: crop and resize real images to this many pixels; by default they are as they should be.
+        batch: images at a time; this changes speed and rounding only.
+        device: the model computes on cpu, cuda, cuda:1, …; with cuda, several processes take one device each.
 
     Raises:
         InputError: entries that do not go together.
     """
+
+    LEAST: ClassVar = {"groups": 2, "batch": 1, "n": 2, "resolution": 1}
 
     judges: tuple[JudgeFiles, ...]
     images: str = ""
@@ -51,10 +54,7 @@ class Job:
     def __post_init__(self) -> None:
         if problem := next(self._problems(), None):
             raise InputError(problem)
-        for name, low in (("groups", 2), ("batch", 1), ("n", 2)):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise InputError(f"{name}={value}: must be at least {low}")
+        at_least(self, self.LEAST)
 
     def _problems(self) -> Iterator[str]:
         place, without = self.write_reference, [files.kind for files in self.judges if files.reference is None]

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from steindiff.errors import InputError, unknown_name
 from steindiff.models.datasets import ImageSet, load_pair
@@ -69,16 +69,18 @@ class Plan:
 
     Args:
         preset: where recipe and network start from.
-        data: folder or archive of images, or "digits".
-        held_out: the same, or a number of images to hold out of `data`.
-        changes: "name=value", to the recipe or the network.
-        resolution: crop to squares and resize; None: the preset's.
-        grey: one channel.
-        classes: class-conditional.
+        data: a folder, zip or tar of images to train on, or: digits.
+        held_out: images that are not trained on: a folder, zip or tar, or how many of `data` are held out.
+        changes: NAME=VALUE, to the recipe or the network.
+        resolution: crop to squares and resize; by default the preset's.
+        grey: make the images grey.
+        classes: condition on classes: folders, or dataset.json.
 
     Raises:
         InputError: a setting that neither has, or a value of another type.
     """
+
+    LEAST: ClassVar = {"resolution": 1}
 
     preset: str
     data: str
