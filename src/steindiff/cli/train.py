@@ -118,7 +118,7 @@ def run_training(
         print(f"stopped at step {trained.step} of {recipe.steps}: the same command goes on")
         return []
     command = plan.command(recipe, output.name)
-    info = describe(output.name, command, data, held_out, config, recipe, trained.seconds, outdir)
+    info = describe(output.name, command, data, held_out, config, recipe, trained.seconds, outdir / loop.LOG)
     files, info = export(outdir / f"{output.name}.safetensors", trained.denoiser, info)
     write_card(outdir / f"{output.name}.md", info, files, _quality(files[0], data, held_out, recipe, output, options), note)
     print(f"{', '.join(map(str, files))}; card: {outdir / output.name}.md")

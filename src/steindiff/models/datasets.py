@@ -69,6 +69,11 @@ class ImageSet:
             digest.update(self.labels.numpy().tobytes())
         return digest.hexdigest()
 
+    @property
+    def deviation(self) -> float:
+        """The standard deviation σ_d of the points, to four decimals."""
+        return round(float(self.points().std()), 4)
+
     def points(self, index: Tensor | slice = slice(None)) -> Tensor:
         """The images as float32 in [−1, 1], on the device of the pixels."""
         return self.pixels[index].float().mul_(2 / self.top).sub_(1)
@@ -76,6 +81,10 @@ class ImageSet:
     def take(self, index: Tensor | slice) -> ImageSet:
         """The images at an index."""
         return replace(self, pixels=self.pixels[index], labels=None if self.labels is None else self.labels[index])
+
+    def to(self, device: torch.device) -> ImageSet:
+        """The images and labels on another device."""
+        return replace(self, pixels=self.pixels.to(device), labels=None if self.labels is None else self.labels.to(device))
 
     def shuffled(self, n: int | None = None) -> ImageSet:
         """At most n of the images in random order, always the same: archives are often sorted by class."""

@@ -14,8 +14,6 @@ import torch
 from steindiff.errors import InputError
 from steindiff.io.files import atomic
 
-__all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint", "steps_of"]
-
 FORMAT = 1
 
 
@@ -26,7 +24,7 @@ class Checkpoint:
     Attributes:
         step: optimiser steps done.
         seconds: the training time so far, over all sessions.
-        identity: what makes the run: recipe, network, data hashes; a resumed run must have the same.
+        identity: recipe, network and data hashes, which a resumed run must share.
         network, average, optimizer, scaler: state dicts; the scaler's is empty but for fp16.
     """
 
@@ -40,11 +38,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, state: Checkpoint) -> None:
-    """Write atomically, and to the disk before the old one goes: a power cut leaves one of the two.
-
-    Raises:
-        InputError: the folder cannot be written to, or the disk is full.
-    """
+    """Write atomically, and to the disk before the old one goes: a power cut leaves one of the two."""
     with atomic(path) as temporary:
         try:
             with open(temporary, "wb") as file:
@@ -56,14 +50,9 @@ def save_checkpoint(path: Path, state: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint:
-    """The state to go on from.
-
-    Raises:
-        InputError: unreadable, or of a run with another recipe, network or data; names what differs.
-    """
+    """The state to go on from. Raises InputError where it cannot be read, or is another run's; names what differs."""
     state = _read(path)
-    differing = _differences(state.identity, identity)
-    if differing:
+    if differing := _differences(state.identity, identity):
         raise InputError(
             f"{path} belongs to another run ({'; '.join(differing)}): use the same settings, another --outdir, or --overwrite"
         )
@@ -71,7 +60,7 @@ def load_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint:
 
 
 def steps_of(path: Path) -> int | None:
-    """The steps of the run that a checkpoint belongs to; None where there is no checkpoint. Raises InputError as above."""
+    """The steps of the whole run that a checkpoint belongs to; None where there is no checkpoint."""
     return int(_read(path).identity["recipe"]["steps"]) if path.exists() else None
 
 

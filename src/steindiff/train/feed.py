@@ -12,13 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steindiff.errors import InputError
+from steindiff.errors import InputError, require
 from steindiff.models.datasets import ImageSet
 from steindiff.noise import mix
 from steindiff.train.objective import stratified_sigmas
 from steindiff.train.recipe import Recipe
-
-__all__ = ["Batch", "Feed"]
 
 _ORDER, _LEVELS, _NOISE, _DROPOUT = range(4)  # one random stream each
 
@@ -38,7 +36,7 @@ class Feed:
 
     Args:
         data: the training images, on the device that trains.
-        recipe: batch size, noise law, flips and seed.
+        recipe: what batches depend on: size, noise law, flips and seed.
         conditional: hand out labels.
 
     Raises:
@@ -52,15 +50,15 @@ class Feed:
     world: int = 1
 
     def __post_init__(self) -> None:
-        if self.recipe.batch % self.world:
-            raise InputError(f"batch={self.recipe.batch} over {self.world} processes: must be a multiple of {self.world}")
+        need = f"the batch must be a multiple of {self.world}"
+        require(self.recipe.batch % self.world == 0, need, batch=self.recipe.batch, processes=self.world)
         if self.conditional and self.data.labels is None:
             raise InputError(f"{self.data.source} has no classes: give each class its own folder, or train without classes")
 
     def batch(self, step: int) -> Batch:
         """x₀ (b, C, H, W), labels (b,) or None, σ (b,), ε like x₀; b = batch / world."""
         r, device = self.recipe, self.data.pixels.device
-        generator = self._generator(_LEVELS, step)
+        generator = torch.Generator().manual_seed(mix(r.seed, _LEVELS, step))
         sigma = stratified_sigmas(r.batch, r.p_mean, r.p_std, generator)
         flips = torch.rand(r.batch, generator=generator) < 0.5
         mine = slice(self.rank, None, self.world)
@@ -85,9 +83,6 @@ class Feed:
         orders = torch.cat([_order(n, self.recipe.seed, epoch) for epoch in range(first, last + 1)])
         start = step * b - first * n
         return orders[start : start + b]
-
-    def _generator(self, *stream: int) -> torch.Generator:
-        return torch.Generator().manual_seed(mix(self.recipe.seed, *stream))
 
 
 @lru_cache(maxsize=4)

@@ -13,9 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["SIGMAS", "loss_per_sigma", "stratified_sigmas", "weighted_errors"]
-
 SIGMAS = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 10.0)
+_BATCH = 512
 
 
 def weighted_errors(
@@ -37,26 +36,18 @@ def stratified_sigmas(batch: int, p_mean: float, p_std: float, generator: torch.
 
 @torch.no_grad()
 def loss_per_sigma(
-    denoiser: Callable[..., Tensor],
-    sigma_data: float,
-    x0: Tensor,
-    labels: Tensor | None = None,
-    *,
-    repeats: int = 1,
-    batch: int = 512,
-    seed: int = 1,
+    denoiser: Callable[..., Tensor], sigma_data: float, x0: Tensor, labels: Tensor | None = None
 ) -> list[tuple[float, float]]:
-    """Mean weighted error and its standard error over images, at each of `SIGMAS`; noise fixed by the seed, so runs compare."""
+    """Mean weighted error and its standard error over images, at each of `SIGMAS`; the noise is fixed, so that runs compare."""
     values = []
     for level in SIGMAS:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(1)
         parts = []
-        for start in range(0, len(x0), batch):
-            x = x0[start : start + batch]
-            y = None if labels is None else labels[start : start + batch]
-            sigma = torch.full((len(x),), level, device=x.device)
-            draws = (torch.randn(x.shape, generator=generator).to(x.device) for _ in range(repeats))
-            parts.append(torch.stack([weighted_errors(denoiser, sigma_data, x, sigma, noise, y) for noise in draws]).mean(0))
+        for index in torch.arange(len(x0), device=x0.device).split(_BATCH):
+            sigma = torch.full((len(index),), level, device=x0.device)
+            noise = torch.randn(len(index), *x0.shape[1:], generator=generator).to(x0.device)
+            y = None if labels is None else labels[index]
+            parts.append(weighted_errors(denoiser, sigma_data, x0[index], sigma, noise, y))
         errors = torch.cat(parts).double()
         spread = float(errors.std()) / len(errors) ** 0.5 if len(errors) > 1 else float("nan")
         values.append((float(errors.mean()), spread))

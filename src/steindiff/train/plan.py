@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar
 
 from steindiff.errors import InputError, unknown_name
 from steindiff.models.datasets import ImageSet, load_pair
 from steindiff.models.networks import UNetConfig
 from steindiff.train.recipe import Recipe
-
-__all__ = ["PRESETS", "SETTINGS", "Plan", "Preset"]
 
 
 @dataclass(frozen=True)
@@ -58,9 +55,8 @@ PRESETS: dict[str, Preset] = {
 }  # fmt: skip
 
 _Settings = TypeVar("_Settings", Recipe, UNetConfig)
-_OF_RECIPE = tuple(f.name for f in dataclasses.fields(Recipe))
-_OF_NETWORK = tuple(f.name for f in dataclasses.fields(UNetConfig) if f.name not in ("image_channels", "num_classes"))
-SETTINGS = (*_OF_RECIPE, *_OF_NETWORK)
+_FIELDS = (*dataclasses.fields(Recipe), *dataclasses.fields(UNetConfig))
+SETTINGS = tuple(f.name for f in _FIELDS if f.name not in ("image_channels", "num_classes"))
 
 
 @dataclass(frozen=True)
@@ -98,26 +94,25 @@ class Plan:
 
     @property
     def base(self) -> Preset:
-        """The preset itself. Raises InputError for an unknown name."""
+        """The preset itself."""
         if self.preset not in PRESETS:
             raise unknown_name("preset", self.preset, PRESETS)
         return PRESETS[self.preset]
 
     def load(self, progress: bool = True) -> tuple[ImageSet, ImageSet]:
-        """Training and held-out images. Raises InputError as `load_pair`."""
-        resolution = self.resolution or self.base.resolution
-        return load_pair(self.data, self.held_out, resolution, self.grey, progress)
+        """Training and held-out images."""
+        return load_pair(self.data, self.held_out, self.resolution or self.base.resolution, self.grey, progress)
 
     def recipe(self) -> Recipe:
         """The preset's recipe with the changes."""
-        return _changed(self.base.recipe, self.changes, _OF_RECIPE)
+        return _changed(self.base.recipe, self.changes)
 
     def network(self, data: ImageSet) -> UNetConfig:
         """The preset's network with the changes, for these images. Raises InputError where it should have classes they lack."""
         if self.classes and not data.classes:
             raise InputError(f"--classes: {self.data} has no classes; give each class its own folder, or leave the flag away")
-        base = replace(self.base.unet, image_channels=data.event_shape[0])
-        return _changed(replace(base, num_classes=len(data.classes) if self.classes else 0), self.changes, _OF_NETWORK)
+        classes = len(data.classes) if self.classes else 0
+        return _changed(replace(self.base.unet, image_channels=data.event_shape[0], num_classes=classes), self.changes)
 
     def command(self, recipe: Recipe, name: str) -> str:
         """The command that does it again, without this machine's folders."""
@@ -134,10 +129,11 @@ class Plan:
         return " ".join([*parts, *(f"--set {c}" for c in changes), f"--outdir outputs/{name}"])
 
 
-def _changed(base: _Settings, changes: Sequence[str], names: Sequence[str]) -> _Settings:
-    pairs = (change.partition("=") for change in changes)
-    values: dict[str, Any] = {name: _parse(name, text, getattr(base, name)) for name, _, text in pairs if name in names}
-    return replace(base, **values)
+def _changed(base: _Settings, changes: tuple[str, ...]) -> _Settings:
+    """`base` with those of the changes that are to its fields."""
+    old, pairs = vars(base), (change.partition("=") for change in changes)
+    new: dict[str, Any] = {name: _parse(name, text, old[name]) for name, _, text in pairs if name in old}
+    return replace(base, **new)
 
 
 def _parse(name: str, text: str, old: object) -> object:
@@ -145,11 +141,11 @@ def _parse(name: str, text: str, old: object) -> object:
     if isinstance(old, str):
         return text
     try:
-        value = ast.literal_eval(f"({text},)" if isinstance(old, tuple) and text else text or "()")
+        value: Any = ast.literal_eval(f"({text},)" if isinstance(old, tuple) and text else text or "()")
     except (ValueError, SyntaxError):
         value = None
     if isinstance(old, float) and type(value) is int:
         value = float(value)
-    if type(value) is not type(old) or (isinstance(old, tuple) and not all(type(v) is int for v in cast(tuple[object], value))):
+    if type(value) is not type(old) or (isinstance(value, tuple) and not all(type(v) is int for v in value)):
         raise InputError(f"{name}={text}: need a value like {old!r}; flags are True or False, tuples 1,2,2")
     return value

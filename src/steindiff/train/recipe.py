@@ -7,13 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steindiff.errors import InputError
-
-__all__ = ["EMAS", "PRECISIONS", "Recipe", "average_weight", "learning_rate", "power_exponent"]
+from steindiff.errors import require
 
 EMAS = ("half_life", "power")
 PRECISIONS = ("no", "bf16", "fp16")
-_POSITIVE = ("lr", "ema_length", "p_std", "clip_norm")
 
 
 @dataclass(frozen=True)
@@ -26,13 +23,11 @@ class Recipe:
         lr: peak learning rate of AdamW.
         warmup: steps of linear warm-up.
         decay: share of the run, at its end, over which the learning rate falls to zero by a half cosine; 1: all of it.
-        weight_decay: AdamW's decoupled weight decay.
-        beta2: AdamW's second moment decay; β₁ is 0.9.
+        weight_decay, beta2: AdamW's decoupled weight decay and second moment decay; β₁ is 0.9.
         clip_norm: gradients of a larger norm are scaled down to it.
         ema: "half_life" (classic) or "power" (the power function of Karras et al. 2024).
         ema_length: half-life in steps, or σ_rel, the width of the power function's profile as a share of the run.
-        p_mean: mean of ln σ in training.
-        p_std: standard deviation of ln σ in training.
+        p_mean, p_std: mean and standard deviation of ln σ in training.
         flip: mirror half of the images.
         precision: what the network computes in: "no" (float32), "bf16" or "fp16".
         seed: what initialisation, dropout, order, noise levels and noise are drawn from.
@@ -58,25 +53,16 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "warmup"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)}: must be at least 1")
-        for name in _POSITIVE:
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name}={getattr(self, name)}: must be positive and finite")
-        if not 0 < self.decay <= 1 or not 0 < self.beta2 < 1 or not 0 <= self.weight_decay < math.inf:
-            raise InputError(
-                f"decay={self.decay}, beta2={self.beta2}, weight_decay={self.weight_decay}: need 0 < decay ≤ 1, "
-                "0 < beta2 < 1, weight_decay ≥ 0"
-            )
-        if self.ema not in EMAS or self.precision not in PRECISIONS:
-            raise InputError(
-                f"ema={self.ema!r}, precision={self.precision!r}: choose from {', '.join(EMAS)} and {', '.join(PRECISIONS)}"
-            )
-        if self.ema == "power" and not self.ema_length < 0.28:
-            raise InputError(f"ema_length={self.ema_length}: the width σ_rel of a power function is below 0.28, say 0.1")
-        if self.seed < 0:
-            raise InputError(f"seed={self.seed}: must be at least 0")
+        for name, least in (("steps", 1), ("batch", 1), ("warmup", 1), ("seed", 0), ("weight_decay", 0)):
+            require(least <= getattr(self, name) < math.inf, f"must be at least {least}", **{name: getattr(self, name)})
+        for name in ("lr", "ema_length", "p_std", "clip_norm"):
+            require(0 < getattr(self, name) < math.inf, "must be positive and finite", **{name: getattr(self, name)})
+        require(0 < self.decay <= 1, "need 0 < decay ≤ 1", decay=self.decay)
+        require(0 < self.beta2 < 1, "need 0 < beta2 < 1", beta2=self.beta2)
+        require(self.ema in EMAS, f"choose from {', '.join(EMAS)}", ema=self.ema)
+        require(self.precision in PRECISIONS, f"choose from {', '.join(PRECISIONS)}", precision=self.precision)
+        narrow = self.ema != "power" or self.ema_length < 0.28
+        require(narrow, "the width σ_rel of a power function is below 0.28, say 0.1", ema_length=self.ema_length)
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
