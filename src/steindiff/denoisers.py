@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from steindiff.errors import InputError, ScheduleWarning
+from steindiff.errors import InputError, ScheduleWarning, require
 from steindiff.schedules import VE, DiscreteBetas, Schedule
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -49,12 +49,12 @@ _LINKS = ("denoiser", "func", "__wrapped__", "__self__")
 
 def _layers(denoiser: object) -> Iterator[object]:
     """The callable, what it wraps, what that wraps, and so on. The one place that looks for attributes by name."""
-    layer: object | None = denoiser
     for _ in range(100):  # a proxy that invents attributes would have no end
-        if layer is None:
+        yield denoiser
+        inner = (getattr(denoiser, link, None) for link in _LINKS)
+        denoiser = next((layer for layer in inner if layer is not None), None)
+        if denoiser is None:
             return
-        yield layer
-        layer = next((inner for inner in (getattr(layer, link, None) for link in _LINKS) if inner is not None), None)
 
 
 def _known_schedule(denoiser: Denoiser) -> Schedule | None:
@@ -67,9 +67,9 @@ def schedule_of(denoiser: Denoiser) -> Schedule:
     """The schedule whose α defines the model's own x; VE, with a ScheduleWarning, where no layer of the denoiser states one."""
     known = _known_schedule(denoiser)
     if known is None:
-        *_, inner = (layer for layer in _layers(denoiser) if callable(layer))
+        *_, inner = filter(callable, _layers(denoiser))
         warnings.warn(
-            f"the schedule of {getattr(inner, '__qualname__', None) or type(inner).__qualname__} is unknown and taken as VE "
+            f"the schedule of {getattr(inner, '__qualname__', type(inner).__qualname__)} is unknown and taken as VE "
             "(alpha = 1), which decides the frame of the correction: state it with denoisers.declare(f, schedule=...), or "
             "choose frame='ve' if VE is meant",
             ScheduleWarning,
@@ -85,25 +85,21 @@ def forwards_per_call(denoiser: Denoiser) -> int:
 
 
 class _Wrapper:
-    """A denoiser made of another, whose schedule and cost it passes on."""
+    """A denoiser made of another, whose schedule (None where it is unknown) and cost it passes on."""
 
     denoiser: Denoiser
 
     @property
     def schedule(self) -> Schedule | None:
-        """The schedule of the denoiser inside; None where it is unknown."""
         return _known_schedule(self.denoiser)
 
     @property
     def forwards(self) -> int:
-        """Network forwards behind one call."""
         return forwards_per_call(self.denoiser)
 
 
 @dataclass(frozen=True, eq=False)
 class _Declared:
-    """A callable beside what is said about it."""
-
     denoiser: Denoiser
     schedule: Schedule
     forwards: int
@@ -113,23 +109,14 @@ class _Declared:
 
 
 def declare(denoiser: Denoiser, *, schedule: Schedule, forwards: int = 1) -> Denoiser:
-    """State the schedule and the cost of a callable that hides what it wraps; the result is a denoiser that carries both.
-
-    Args:
-        denoiser: D(x, sigma) in VE coordinates.
-        schedule: the one whose α defines the model's own x.
-        forwards: network forwards behind one call, ≥ 1.
-
-    Raises:
-        InputError: forwards < 1.
+    """The denoiser, for a callable that hides what it wraps, with its schedule and the network forwards of a call stated.
 
     Example:
         >>> from steindiff.schedules import VPLinear
         >>> schedule_of(declare(lambda x, sigma: x / (1 + sigma**2), schedule=VPLinear()))
         VPLinear(beta_min=0.1, beta_max=20.0)
     """
-    if forwards < 1:
-        raise InputError(f"forwards={forwards}: need at least one network forward behind a call")
+    require(forwards >= 1, "need at least one network forward behind a call", forwards=forwards)
     return _Declared(denoiser, schedule, forwards)
 
 
@@ -148,60 +135,50 @@ class _Adapter(ABC):
     dtype: torch.dtype | None = None
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """D(x, sigma): x (B, *event) in VE coordinates, sigma (B,) or ()."""
         s = _wide(sigma, x)
         alpha = self.schedule.alpha_of(s)
         a, b = (expand(z, x).to(x.dtype) for z in (alpha, alpha * s))
         inner = self.dtype or x.dtype
         t = self.schedule.time(s).to(torch.float32 if inner.itemsize < 4 else inner).expand(x.shape[0])
         prediction = self.network((a * x).to(inner), t).to(x.dtype)
-        return self.denoised(prediction, a * x, a, b)
+        return self._denoised(prediction, a * x, a, b)
 
     @abstractmethod
-    def denoised(self, prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def _denoised(self, prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """x0-hat from the prediction at x = α x* + σ ε, all in the model's coordinates."""
 
 
 class FromEps(_Adapter):
     """Noise prediction: x0-hat = (x − σ ε̂)/α (Ho et al. 2020)."""
 
-    def denoised(self, prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """(x − σ ε̂)/α."""
+    def _denoised(self, prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return (x - sigma * prediction) / alpha
 
 
 class FromV(_Adapter):
     """Velocity prediction, v = α ε − σ x*: x0-hat = (α x − σ v̂)/(α² + σ²) (Salimans & Ho 2022)."""
 
-    def denoised(self, prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """(α x − σ v̂)/(α² + σ²)."""
+    def _denoised(self, prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return (alpha * x - sigma * prediction) / (alpha**2 + sigma**2)
 
 
 class FromX0(_Adapter):
     """Data prediction: x0-hat is the prediction itself."""
 
-    def denoised(self, prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """x̂0."""
+    def _denoised(self, prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return prediction
 
 
 class FromFlow(_Adapter):
     """Flow-matching velocity, u = ε − x*: x0-hat = (x − σ û)/(α + σ) (Lipman et al. 2023)."""
 
-    def denoised(self, prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """(x − σ û)/(α + σ)."""
+    def _denoised(self, prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return (x - sigma * prediction) / (alpha + sigma)
 
 
 @dataclass(frozen=True, eq=False)
 class Guided(_Wrapper):
-    """Classifier-free guidance: D = D_∅ + w (D_c − D_∅), a denoiser of denoisers (Ho & Salimans 2022).
-
-    Args:
-        conditional: D_c.
-        unconditional: D_∅.
-        scale: w; 1 is the conditional model, 0 the unconditional one.
+    """Classifier-free guidance: D = D_∅ + w (D_c − D_∅), w the scale (Ho & Salimans 2022).
 
     One call costs two network evaluations; `stats.forward_equivalents` counts both.
     """
@@ -212,7 +189,7 @@ class Guided(_Wrapper):
 
     @property
     def denoiser(self) -> Denoiser:  # type: ignore[override]
-        """D_c, whose schedule both share."""
+        """The conditional one, whose schedule both share."""
         return self.conditional
 
     @property
@@ -228,12 +205,7 @@ class Guided(_Wrapper):
 
 @dataclass(frozen=True, eq=False)
 class Labelled(_Wrapper):
-    """A class-conditional denoiser with its classes bound.
-
-    Args:
-        denoiser: D(x, sigma, labels), labels int64 (B,).
-        labels: one class for all images, (), or one for each, (B,).
-    """
+    """A class-conditional denoiser D(x, sigma, labels) with its int64 labels bound: () for all images, or (B,)."""
 
     denoiser: Callable[..., Tensor]
     labels: Tensor
@@ -247,20 +219,14 @@ class Labelled(_Wrapper):
 class EpsilonScaled(_Wrapper):
     """ε-scaling: ε̂ ← ε̂/b, hence D ← x + (D − x)/b, against exposure bias (Ning et al. 2024).
 
-    Args:
-        denoiser: D.
-        b: 1.0048 in the paper for CIFAR-10 and 13 Euler steps; near 1, and it depends on solver and NFE.
-
-    Raises:
-        InputError: b ≤ 0.
+    The paper has b = 1.0048 for CIFAR-10 and 13 Euler steps; b > 0 is near 1 and depends on solver and NFE.
     """
 
     denoiser: Denoiser
     b: float = 1.0048
 
     def __post_init__(self) -> None:
-        if not 0 < self.b < float("inf"):
-            raise InputError(f"b={self.b}: need a positive scale")
+        require(0 < self.b < float("inf"), "need a positive scale", b=self.b)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """X + (D − x)/b."""
@@ -269,22 +235,13 @@ class EpsilonScaled(_Wrapper):
 
 @dataclass(frozen=True, eq=False)
 class TimeShifted(_Wrapper):
-    """The network is told another noise level than the state has: D(x, (1+ξ) σ) (time-shift sampling, Li et al. 2023).
-
-    Args:
-        denoiser: D.
-        shift: ξ, relative; positive tells more noise than there is.
-
-    Raises:
-        InputError: shift ≤ −1.
-    """
+    """The network is told another noise level than the state has: D(x, (1+ξ) σ), ξ > −1 (time-shift, Li et al. 2023)."""
 
     denoiser: Denoiser
     shift: float
 
     def __post_init__(self) -> None:
-        if not -1 < self.shift < float("inf"):
-            raise InputError(f"shift={self.shift}: need a relative shift above -1")
+        require(-1 < self.shift < float("inf"), "need a relative shift above -1", shift=self.shift)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D(x, (1+ξ) σ)."""
@@ -311,9 +268,6 @@ class TimeSelected(_Wrapper):
     Rebuilt: v0 ≠ 0 and "ve"; indices are those of the denoiser's own schedule if discrete, else of DDPM's linear one at the
     same σ/α; the window lies about the state's own t; every call selects, where the published first step does not; only the
     network is told τ, where Algorithm 3 steps from τ too.
-
-    Raises:
-        InputError: window, cutoff or data_variance negative or not finite; an unknown frame; images of one coordinate.
     """
 
     denoiser: Denoiser
@@ -325,14 +279,12 @@ class TimeSelected(_Wrapper):
     _schedule: Schedule = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.window < 0 or self.window % 1 != 0:
-            raise InputError(f"window={self.window}: need a whole number of indices, ≥ 0 (40 is published for 10 steps)")
-        if not 0 <= self.cutoff < float("inf"):
-            raise InputError(f"cutoff={self.cutoff}: need an index ≥ 0 (300 of 1000 is published; 0 selects everywhere)")
-        if not 0 <= self.data_variance < float("inf"):
-            raise InputError(f"data_variance={self.data_variance}: need a variance ≥ 0 (0 is published)")
-        if self.frame not in ("model", "ve"):
-            raise InputError(f"frame={self.frame!r}: choose 'model' or 've'")
+        whole, v0 = self.window >= 0 and self.window % 1 == 0, self.data_variance
+        require(whole, "need a whole number of indices, ≥ 0 (40 is published for 10 steps)", window=self.window)
+        published = "300 of 1000 is published; 0 selects everywhere"
+        require(0 <= self.cutoff < float("inf"), f"need an index ≥ 0 ({published})", cutoff=self.cutoff)
+        require(0 <= v0 < float("inf"), "need a variance ≥ 0 (0 is published)", data_variance=v0)
+        require(self.frame in ("model", "ve"), "choose 'model' or 've'", frame=self.frame)
         own = _known_schedule(self.denoiser)
         object.__setattr__(self, "_clock", own if isinstance(own, DiscreteBetas) else DiscreteBetas.linear())
         object.__setattr__(self, "_schedule", schedule_of(self.denoiser) if self.frame == "model" else VE())

@@ -21,21 +21,14 @@ SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 
 
 def karras(n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = 7.0) -> Tensor:
-    """The EDM grid: σ_i = (σ_max^(1/ρ) + i/n (σ_min^(1/ρ) − σ_max^(1/ρ)))^ρ, i = 0…n (Karras et al. 2022, Eq. 5).
-
-    Returns:
-        (n+1,) float64, from sigma_max down to sigma_min.
-
-    Raises:
-        InputError: n < 1, rho ≤ 0, or not 0 < sigma_min < sigma_max.
-    """
+    """The EDM grid: σ_i = (σ_max^(1/ρ) + i/n (σ_min^(1/ρ) − σ_max^(1/ρ)))^ρ, i = 0…n, ρ > 0 (Karras et al. 2022, Eq. 5)."""
     _check(n, sigma_min, sigma_max)
     require(rho > 0, "need rho > 0 (EDM uses 7)", rho=rho)
     return _pin(_ramp(n, sigma_max ** (1 / rho), sigma_min ** (1 / rho)) ** rho, sigma_min, sigma_max)
 
 
 def log_snr(n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX) -> Tensor:
-    """Uniform in λ = −log σ: σ_i = σ_max (σ_min/σ_max)^(i/n) (Lu et al. 2022). Arguments and errors as `karras`."""
+    """Uniform in λ = −log σ: σ_i = σ_max (σ_min/σ_max)^(i/n) (Lu et al. 2022)."""
     _check(n, sigma_min, sigma_max)
     ends = torch.tensor([sigma_max, sigma_min], dtype=torch.float64).log()
     return _pin(_ramp(n, *ends.tolist()).exp(), sigma_min, sigma_max)
@@ -44,19 +37,19 @@ def log_snr(n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX) 
 def time_uniform(
     n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, schedule: Schedule | None = None
 ) -> Tensor:
-    """Uniform in the schedule's time, t_i = t_max + i/n (t_min − t_max) (default schedule: VPLinear). Errors as `karras`."""
+    """Uniform in the schedule's time, t_i = t_max + i/n (t_min − t_max); the schedule is VPLinear by default."""
     return _in_time(n, sigma_min, sigma_max, schedule, power=1)
 
 
 def time_quadratic(
     n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, schedule: Schedule | None = None
 ) -> Tensor:
-    """Uniform in √t: denser at low noise (Song et al. 2021, DDIM). Arguments and errors as `time_uniform`."""
+    """Uniform in √t: denser at low noise (Song et al. 2021, DDIM); the schedule is VPLinear by default."""
     return _in_time(n, sigma_min, sigma_max, schedule, power=2)
 
 
 def from_list(values: Sequence[float] | Tensor) -> Tensor:
-    """An explicit grid, validated. Raises InputError as `validate`."""
+    """An explicit grid, validated."""
     return validate(torch.as_tensor(values, dtype=torch.float64))
 
 
@@ -83,11 +76,7 @@ def names() -> tuple[str, ...]:
 
 
 def make(spec: str, n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX) -> Tensor:
-    """The grid that a spec names, such as "log_snr" or "karras(rho=5)".
-
-    Raises:
-        InputError: an unknown name (with a suggestion), options that the grid does not take, or as `karras`.
-    """
+    """The grid that a spec names, such as "log_snr" or "karras(rho=5)"."""
     shapes = {name: partial(grid, n, sigma_min, sigma_max) for name, grid in _REGISTRY.items()}
     return Registry("grid", Tensor, shapes).make(spec)
 
@@ -96,7 +85,7 @@ def validate(sigmas: Tensor) -> Tensor:
     """Return the grid in float64 if it is 1-D, finite, strictly decreasing and positive (its last value may be 0).
 
     Raises:
-        InputError: names the first offending value and its position.
+        InputError: the grid is not; the error names the first offending value and its position.
     """
     if not isinstance(sigmas, Tensor) or sigmas.ndim != 1 or len(sigmas) < 2:
         shape = tuple(sigmas.shape) if isinstance(sigmas, Tensor) else type(sigmas).__name__

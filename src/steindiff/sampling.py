@@ -45,12 +45,9 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 @dataclass(frozen=True)
 class Record:
-    """One step of the trace; plain numbers.
+    """One step of the trace, from VE noise level `sigma` to `sigma_next`; plain numbers.
 
     Attributes:
-        index: the step.
-        sigma: the VE noise level at which the step starts.
-        sigma_next: the one at which it ends.
         reason: why the step is what it is, a name of `corrections.Reason` in lower case; "plain" without a correction.
         numbers: what the correction recorded, by name: "gamma", "eta" (one number per band), …; empty for a plain step.
     """
@@ -75,8 +72,7 @@ class Record:
     def noise_ratio(self) -> float:
         """σ̂/σ, σ̂² = E‖x−D‖²/E[∇·(x−D)] the noise level the batch really has, read off the step's residual.
 
-        It is exact for a first-order step and 1 on the ideal marginal. It is NaN where no network derivative was taken or where
-        the estimate is not positive.
+        It is exact for a first-order step, 1 on the ideal marginal, and NaN without a derivative or a positive estimate.
         """
         return self._number("noise_ratio", math.nan)
 
@@ -131,7 +127,7 @@ class _Watched(Counter):
         self.start(1)
 
     def start(self, batch: int) -> None:
-        """Nothing has happened yet, to a batch of this size."""
+        """Forget what a probe of the network has done."""
         self.batch, self.step, self.images = batch, 0, 0
         self.flags: list[tuple[int, Tensor, Tensor]] = []
 
@@ -147,8 +143,8 @@ class _Watched(Counter):
         if not isinstance(out, Tensor) or out.shape != x.shape or out.dtype != x.dtype:
             got = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
             raise InputError(
-                f"the denoiser returned {got} for {tuple(x.shape)} {x.dtype} at step {self.step}, sigma = {_level(sigma):g}: "
-                "shape and dtype must stay unchanged"
+                f"the denoiser returned {got} for {tuple(x.shape)} {x.dtype} at step {self.step}, sigma = "
+                f"{float(sigma.max()):g}: shape and dtype must stay unchanged"
             )
         # The extremes carry a NaN or an infinity wherever it is, and cost a small part of what a mask of the whole does.
         finite = torch.isfinite(torch.stack((out.detach().amin(), out.detach().amax()))).all()
@@ -156,24 +152,19 @@ class _Watched(Counter):
         if not finite.is_cpu or processes.active():
             self.flags.append((self.step, sigma, finite))
         elif not finite:
-            raise _non_finite(self.step, _level(sigma))
+            raise _non_finite(self.step, sigma)
         return out
 
     def check(self) -> None:
         """On an accelerator and beside other processes: one transfer, after the loop."""
         if self.flags and not bool(torch.stack([f for _, _, f in self.flags]).all()):
-            step, sigma = next((i, _level(s)) for i, s, f in self.flags if not f)
-            raise _non_finite(step, sigma)
+            raise next(_non_finite(i, s) for i, s, f in self.flags if not f)
 
 
-def _level(sigma: Tensor) -> float:
-    return float(sigma.max())
-
-
-def _non_finite(step: int, sigma: float) -> NonFiniteError:
+def _non_finite(step: int, sigma: Tensor) -> NonFiniteError:
     return NonFiniteError(
-        f"the network's output is NaN or infinite at step {step}, sigma = {sigma:g}: check its dtype (float16 overflows), its "
-        "input scale, and whether an unbounded correction has driven the state away (gamma_max=1 bounds it)"
+        f"the network's output is NaN or infinite at step {step}, sigma = {float(sigma.max()):g}: check its dtype (float16 "
+        "overflows), its input scale, and whether an unbounded correction has driven the state away (gamma_max=1 bounds it)"
     )
 
 
@@ -203,7 +194,11 @@ def _run(solver: Solver, watched: _Watched, x: Tensor, sigmas: Tensor) -> Iterat
         yield Event(interval, x, step, watched.evaluations)
         x, state = step.x, step.state
     watched.check()
-    _check_end(x, grid)
+    if not bool(torch.isfinite(x).all()):  # no network sees the last state
+        raise NonFiniteError(
+            f"the state is NaN or infinite after step {grid.steps - 1}, sigma = {grid.levels[-1]:g}: an unbounded correction "
+            "has driven it away (gamma_max=1 bounds it)"
+        )
 
 
 def sample(
@@ -235,14 +230,14 @@ def sample(
     watched = _Watched(denoiser)
     observers = (on_step,) if callable(on_step) else tuple(on_step or ())
     events = steps(solver, watched, x, sigmas, generator=generator)
-    kept: list[tuple[Interval, Note | None]] = []
+    kept: list[tuple[Interval, Note]] = []
     final = x
     for event in _bar(events, len(sigmas) - 1) if progress else events:
-        kept.append((event.interval, event.step.note))
+        kept.append((event.interval, event.step.note or Note(Reason.PLAIN)))
         for observe in observers:
             observe(_copied(event))
         final = event.step.x
-    return SampleResult(final, _trace(kept), _stats(watched, [note for _, note in kept if note], len(x)))
+    return SampleResult(final, _trace(kept), _stats(watched, [note for _, note in kept], len(x)))
 
 
 def _check_state(x: Tensor, sigma: float) -> None:
@@ -276,15 +271,6 @@ def _check_level(rms: float, sigma: float, n: int) -> None:
         )
 
 
-def _check_end(x: Tensor, grid: Grid) -> None:
-    """No network sees the last state."""
-    if not bool(torch.isfinite(x).all()):
-        raise NonFiniteError(
-            f"the state is NaN or infinite after step {grid.steps - 1}, sigma = {float(grid.sigmas[-1]):g}: an unbounded "
-            "correction has driven it away (gamma_max=1 bounds it)"
-        )
-
-
 def _copied(event: Event) -> Event:
     """An observer that writes into what it is shown must not change the run."""
     step = event.step
@@ -310,17 +296,15 @@ def _bar(events: Iterator[Event], total: int) -> Iterable[Event]:
     return bar
 
 
-def _trace(kept: list[tuple[Interval, Note | None]]) -> tuple[Record, ...]:
+def _trace(kept: list[tuple[Interval, Note]]) -> tuple[Record, ...]:
     """Every number of the run in one transfer."""
-    notes = [(interval, note or Note(Reason.PLAIN)) for interval, note in kept]
-    tensors = [z for _, note in notes for z in (note.reason, *note.numbers.values()) if isinstance(z, Tensor)]
+    tensors = [z for _, note in kept for z in (note.reason, *note.numbers.values()) if isinstance(z, Tensor)]
     wide = torch.float32 if tensors and tensors[0].device.type == "mps" else torch.float64
     flat = iter(torch.cat([z.reshape(-1).to(wide) for z in tensors]).tolist() if tensors else ())
-    return tuple(_record(interval, note, flat) for interval, note in notes)
+    return tuple(_record(interval, note, flat) for interval, note in kept)
 
 
 def _record(interval: Interval, note: Note, flat: Iterator[float]) -> Record:
-    """The next numbers of `flat`, named."""
     reason = Reason(int(next(flat))) if isinstance(note.reason, Tensor) else note.reason
     numbers = {name: tuple(islice(flat, z.numel())) if z.ndim else next(flat) for name, z in note.numbers.items()}
     sigma, sigma_next = interval.grid.levels[interval.index : interval.index + 2]

@@ -2,7 +2,7 @@
 
 A spec is a name, or a call with options:
 
-    dpmpp_2m        dpmpp_3m(exact=True)        energy(bands=8, moment=m.json)        chain(clamped, self_consistent)
+    dpmpp_2m        dpmpp_3m(exact=True)        energy(bands=8, moment=m.json)        chain(clamped, fast_km)
 
 A value is a Python literal (`0.5`, `True`, `None`, `(2, 3)`, `'text'`), `inf`, or else plain text: a path, a word, another
 spec. Nothing in a spec is executed.
@@ -97,9 +97,6 @@ def amend(spec: str, options: Mapping[str, Any]) -> str:
     Example:
         >>> amend("clamped(gamma_min=0.1)", {"gamma_max": 1.1})
         'clamped(gamma_min=0.1, gamma_max=1.1)'
-
-    Raises:
-        InputError: as `parse`.
     """
     call = parse(spec)
     named = (f"{name}={value!r}" for name, value in {**call.options, **options}.items())
