@@ -1,9 +1,8 @@
 """Solvers of the probability-flow ODE: state in, state out. `make("dpmpp_2m")` builds one by name."""
 
 from steindiff.solvers.base import Grid, Interval, Solver, State, Step
-from steindiff.solvers.deis import DEIS
+from steindiff.solvers.deis import DEIS, IPNDM
 from steindiff.solvers.dpmpp import DPMpp2M, DPMpp3M
-from steindiff.solvers.ipndm import IPNDM
 from steindiff.solvers.multistep import DDIM, Multistep, NoiseMultistep, Row
 from steindiff.solvers.registry import make, names
 from steindiff.solvers.singlestep import DPMpp2S, DPMpp3S, Heun

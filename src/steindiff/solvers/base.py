@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from steindiff.denoisers import Denoiser
-from steindiff.errors import InputError
+from steindiff.errors import require
 from steindiff.solvers.coefficients import ddim
 
 State = Any
@@ -27,21 +27,18 @@ SHORT_RUN = 15
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The noise grid σ_0 > … > σ_n ≥ 0 of one run; make it with `Grid.of`.
-
-    Attributes:
-        sigmas: the levels on the device of the run, (n+1,), float64.
-        levels: the same levels on the host. They are read once, so that the loop never waits for the device.
-    """
+    """The noise grid σ_0 > … > σ_n ≥ 0 of one run; make it with `Grid.of`."""
 
     sigmas: Tensor
+    """The levels on the device of the run, (n+1,), float64."""
     levels: tuple[float, ...]
+    """The same on the host, read once, so that the loop never waits for the device."""
     nodes: tuple[Tensor, ...] = field(repr=False)
     """`sigmas` taken apart, 0-dim each: a level is one and the same tensor wherever an interval names it."""
 
     @classmethod
     def of(cls, sigmas: Tensor) -> Grid:
-        """The grid of these levels. This reads the device once."""
+        """The grid of these levels."""
         return cls(sigmas, tuple(sigmas.tolist()), sigmas.unbind())
 
     @property
@@ -58,11 +55,11 @@ class Grid:
         """Step `index` of this grid."""
         return Interval(self, index)
 
-    def order(self, index: int, order: int, lower_final: bool) -> int:
+    def order(self, index: int, order: int, lower_final: bool, short: float = SHORT_RUN) -> int:
         """The order a multistep method can have at step `index`: warm-up, the end of a short run, a step to σ = 0."""
         if index == self.steps - 1 and self.to_zero:
             return 1
-        tail = self.steps - index if lower_final and self.steps < SHORT_RUN else order
+        tail = self.steps - index if lower_final and self.steps < short else order
         return max(1, min(order, index + 1, tail))
 
 
@@ -105,9 +102,9 @@ class Solver(ABC):
     order: int
     """The nominal order: the number in the method's name. `docs/solvers.md` has the orders it reaches."""
 
-    @abstractmethod
     def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> State:
-        """The state before the first step of a run over `grid`."""
+        """The state before the first step of a run over `grid`; None for a method that carries nothing."""
+        return None
 
     @abstractmethod
     def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: State) -> Step:
@@ -120,13 +117,9 @@ class Solver(ABC):
     def for_nfe(self, nfe: int) -> tuple[Solver, int]:
         """The solver and the number of steps that spend `nfe` evaluations on a grid ending above σ = 0.
 
-        A method with one evaluation a step takes `nfe` steps and stays as it is.
-
-        Raises:
-            InputError: nfe < 1.
+        A method with one evaluation a step takes `nfe` ≥ 1 steps and stays as it is.
         """
-        if nfe < 1:
-            raise InputError(f"nfe={nfe}: need at least one network evaluation")
+        require(nfe >= 1, "need at least one network evaluation", nfe=nfe)
         return self, nfe
 
     def linear(self, interval: Interval, state: State) -> Tensor:

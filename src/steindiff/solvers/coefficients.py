@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, reduce
 
 import numpy as np
 import torch
@@ -24,10 +24,7 @@ def noise_of(x: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:
 
 def combine(weights: Sequence[Tensor | float], values: Sequence[Tensor]) -> Tensor:
     """Σ_j w_j v_j."""
-    total = weights[0] * values[0]
-    for w, v in zip(weights[1:], values[1:], strict=True):
-        total = total + w * v
-    return total
+    return reduce(torch.add, (w * v for w, v in zip(weights, values, strict=True)))
 
 
 def phi(h: float, count: int = 2) -> tuple[float, ...]:

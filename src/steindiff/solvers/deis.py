@@ -1,8 +1,8 @@
-"""DEIS (Zhang & Chen 2023): Adams–Bashforth for the noise prediction, with exactly integrated polynomial extrapolation.
+"""DEIS and iPNDM (Zhang & Chen 2023): Adams–Bashforth for the noise prediction.
 
 In VE coordinates dy = ε̂ dσ, hence y' = y + ∫_σ^σ' Σ_j ℓ_j(s(τ)) ε̂_j dτ, with ℓ_j the Lagrange basis through the current and
 the previous nodes in some variable s(σ). tAB takes the time of the VP schedule (the published best), ρAB takes σ itself, and
-"log_sigma" is the variant that diffusers ships.
+"log_sigma" is the variant that diffusers ships. iPNDM has the weights of equal steps in σ.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from steindiff.errors import InputError
+from steindiff.errors import require
 from steindiff.schedules import VPLinear
 from steindiff.solvers.base import Grid
 from steindiff.solvers.coefficients import lagrange_integrals
@@ -27,6 +27,13 @@ _VARIABLES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 """s(σ)."""
 
+_ADAMS_BASHFORTH = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+
 
 @dataclass(frozen=True)
 class DEIS(NoiseMultistep):
@@ -36,9 +43,6 @@ class DEIS(NoiseMultistep):
         order: 1 to 4; order k extrapolates with degree k−1, so tAB-r of the DEIS paper is order r+1, and order 1 is DDIM.
         variable: what the polynomial is in: "vp_time" (tAB), "sigma" (ρAB) or "log_sigma".
         lower_order_final: lower the order at the end of short runs.
-
-    Raises:
-        InputError: order or variable outside these.
     """
 
     order: int = 3
@@ -46,9 +50,8 @@ class DEIS(NoiseMultistep):
     lower_order_final: bool = False
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3, 4) or self.variable not in _VARIABLES:
-            choices = ", ".join(_VARIABLES)
-            raise InputError(f"DEIS order={self.order!r}, variable={self.variable!r}: choose 1 to 4, and one of {choices}")
+        require(self.order in (1, 2, 3, 4), "choose 1 to 4 for DEIS", order=self.order)
+        require(self.variable in _VARIABLES, f"choose one of {', '.join(_VARIABLES)}", variable=self.variable)
 
     def weights(self, grid: Grid, index: int) -> Row:
         """(1, w)."""
@@ -58,3 +61,25 @@ class DEIS(NoiseMultistep):
             return Row(1.0, (end - start,))
         nodes = grid.levels[index - order + 1 : index + 1][::-1]
         return Row(1.0, lagrange_integrals(nodes, start, end, _VARIABLES[self.variable]))
+
+
+@dataclass(frozen=True)
+class IPNDM(NoiseMultistep):
+    """x' = x + (σ'−σ) Σ_j c_j ε̂_j, c the Adams–Bashforth coefficients of *equal* steps, whatever the grid.
+
+    On a uniform σ grid the order is `order`. On any other the fixed coefficients extrapolate to the wrong place by a multiple
+    of (ratio of successive steps − 1): on smooth grids, where that is O(1/n), the order is 2 at most (`docs/solvers.md`).
+
+    Args:
+        order: 1 to 4, rising at the start; 1 is DDIM.
+    """
+
+    order: int = 4
+
+    def __post_init__(self) -> None:
+        require(self.order in (1, 2, 3, 4), "choose 1 to 4 for iPNDM", order=self.order)
+
+    def weights(self, grid: Grid, index: int) -> Row:
+        """(1, (σ'−σ) c), with as many coefficients as there are values."""
+        step = grid.levels[index + 1] - grid.levels[index]
+        return Row(1.0, tuple(step * c for c in _ADAMS_BASHFORTH[min(self.order, index + 1) - 1]))

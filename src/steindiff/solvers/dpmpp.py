@@ -23,8 +23,10 @@ def _log_steps(grid: Grid, index: int, count: int) -> list[float]:
     return [math.log(grid.levels[i] / grid.levels[i + 1]) for i in range(index, index - count, -1)]
 
 
-def _second_order(grid: Grid, index: int) -> Row:
-    """D is extrapolated linearly to the middle of the step."""
+def _row(grid: Grid, index: int, order: int) -> Row:
+    """First order, or second: D is extrapolated linearly to the middle of the step."""
+    if order == 1:
+        return ddim_row(grid, index)
     h, h1 = _log_steps(grid, index, 2)
     phi0, c = -math.expm1(-h), h / (2 * h1)
     return Row(grid.levels[index + 1] / grid.levels[index], (phi0 * (1 + c), -phi0 * c))
@@ -43,8 +45,7 @@ class DPMpp2M(Multistep):
 
     def weights(self, grid: Grid, index: int) -> Row:
         """First order where there is no earlier value, at the end of a short run, and to σ = 0."""
-        order = grid.order(index, 2, self.lower_order_final)
-        return ddim_row(grid, index) if order == 1 else _second_order(grid, index)
+        return _row(grid, index, grid.order(index, 2, self.lower_order_final))
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class DPMpp3M(Multistep):
         """Lower orders where there are fewer earlier values, at the end of a short run, and to σ = 0."""
         order = grid.order(index, 3, self.lower_order_final)
         if order < 3:
-            return ddim_row(grid, index) if order == 1 else _second_order(grid, index)
+            return _row(grid, index, order)
         h = _log_steps(grid, index, 3)
         r0, r1 = h[1] / h[0], h[2] / h[0]
         phi0, phi1, phi2 = phi(h[0])

@@ -1,13 +1,12 @@
-"""Every solver by name: `make("dpmpp_2m")`, `make("dpmpp_3m(exact=True)")`."""
+"""Every solver by name, at its published best unless options say otherwise: `make("dpmpp_3m(exact=True)")`."""
 
 from __future__ import annotations
 
 from functools import partial
 
 from steindiff.solvers.base import Solver
-from steindiff.solvers.deis import DEIS
+from steindiff.solvers.deis import DEIS, IPNDM
 from steindiff.solvers.dpmpp import DPMpp2M, DPMpp3M
-from steindiff.solvers.ipndm import IPNDM
 from steindiff.solvers.multistep import DDIM
 from steindiff.solvers.singlestep import DPMpp2S, DPMpp3S, Heun
 from steindiff.solvers.unipc import UniPC
@@ -30,15 +29,4 @@ SOLVERS: Registry[Solver] = Registry(
 )
 
 
-def names() -> tuple[str, ...]:
-    """The solver names that `make` accepts."""
-    return SOLVERS.names()
-
-
-def make(spec: str | Solver) -> Solver:
-    """The solver that a spec names, at its published best unless options say otherwise; a solver is returned as it is.
-
-    Raises:
-        InputError: an unknown name, with a suggestion; an option that the solver does not take, or its value.
-    """
-    return SOLVERS.make(spec)
+make, names = SOLVERS.make, SOLVERS.names

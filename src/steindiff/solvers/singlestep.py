@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steindiff.denoisers import Denoiser
-from steindiff.errors import InputError
+from steindiff.errors import require
 from steindiff.solvers.base import Grid, Interval, Solver, Step
 from steindiff.solvers.coefficients import ddim, noise_of, phi
 
@@ -25,9 +25,6 @@ class Heun(Solver):
 
     euler_at_end: bool = False
     order = 2
-
-    def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> None:
-        """Nothing."""
 
     def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: None) -> Step:
         """Predict by Euler, correct by the trapezoidal rule."""
@@ -45,11 +42,7 @@ class Heun(Solver):
         return 2 * grid.steps - self._ends_with_euler(grid)
 
     def for_nfe(self, nfe: int) -> tuple[Heun, int]:
-        """nfe/2 whole steps; where nfe is odd, (nfe+1)/2 steps, the last of them Euler's (NFE = 2·steps − 1).
-
-        Raises:
-            InputError: nfe < 1.
-        """
+        """nfe/2 whole steps; where nfe is odd, (nfe+1)/2 steps, the last of them Euler's (NFE = 2·steps − 1)."""
         super().for_nfe(nfe)
         return replace(self, euler_at_end=nfe % 2 == 1), (nfe + 1) // 2
 
@@ -62,21 +55,15 @@ class _Stages(Solver):
     """A Runge–Kutta method of `order` stages each step, on inner points equally spaced in λ = −log σ (Lu et al. 2022).
 
     Args:
-        tail: orders of the last intervals. The published method spends a budget that `order` does not divide in this way:
-            order 3 with 5 evaluations is two intervals of orders 3 and 2, so `tail=(2,)`.
-
-    Raises:
-        InputError: an order of the tail outside 1 to `order`.
+        tail: orders of the last intervals, 1 to `order`. The published method spends a budget that `order` does not divide in
+            this way: order 3 with 5 evaluations is two intervals of orders 3 and 2, so `tail=(2,)`.
     """
 
     tail: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if any(not 1 <= k <= self.order for k in self.tail):
-            raise InputError(f"tail={self.tail}: each order must lie between 1 and {self.order}")
-
-    def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> None:
-        """Nothing."""
+        fits = all(1 <= k <= self.order for k in self.tail)
+        require(fits, f"each order must lie between 1 and {self.order}", tail=self.tail)
 
     def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: None) -> Step:
         """As many evaluations as the order of this interval."""
@@ -88,22 +75,14 @@ class _Stages(Solver):
         return sum(self._orders(Grid.of(sigmas)))
 
     def for_nfe(self, nfe: int) -> tuple[_Stages, int]:
-        """⌈nfe/order⌉ intervals, the last of a lower order where `order` does not divide nfe.
-
-        Raises:
-            InputError: nfe < 1.
-        """
+        """⌈nfe/order⌉ intervals, the last of a lower order where `order` does not divide nfe."""
         super().for_nfe(nfe)
         rest = nfe % self.order
         return replace(self, tail=(rest,) if rest else ()), -(-nfe // self.order)
 
     def _orders(self, grid: Grid) -> list[int]:
-        orders = [self.order] * grid.steps
-        for i, k in enumerate(reversed(self.tail[-grid.steps :])):
-            orders[-1 - i] = k
-        if grid.to_zero:
-            orders[-1] = 1
-        return orders
+        orders = [*[self.order] * grid.steps, *self.tail][-grid.steps :]
+        return [*orders[:-1], 1] if grid.to_zero else orders
 
 
 @dataclass(frozen=True)
@@ -126,7 +105,6 @@ def _first(denoiser: Denoiser, x: Tensor, interval: Interval) -> Step:
 
 
 def _second(denoiser: Denoiser, x: Tensor, interval: Interval) -> Step:
-    """Midpoint in λ: x_m = DDIM to √(σσ'), x' = r x + (1−r) D(x_m)."""
     sigma, sigma_next = interval.sigma, interval.sigma_next
     middle = (sigma * sigma_next).sqrt()
     denoised = denoiser(x, sigma)

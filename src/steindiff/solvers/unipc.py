@@ -17,12 +17,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from steindiff.denoisers import Denoiser
-from steindiff.errors import InputError
+from steindiff.errors import require
 from steindiff.solvers.base import Grid, Interval, Solver, Step
 from steindiff.solvers.coefficients import combine, ddim, phi
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,6 @@ class UniPC(Solver):
         stored: the evaluation a step starts from was made at the predicted state. "keep" uses it as published and at no cost,
             also where a correction has moved the state since; it is then a constant in the step's Jacobian. "refresh"
             evaluates again at the actual state: one more evaluation a step.
-
-    Raises:
-        InputError: order or variant outside these.
     """
 
     order: int = 2
@@ -53,10 +53,9 @@ class UniPC(Solver):
     stored: Literal["keep", "refresh"] = "keep"
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3):
-            raise InputError(f"UniPC order={self.order!r}: choose 1, 2 or 3")
-        if self.variant not in ("bh1", "bh2") or self.stored not in ("keep", "refresh"):
-            raise InputError(f"variant={self.variant!r}, stored={self.stored!r}: choose bh1 or bh2, keep or refresh")
+        require(self.order in (1, 2, 3), "choose 1, 2 or 3 for UniPC", order=self.order)
+        require(self.variant in ("bh1", "bh2"), "choose bh1 or bh2", variant=self.variant)
+        require(self.stored in ("keep", "refresh"), "choose keep or refresh", stored=self.stored)
 
     def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> tuple[Tensor, ...]:
         """No values yet. Once there are, the first belongs to the current state if the corrector is on."""
@@ -65,19 +64,21 @@ class UniPC(Solver):
     def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: tuple[Tensor, ...]) -> Step:
         """Predict, evaluate at the prediction, correct."""
         grid, index = interval.grid, interval.index
-        current, past = self._current(denoiser, x, interval, state)
+        evaluated = self.corrector and bool(state)
+        current = state[0] if evaluated and self.stored == "keep" else denoiser(x, interval.sigma)
+        past = state[1:] if evaluated else state
         kept = (current, *past)[: self.order - 1]
-        order = min(self._order(grid, index), len(past) + 1)
+        order = min(grid.order(index, self.order, self.lower_order_final, short=math.inf), len(past) + 1)
         base = ddim(x, current, interval.sigma, interval.sigma_next)
         if order == 1 and (interval.last or not self.corrector):
             return Step(base, current, kept)
-        rule = _Rule(grid, index, order, self.variant)
-        slopes = [(d - current) / r for d, r in zip(past, rule.nodes, strict=False)]
-        predicted = base + rule.scale * combine(rule.predictor(), slopes) if slopes[: order - 1] else base
+        nodes, scale, matrix, target = _system(grid, index, order, self.variant)
+        slopes = [(d - current) / r for d, r in zip(past, nodes, strict=False)]
+        predicted = base + scale * combine(_weights(matrix[:-1, :-1], target[:-1]), slopes) if slopes else base
         if interval.last or not self.corrector:
             return Step(predicted, current, kept)
         ahead = denoiser(predicted, interval.sigma_next)
-        corrected = base + rule.scale * combine(rule.corrector(), [*slopes, ahead - current])
+        corrected = base + scale * combine(_weights(matrix, target), [*slopes, ahead - current])
         return Step(corrected, current, (ahead, *kept))
 
     def nfe(self, sigmas: Tensor) -> int:
@@ -85,39 +86,17 @@ class UniPC(Solver):
         n = len(sigmas) - 1
         return 2 * n - 1 if self.corrector and self.stored == "refresh" else n
 
-    def _order(self, grid: Grid, index: int) -> int:
-        order = min(self.order, index + 1)
-        if self.lower_order_final:
-            order = min(order, grid.steps - index)
-        return 1 if grid.to_zero and index == grid.steps - 1 else order
 
-    def _current(
-        self, denoiser: Denoiser, x: Tensor, interval: Interval, state: tuple[Tensor, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """D at the current state, stored or evaluated now, and the values of earlier steps."""
-        if not self.corrector or not state:
-            return denoiser(x, interval.sigma), state
-        stored, *past = state
-        return (stored if self.stored == "keep" else denoiser(x, interval.sigma)), tuple(past)
+def _system(grid: Grid, index: int, order: int, variant: str) -> tuple[list[float], float, Array, Array]:
+    """The nodes r_m of earlier steps, B, and the equations of all weights ρ, the corrector's last; on the host."""
+    *lam, end = (-math.log(level) for level in grid.levels[max(index - order + 1, 0) : index + 2])
+    h = end - lam[-1]
+    nodes = [(lam[-1 - j] - lam[-1]) / h for j in range(1, order)]
+    phi0, *moments = phi(h, order)
+    scale = h if variant == "bh1" else phi0
+    return nodes, scale, np.vander([*nodes, 1.0], increasing=True).T, np.array(moments) / scale
 
 
-class _Rule:
-    """The weights of one step, on the host."""
-
-    def __init__(self, grid: Grid, index: int, order: int, variant: str) -> None:
-        *lam, end = (-math.log(level) for level in grid.levels[max(index - order + 1, 0) : index + 2])
-        h = end - lam[-1]
-        self.order = order
-        self.nodes = [(lam[-1 - j] - lam[-1]) / h for j in range(1, order)]
-        phi0, *moments = phi(h, order)
-        self.scale = h if variant == "bh1" else phi0
-        self._matrix = np.vander([*self.nodes, 1.0], increasing=True).T
-        self._target = np.array(moments) / self.scale
-
-    def predictor(self) -> list[float]:
-        """Weights of the past slopes; one half for order 2, as published."""
-        return [0.5] if self.order == 2 else np.linalg.solve(self._matrix[:-1, :-1], self._target[:-1]).tolist()
-
-    def corrector(self) -> list[float]:
-        """Weights of the past slopes and of the new one; one half for order 1, as published."""
-        return [0.5] if self.order == 1 else np.linalg.solve(self._matrix, self._target).tolist()
+def _weights(matrix: Array, target: Array) -> list[float]:
+    """ρ; a single weight is one half, as published."""
+    return [0.5] if len(target) == 1 else np.linalg.solve(matrix, target).tolist()
