@@ -20,11 +20,8 @@ from steindiff.study.testbed import Testbed
 def build(cell: Cell, config: Config, choice: Choice | None = None, clean: Tensor | None = None) -> tuple[Solver, Tensor]:
     """The cell's solver, corrected, and its grid.
 
-    Args:
-        cell: which cell.
-        config: the study, which says what the labels stand for.
-        choice: the price of a derivative; None where the solver is described and not run.
-        clean: samples of the testbed's law, for a correction that needs constants of it.
+    A run needs `choice`, the price of a derivative, and `clean`, samples of the testbed's law, of which a correction may take
+    constants; without them the solver is only described.
     """
     solver, steps = config.solver(cell.solver).for_nfe(cell.evaluations)
     sigmas, correction = config.grid(cell.grid, steps), config.correction(cell.correction)

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from steindiff.metrics import TITLES, Value, weigh
 from steindiff.study.grid import PLAIN, Cell, Config
@@ -170,9 +170,8 @@ def against_best(study: Study, cell: Cell) -> Verdict:
 
 def best(study: Study, bed: str, grid: str, nfe: int, rules: Sequence[str]) -> Result | None:
     """The lowest headline metric of all solvers, among the runs that did not diverge."""
-    cells = [Cell(bed, solver, grid, nfe, rule) for solver in study.config.solvers for rule in rules]
-    runs = [r for r in study.found(cells) if HEADLINE in r.values and study.verdict(r.cell, HEADLINE) != "diverged"]
-    return min(runs, key=_headline, default=None)
+    cells = (Cell(bed, solver, grid, nfe, rule) for solver in study.config.solvers for rule in rules)
+    return min(_sound(study, cells), key=_headline, default=None)
 
 
 def front(study: Study, bed: str, grid: str, rule: str, by_cost: bool) -> list[Result]:
@@ -180,10 +179,9 @@ def front(study: Study, bed: str, grid: str, rule: str, by_cost: bool) -> list[R
     if not by_cost:
         runs = (best(study, bed, grid, nfe, [rule]) for nfe in study.nfe)
         return [run for run in runs if run is not None]
-    cells = [cell for solver in study.config.solvers for cell in study.row(bed, solver, grid, rule)]
-    kept = [r for r in study.found(cells) if HEADLINE in r.values and study.verdict(r.cell, HEADLINE) != "diverged"]
+    cells = (cell for solver in study.config.solvers for cell in study.row(bed, solver, grid, rule))
     found: list[Result] = []
-    for run in sorted(kept, key=lambda r: (cost(r), _headline(r))):
+    for run in sorted(_sound(study, cells), key=lambda r: (cost(r), _headline(r))):
         if not found or _headline(run) < _headline(found[-1]):
             found.append(run)
     return found
@@ -192,19 +190,19 @@ def front(study: Study, bed: str, grid: str, rule: str, by_cost: bool) -> list[R
 def gammas(study: Study, bed: str, rule: str) -> list[float]:
     """What a correction did over the steps of all first batches: η of each band where there are bands, else γ."""
     results = [r for cell, r in study.results.items() if (cell.bed, cell.correction) == (bed, rule)]
-    return [value for result in results for record in result.trace for value in _of_step(record)]
-
-
-def _of_step(record: Mapping[str, Any]) -> list[float]:
-    """Those of one step that are numbers."""
-    values = record.get("eta") or [record.get("gamma")]
-    return [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
+    steps = (record.get("eta") or [record.get("gamma")] for result in results for record in result.trace)
+    return [float(v) for values in steps for v in values if isinstance(v, int | float) and math.isfinite(v)]
 
 
 def _plain_runs(study: Study, result: Result, solvers: Sequence[str]) -> list[Result]:
     """Those on a result's testbed and grid that have a headline metric."""
     cells = [cell for solver in solvers for cell in study.row(result.cell.bed, solver, result.cell.grid, PLAIN)]
     return [run for run in study.found(cells) if HEADLINE in run.values]
+
+
+def _sound(study: Study, cells: Iterable[Cell]) -> list[Result]:
+    """Those that have a headline metric and did not diverge."""
+    return [r for r in study.found(cells) if HEADLINE in r.values and study.verdict(r.cell, HEADLINE) != "diverged"]
 
 
 def _headline(result: Result) -> float:

@@ -52,7 +52,7 @@ def draw(
     *,
     batch: int = 128,
     together: bool = False,
-    tick: Callable[[int], object] | None = None,
+    tick: Callable[[int], object] = lambda images: None,
 ) -> Drawn:
     """Images of the seeds, batch by batch, from their own noise at the grid's first level.
 
@@ -66,29 +66,21 @@ def draw(
             one is a failure of all.
         tick: is told the number of images of each finished batch.
     """
-    start = time.perf_counter()
-    results: list[SampleResult] = []
-    ends: list[Tensor] = []
+    start, results, ends = time.perf_counter(), list[SampleResult](), list[Tensor]()
     for first in range(0, len(seeds), batch):
         part = seeds[first : first + batch]
         block = processes.share(len(part)) if together else range(len(part))
-        result, failure = _one(solver, bed, sigmas, part[block.start : block.stop])
+        own, failure = part[block.start : block.stop], None
+        x = initial_noise(own, bed.event_shape, float(sigmas[0]), device=bed.device)
+        try:
+            results.append(sample(solver, bed.denoiser_for(own), x, sigmas, generator=generators(own)))
+        except NonFiniteError as error:
+            failure = str(error)
         failure = processes.agreed(failure) if together else failure
-        if result is None or failure is not None:
-            return Drawn(None, [], {}, time.perf_counter() - start, failure or "")
-        results.append(result)
-        ends.append((processes.gather(result.x) if together else result.x).cpu())
-        if tick is not None:
-            tick(len(part))
+        if failure is not None:
+            return Drawn(None, [], {}, time.perf_counter() - start, failure)
+        ends.append((processes.gather(results[-1].x) if together else results[-1].x).cpu())
+        tick(len(part))
     names = ("nfe", "forward_equivalents", "jvps", "vjps")
     stats = {name: sum(getattr(r.stats, name) for r in results) / len(results) for name in names}
     return Drawn(torch.cat(ends), [r.as_json() for r in results[0].trace], stats, time.perf_counter() - start)
-
-
-def _one(solver: Solver, bed: Testbed, sigmas: Tensor, seeds: Sequence[int]) -> tuple[SampleResult | None, str | None]:
-    """A batch, or why there is none."""
-    x = initial_noise(seeds, bed.event_shape, float(sigmas[0]), device=bed.device)
-    try:
-        return sample(solver, bed.denoiser_for(seeds), x, sigmas, generator=generators(seeds)), None
-    except NonFiniteError as error:
-        return None, str(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from itertools import product, starmap
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -167,11 +168,7 @@ class Config:
     def cells(self) -> Iterator[Cell]:
         """Every cell, a testbed's together, the plain run of a solver before its corrections."""
         rules = (PLAIN, *(c for c in self.corrections if c != PLAIN))
-        for bed in self.beds:
-            for solver in self.solvers:
-                for grid in self.grids:
-                    for nfe in self.nfe:
-                        yield from (Cell(bed, solver, grid, nfe, rule) for rule in rules)
+        return starmap(Cell, product(self.beds, self.solvers, self.grids, self.nfe, rules))
 
     def but(self, changes: Mapping[str, Any]) -> Config:
         """With some entries changed; lists become tuples. Raises InputError for entries that a study does not have."""

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from steindiff.io import processes
-from steindiff.io.files import sha256
-from steindiff.metrics import Judge, JudgeFiles, Paired, Reference, SampleMoments
+from steindiff.io.files import manifest, read_json, sha256, write_json
+from steindiff.metrics import Judge, JudgeFiles, Paired, Reference, SampleMoments, write_reference
 from steindiff.metrics.fid.extractors import Extractor
 from steindiff.metrics.moments import check_enough
-from steindiff.models.datasets import ImageSet
-from steindiff.study.image_sets import about, check_noted, keep_reference, paired, read_sets, size
+from steindiff.models.datasets import ImageSet, load_images
 from steindiff.study.judging import Job, Judgement, Judgements, Line
+
+NAMES = ("images", "against", "real", "held_out")
+"""A job's names for its sets of images."""
 
 
 def judge_images(job: Job, *, progress: bool = False) -> Judgements:
@@ -26,17 +30,103 @@ def judge_images(job: Job, *, progress: bool = False) -> Judgements:
         progress: show bars on stderr, of the first process.
 
     Raises:
-        InputError: as `Job`, `JudgeFiles.open`, `read_sets`, `paired` and `Judge.check`; too few real images.
+        InputError: as `Job`, `JudgeFiles.open`, `load_images` and `Judge.check`; too few images; sizes or numbers that differ;
+            two sets of different seeds.
         ModelFileError: an extractor's file holds something else.
     """
     shown = progress and processes.rank() == 0
     opened = [files.open(job.device, job.batch) for files in job.judges]
-    sets, same_seeds = read_sets(job, shown), paired(job)
+    sets, same_seeds = _read_sets(job, shown), _paired(job)
     benches = [
         _Bench(extractor, reference or sets["real"], files, job, sets, shown)
         for files, (extractor, reference) in zip(job.judges, opened, strict=True)
     ]
-    return Judgements(job, about(sets), same_seeds, tuple(bench.judgement() for bench in benches))
+    about = {name: _about(sets[name]) if name in sets else None for name in NAMES}
+    return Judgements(job, about, same_seeds, tuple(bench.judgement() for bench in benches))
+
+
+def _read_sets(job: Job, progress: bool) -> dict[str, ImageSet]:
+    """The sets of images that a job names, all of one size."""
+    sets = {name: _read(getattr(job, name), name, job, progress) for name in NAMES if getattr(job, name)}
+    h0, w0 = _size(sets)
+    for one in sets.values():
+        if (found := one.event_shape[1:]) != (h0, w0):
+            raise InputError(
+                f"{one.source} has images of {found[0]}×{found[1]} pixels, {job.images or job.real} of {h0}×{w0}: compare "
+                "equal sizes; real ones are resized by --resolution"
+            )
+    if "against" in sets and len(sets["images"]) != len(sets["against"]):
+        ours, theirs = len(sets["images"]), len(sets["against"])
+        raise InputError(
+            f"{ours} images against {theirs}: a paired difference needs the same seeds; give --n {min(ours, theirs)} if both "
+            "begin with the same ones"
+        )
+    return sets
+
+
+def _read(place: str, name: str, job: Job, progress: bool) -> ImageSet:
+    """A set without classes; a finished run of `steindiff sample` is read from its samples.npz, in the order of its seeds."""
+    npz, real = Path(place) / "samples.npz", name in ("real", "held_out")
+    found = load_images(npz if _is_run(Path(place)) else place, job.resolution if real else None, progress=progress)
+    if not real and job.n is not None and job.n > len(found):
+        raise InputError(f"{place} has {len(found)} images, --n {job.n}: draw more, or ask for fewer")
+    return replace(found if real else found.take(slice(job.n)), labels=None, classes=(), source=place)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "run.json").is_file() and (folder / "samples.npz").is_file()
+
+
+def _size(sets: dict[str, ImageSet]) -> tuple[int, ...]:
+    """Height and width of a job's images."""
+    return next(iter(sets.values())).event_shape[1:]
+
+
+def _about(images: ImageSet) -> dict[str, Any]:
+    return {"source": images.source, "n": len(images), "shape": list(images.event_shape), "sha256": images.sha256}
+
+
+def _paired(job: Job) -> bool | None:
+    """Whether images and against are of the same seeds; None where one does not say."""
+    ours, theirs = (_seeds(Path(place)) if job.against else None for place in (job.images, job.against))
+    if ours is None or theirs is None:
+        return None
+    if ours[: job.n] != theirs[: job.n]:
+        raise InputError(
+            f"{job.images} and {job.against} are of different seeds: draw both from the same, or score each by itself"
+        )
+    return True
+
+
+def _seeds(place: Path) -> list[int] | None:
+    """The seeds of a run of `steindiff sample`, in the order its images are read; None where nothing says them."""
+    try:
+        about = read_json((place if place.is_dir() else place.parent) / "run.json")
+        seeds = [int(seed) for seed in about["job"]["seeds"]]
+    except (ValueError, KeyError, TypeError):
+        return None
+    if place.is_dir():
+        return seeds if _is_run(place) else sorted(seeds, key=lambda seed: f"{seed:06d}")
+    return seeds if place.name == "samples.npz" else None
+
+
+def _note(path: str | Path) -> Path:
+    """The file beside a reference that says what it was made of."""
+    return Path(f"{path}.json")
+
+
+def _check_noted(path: str | Path, size: tuple[int, ...]) -> None:
+    """Refuse a reference whose note says that it is of images of another size."""
+    try:
+        note = read_json(_note(path))
+        noted = note["real"]["shape"][1:] if note["reference_sha256"] == sha256(path) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if noted is not None and noted != list(size):
+        raise InputError(
+            f"images of {size[0]}×{size[1]} pixels, reference {path} of {noted[0]}×{noted[1]}: make one of equal size, by "
+            f"--real … --resolution {size[0]}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +146,12 @@ class _Bench:
     shown: bool
 
     def __post_init__(self) -> None:
-        """Check that the sizes agree and the numbers suffice. Raises InputError where they do not."""
+        """Check that the sizes agree and the numbers suffice."""
         extractor, job, d = self.extractor, self.job, self.extractor.dimension
         if "images" in self.sets:
             extractor.check(self._n, job.groups, job.few)
         if self.files.reference is not None:
-            check_noted(self.files.reference, size(self.sets))
+            _check_noted(self.files.reference, _size(self.sets))
         else:
             n = len(self.sets["real"])
             check_enough(n, d, job.few, f"{n} real images in {job.real}, {d} features of {self.files.kind}")
@@ -69,8 +159,9 @@ class _Bench:
     def judgement(self) -> Judgement:
         """All that the extractor says."""
         judge, real = self._judge()
-        if self._held is not None:
-            real = judge.stream(self._chunks(self._held.shuffled(self._n).pixels, "held-out images"))
+        held = self.sets.get("held_out")
+        if held is not None and len(held) >= self._n:
+            real = judge.stream(self._chunks(held.shuffled(self._n).pixels, "held-out images"))
         found, against = (
             judge.stream(self._chunks(self.sets[name].pixels, self.sets[name].source)) if name in self.sets else {}
             for name in ("images", "against")
@@ -83,22 +174,27 @@ class _Bench:
         return Judgement(extractor, reference, judge.digest, lines, self._floor(bool(real)))
 
     def _judge(self) -> tuple[Judge, dict[str, Paired]]:
-        """The judge, and its numbers of real images where some of them stand for samples."""
-        groups, few = self.job.groups, self.job.few
+        """The judge, and its numbers of real images where some of them stand for samples.
+
+        That is where there is no better floor, and the rest is no smaller a set.
+        """
+        groups, few, n = self.job.groups, self.job.few, self._n
         if isinstance(self.target, Reference):
             return Judge(self.extractor, self.target, groups, few), {}
         pixels, found = self.target.shuffled().pixels, {}
-        if self._split:
-            part = self.extractor.summary(self._chunks(pixels[: self._n], "real images"), groups)
-            whole = self.extractor.moments(self._chunks(pixels[self._n :], "real images"))
+        if "held_out" not in self.sets and 0 < 2 * n <= len(pixels):
+            part = self.extractor.summary(self._chunks(pixels[:n], "real images"), groups)
+            whole = self.extractor.moments(self._chunks(pixels[n:], "real images"))
             found = Judge(self.extractor, self._reference(whole), groups, few).of(part)
             for group in part.parts:
                 whole = whole.merge(group)
         else:
             whole = self.extractor.moments(self._chunks(pixels, "real images"))
         judge = Judge(self.extractor, self._reference(whole), groups, few, made_of=self.target.sha256)
-        if self.job.write_reference is not None:
-            keep_reference(self.job.write_reference, judge.reference, self.extractor, self.target)
+        if (path := self.job.write_reference) is not None:
+            write_reference(path, judge.reference)
+            about, real = self.extractor.about, _about(self.target)
+            write_json(_note(path), manifest(reference_sha256=sha256(path), extractor=about, real=real))
         return judge, found
 
     def _reference(self, whole: SampleMoments) -> Reference:
@@ -116,18 +212,6 @@ class _Bench:
     def _n(self) -> int:
         """How many images are judged."""
         return len(self.sets.get("images", ()))
-
-    @property
-    def _held(self) -> ImageSet | None:
-        """Held-out images, where they are enough for a floor."""
-        held = self.sets.get("held_out")
-        return None if held is None or len(held) < self._n else held
-
-    @property
-    def _split(self) -> bool:
-        """Whether some of the real images stand for samples: there is no better floor, and the rest is no smaller a set."""
-        apart = "held_out" not in self.sets and self._n > 0
-        return apart and isinstance(self.target, ImageSet) and len(self.target) >= 2 * self._n
 
     def _floor(self, measured: bool) -> str:
         """What the column of real images is, or why it is empty."""

@@ -78,14 +78,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Line:
-    """One number.
+    """One number, by the metric's name: of the images, of as many real images, and of the second set.
 
-    Attributes:
-        name: "fid", …
-        value: that of the images.
-        real: that of as many real images; None where there were not enough.
-        against: that of the second set.
-        difference: value less against, paired.
+    `difference` is value less against, paired. None where there is no such set, or not enough real images.
     """
 
     name: str
@@ -97,10 +92,8 @@ class Line:
     @classmethod
     def of(cls, name: str, found: Paired, real: Paired | None, against: Paired | None) -> Line:
         """A line of statistics."""
-        floor = None if real is None else real.value
-        if against is None:
-            return cls(name, found.value, floor)
-        return cls(name, found.value, floor, against.value, found.minus(against))
+        floor, other = (one.value if one else None for one in (real, against))
+        return cls(name, found.value, floor, other, found.minus(against) if against else None)
 
     @property
     def verdict(self) -> str:
@@ -129,13 +122,11 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Judgements:
-    """What all extractors say.
+    """What all extractors say of a job's images.
 
     Attributes:
-        job: what was asked.
         sets: source, number, shape and hash of each set of images.
         paired: whether the two sets are known to be from the same seeds; None where nothing says.
-        judgements: one an extractor.
     """
 
     job: Job

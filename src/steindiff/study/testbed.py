@@ -22,9 +22,7 @@ class Testbed:
     """A denoiser to study.
 
     Attributes:
-        name: what tables and files call it.
         denoiser: D(x, sigma), VE coordinates; an `ExactModel` has exact references.
-        event_shape: the shape of one sample.
         digest: a hash of all that determines the denoiser; results are kept under it.
         device: where the denoiser computes; it changes speed and rounding only.
         conditioned: gives the denoiser for images of these seeds, where they have classes; None where one serves all.
