@@ -23,9 +23,13 @@ _VERDICTS = {"win": "better", "loss": "worse", "noise": "within noise", "diverge
 _INFINITE = Value(float("inf"), float("nan"))
 
 
-def configure(nfe: int, samples: int, first_seed: int) -> Config:
-    """The demo's study: one batch of all images. Raises InputError as `Config`."""
-    return Config(
+def run_demo(outdir: str | Path, *, nfe: int, samples: int, first_seed: int) -> Study:
+    """Run everything in one batch of images, and write results.json and run.json to `outdir`, which keeps the runs too.
+
+    Raises:
+        InputError: `outdir` cannot be written to, or `nfe` is too small for a solver.
+    """
+    config = Config(
         beds=MODELS,
         solvers=SOLVERS,
         grids=("karras",),
@@ -38,15 +42,7 @@ def configure(nfe: int, samples: int, first_seed: int) -> Config:
         axes=min(32, samples // 4),
         checked=min(64, samples),
     )
-
-
-def run_demo(outdir: str | Path, *, nfe: int, samples: int, first_seed: int) -> Study:
-    """Run everything, and write results.json and run.json to `outdir`; the runs themselves are kept there as in any study.
-
-    Raises:
-        InputError: `outdir` cannot be written to, or `nfe` is too small for a solver.
-    """
-    start, config = time.perf_counter(), configure(nfe, samples, first_seed)
+    start = time.perf_counter()
     study = run_study(config, writable_folder(outdir))
     seconds = time.perf_counter() - start
     write_json(Path(outdir) / "results.json", [_summary(study, cell) for cell in config.cells()])
@@ -68,15 +64,13 @@ def worth(result: Result, metric: str) -> Value:
 
 def _summary(study: Study, cell: Cell) -> dict[str, Any]:
     """One run, for results.json."""
-    result = study.results[cell]
-    run = next(run for run, correction in RUNS.items() if correction == cell.correction)
+    result, change = study.results[cell], study.results[cell].changes.get("energy")
     values = {metric: worth(result, metric) for metric in METRICS}
     values["excess"] = result.excess.get("energy", _INFINITE)
-    change = result.changes.get("energy")
     return {
         "model": cell.bed,
         "solver": cell.solver,
-        "run": run,
+        "run": next(run for run, correction in RUNS.items() if correction == cell.correction),
         "verdict": verdict(study, cell),
         "failure": result.failure,
         **{name: value._asdict() for name, value in values.items()},

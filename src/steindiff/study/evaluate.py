@@ -253,10 +253,8 @@ class _Bench:
 
     def _kept(self, name: str, images: str, measured: Callable[[], Row]) -> Row:
         """The row of a file, or a new one; the key `images` determines its images."""
-        parts = {
-            "images": images, "train": self.train.sha256, "held": self.held.sha256, "groups": self.settings.groups,
-            "features": self.features and self.features.sha256, "least": self.least,
-        }  # fmt: skip
+        real = {"train": self.train.sha256, "held": self.held.sha256, "least": self.least}
+        parts = {"images": images, **real, "features": self.features and self.features.sha256, "groups": self.settings.groups}
         return kept(self.folder, name, parts, Kind(Row.parse, "it is measured again"), measured)
 
     @cached_property

@@ -9,7 +9,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from steindiff.analytic import ExactModel
 from steindiff.corrections.bands import Cosine
 from steindiff.grids import SIGMA_MIN
 from steindiff.metrics import (
@@ -53,6 +52,7 @@ def changes(run: Measures, base: Measures) -> dict[str, Value]:
     return {name: s.minus(base.statistics[name]) for name, s in run.statistics.items() if name in base.statistics}
 
 
+@dataclass(frozen=True, eq=False)
 class Ruler:
     """Measures samples of a testbed against its references; what belongs to the target is computed once.
 
@@ -74,21 +74,11 @@ class Ruler:
         axes: how many principal axes stand for the pixels where there are more pixels.
     """
 
-    def __init__(
-        self,
-        bed: Testbed,
-        references: References,
-        judges: Sequence[Judge] = (),
-        metrics: Collection[str] = METRICS,
-        axes: int = AXES,
-    ) -> None:
-        self.bed, self.references, self.judges = bed, references, judges
-        self._target, self._wanted, self._count = references.target, metrics, axes
-
-    @property
-    def judged_by(self) -> list[str]:
-        """A digest of each judge."""
-        return [judge.digest for judge in self.judges]
+    bed: Testbed
+    references: References
+    judges: Sequence[Judge] = ()
+    metrics: Collection[str] = METRICS
+    axes: int = AXES
 
     @cached_property
     def perfect(self) -> Measures:
@@ -97,7 +87,7 @@ class Ruler:
 
     def measure(self, x: Tensor, paired: bool = True) -> Measures:
         """Measure samples (n, *event); paired: they come from the noise of the study's seeds."""
-        wanted, found, ratios = self._wanted, dict[str, Paired](), list[float]()
+        wanted, found, ratios = self.metrics, dict[str, Paired](), list[float]()
         if "energy" in wanted:
             found["energy"] = self._energy.shares(x)
         if "frechet" in wanted:
@@ -112,7 +102,7 @@ class Ruler:
         if near := [name for name in _NEAR if name in wanted]:
             manifold = self._manifold.compare(self._view(x))
             found |= {name: getattr(manifold, name) for name in near}
-        if "components" in wanted and isinstance(self.bed.law, ExactModel):
+        if "components" in wanted and self.bed.law is not None:
             found["components"] = component_weights(x, self.bed.law, SIGMA_MIN).total_variation
         for judge in self.judges:
             found |= judge.measure(x)
@@ -120,14 +110,19 @@ class Ruler:
             found["endpoint"] = _endpoint(x, self.references.endpoints)
         return Measures(found, ratios)
 
+    @property
+    def _target(self) -> Tensor:
+        return self.references.target
+
     @cached_property
     def _energy(self) -> EnergyTarget:
         return EnergyTarget(self._target)
 
     @cached_property
     def _axes(self) -> Callable[[Tensor], Tensor]:
-        many = self._target[0].numel() > self._count
-        return principal_features(self._target, min(self._count, len(self._target) // 4)) if many else _flat
+        if self._target[0].numel() <= self.axes:
+            return lambda x: x.flatten(1).double()
+        return principal_features(self._target, min(self.axes, len(self._target) // 4))
 
     @cached_property
     def _frechet(self) -> FrechetTarget:
@@ -160,12 +155,8 @@ class Ruler:
         return self._axes(x) if self._features is None else self._features(x.clamp(-1, 1))
 
 
-def _flat(x: Tensor) -> Tensor:
-    return x.flatten(1).double()
-
-
 def _endpoint(x: Tensor, reference: Tensor) -> Shares:
-    """The RMSE with each image's share in it, s_i/(2 rmse), s_i its mean square, by the delta method."""
+    """The RMSE with each image's share in it by the delta method: s_i/(2 rmse), s_i its mean square."""
     rmse = endpoint_rmse(x, reference).value
     squares = (x.double() - reference.double()).flatten(1).square().mean(1)
     return Shares(rmse, squares / (2 * max(rmse, 1e-300)), torch.zeros(2, dtype=torch.float64))

@@ -57,10 +57,8 @@ def references(bed: Testbed, seeds: Sequence[int], folder: Path | None = None, c
     def new() -> References:
         return _exact(bed, bed.law, seeds) if bed.law else _fine_runs(bed, seeds, checked)
 
-    parts = {
-        "bed": bed.digest, "first": seeds[0], "n": len(seeds), "steps": FINE_STEPS, "sigmas": (SIGMA_MIN, SIGMA_MAX),
-        "checked": 0 if bed.law else checked,
-    }  # fmt: skip
+    how = {"steps": FINE_STEPS, "sigmas": (SIGMA_MIN, SIGMA_MAX), "checked": 0 if bed.law else checked}
+    parts = {"bed": bed.digest, "first": seeds[0], "n": len(seeds), **how}
     return kept(folder and folder / "references", bed.name, parts, Kind(References, "they are made again"), new)
 
 

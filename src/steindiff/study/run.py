@@ -74,8 +74,11 @@ def run_study(
             for name in config.beds:
                 bed = own[name] if name in own else make(name, place)
                 bar.set_postfix_str(f"{bed.name}: references")
-                ruler = _ruler(bed, config, folder, judges) if processes.rank() == 0 else None
-                summaries.extend([_summary(ruler)] if ruler else [])
+                ruler = None
+                if processes.rank() == 0:
+                    refs = references(bed, config.seeds, folder, config.checked)
+                    ruler = Ruler(bed, refs, judges_of(bed, judges, refs.target, config.n), config.metrics, config.axes)
+                    summaries.append(_summary(ruler))
                 part = _Part(bed, config, folder, ruler, bar.set_postfix_str)
                 for _, group in groupby((c for c in config.cells() if c.bed == name), key=lambda c: c.plain):
                     cells = list(group)
@@ -96,7 +99,8 @@ class _Part:
 
     def results(self, cells: list[Cell]) -> list[Result]:
         """The results of a group of cells: a solver's plain run, then the runs that are compared with it."""
-        keys = {cell: key_of(cell, self.bed, self.config, self.ruler.judged_by) for cell in cells} if self.ruler else {}
+        judged_by = [judge.digest for judge in self.ruler.judges] if self.ruler else []
+        keys = {cell: key_of(cell, self.bed, self.config, judged_by) for cell in cells} if self.ruler else {}
         held = {cell: store.read(self.folder, cell, key) for cell, key in keys.items()}
         missing = processes.agreed([c for c, result in held.items() if result is None] if self.ruler else None) or []
         for result in self._new(cells[0], missing, keys):
@@ -131,20 +135,12 @@ class _Part:
         return found
 
 
-def _ruler(bed: Testbed, config: Config, folder: Path, files: Sequence[JudgeFiles]) -> Ruler:
-    refs = references(bed, config.seeds, folder, config.checked)
-    return Ruler(bed, refs, judges_of(bed, files, refs.target, config.n), config.metrics, config.axes)
-
-
 def _summary(ruler: Ruler) -> BedSummary:
-    """What a report says of the testbed."""
     bed, refs = ruler.bed, ruler.references
     how = "; ".join([refs.how, *(f"{', '.join(j.names)}: extractor {j.extractor.sha256[:16]}" for j in ruler.judges)])
     floors, kind = ruler.measure(refs.floor, paired=False).values, "exact" if bed.law else "network"
-    return BedSummary(
-        bed.name, kind, bed.event_shape, how, len(refs.target), floors, ruler.perfect.values, _shown(bed, refs.endpoints),
-        refs.error,
-    )  # fmt: skip
+    shown, perfect = _shown(bed, refs.endpoints), ruler.perfect.values
+    return BedSummary(bed.name, kind, bed.event_shape, how, len(refs.target), floors, perfect, shown, refs.error)
 
 
 def _result(cell: Cell, key: str, drawn: Drawn, measured: Measures | None, plain: Measures | None, ruler: Ruler) -> Result:

@@ -109,7 +109,6 @@ class Result:
     """What one cell gave.
 
     Attributes:
-        cell: the cell.
         key: a digest of all that determines the numbers.
         n: how many images there are; 0 where the run failed.
         values: the numbers by metric; empty where the run failed.
@@ -118,7 +117,6 @@ class Result:
         trace: one record for each step of the first batch.
         spectrum: the log ratio of power to the target's by band, from low to high frequency.
         failure: why there are no numbers.
-        seconds: how long sampling took.
         shown: the first images, uint8 (k, H, W, C); empty for points that are no images.
         excess: this run less the exact flow's end points, paired over seeds, by metric: what the few steps lose.
     """
@@ -142,11 +140,8 @@ class BedSummary:
     """What a report says of a testbed.
 
     Attributes:
-        name: as in its cells.
         kind: "exact" or "network".
-        event_shape: of one sample.
         reference: how endpoints and target were made.
-        n_target: samples of the target.
         floors: independent samples of the law, as many as a cell has, against the target.
         perfect: the reference flow's own end points against the target.
         shown: the first of these end points, uint8 (k, H, W, C), for a row beside the samples; may be empty.
@@ -171,7 +166,7 @@ def place(folder: Path, cell: Cell, key: str) -> Path:
 
 
 def write(folder: Path, result: Result) -> None:
-    """Write a result atomically. Raises InputError as `keep`."""
+    """Keep a cell's result."""
     keep(place(folder, result.cell, result.key), result.key, result)
 
 
