@@ -1,5 +1,6 @@
 """FID and inception score in a study, by a tiny network of the published signature, made here."""
 
+import dataclasses
 import math
 
 import pytest
@@ -13,7 +14,7 @@ from steindiff.metrics import JudgeFiles, Reference, SampleMoments, write_refere
 from steindiff.report.study import write_report
 from steindiff.study import testbed
 from steindiff.study.grid import Config
-from steindiff.study.judges import check, judges_of
+from steindiff.study.measure import judges_of
 from steindiff.study.references import references
 from steindiff.study.run import run_study
 from steindiff.study.testbed import make
@@ -81,8 +82,9 @@ def test_extractors_and_references_that_do_not_fit_are_refused(inception_file, t
         judges_of(bed, [JudgeFiles("inception", inception_file)], refs.target, 11)
     with pytest.raises(InputError, match="without its extractor"):
         JudgeFiles("inception", "", target)
+    two = dataclasses.replace(SMALL, beds=("digits", "digits_mixture"))
     with pytest.raises(InputError, match="2 testbeds"):
-        check([JudgeFiles("inception", inception_file, target)], ("digits", "digits_mixture"))
+        run_study(two, tmp_path, judges=[JudgeFiles("inception", inception_file, target)], progress=False)
     law = Gaussian(torch.zeros(4), torch.eye(4))
     mine = testbed.Testbed("mine", law, (4,), "v1")
     assert judges_of(mine, [JudgeFiles("inception", inception_file)], refs.target, 48) == []

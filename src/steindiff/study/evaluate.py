@@ -29,7 +29,7 @@ from steindiff.models.datasets import ImageSet
 from steindiff.noise import mix
 from steindiff.study.draw import draw
 from steindiff.study.evaluation import FINE, Distances, Evaluation, Row, Run, Settings, Source
-from steindiff.study.store import FORMAT, Kind, file_name, held, keep, kept
+from steindiff.study.store import FORMAT, file_name, held, keep, kept
 from steindiff.study.testbed import Testbed
 
 LEAST, SHOWN = 4, 12
@@ -155,8 +155,8 @@ class _Sampler:
         """The run's images: those on disk, and the rest in chunks; `tick` is told a batch's network evaluations."""
         s, key = self.settings, self.key(run)
         path = self.folder / f"{file_name(run.name, key)}.safetensors"
-        nothing = _Samples(torch.empty(0, *self.bed.event_shape, dtype=torch.uint8))
-        samples: _Samples = held(path, key, Kind(self._parse, "they are drawn again")) or nothing
+        samples = held(path, key, _Samples, "they are drawn again")
+        samples = samples or _Samples(torch.empty(0, *self.bed.event_shape, dtype=torch.uint8))
         tick(min(run.n, len(samples.images)) * run.nfe)
         while (have := len(samples.images)) < run.n:
             seeds = range(s.first_seed + have, s.first_seed + min(have + s.chunk, run.n))
@@ -173,11 +173,6 @@ class _Sampler:
         """A digest of all that determines the images, but for their number."""
         parts = {"solver": repr(run.solver), "sigmas": run.sigmas.tolist(), "first_seed": self.settings.first_seed}
         return digest(format=FORMAT, bed=self.bed.digest, **parts)
-
-    def _parse(self, images: Tensor, seconds: float, effect: list[float] | None) -> _Samples:
-        if images.shape[1:] != self.bed.event_shape or images.dtype != torch.uint8:
-            raise ValueError(f"images of shape {tuple(images.shape)}, {images.dtype}")
-        return _Samples(images, float(seconds), None if effect is None else Value.parse(effect))
 
 
 def _draw(sampler: _Sampler, runs: list[Run], progress: bool) -> tuple[dict[str, _Samples], dict[str, str]]:
@@ -255,7 +250,7 @@ class _Bench:
         """The row of a file, or a new one; the key `images` determines its images."""
         real = {"train": self.train.sha256, "held": self.held.sha256, "least": self.least}
         parts = {"images": images, **real, "features": self.features and self.features.sha256, "groups": self.settings.groups}
-        return kept(self.folder, name, parts, Kind(Row.parse, "it is measured again"), measured)
+        return kept(self.folder, name, parts, Row, "it is measured again", measured)
 
     @cached_property
     def _train(self) -> _Targets:

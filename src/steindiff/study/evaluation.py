@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -133,17 +133,6 @@ class Row:
     effect: Value | None = None
     seconds: float = 0.0
     failure: str = ""
-
-    @classmethod
-    def parse(cls, **entries: Any) -> Row:
-        """The row that JSON describes. Raises TypeError or ValueError for entries of another kind."""
-        for name in ("train", "held"):
-            entries[name] = None if entries[name] is None else Distances(**_values(entries[name]))
-        return cls(**{**entries, **_values({name: entries[name] for name in ("error", "effect")})})
-
-
-def _values(pairs: dict[str, list[float] | None]) -> dict[str, Any]:
-    return {name: None if pair is None else Value.parse(pair) for name, pair in pairs.items()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from steindiff.errors import InputError
 from steindiff.io import processes
 from steindiff.io.files import manifest, read_json, sha256, write_json
 from steindiff.metrics import Judge, JudgeFiles, Paired, Reference, SampleMoments, write_reference

@@ -16,6 +16,7 @@ from steindiff.metrics import (
     Features,
     FrechetTarget,
     Judge,
+    JudgeFiles,
     ManifoldTarget,
     Paired,
     Shares,
@@ -24,6 +25,7 @@ from steindiff.metrics import (
     Value,
     component_weights,
     endpoint_rmse,
+    judge,
     principal_features,
 )
 from steindiff.metrics.features import features_for
@@ -50,6 +52,24 @@ class Measures:
 def changes(run: Measures, base: Measures) -> dict[str, Value]:
     """A run less another from the same seeds, by metric."""
     return {name: s.minus(base.statistics[name]) for name, s in run.statistics.items() if name in base.statistics}
+
+
+def judges_of(bed: Testbed, files: Sequence[JudgeFiles], target: Tensor, n: int) -> list[Judge]:
+    """What measures FID, inception score and FD-DINOv2 of n images of a testbed; nothing for points that are no images.
+
+    Reference statistics are those of the files or, where none is named, of the testbed's own target; then a number is a
+    distance to what the network itself makes in fine runs, and not a published one.
+
+    Raises:
+        InputError: as `metrics.judge`, or too few images for a covariance of the extractor's features.
+    """
+    found = [
+        judge(one.kind, one.path, one.reference, device=bed.device, real=None if one.reference else [target])
+        for one in (files if bed.is_image else ())
+    ]
+    for made in found:
+        made.check(n)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +124,8 @@ class Ruler:
             found |= {name: getattr(manifold, name) for name in near}
         if "components" in wanted and self.bed.law is not None:
             found["components"] = component_weights(x, self.bed.law, SIGMA_MIN).total_variation
-        for judge in self.judges:
-            found |= judge.measure(x)
+        for one in self.judges:
+            found |= one.measure(x)
         if "endpoint" in wanted and paired:
             found["endpoint"] = _endpoint(x, self.references.endpoints)
         return Measures(found, ratios)

@@ -8,7 +8,7 @@ from pathlib import Path
 from steindiff.divergence import Choice, choose
 from steindiff.grids import SIGMA_MAX
 from steindiff.noise import initial_noise
-from steindiff.study.store import Kind, kept
+from steindiff.study.store import kept
 from steindiff.study.testbed import Testbed
 
 REPEATS = 10
@@ -30,4 +30,4 @@ def price(bed: Testbed, seeds: Sequence[int], folder: Path | None = None, method
         return choose(bed.denoiser_for(seeds), x, x.new_tensor(1.0), methods=(method,), samples=len(x), repeats=REPEATS)
 
     parts = {"bed": bed.digest, "batch": len(seeds), "device": bed.device, "method": method}
-    return kept(folder and folder / "prices", bed.name, parts, Kind(Choice, "it is measured again"), new)
+    return kept(folder and folder / "prices", bed.name, parts, Choice, "it is measured again", new)

@@ -18,7 +18,7 @@ from steindiff.grids import SIGMA_MAX, SIGMA_MIN
 from steindiff.metrics import endpoint_rmse
 from steindiff.noise import initial_noise
 from steindiff.study.draw import draw
-from steindiff.study.store import Kind, kept
+from steindiff.study.store import kept
 from steindiff.study.testbed import Testbed
 
 FINE_STEPS = 50
@@ -59,7 +59,7 @@ def references(bed: Testbed, seeds: Sequence[int], folder: Path | None = None, c
 
     how = {"steps": FINE_STEPS, "sigmas": (SIGMA_MIN, SIGMA_MAX), "checked": 0 if bed.law else checked}
     parts = {"bed": bed.digest, "first": seeds[0], "n": len(seeds), **how}
-    return kept(folder and folder / "references", bed.name, parts, Kind(References, "they are made again"), new)
+    return kept(folder and folder / "references", bed.name, parts, References, "they are made again", new)
 
 
 def _exact(bed: Testbed, law: ExactModel, seeds: Sequence[int]) -> References:

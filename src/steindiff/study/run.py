@@ -23,8 +23,7 @@ from steindiff.study.cell import build, key_of
 from steindiff.study.compare import Study
 from steindiff.study.draw import Drawn, draw
 from steindiff.study.grid import PLAIN, Cell, Config
-from steindiff.study.judges import check, judges_of
-from steindiff.study.measure import Measures, Ruler, changes
+from steindiff.study.measure import Measures, Ruler, changes, judges_of
 from steindiff.study.price import price
 from steindiff.study.references import references
 from steindiff.study.store import BedSummary, Result
@@ -64,10 +63,9 @@ def run_study(
     """
     folder = writable_folder(outdir)
     own = {bed.name: bed for bed in beds}
-    check(judges, config.beds)
     results, summaries = list[Result](), list[BedSummary]()
     with processes.joined(device):
-        _check_shares(config)
+        _check(config, judges)
         place = processes.local_device(device)
         total, quiet = len(list(config.cells())), not (progress and processes.rank() == 0)
         with tqdm(total=total, unit="cell", disable=quiet, mininterval=1.0, smoothing=0.05) as bar:
@@ -158,8 +156,11 @@ def _shown(bed: Testbed, x: Tensor) -> Tensor:
     return torch.from_numpy(to_uint8(x[:_SHOWN])) if bed.is_image else torch.empty(0, dtype=torch.uint8)
 
 
-def _check_shares(config: Config) -> None:
-    """Every process needs an image of every batch."""
+def _check(config: Config, judges: Sequence[JudgeFiles]) -> None:
+    """Reference statistics are of one testbed, and every process needs an image of every batch."""
+    named = [str(one.reference) for one in judges if one.reference]
+    if named and len(config.beds) > 1:
+        raise InputError(f"reference {', '.join(named)} for {len(config.beds)} testbeds: run the one it is of, by --beds")
     world, rest = processes.world_size(), config.n % config.batch or config.batch
     if min(config.batch, config.n, rest) < world:
         raise InputError(

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -26,27 +26,16 @@ FORMAT = 2
 T = TypeVar("T")
 
 
-class Kind(NamedTuple):
-    """A kind of kept file.
-
-    Attributes:
-        parse: makes the object of its entries by name; raises KeyError, TypeError or ValueError where they do not fit.
-        remedy: what happens once the file is removed: "it is measured again".
-    """
-
-    parse: Callable[..., Any]
-    remedy: str
-
-
-def kept(folder: Path | None, name: str, parts: Mapping[str, Any], kind: Kind, make: Callable[[], T]) -> T:
+def kept(folder: Path | None, name: str, parts: Mapping[str, Any], kind: type[T], remedy: str, make: Callable[[], T]) -> T:
     """What the file holds; where there is no file, what `make` makes, which is then written.
 
     Args:
         folder: where the file is; None keeps nothing.
         name: what the file's name begins with.
         parts: all that determines the object; their digest ends the name.
-        kind: how the file is read.
-        make: makes a dataclass or a named tuple whose entries are tensors and what JSON can hold.
+        kind: a dataclass or named tuple, whose entries are tensors and what JSON can hold.
+        remedy: what happens once the file is removed: "it is measured again".
+        make: makes the object.
 
     Raises:
         InputError: as `held` and `keep`.
@@ -55,14 +44,14 @@ def kept(folder: Path | None, name: str, parts: Mapping[str, Any], kind: Kind, m
         return make()
     key = digest(format=FORMAT, **parts)
     path = folder / f"{file_name(name, key)}.safetensors"
-    found: T | None = held(path, key, kind)
+    found = held(path, key, kind, remedy)
     if found is None:
         found = make()
         keep(path, key, found)
     return found
 
 
-def held(path: Path, key: str, kind: Kind) -> Any:
+def held(path: Path, key: str, kind: type[T], remedy: str) -> T | None:
     """What the file holds; None where there is no file.
 
     Raises:
@@ -76,9 +65,25 @@ def held(path: Path, key: str, kind: Kind) -> Any:
         if (head["format"], head["key"]) != (FORMAT, key):
             raise ValueError(f"it holds {head['key']}")
         names = [str(name) for name in head["tensors"]]
-        return kind.parse(**about, **dict(zip(names, read_tensors(path, *names)[1], strict=True)))
+        found: T = _parsed(kind, {**about, **dict(zip(names, read_tensors(path, *names)[1], strict=True))})
+        return found
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not what its name says ({error}): remove it, and {kind.remedy}") from error
+        raise InputError(f"{path} is not what its name says ({error}): remove it, and {remedy}") from error
+
+
+def _parsed(kind: Any, value: Any) -> Any:
+    """The object that JSON describes. Raises AttributeError, KeyError, TypeError or ValueError where it is of another kind."""
+    args = get_args(kind)
+    if type(None) in args:
+        return None if value is None else _parsed(args[0], value)
+    if kind is Value:
+        return Value.parse(value)
+    if get_origin(kind) is dict:
+        return {name: _parsed(args[1], entry) for name, entry in value.items()}
+    if is_dataclass(kind) or hasattr(kind, "_fields"):
+        hints = get_type_hints(kind)
+        return kind(**{name: _parsed(hints[name], entry) for name, entry in value.items()})
+    return value
 
 
 def keep(path: Path, key: str, value: Any) -> None:
@@ -172,11 +177,4 @@ def write(folder: Path, result: Result) -> None:
 
 def read(folder: Path, cell: Cell, key: str) -> Result | None:
     """A cell's result; None where there is none. Raises InputError as `held`."""
-    found: Result | None = held(place(folder, cell, key), key, Kind(_result, "the cell is run again"))
-    return found
-
-
-def _result(cell: dict[str, Any], **entries: Any) -> Result:
-    for name in ("values", "changes", "excess"):
-        entries[name] = {metric: Value.parse(pair) for metric, pair in entries[name].items()}
-    return Result(Cell(**cell), **entries)
+    return held(place(folder, cell, key), key, Result, "the cell is run again")
