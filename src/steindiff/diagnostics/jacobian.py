@@ -22,7 +22,7 @@ from torch import Tensor
 
 from steindiff.denoisers import Denoiser, expand
 from steindiff.divergence.products import Options, dot, linearise
-from steindiff.errors import InputError, NonFiniteError, SteindiffError
+from steindiff.errors import NonFiniteError, SteindiffError, require
 from steindiff.noise import mix
 
 Map = Callable[[Tensor], Tensor]
@@ -34,14 +34,7 @@ _TAG = 0xD1A6
 
 @dataclass(frozen=True, eq=False)
 class Linearization:
-    """f near x, sample by sample: f(x), v ↦ Jv and w ↦ Jᵀw.
-
-    Attributes:
-        value: f(x), (B, *event).
-        push: v (B, *event) to Jv.
-        pull: w (B, *event) to Jᵀw.
-        method: where Jv comes from: "double", "forward" or "fd".
-    """
+    """f near x, sample by sample: `value` is f(x), `push` v ↦ Jv by the method named, and `pull` w ↦ Jᵀw."""
 
     value: Tensor
     push: Map
@@ -64,8 +57,7 @@ def linearize(f: Map, x: Tensor, method: Push = "auto") -> Linearization:
         InputError: an unknown method.
         SteindiffError: f(x) has no gradient, or no method gives Jv.
     """
-    if method not in ("auto", *_PUSHES):
-        raise InputError(f"method={method!r}: choose auto, double, forward or fd")
+    require(method in ("auto", *_PUSHES), "choose auto, double, forward or fd", method=method)
     if torch.is_inference_mode_enabled():
         raise SteindiffError("inside torch.inference_mode no gradient exists: use torch.no_grad")
     with torch.enable_grad():
@@ -96,7 +88,6 @@ def _double(f: Map, z: Tensor, value: Tensor) -> Map:
 
 
 def _forward(f: Map, z: Tensor, value: Tensor) -> Map:
-    """Jv by forward mode, one evaluation of f each."""
     return linearise("jvp", lambda y: (f(y), None), z.detach(), Options()).one
 
 
@@ -128,14 +119,14 @@ def _check_adjoint(push: Map, pull: Map, x: Tensor) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Lipschitz:
-    """The largest singular value of J, per sample.
+    """The largest singular value of J, per sample, (B,).
 
     Attributes:
-        value: θ^½, (B,); not above ‖J‖₂ but for rounding.
-        residual: ‖JᵀJv − θv‖/θ, (B,): a singular value lies within this relative distance of `value`. That it is the largest
+        value: θ^½; not above ‖J‖₂ but for rounding.
+        residual: ‖JᵀJv − θv‖/θ: a singular value lies within this relative distance of `value`. That it is the largest
             follows from the random start, with probability close to one.
-        converged: residual ≤ tol, (B,).
-        iterations: JVP–VJP pairs until then, (B,); all of them where not converged.
+        converged: residual ≤ tol.
+        iterations: JVP–VJP pairs until then; all of them where not converged.
         direction: v, the direction it stretches most, unit norm, (B, *event).
     """
 
@@ -159,11 +150,10 @@ def lipschitz(
         tol: relative residual at which a sample is done.
         max_iterations: JVP–VJP pairs.
         seed: what the start vector is drawn from.
-        method: see `linearize`.
+        method: see `linearize`, whose errors this raises too.
 
     Raises:
         InputError: tol or max_iterations not positive.
-        SteindiffError: no derivative.
         NonFiniteError: a product is NaN or infinite.
 
     Example:
@@ -173,8 +163,8 @@ def lipschitz(
         >>> result.value, result.converged
         (tensor([4.2361]), tensor([True]))
     """
-    if not tol > 0 or max_iterations < 1:
-        raise InputError(f"tol={tol}, max_iterations={max_iterations}: need tol > 0 and max_iterations ≥ 1")
+    holds = tol > 0 and max_iterations >= 1
+    require(holds, "need tol > 0 and max_iterations ≥ 1", tol=tol, max_iterations=max_iterations)
     J = f if isinstance(f, Linearization) else linearize(f, x, method)
     v = _gaussian(x, 0, seed)
     v = v / expand(norms(v), x)
@@ -222,10 +212,9 @@ def local_denoiser_lipschitz(
 
 
 def random_directions(f: Map | Linearization, x: Tensor, k: int = 8, *, seed: int = 0, method: Push = "auto") -> Tensor:
-    """‖Jv‖/‖v‖ for k Gaussian directions, (k, B). Raises InputError for k < 1, SteindiffError as `linearize`."""
+    """‖Jv‖/‖v‖ for k ≥ 1 Gaussian directions, (k, B). Raises as `linearize`."""
     J = f if isinstance(f, Linearization) else linearize(f, x, method)
-    if k < 1:
-        raise InputError(f"k={k} random directions: need at least one")
+    require(k >= 1, "need at least one random direction", k=k)
     probes = [_gaussian(x, 3 + i, seed) for i in range(k)]
     return torch.stack([norms(J.push(v)) / norms(v) for v in probes])
 

@@ -6,6 +6,7 @@ has, whatever level it is told; σ̂/σ = 1 on the ideal marginal.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,17 +50,9 @@ def noise_mismatch(
 
 @dataclass(frozen=True)
 class TraceSummary:
-    """A trace in a few numbers; γ over the steps, σ̂/σ over the steps where it was measured (NaN: nowhere).
+    """A trace in a few numbers: γ over the steps, `raw_max` the largest before any bound, how many steps had which reason.
 
-    Attributes:
-        steps: how many steps the run took.
-        gamma_min: smallest γ used.
-        gamma_median: its median.
-        gamma_max: largest γ used.
-        raw_max: largest γ before any bound.
-        reasons: how many steps had their γ for which reason.
-        noise_min: smallest σ̂/σ.
-        noise_max: largest σ̂/σ.
+    `noise_min` and `noise_max` are of σ̂/σ over the steps where it was measured; NaN where it was nowhere.
     """
 
     steps: int
@@ -76,9 +69,8 @@ def summarize(trace: Sequence[Record]) -> TraceSummary:
     """The summary of `SampleResult.trace`. Raises InputError for an empty trace."""
     if not trace:
         raise InputError("an empty trace: summarise the trace of a run with at least one step")
-    gammas = sorted(r.gamma for r in trace)
-    ratios = [r.noise_ratio for r in trace if r.noise_ratio == r.noise_ratio]
-    low, high = (min(ratios), max(ratios)) if ratios else (float("nan"), float("nan"))
+    gammas = [r.gamma for r in trace]
+    ratios = [r.noise_ratio for r in trace if r.noise_ratio == r.noise_ratio] or [math.nan]
     median = float(torch.tensor(gammas, dtype=torch.float64).quantile(0.5))
-    raw = max(r.gamma_raw for r in trace)
-    return TraceSummary(len(trace), gammas[0], median, gammas[-1], raw, dict(Counter(r.reason for r in trace)), low, high)
+    raw, reasons = max(r.gamma_raw for r in trace), dict(Counter(r.reason for r in trace))
+    return TraceSummary(len(trace), min(gammas), median, max(gammas), raw, reasons, min(ratios), max(ratios))

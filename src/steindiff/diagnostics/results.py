@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,19 +16,15 @@ from steindiff.diagnostics.setup import Setup
 from steindiff.diagnostics.trajectory import Reference, StepReport
 from steindiff.models import Model
 
-Quantity: TypeAlias = Literal["lipschitz", "actual"]
-"""Of a `StepReport`: how the worst direction grows, or the actual error."""
-
 
 def largest(values: Iterable[float]) -> float:
     """The largest of those that are numbers; NaN where none is."""
-    return max((v for v in values if v == v), default=float("nan"))
+    return max((v for v in values if v == v), default=math.nan)
 
 
 def median(values: Iterable[float]) -> float:
     """The median of those that are numbers; NaN where none is."""
-    kept = torch.tensor([v for v in values if v == v], dtype=torch.float64)
-    return float(kept.quantile(0.5)) if len(kept) else float("nan")
+    return float(torch.tensor([*values, math.nan], dtype=torch.float64).nanquantile(0.5))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +68,8 @@ class StepRun:
     steps: int
     reports: tuple[StepReport, ...]
 
-    def peak(self, key: Quantity) -> tuple[StepReport, float]:
-        """The step where the largest value is, and that value; NaN where there is none."""
+    def peak(self, key: Literal["lipschitz", "actual"]) -> tuple[StepReport, float]:
+        """The step where the worst direction or the actual error grows most, and that value; NaN where there is none."""
         scored = [(r, largest(getattr(r, key))) for r in self.reports]
         return max(scored, key=lambda s: s[1] if s[1] == s[1] else -1.0)
 
@@ -90,9 +87,9 @@ class TraceRun:
     model: str
     solver: str
     rule: str
-    sigmas: tuple[float, ...]
-    gammas: tuple[float, ...]
-    noise: tuple[float, ...]
+    sigmas: list[float]
+    gammas: list[float]
+    noise: list[float]
     summary: TraceSummary | None
     failure: str = ""
 
@@ -108,22 +105,18 @@ class Panel:
 
 @dataclass(frozen=True, eq=False)
 class Toy:
-    """Runs on a law in one dimension; the exact flow is the first panel."""
+    """Runs of `steps` on a law in one dimension; the exact flow is the first panel."""
 
     law: GaussianMixture
+    steps: int
     panels: tuple[Panel, ...]
-
-    @property
-    def steps(self) -> int:
-        """The number of steps of every run."""
-        return len(self.panels[-1].sigmas) - 1
 
     def numbers(self) -> dict[str, dict[str, float]]:
         """Per method: the RMS distance of the end points to the exact flow's, and the shares at the wrong and at no mode."""
         exact = self.panels[0].paths[-1]
         out = {}
         for panel in self.panels[1:]:
-            end = panel.paths[-1] if len(panel.paths) == len(panel.sigmas) else torch.full_like(exact, float("inf"))
+            end = panel.paths[-1] if len(panel.paths) == len(panel.sigmas) else torch.full_like(exact, math.inf)
             off = (end.abs() - 1).abs() > 0.25
             out[panel.name] = {
                 "rms": float((end - exact).square().mean().sqrt()),
@@ -150,19 +143,13 @@ class Diagnosis:
 
     def as_json(self) -> dict[str, object]:
         """Every number, for `write_json`."""
-        profiles = {
+        denoiser = {
             flow.name: {
-                "sigmas": flow.profile.sigmas.tolist(),
-                "lipschitz": flow.profile.lipschitz.tolist(),
-                "random": flow.profile.random.tolist(),
+                **{name: getattr(flow.profile, name).tolist() for name in ("sigmas", "lipschitz", "random")},
                 "converged": flow.profile.converged,
                 "reference_error": float(flow.reference.errors.max()),
             }
             for flow in self.flows
         }
-        return {
-            "denoiser": profiles,
-            "cells": [asdict(cell) for cell in self.cells],
-            "traces": [asdict(trace) for trace in self.traces],
-            "toy": self.toy.numbers(),
-        }
+        cells, traces = ([asdict(run) for run in runs] for runs in (self.cells, self.traces))
+        return {"denoiser": denoiser, "cells": cells, "traces": traces, "toy": self.toy.numbers()}

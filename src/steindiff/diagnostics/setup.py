@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from steindiff import models, solvers, specs
-from steindiff.errors import InputError, unknown_name
+from steindiff.errors import InputError, require, unknown_name
 
 FAMILIES = ("ddim", "heun", "dpmpp_2m", "unipc_3", "ipndm_3")
 """The best-known solver of each family that the quick preset runs."""
@@ -13,20 +13,17 @@ FAMILIES = ("ddim", "heun", "dpmpp_2m", "unipc_3", "ipndm_3")
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything that determines the numbers of one run.
+    """Everything that determines the numbers of one run; the grid is EDM's, σ 80 → 0.002.
 
     Args:
         models: embedded names or model files.
         solvers: names or specs.
-        nfe: network evaluations of the runs; the grid is EDM's, σ 80 → 0.002.
+        nfe: network evaluations of the runs.
         samples: how many trajectories a model gets; None stands for `few`, or half of it (at least 2) beyond 1000 dimensions.
-        few: how many they are by default.
         measured: how many steps are measured in runs of more than 10; the rest are only passed through. None measures all.
         directions: how many random directions each step is tried in.
         tol: the relative residual of the Lipschitz constants.
-        batch: how many images the runs behind γ and σ̂/σ have.
-        trace_nfe: network evaluations of these runs.
-        first_seed: the seed of the first image.
+        batch: how many images the runs behind γ and σ̂/σ have; these take `trace_nfe` evaluations.
 
     Raises:
         InputError: a name is unknown or repeated, or a number is out of range.
@@ -48,24 +45,17 @@ class Setup:
         for name in self.solvers:
             solvers.make(name)
         for what, values in (("models", self.models), ("solvers", self.solvers), ("nfe", self.nfe)):
-            if not values or len(set(values)) != len(values):
-                raise InputError(f"{what} {list(values)}: need at least one, and none twice")
-        if min(self.nfe) < 2 or (self.samples is not None and self.samples < 1) or not 0 < self.tol < 1:
-            raise InputError(
-                f"nfe={min(self.nfe)}, samples={self.samples}, tol={self.tol}: need nfe ≥ 2, samples ≥ 1, 0 < tol < 1"
-            )
+            require(bool(values) and len(set(values)) == len(values), "need at least one, and none twice", **{what: values})
+        holds = min(self.nfe) >= 2 and (self.samples is None or self.samples >= 1) and 0 < self.tol < 1
+        require(holds, "need nfe ≥ 2, samples ≥ 1, 0 < tol < 1", nfe=min(self.nfe), samples=self.samples, tol=self.tol)
 
     def trajectories(self, dim: int) -> int:
         """How many trajectories of a model of this dimension."""
         return self.samples or (self.few if dim <= 1000 else max(2, self.few // 2))
 
 
-PRESETS = {
-    "quick": Setup(("digits", "cifar10_mixture"), FAMILIES, (5, 6, 8, 10, 20, 100)),
-    "full": Setup(
-        models.names(), solvers.names(), (5, 6, 8, 10, 15, 20, 50, 100), few=16, measured=None, directions=8, batch=256
-    ),
-}
+_FULL = Setup(models.names(), solvers.names(), (5, 6, 8, 10, 15, 20, 50, 100), few=16, measured=None, directions=8, batch=256)
+PRESETS = {"quick": Setup(("digits", "cifar10_mixture"), FAMILIES, (5, 6, 8, 10, 20, 100)), "full": _FULL}
 """By name; "full" has every solver at every step, and takes hours."""
 
 
@@ -88,23 +78,15 @@ def configure(
         raise unknown_name("preset", preset, PRESETS)
     if solver and all_solvers:
         raise InputError(f"--solver {solver} and --all: give one of them")
+    words = nfe.replace(",", " ").split()
+    if nfe and not (words and all(w.isdecimal() for w in words)):
+        raise InputError(f"nfe {nfe!r}: give whole numbers separated by commas, such as 5,6,8,10,20,100")
     base = PRESETS[preset]
     return replace(
         base,
-        models=_words(model) or base.models,
+        models=tuple(model.replace(",", " ").split()) or base.models,
         solvers=solvers.names() if all_solvers else tuple(specs.split(solver)) if solver else base.solvers,
-        nfe=_whole_numbers(nfe) if nfe else base.nfe,
+        nfe=tuple(sorted(map(int, words))) or base.nfe,
         samples=samples,
         first_seed=first_seed,
     )
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.replace(",", " ").split())
-
-
-def _whole_numbers(text: str) -> tuple[int, ...]:
-    words = _words(text)
-    if not words or not all(w.isdecimal() for w in words):
-        raise InputError(f"nfe {text!r}: give whole numbers separated by commas, such as 5,6,8,10,20,100")
-    return tuple(sorted(int(w) for w in words))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from steindiff import corrections, grids, models, solvers
-from steindiff.diagnostics.jacobian import local_denoiser_lipschitz, random_directions
+from steindiff.diagnostics.jacobian import linearize, lipschitz, random_directions
 from steindiff.diagnostics.meters import noise_mismatch, summarize
 from steindiff.diagnostics.results import Diagnosis, Flow, Profile, StepRun, TraceRun
 from steindiff.diagnostics.setup import Setup
@@ -24,7 +27,7 @@ from steindiff.grids import SIGMA_MAX, SIGMA_MIN
 from steindiff.io.files import manifest, writable_folder, write_json
 from steindiff.models import Model
 from steindiff.noise import initial_noise
-from steindiff.sampling import Event, sample
+from steindiff.sampling import Event, Record, sample
 from steindiff.solvers import Solver, UniPC
 
 RULES = ("none", "clamped", "literal")
@@ -46,21 +49,18 @@ def run_diagnose(setup: Setup, outdir: str | Path) -> Diagnosis:
     flows: list[Flow] = []
     cells: list[StepRun] = []
     traces: list[TraceRun] = []
-    total = len(loaded) * (2 + len(setup.solvers) * len(setup.nfe)) + 1
+    total = len(loaded) * (1 + len(setup.solvers) * len(setup.nfe))
     with tqdm(total=total, unit="run", desc="diagnose", mininterval=1.0) as bar:
         for model in loaded:
             bar.set_postfix_str(f"{model.name}: reference flow")
-            flow = _flow(model, setup)
-            flows.append(flow)
-            bar.update()
-            for cell in _step_runs(flow, setup):
+            flows.append(_flow(model, setup))
+            for cell in _step_runs(flows[-1], setup):
                 cells.append(cell)
                 bar.set_postfix_str(f"{model.name}: {cell.solver}, NFE {cell.nfe}")
                 bar.update()
             traces += _traces(model, setup)
             bar.update()
-        toy = run_toy(setup.first_seed)
-        bar.update()
+    toy = run_toy(setup.first_seed)
     found = Diagnosis(setup, tuple(flows), tuple(cells), tuple(traces), toy, time.perf_counter() - start)
     write_json(folder / "results.json", found.as_json())
     shas = {m.name: m.sha256 for m in loaded}
@@ -69,45 +69,34 @@ def run_diagnose(setup: Setup, outdir: str | Path) -> Diagnosis:
 
 
 def _runs(setup: Setup) -> Iterator[tuple[str, int, Solver, Tensor]]:
-    for name in setup.solvers:
-        for nfe in setup.nfe:
-            solver, steps = solvers.make(name).for_nfe(nfe)
-            if isinstance(solver, UniPC):  # with a stored evaluation a step is hardly a function of its state
-                solver = replace(solver, stored="refresh")
-            yield name, nfe, solver, grids.karras(steps)
+    for name, nfe in product(setup.solvers, setup.nfe):
+        solver, steps = solvers.make(name).for_nfe(nfe)
+        if isinstance(solver, UniPC):  # with a stored evaluation a step is hardly a function of its state
+            solver = replace(solver, stored="refresh")
+        yield name, nfe, solver, grids.karras(steps)
+
+
+def _noise(model: Model, setup: Setup, count: int) -> Tensor:
+    return initial_noise(range(setup.first_seed, setup.first_seed + count), model.event_shape)
 
 
 def _flow(model: Model, setup: Setup) -> Flow:
     """L_D along a rough flow first, which says what long runs should measure; then the flow at all those levels."""
-    count = setup.trajectories(_dim(model))
-    noise = initial_noise(range(setup.first_seed, setup.first_seed + count), model.event_shape)
-    at = grids.log_snr(_PROFILE_LEVELS - 1)
-    first = reference_flow(model.denoiser, noise, at, max_step=0.5)
-    profile = _profile(model, first, setup)
+    noise = _noise(model, setup, setup.trajectories(math.prod(model.event_shape)))
+    rough = reference_flow(model.denoiser, noise, grids.log_snr(_PROFILE_LEVELS - 1), max_step=0.5)
+    profile = _profile(model, rough, setup)
     levels = [s[_chosen(s, profile, setup)] for *_, s in _runs(setup)]
-    wanted = torch.cat([torch.tensor([SIGMA_MAX, SIGMA_MIN], dtype=torch.float64), *levels])
-    return Flow(model, noise, reference_flow(model.denoiser, noise, _distinct(wanted), max_step=0.3), profile)
-
-
-def _dim(model: Model) -> int:
-    return torch.Size(model.event_shape).numel()
-
-
-def _distinct(levels: Tensor) -> Tensor:
-    """Descending, without levels that differ by rounding."""
-    ordered = levels.sort(descending=True).values
-    return torch.cat([ordered[:1], ordered[1:][ordered[1:] < ordered[:-1] * (1 - 1e-10)]])
+    wanted = torch.cat([torch.tensor([SIGMA_MAX, SIGMA_MIN], dtype=torch.float64), *levels]).sort(descending=True).values
+    distinct = torch.cat([wanted[:1], wanted[1:][wanted[1:] < wanted[:-1] * (1 - 1e-10)]])  # others differ by rounding
+    return Flow(model, noise, reference_flow(model.denoiser, noise, distinct, max_step=0.3), profile)
 
 
 def _profile(model: Model, flow: Reference, setup: Setup) -> Profile:
     tops, randoms = [], []
     for sigma, x in zip(flow.sigmas, flow.states, strict=True):
-        tops.append(local_denoiser_lipschitz(model.denoiser, x, sigma, tol=setup.tol))
-
-        def denoise(z: Tensor, sigma: Tensor = sigma) -> Tensor:
-            return model.denoiser(z, sigma)
-
-        randoms.append(random_directions(denoise, x, setup.directions).flatten())
+        J = linearize(lambda z, sigma=sigma: model.denoiser(z, sigma), x)  # type: ignore[misc]
+        tops.append(lipschitz(J, x, tol=setup.tol))
+        randoms.append(random_directions(J, x, setup.directions).flatten())
     converged = all(bool(t.converged.all()) for t in tops)
     return Profile(flow.sigmas, torch.stack([t.value for t in tops]), torch.stack(randoms), converged)
 
@@ -124,31 +113,21 @@ def _chosen(sigmas: Tensor, profile: Profile, setup: Setup) -> list[int]:
 
 
 def _step_runs(flow: Flow, setup: Setup) -> Iterator[StepRun]:
+    options: dict[str, Any] = {"reference": flow.reference, "tol": setup.tol, "directions": setup.directions}
     for i, (name, nfe, solver, sigmas) in enumerate(_runs(setup)):
-        reports = along_trajectory(
-            solver,
-            flow.model.denoiser,
-            flow.noise,
-            sigmas,
-            reference=flow.reference,
-            only=_chosen(sigmas, flow.profile, setup),
-            tol=setup.tol,
-            directions=setup.directions,
-            check=i == 0,
-        )
+        only = _chosen(sigmas, flow.profile, setup)
+        reports = along_trajectory(solver, flow.model.denoiser, flow.noise, sigmas, only=only, check=i == 0, **options)
         yield StepRun(flow.name, name, nfe, len(sigmas) - 1, tuple(reports))
 
 
 def _traces(model: Model, setup: Setup) -> Iterator[TraceRun]:
     """Plain, clamped and literal runs of the solvers the correction is usually shown with."""
-    size = max(2, setup.batch // (1 if _dim(model) <= 1000 else 4))
-    noise = initial_noise(range(setup.first_seed, setup.first_seed + size), model.event_shape)
+    noise = _noise(model, setup, max(2, setup.batch // (1 if math.prod(model.event_shape) <= 1000 else 4)))
     price = choose(model.denoiser, noise, noise.new_tensor(1.0), methods=("vjp",), repeats=1)
-    for name in _TRACED:
+    for name, rule in product(_TRACED, RULES):
         solver, steps = solvers.make(name).for_nfe(setup.trace_nfe)
-        for rule in RULES:
-            corrected = corrections.apply(rule, solver, divergence=Hutchinson(choice=price))
-            yield _trace(model, name, rule, corrected, noise, grids.karras(steps))
+        corrected = corrections.apply(rule, solver, divergence=Hutchinson(choice=price))
+        yield _trace(model, name, rule, corrected, noise, grids.karras(steps))
 
 
 def _trace(model: Model, solver_name: str, rule: str, solver: Solver, noise: Tensor, sigmas: Tensor) -> TraceRun:
@@ -157,9 +136,11 @@ def _trace(model: Model, solver_name: str, rule: str, solver: Solver, noise: Ten
     def observe(event: Event) -> None:
         meter.append(float(noise_mismatch(model.denoiser, event.x_before, event.interval.sigma, index=event.interval.index)))
 
-    levels = tuple(sigmas.tolist())
+    trace: Sequence[Record] = ()
+    failure = ""
     try:
         trace = sample(solver, model.denoiser, noise, sigmas, on_step=observe).trace
     except NonFiniteError as error:
-        return TraceRun(model.name, solver_name, rule, levels, (), tuple(meter), None, str(error))
-    return TraceRun(model.name, solver_name, rule, levels, tuple(r.gamma for r in trace), tuple(meter), summarize(trace))
+        failure = str(error)
+    summary = summarize(trace) if trace else None
+    return TraceRun(model.name, solver_name, rule, sigmas.tolist(), [r.gamma for r in trace], meter, summary, failure)

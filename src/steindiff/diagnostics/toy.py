@@ -16,7 +16,7 @@ from steindiff.diagnostics.trajectory import reference_flow
 from steindiff.divergence import Exact
 from steindiff.errors import NonFiniteError
 from steindiff.noise import initial_noise
-from steindiff.sampling import Event, sample
+from steindiff.sampling import steps
 from steindiff.solvers import Solver, make
 
 SIGMA_MIN, SIGMA_MAX, STEPS, SAMPLES = 0.01, 10.0, 5, 256
@@ -36,18 +36,15 @@ def run_toy(first_seed: int = 0) -> Toy:
     for label, rule in (("2M, Eq. 11, γ ≤ 1", "clamped"), ("2M, Eq. 11 as printed", "literal")):
         runs[label] = corrections.apply(rule, solver, divergence=Exact())
     panels = [Panel("exact flow", flow.sigmas, flow.states[..., 0])]
-    return Toy(law, (*panels, *(_panel(name, run, law, x) for name, run in runs.items())))
+    return Toy(law, STEPS, (*panels, *(_panel(name, run, law, x) for name, run in runs.items())))
 
 
 def _panel(name: str, solver: Solver, model: GaussianMixture, x: Tensor) -> Panel:
     sigmas = grids.karras(STEPS, SIGMA_MIN, SIGMA_MAX)
     states = [x]
-
-    def observe(event: Event) -> None:
-        states.append(event.step.x)
-
     try:
-        sample(solver, model, x, sigmas, on_step=observe)
+        for event in steps(solver, model, x, sigmas):
+            states.append(event.step.x)
     except NonFiniteError:
         states = [z for z in states if bool(torch.isfinite(z).all())]
     return Panel(name, sigmas, torch.stack(states)[..., 0])

@@ -26,21 +26,14 @@ from steindiff.analytic.integrate import runge_kutta
 from steindiff.denoisers import Denoiser
 from steindiff.diagnostics.jacobian import Map, linearize, lipschitz, norms, random_directions
 from steindiff.divergence import choose
-from steindiff.errors import InputError
+from steindiff.errors import InputError, require
 from steindiff.solvers import Grid, Interval, Solver
 
 
 def certificate_threshold(sigma: float, sigma_next: float, alpha: float = 1.0, alpha_next: float = 1.0) -> float:
     """(σ_s − σ_t)/(α_t σ_s − α_s σ_t): from this L_D on, the certificate no longer gives L_T < 1. 1 for VE/EDM, ≤ 1/α_t.
 
-    Args:
-        sigma: σ_s, of the model's own x = α x* + σ ε.
-        sigma_next: σ_t, ≥ 0.
-        alpha: α_s.
-        alpha_next: α_t ≥ α_s.
-
-    Raises:
-        InputError: not a step towards less noise.
+    σ_s > σ_t ≥ 0 and α_s ≤ α_t are those of the model's own x = α x* + σ ε; InputError where they are not.
     """
     _check_step(sigma, sigma_next, alpha, alpha_next)
     return (sigma - sigma_next) / (alpha_next * sigma - alpha * sigma_next)
@@ -56,35 +49,24 @@ def step_bound(lipschitz: float, sigma: float, sigma_next: float, alpha: float =
 
 
 def _check_step(sigma: float, sigma_next: float, alpha: float, alpha_next: float) -> None:
-    if not (0 <= sigma_next < sigma and 0 < alpha <= alpha_next):
-        raise InputError(
-            f"sigma {sigma} to {sigma_next}, alpha {alpha} to {alpha_next}: need 0 ≤ sigma_next < sigma, 0 < alpha ≤ alpha_next"
-        )
+    holds, need = 0 <= sigma_next < sigma and 0 < alpha <= alpha_next, "need 0 ≤ sigma_next < sigma, 0 < alpha ≤ alpha_next"
+    require(holds, need, sigma=sigma, sigma_next=sigma_next, alpha=alpha, alpha_next=alpha_next)
 
 
 class StepMap(NamedTuple):
-    """Step `interval` as a function of the state alone: `map(z) = solver.step(D, z, interval, state).x`."""
+    """The step from the trajectory's x as a function of the state alone: `map(z) = solver.step(D, z, interval, state).x`."""
 
     interval: Interval
     x: Tensor
-    """Where the trajectory is, (B, *event)."""
     map: Map
 
 
 def step_maps(solver: Solver, denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[StepMap]:
-    """The plain solver's steps along its own trajectory, each with its state frozen.
+    """The plain solver's steps along its own trajectory from x (B, *event) at sigmas[0], each with its state frozen.
 
     Frozen means: the history of a multistep solver, and UniPC's evaluation stored at the predicted state, are constants. A
-    `Corrected` step that estimates its divergence cannot be differentiated (`FixedGamma` can).
-
-    Args:
-        solver: the solver.
-        denoiser: D(x, sigma), VE coordinates.
-        x: the state at sigmas[0], (B, *event).
-        sigmas: the grid, (n+1,).
-
-    Raises:
-        InputError: sigmas malformed.
+    `Corrected` step that estimates its divergence cannot be differentiated (`FixedGamma` can). Raises InputError for a
+    malformed grid `sigmas` (n+1,).
     """
     grid, x = Grid.of(grids.validate(sigmas).to(x.device)), x.detach()
     with torch.no_grad():
@@ -117,12 +99,12 @@ class StepReport:
     index: int
     sigma: float
     sigma_next: float
-    lipschitz: tuple[float, ...]
-    converged: tuple[bool, ...]
-    iterations: tuple[int, ...]
-    random: tuple[float, ...]
-    actual: tuple[float, ...]
-    discrepancy: tuple[float, ...]
+    lipschitz: list[float]
+    converged: list[bool]
+    iterations: list[int]
+    random: list[float]
+    actual: list[float]
+    discrepancy: list[float]
 
 
 def along_trajectory(
@@ -141,18 +123,9 @@ def along_trajectory(
 ) -> Iterator[StepReport]:
     """A `StepReport` for every step of a run, or for the steps in `only`.
 
-    Args:
-        solver: see `step_maps`.
-        denoiser: D(x, sigma), VE coordinates.
-        x: the state at sigmas[0], (B, *event).
-        sigmas: the grid, (n+1,).
-        reference: the flow from the same x, at all levels measured; None: no actual discrepancy.
-        only: step indices; None: all.
-        tol: relative residual of the Lipschitz constant, see `Lipschitz`.
-        max_iterations: JVP–VJP pairs a step.
-        directions: random directions a step.
-        seed: what start vectors and directions are drawn from.
-        check: compare the denoiser's derivative with finite differences first, once, at the middle of the grid.
+    `reference` is the flow from the same x, at all levels measured; without it there is no actual discrepancy. `check` first
+    compares the denoiser's derivative with finite differences, once, at the middle of the grid. The other arguments are those
+    of `step_maps`, `lipschitz` and `random_directions`.
 
     Raises:
         InputError: a level missing from the reference; options out of range.
@@ -165,22 +138,14 @@ def along_trajectory(
             continue
         J = linearize(T, z)
         top = lipschitz(J, z, tol=tol, max_iterations=max_iterations, seed=seed)
-        actual = size = torch.full((len(z),), float("nan"))
+        random = random_directions(J, z, directions, seed=seed).flatten()
+        actual = size = torch.full((len(z),), math.nan)
         if reference is not None:
             y, error = reference.at(interval.sigma)
             actual = discrepancy_amplification(T, z, y, floor=error, value=J.value)
             size = norms(z - y) / math.sqrt(z[0].numel())
-        yield StepReport(
-            i,
-            float(interval.sigma),
-            float(interval.sigma_next),
-            tuple(top.value.tolist()),
-            tuple(top.converged.tolist()),
-            tuple(top.iterations.tolist()),
-            tuple(random_directions(J, z, directions, seed=seed).flatten().tolist()),
-            tuple(actual.tolist()),
-            tuple(size.tolist()),
-        )
+        found = (t.tolist() for t in (top.value, top.converged, top.iterations, random, actual, size))
+        yield StepReport(i, float(interval.sigma), float(interval.sigma_next), *found)
 
 
 def _check_derivative(denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> None:
@@ -198,12 +163,9 @@ def discrepancy_amplification(
     Args:
         f: the step map, state frozen.
         x: the solver's state, (B, *event).
-        reference: x̄, the reference flow at the same noise level and from the same noise, (B, *event).
+        reference: x̄, the reference flow at the same noise level and from the same noise, (B, *event); InputError for another.
         floor: NaN where ‖x − x̄‖ is not above this (the uncertainty of x̄), or within 100 roundings of ‖x‖.
         value: f(x), where already known.
-
-    Raises:
-        InputError: shapes differ.
     """
     if x.shape != reference.shape:
         raise InputError(f"reference of shape {tuple(reference.shape)} for a state of shape {tuple(x.shape)}: need the same")
@@ -250,18 +212,21 @@ def reference_flow(denoiser: Denoiser, x: Tensor, sigmas: Tensor, *, max_step: f
         InputError: sigmas malformed or ending at 0; max_step not positive.
     """
     levels = grids.validate(sigmas).tolist()
-    if levels[-1] == 0 or not max_step > 0:
-        raise InputError(f"last sigma {levels[-1]:g}, max_step={max_step}: need both positive")
+    require(levels[-1] > 0 and max_step > 0, "need both positive", last_sigma=levels[-1], max_step=max_step)
+    logs = [math.log(s) for s in levels]
 
     def velocity(y: Tensor, sigma: float) -> Tensor:
         return y - denoiser(y, torch.tensor(sigma, dtype=torch.float64, device=y.device))
 
     with torch.no_grad():
-        fine = _flow(velocity, x, [math.log(s) for s in levels], max_step)
+        fine = _flow(velocity, x, logs, max_step)
         errors = torch.zeros(len(levels), len(x), dtype=x.dtype, device=x.device)
         # The coarse solution skips levels closer than its step: in between, the larger estimate holds.
-        kept = _thinned([math.log(s) for s in levels], 2 * max_step)
-        coarse = _flow(velocity, x, [math.log(levels[i]) for i in kept], 2 * max_step)
+        kept = [0]
+        for i, level in enumerate(logs):
+            if logs[kept[-1]] - level >= 2 * max_step or 0 < i == len(logs) - 1:
+                kept.append(i)
+        coarse = _flow(velocity, x, [logs[i] for i in kept], 2 * max_step)
         gaps = [norms(y - fine[i]) for i, y in zip(kept, coarse, strict=True)]
         for j, (a, b) in enumerate(pairwise(kept)):
             errors[a : b + 1] = torch.maximum(gaps[j], gaps[j + 1])
@@ -273,12 +238,3 @@ def _flow(velocity: Callable[[Tensor, float], Tensor], y: Tensor, logs: list[flo
     for a, b in pairwise(logs):
         states.append(runge_kutta(velocity, states[-1], a, b, max(1, math.ceil((a - b) / max_step))))
     return states
-
-
-def _thinned(logs: list[float], gap: float) -> list[int]:
-    """Indices of levels about `gap` apart, the first and the last among them."""
-    kept = [0]
-    for i, level in enumerate(logs[1:], 1):
-        if logs[kept[-1]] - level >= gap or i == len(logs) - 1:
-            kept.append(i)
-    return kept

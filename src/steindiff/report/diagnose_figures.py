@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from steindiff.analytic import GaussianMixture
-from steindiff.diagnostics.results import Diagnosis, Flow, Quantity, Toy, TraceRun
+from steindiff.diagnostics.results import Diagnosis, Flow, Toy, TraceRun
 from steindiff.report.blocks import Figure
 from steindiff.report.figures import Line, Panel, charts, drawing, figure, plain_ticks, style
 from steindiff.report.palette import COLOURS, look
@@ -21,7 +21,7 @@ def step_peaks(found: Diagnosis) -> Figure:
     """Fig. 4 rebuilt: peak over steps and trajectories against NFE; above the worst direction, below the actual error."""
     names = list(dict.fromkeys(run.solver for run in found.cells))
 
-    def panel(flow: Flow, key: Quantity, title: str) -> Panel:
+    def panel(flow: Flow, key: Literal["lipschitz", "actual"], title: str) -> Panel:
         lines = []
         for i, name in enumerate(names):
             runs = [run for run in found.runs(flow) if run.solver == name]
