@@ -186,8 +186,8 @@ def test_config_round_trip():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"channels": 0}, "channels = 0"),
-        ({"blocks": 0}, "blocks = 0"),
+        ({"channels": 0}, "channels=0"),
+        ({"blocks": 0}, "blocks=0"),
         ({"mults": ()}, "at least one level"),
         ({"mults": (0, 1)}, "at least one level"),
         ({"attention": (2,)}, "attention level 2 must be in 0..1"),
@@ -196,7 +196,7 @@ def test_config_round_trip():
         ({"attention": (0,), "heads": 16}, "heads = 16 must divide the width 8 of level 0"),
         ({"groups": 3}, "groups = 3 must divide the width 8 of level 0"),
         ({"dropout": 1.0}, "dropout"),
-        ({"num_classes": -1}, "num_classes = -1"),
+        ({"num_classes": -1}, "num_classes=-1"),
     ],
 )
 def test_bad_configurations(change, message):

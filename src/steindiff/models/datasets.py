@@ -22,12 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steindiff.errors import InputError
+from steindiff.errors import InputError, require
 
 if TYPE_CHECKING:
     from PIL import Image
-
-__all__ = ["ImageSet", "load_digits", "load_images", "load_pair"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 ARCHIVES = (".zip", ".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tgz")
@@ -41,8 +39,8 @@ class ImageSet:
     Attributes:
         pixels: uint8, (N, C, H, W), values 0…top.
         labels: class indices, int64 (N,); None without classes.
-        classes: their names.
-        source: what the user named.
+        classes: the names of the classes.
+        source: the folder or file as the user named it.
         top: the value of white; 255, or 16 for scikit-learn's digits.
     """
 
@@ -129,38 +127,36 @@ def load_images(path: str | Path, resolution: int | None = None, grey: bool = Fa
         InputError: no such path, an unreadable archive or image, no image, or sizes that differ.
     """
     place = Path(path)
-    if resolution is not None and resolution < 1:
-        raise InputError(f"resolution={resolution}: need at least 1 pixel")
+    require(resolution is None or resolution >= 1, "need at least 1 pixel", resolution=resolution)
     if place.suffix.lower() == ".npz" and place.is_file():
         return _of_array(_read_array(place), str(path), resolution, grey)
-    names: list[str] = []
-    arrays: list[np.ndarray] = []
+    entries = _entries(place)
+    if progress:
+        from tqdm.auto import tqdm
+
+        entries = iter(tqdm(entries, unit="image", desc="reading", leave=False))
+    found: list[tuple[str, np.ndarray]] = []
     table: dict[str, int] | None = None
-    for name, data in _bar(_entries(place), progress):
+    for name, data in entries:
         if PurePosixPath(name).name == "dataset.json":
             table = _labels_of(data, name)
             continue
-        names.append(name)
-        arrays.append(_decode(data, f"{path}: {name}", resolution, grey))
-        if arrays[-1].shape != arrays[0].shape:
-            (h, w), (h0, w0) = arrays[-1].shape[:2], arrays[0].shape[:2]
-            raise InputError(f"{path}: {name} has {h}×{w} pixels, {names[0]} {h0}×{w0}: give a resolution to resize all to")
-    if not names:
+        found.append((name, _decode(data, f"{path}: {name}", resolution, grey)))
+        (h, w), (h0, w0) = found[-1][1].shape[:2], found[0][1].shape[:2]
+        if (h, w) != (h0, w0):
+            raise InputError(f"{path}: {name} has {h}×{w} pixels, {found[0][0]} {h0}×{w0}: give a resolution to resize all to")
+    if not found:
         raise InputError(f"{path} holds no images ({', '.join(SUFFIXES)}): name a folder or archive that does")
-    order = sorted(range(len(names)), key=names.__getitem__)
-    pixels = torch.from_numpy(np.stack([arrays[i] for i in order])).permute(0, 3, 1, 2).contiguous()
-    labels, classes = _classes([names[i] for i in order], table)
+    found.sort(key=lambda entry: entry[0])
+    pixels = torch.from_numpy(np.stack([array for _, array in found])).permute(0, 3, 1, 2).contiguous()
+    labels, classes = _classes([name for name, _ in found], table)
     return ImageSet(pixels, labels, classes, str(path))
 
 
 def load_pair(
     data: str, held_out: str, resolution: int | None = None, grey: bool = False, progress: bool = False
 ) -> tuple[ImageSet, ImageSet]:
-    """Training and held-out images: two sources, or one and how many images to hold out of it; "digits" is split already.
-
-    Raises:
-        InputError: as `load_images`; nothing held out; digits beside other data.
-    """
+    """Training and held-out images: two sources, or one and how many images to hold out of it; "digits" is split already."""
     if "digits" in (data, held_out):
         if data != "digits" or held_out not in ("digits", ""):
             raise InputError(f"data {data!r}, held out {held_out!r}: digits bring their own split, name nothing else")
@@ -185,26 +181,16 @@ def _entries(place: Path) -> Iterator[tuple[str, bytes]]:
         raise InputError(f"no such folder or archive: {place}")
     if not place.name.lower().endswith(ARCHIVES):
         raise InputError(f"{place} is neither a folder nor one of {', '.join(ARCHIVES)}, .npz")
-    reader = _zip_entries if place.suffix.lower() == ".zip" else _tar_entries
     try:
-        yield from reader(place)
+        if place.suffix.lower() == ".zip":
+            with zipfile.ZipFile(place) as zipped:
+                yield from ((name, zipped.read(name)) for name in zipped.namelist() if _wanted(name))
+        else:
+            with tarfile.open(place) as tarred:
+                members = (member for member in tarred if member.isfile() and _wanted(member.name))
+                yield from ((member.name, stream.read()) for member in members if (stream := tarred.extractfile(member)))
     except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(f"{place} is not a readable archive ({error}): it may be truncated; copy it again") from error
-
-
-def _zip_entries(place: Path) -> Iterator[tuple[str, bytes]]:
-    with zipfile.ZipFile(place) as archive:
-        for name in archive.namelist():
-            if _wanted(name):
-                yield name, archive.read(name)
-
-
-def _tar_entries(place: Path) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(place) as archive:
-        for member in archive:
-            stream = archive.extractfile(member) if member.isfile() and _wanted(member.name) else None
-            if stream is not None:
-                yield member.name, stream.read()
 
 
 def _wanted(name: str) -> bool:
@@ -244,11 +230,10 @@ def _read_array(place: Path) -> np.ndarray:
         raise InputError(f"{place} is not a .npz file, or not all of one: it may be truncated; copy or make it again")
     try:
         with open(place, "rb") as file, np.load(file, allow_pickle=False) as entries:
-            if "arr_0" not in entries:
-                raise InputError(f"{place} has no entry arr_0 but {list(entries)}: name a file of images, uint8 (N, H, W, C)")
+            held = list(entries)
             array = np.asarray(entries["arr_0"])
-    except InputError:
-        raise
+    except KeyError:
+        raise InputError(f"{place} has no entry arr_0 but {held}: name a file of images, uint8 (N, H, W, C)") from None
     except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(f"{place} is not a readable .npz file ({error}): copy or make it again") from error
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3) or not array.size:
@@ -257,12 +242,12 @@ def _read_array(place: Path) -> np.ndarray:
 
 
 def _of_array(array: np.ndarray, source: str, resolution: int | None, grey: bool) -> ImageSet:
-    """Fit images as `_fitted` fits files; images that fit already are taken as they are."""
+    """Images as `_fitted` makes them; those that fit already are taken as they are."""
     from PIL import Image
 
     if array.shape[3] != (1 if grey else 3) or resolution is not None:
-        images = (Image.fromarray(image[..., 0] if array.shape[3] == 1 else image) for image in array)
-        array = np.stack([_fitted(image, resolution, grey) for image in images])
+        planes = array[..., 0] if array.shape[3] == 1 else array
+        array = np.stack([_fitted(Image.fromarray(image), resolution, grey) for image in planes])
     return ImageSet(torch.from_numpy(array).permute(0, 3, 1, 2).contiguous(), None, (), source)
 
 
@@ -282,17 +267,5 @@ def _classes(names: list[str], table: dict[str, int] | None) -> tuple[Tensor | N
             raise InputError(f"dataset.json has no class for {missing[:3]}, or a negative one: add them, or remove the file")
         count = max(table[name] for name in names) + 1
         return torch.tensor([table[name] for name in names]), tuple(map(str, range(count)))
-    folders = [PurePosixPath(name).parent.name for name in names]
-    classes = tuple(sorted(set(folders)))
-    if len(classes) < 2:
-        return None, ()
-    index = {name: i for i, name in enumerate(classes)}
-    return torch.tensor([index[f] for f in folders]), classes
-
-
-def _bar(entries: Iterator[tuple[str, bytes]], progress: bool) -> Iterator[tuple[str, bytes]]:
-    if not progress:
-        return entries
-    from tqdm.auto import tqdm
-
-    return iter(tqdm(entries, unit="image", desc="reading", leave=False))
+    classes, index = np.unique([PurePosixPath(name).parent.name for name in names], return_inverse=True)
+    return (torch.from_numpy(index), tuple(map(str, classes))) if len(classes) > 1 else (None, ())

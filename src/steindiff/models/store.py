@@ -17,16 +17,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from steindiff.analytic import FactorMixture
 from steindiff.denoisers import Denoiser, Labelled
-from steindiff.errors import InputError, ModelFileError, unknown_name
-from steindiff.io.files import atomic, sha256
+from steindiff.errors import InputError, ModelFileError, require, unknown_name
+from steindiff.io.files import sha256, write_tensors
 from steindiff.models.networks import EDMPrecond, UNet, UNetConfig
-
-__all__ = ["FORMAT", "Model", "described", "files", "load", "names", "place", "read", "save"]
 
 FORMAT = 1
 PART_BYTES = 15 * 2**20
@@ -74,13 +71,12 @@ def load(name: str | Path, dtype: torch.dtype = torch.float32, device: str | tor
         InputError: no such name, or no such file; a dtype that is not float32 or float64.
         ModelFileError: the file is truncated, corrupted, or not a steindiff model; a part is missing.
     """
-    if dtype not in (torch.float32, torch.float64):
-        raise InputError(f"dtype={dtype}: models run in float32 or float64")
+    require(dtype in (torch.float32, torch.float64), "models run in float32 or float64", dtype=dtype)
     path = place("model", name, {name: WEIGHTS / f"{name}.safetensors" for name in names()})
     info, tensors = read(path)
     with described(path):
         event_shape = tuple(int(n) for n in info["event_shape"])
-        denoiser = _BUILDERS[info["kind"]](info, tensors, event_shape, dtype, torch.device(device))
+        denoiser = _BUILDERS[info["kind"]](info, {k: t.to(device, dtype) for k, t in tensors.items()}, event_shape)
     parts = files(path)
     digest = sha256(parts[0]) if len(parts) == 1 else hashlib.sha256("".join(map(sha256, parts)).encode()).hexdigest()
     return Model(str(info.get("name", path.stem)), denoiser, event_shape, info, path, digest)
@@ -88,9 +84,7 @@ def load(name: str | Path, dtype: torch.dtype = torch.float32, device: str | tor
 
 def place(kind: str, name: str | Path, shipped: Mapping[str, Path]) -> Path:
     """Where a shipped file lies, or one given by its path. Raises InputError for an unknown name, or where no file is."""
-    if str(name) in shipped:
-        return shipped[str(name)]
-    path = Path(name)
+    path = shipped.get(str(name), Path(name))
     if path.suffix != ".safetensors":
         raise unknown_name(kind, name, [*shipped, "<path to a .safetensors file>"])
     if not files(path):
@@ -107,16 +101,15 @@ def described(path: Path) -> Iterator[None]:
         raise ModelFileError(f"{path} does not hold what its description says: {error}; make or fetch it again") from error
 
 
-def read(path: str | Path, kinds: Collection[str] | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(path: str | Path, kinds: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Description and tensors of a model file of one of `kinds` (default: denoisers). Raises ModelFileError as `load`."""
-    kinds = _BUILDERS if kinds is None else kinds
     found = files(Path(path)) or [Path(path)]
-    info, tensors = _read_one(found[0], kinds)
+    info, tensors = _read_one(found[0], kinds or _BUILDERS)
     parts = info.pop("parts", 1)
     if parts != len(found):
         raise ModelFileError(f"{path}: {len(found)} of {parts} parts are there: copy the missing ones beside them")
     for file in found[1:]:
-        more, others = _read_one(file, kinds)
+        more, others = _read_one(file, kinds or _BUILDERS)
         if more.pop("parts", 1) != parts or more != info:
             raise ModelFileError(f"{file} and {found[0]} are parts of different models: copy all parts of one again")
         tensors |= others
@@ -133,13 +126,12 @@ def _read_one(path: Path, kinds: Collection[str]) -> tuple[dict[str, Any], dict[
         raise ModelFileError(f"{path} is not a readable safetensors file: {error}; it may be truncated") from error
     try:
         info = json.loads(metadata["steindiff"])
-    except (KeyError, ValueError):
-        raise ModelFileError(
-            f"{path} has no 'steindiff' description in its header: it is not a model of this package"
-        ) from None
-    if not isinstance(info, dict) or info.get("format") != FORMAT or info.get("kind") not in kinds:
-        got = f"format {info.get('format')!r}, kind {info.get('kind')!r}" if isinstance(info, dict) else repr(info)
-        raise ModelFileError(f"{path} is of {got}: this version reads format {FORMAT}, kinds {', '.join(kinds)}")
+        form, kind = info.get("format"), info.get("kind")
+    except (KeyError, ValueError, AttributeError):
+        raise ModelFileError(f"{path} has no 'steindiff' description in its header: it is no model of this package") from None
+    if form != FORMAT or kind not in kinds:
+        need = f"this version reads format {FORMAT}, kinds {', '.join(kinds)}"
+        raise ModelFileError(f"{path} is of format {form!r}, kind {kind!r}: {need}")
     return info, tensors
 
 
@@ -147,61 +139,53 @@ def save(
     path: str | Path,
     tensors: dict[str, Tensor],
     info: dict[str, Any],
-    kinds: Collection[str] | None = None,
+    kinds: Collection[str] = (),
     part_bytes: int = PART_BYTES,
 ) -> list[Path]:
     """Write a model file of one of `kinds` (default: denoisers) atomically; `info` needs kind, name and event_shape.
 
     More than `part_bytes` of tensors go to files NAME-00001-of-0000n.safetensors, each whole by itself and of one digest, so
-    that parts of different models do not mix.
-
-    Returns:
-        The files written; those of an earlier model of this name that are not among them are removed.
+    that parts of different models do not mix. Returns the files; others of an earlier model of this name are removed.
 
     Raises:
         InputError: an entry is missing, a tensor is larger than a part, or the folder cannot be written to.
     """
-    kinds = _BUILDERS if kinds is None else kinds
+    kinds = kinds or _BUILDERS
     missing = {"kind", "name", "event_shape"} - set(info)
     if missing or info["kind"] not in kinds:
         raise InputError(f"model description lacks {sorted(missing)} or has an unknown kind; kinds: {', '.join(kinds)}")
     path = Path(path)
-    parts = _parts({key: t.detach().cpu().contiguous() for key, t in tensors.items()}, part_bytes)
+    tensors = {key: t.detach().cpu() for key, t in tensors.items()}
+    parts = _parts(tensors, part_bytes)
     targets = [path]
     if len(parts) > 1:
         targets = [path.with_name(f"{path.stem}-{i:05d}-of-{len(parts):05d}.safetensors") for i in range(1, len(parts) + 1)]
-        info = {**info, "parts": len(parts), "tensors_sha256": _digest(parts)}
+        info = {**info, "parts": len(parts), "tensors_sha256": _digest(tensors)}
     stale = _siblings(path)
     for target, part in zip(targets, parts, strict=True):
-        with atomic(target) as temporary:
-            save_file(part, temporary, {"steindiff": json.dumps({"format": FORMAT, **info})})
-    for old in stale:
-        if old not in targets:
-            old.unlink(missing_ok=True)
+        write_tensors(target, part, {"format": FORMAT, **info})
+    for old in set(stale) - set(targets):
+        old.unlink(missing_ok=True)
     return targets
 
 
 def _parts(tensors: dict[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
     """Tensors in their order, as many to a part as stay below the limit."""
     parts: list[dict[str, Tensor]] = [{}]
-    used = 0
     for key, tensor in tensors.items():
         if tensor.nbytes > limit:
             raise InputError(f"{key} has {tensor.nbytes:,} bytes: more than the {limit:,} of a part; allow larger parts")
-        if used + tensor.nbytes > limit:
+        if sum(t.nbytes for t in parts[-1].values()) + tensor.nbytes > limit:
             parts.append({})
-            used = 0
         parts[-1][key] = tensor
-        used += tensor.nbytes
     return parts
 
 
-def _digest(parts: list[dict[str, Tensor]]) -> str:
+def _digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for part in parts:
-        for key, tensor in part.items():
-            digest.update(key.encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    for key, tensor in tensors.items():
+        digest.update(key.encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -218,28 +202,21 @@ def _siblings(path: Path) -> list[Path]:
     return sorted(p for p in path.parent.glob("*.safetensors") if _PART.sub("", p.stem) == stem)
 
 
-def _factor_mixture(
-    info: dict[str, Any], tensors: dict[str, Tensor], event_shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> Denoiser:
+def _factor_mixture(info: dict[str, Any], tensors: dict[str, Tensor], event_shape: tuple[int, ...]) -> Denoiser:
     """x* = μ_k + W_k z + √ψ_k ε: tensors weights, means, loadings, log_diagonal (ψ in logarithm, to keep float16's digits)."""
-    weights, means, loadings, log_psi = (tensors[k].to(device, dtype) for k in ("weights", "means", "loadings", "log_diagonal"))
+    weights, means, loadings, log_psi = (tensors[k] for k in ("weights", "means", "loadings", "log_diagonal"))
     return FactorMixture(weights / weights.sum(), means.reshape(-1, *event_shape), loadings, log_psi.exp())
 
 
-def _edm_unet(
-    info: dict[str, Any], tensors: dict[str, Tensor], event_shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> Denoiser:
+def _edm_unet(info: dict[str, Any], tensors: dict[str, Tensor], event_shape: tuple[int, ...]) -> Denoiser:
     """An EDM-preconditioned UNet; weights are stored in float16 and run in float32 or better."""
     config = UNetConfig(**info["unet"])
-    factor = 2 ** (len(config.mults) - 1)
-    if len(event_shape) != 3 or event_shape[0] != config.image_channels or event_shape[1] % factor or event_shape[2] % factor:
-        raise ValueError(
-            f"images of shape {event_shape} for a network of {config.image_channels} channels that halves them "
-            f"{len(config.mults) - 1} times"
-        )
+    c, halvings = config.image_channels, len(config.mults) - 1
+    if len(event_shape) != 3 or event_shape[0] != c or any(n % 2**halvings for n in event_shape[1:]):
+        raise ValueError(f"images of shape {event_shape} for a network of {c} channels that halves them {halvings} times")
     network = EDMPrecond(UNet(config), float(info["sigma_data"]))
-    network.load_state_dict(tensors)
-    return network.to(device, dtype).eval().requires_grad_(False)
+    network.load_state_dict(tensors, assign=True)
+    return network.eval().requires_grad_(False)
 
 
 _BUILDERS: dict[str, Callable[..., Denoiser]] = {"factor_mixture": _factor_mixture, "edm_unet": _edm_unet}

@@ -1,7 +1,5 @@
 """Networks: a compact UNet and the preconditioning that turns a network into a denoiser."""
 
-from __future__ import annotations
-
 from steindiff.models.networks.precond import EDMPrecond
 from steindiff.models.networks.unet import UNet, UNetConfig
 

@@ -1,7 +1,5 @@
 """Preconditioning: a raw network F becomes a denoiser D whose inputs and targets have unit variance at every σ.
 
-    D(x; σ) = c_skip(σ) x + c_out(σ) F(c_in(σ) x; c_noise(σ))
-
 Frame: variance exploding, x = x₀ + σ ε, with x₀ of standard deviation σ_data.
 """
 
@@ -13,10 +11,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from steindiff.errors import InputError
+from steindiff.errors import InputError, require
 from steindiff.schedules import VE
-
-__all__ = ["EDMPrecond"]
 
 # Only c_noise = log(σ)/4 is cut off here: at σ = 0 the network then returns something finite, which c_out = 0 removes.
 _SIGMA_FLOOR = 1e-12
@@ -36,9 +32,6 @@ class EDMPrecond(nn.Module):
     Args:
         network: F(x (B, C, H, W), c_noise (B,)[, labels (B,)]) -> (B, C, H, W); runs in the dtype of its parameters.
         sigma_data: the data's standard deviation σ_d, finite and positive.
-
-    Raises:
-        InputError: if σ_data is not finite and positive.
     """
 
     schedule: Final = VE()
@@ -46,26 +39,15 @@ class EDMPrecond(nn.Module):
 
     def __init__(self, network: nn.Module, sigma_data: float) -> None:
         super().__init__()
-        if not (math.isfinite(sigma_data) and sigma_data > 0):
-            raise InputError(f"sigma_data = {sigma_data} must be finite and positive: pass the standard deviation of the data")
+        require(0 < sigma_data < math.inf, "pass the data's standard deviation, finite and positive", sigma_data=sigma_data)
         self.network = network
         self.sigma_data = float(sigma_data)
 
     def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
-        """The denoised estimate D(x; σ) ≈ E[x₀ | x].
+        """The denoised estimate D(x; σ) ≈ E[x₀ | x] of noisy images x (B, C, H, W), in the dtype of x.
 
-        Values of σ are not inspected (that would synchronise a GPU and break `torch.func.vmap`): σ ≥ 0 is the caller's.
-
-        Args:
-            x: noisy images, (B, C, H, W), floating point.
-            sigma: noise level, 0-dim or (B,).
-            labels: class labels, (B,), passed to the network when given.
-
-        Returns:
-            (B, C, H, W), in the dtype of x.
-
-        Raises:
-            InputError: if x is not (B, C, H, W) floating point, or σ is neither 0-dim nor (B,).
+        σ is () or (B,); labels (B,) go to the network where they are given. Values of σ are not inspected (that would
+        synchronise a GPU and break `torch.func.vmap`): σ ≥ 0 is the caller's. Raises InputError for other shapes and dtypes.
         """
         s = self._sigma(x, sigma)
         sd = self.sigma_data
@@ -83,13 +65,9 @@ class EDMPrecond(nn.Module):
     def _sigma(x: Tensor, sigma: Tensor | float) -> Tensor:
         """σ as (B,) on x's device, in x's dtype but never below float32 (σ² and log σ leave float16's range)."""
         if x.ndim != 4 or not x.is_floating_point():
-            raise InputError(
-                f"x has shape {tuple(x.shape)} and dtype {x.dtype}: pass floating-point images of shape (B, C, H, W)"
-            )
+            raise InputError(f"x has shape {tuple(x.shape)} and dtype {x.dtype}: pass floating-point images (B, C, H, W)")
         s = torch.as_tensor(sigma, device=x.device).to(torch.promote_types(x.dtype, torch.float32))
-        if s.ndim > 1 or (s.ndim == 1 and s.shape[0] != x.shape[0]):
-            raise InputError(
-                f"sigma has shape {tuple(s.shape)} for a batch of {x.shape[0]}: pass a 0-dim tensor or one of shape "
-                f"({x.shape[0]},)"
-            )
-        return s.expand(x.shape[0])
+        b = x.shape[0]
+        if s.ndim and s.shape != (b,):
+            raise InputError(f"sigma has shape {tuple(s.shape)} for a batch of {b}: pass a 0-dim tensor or one of shape ({b},)")
+        return s.expand(b)

@@ -16,9 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steindiff.errors import InputError
-
-__all__ = ["UNet", "UNetConfig"]
+from steindiff.errors import InputError, require
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,6 @@ class UNetConfig:
         groups: groups of every GroupNorm; must divide every level's width.
         dropout: dropout probability inside the residual blocks, in [0, 1).
         num_classes: number of class labels, 0 for an unconditional network.
-
-    Raises:
-        InputError: if a value is outside its range.
     """
 
     image_channels: int = 1
@@ -57,20 +52,14 @@ class UNetConfig:
         object.__setattr__(self, "mults", tuple(self.mults))
         object.__setattr__(self, "attention", tuple(self.attention))
         for name in ("image_channels", "channels", "blocks", "heads", "groups"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} = {getattr(self, name)} must be at least 1")
-        if not self.mults or min(self.mults) < 1:
-            raise InputError(f"mults = {self.mults} must name at least one level, each at least 1, such as (1, 2)")
+            require(getattr(self, name) >= 1, "must be at least 1", **{name: getattr(self, name)})
+        names_levels = len(self.mults) > 0 and min(self.mults) >= 1
+        require(names_levels, "must name at least one level, each at least 1, such as (1, 2)", mults=self.mults)
         for level in self.attention:
             if not 0 <= level < len(self.mults):
                 raise InputError(f"attention level {level} must be in 0..{len(self.mults) - 1}: mults = {self.mults}")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout = {self.dropout} must be in [0, 1)")
-        if self.num_classes < 0:
-            raise InputError(f"num_classes = {self.num_classes} must be at least 0 (0: no class labels)")
-        self._check_widths()
-
-    def _check_widths(self) -> None:
+        require(0 <= self.dropout < 1, "must be in [0, 1)", dropout=self.dropout)
+        require(self.num_classes >= 0, "must be at least 0 (0: no class labels)", num_classes=self.num_classes)
         for level, width in enumerate(self.widths):
             if width % self.groups:
                 raise InputError(f"groups = {self.groups} must divide the width {width} of level {level}")
@@ -106,11 +95,11 @@ class _Attention(nn.Module):
 class _Block(nn.Module):
     """The residual block of the module's docstring, (B, n_in, H, W) and e (B, E) to (B, n_out, H, W)."""
 
-    def __init__(self, n_in: int, n_out: int, n_embed: int, config: UNetConfig, attend: bool) -> None:
+    def __init__(self, n_in: int, n_out: int, config: UNetConfig, attend: bool) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(config.groups, n_in)
         self.conv1 = nn.Conv2d(n_in, n_out, 3, padding=1)
-        self.film = _zero(nn.Linear(n_embed, 2 * n_out))
+        self.film = _zero(nn.Linear(4 * config.channels, 2 * n_out))
         self.norm2 = nn.GroupNorm(config.groups, n_out)
         self.dropout = nn.Dropout(config.dropout)
         self.conv2 = _zero(nn.Conv2d(n_out, n_out, 3, padding=1))
@@ -165,7 +154,7 @@ class _Embedding(nn.Module):
             raise InputError("labels were given to a network with num_classes = 0: leave them out")
         if labels.shape != (batch,) or labels.is_floating_point():
             raise InputError(
-                f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}: pass integers of shape ({batch},)"
+                f"labels have shape {tuple(labels.shape)}, dtype {labels.dtype}: pass integers of shape ({batch},)"
             )
         n = self.label.num_embeddings
         if batch and (int(labels.min()) < 0 or int(labels.max()) >= n):  # on a GPU it would abort the process
@@ -180,16 +169,12 @@ class UNet(nn.Module):
     Encoder levels of `blocks` residual blocks each, a middle of two, and a decoder whose every block sees the output
     of its mirror image in the encoder, as in Ronneberger et al. (2015) and Ho et al. (2020); the modulation
     (1 + γ) norm(h) + β is that of Perez et al. (2018).
-
-    Args:
-        config: the shape of the network.
     """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
         widths = config.widths
-        n_embed = 4 * config.channels
         self.embedding = _Embedding(config)
         self.stem = nn.Conv2d(config.image_channels, widths[0], 3, padding=1)
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
@@ -197,13 +182,12 @@ class UNet(nn.Module):
             if level:
                 self.encoder.append(_Resize(widths[level - 1], width, up=False))
             for _ in range(config.blocks):
-                self.encoder.append(_Block(width, width, n_embed, config, level in config.attention))
-        self.middle = nn.ModuleList(
-            [_Block(widths[-1], widths[-1], n_embed, config, attend) for attend in (bool(config.attention), False)]
-        )
+                self.encoder.append(_Block(width, width, config, level in config.attention))
+        attends = bool(config.attention), False
+        self.middle = nn.ModuleList([_Block(widths[-1], widths[-1], config, attend) for attend in attends])
         for level in reversed(range(len(widths))):
             for _ in range(config.blocks):
-                self.decoder.append(_Block(2 * widths[level], widths[level], n_embed, config, level in config.attention))
+                self.decoder.append(_Block(2 * widths[level], widths[level], config, level in config.attention))
             if level:
                 self.decoder.append(_Resize(widths[level], widths[level - 1], up=True))
         self.norm = nn.GroupNorm(config.groups, widths[0])
@@ -212,10 +196,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """F(x; c) for images x (B, C, H, W), noise conditions c (B,) and optional labels (B,), to (B, C, H, W).
 
-        A network with classes called without labels leaves the class term out.
-
-        Raises:
-            InputError: if x, c or the labels have a shape or a value that the configuration does not allow.
+        Without labels the class term is left out. Raises InputError for shapes and labels that the configuration excludes.
         """
         self._check(x, c_noise)
         e = self.embedding(c_noise, labels)
@@ -237,10 +218,8 @@ class UNet(nn.Module):
         if x.ndim != 4 or x.shape[1] != c:
             raise InputError(f"x has shape {tuple(x.shape)}: this network takes (B, {c}, H, W)")
         if x.shape[2] % factor or x.shape[3] % factor:
-            raise InputError(
-                f"x is {x.shape[2]}×{x.shape[3]}: H and W must be multiples of {factor} "
-                f"(2^(levels − 1) with mults = {self.config.mults}); pad or resize the images"
-            )
+            need = f"H and W must be multiples of {factor} (2^(levels − 1) with mults = {self.config.mults})"
+            raise InputError(f"x is {x.shape[2]}×{x.shape[3]}: {need}; pad or resize the images")
         if c_noise.shape != x.shape[:1]:
             raise InputError(f"c_noise has shape {tuple(c_noise.shape)}: it must be ({x.shape[0]},), one per image")
 
