@@ -1,7 +1,5 @@
 """Exact models: D(x, σ) = E[x* | x* + σ ε = x], its divergence, score, density and flow in closed form."""
 
-from __future__ import annotations
-
 from steindiff.analytic.integrate import Flow
 from steindiff.analytic.laws import FactorMixture, Gaussian, GaussianMixture
 from steindiff.analytic.mixture import ExactModel

@@ -26,8 +26,6 @@ from torch import Tensor
 
 from steindiff.errors import InputError
 
-__all__ = ["Components", "Dense", "LowRank", "Noisy", "wide"]
-
 Record = TypeVar("Record", bound="Components")
 
 
@@ -38,14 +36,9 @@ def wide(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Components(ABC):
-    """K Gaussians N(μ_k, Σ_k) in d dimensions.
-
-    Args:
-        means: μ_k, centred, (K, d).
-    """
+    """K Gaussians N(μ_k, Σ_k) in d dimensions; the means μ_k (K, d) are centred."""
 
     means: Tensor
-
     per_sample: ClassVar[bool]
     """Whether `at` takes a σ per sample; if not, a mixture groups the batch by σ."""
 
@@ -78,26 +71,15 @@ def normal(like: Tensor, *shape: int, generator: torch.Generator | None) -> Tens
 
 @dataclass(frozen=True, eq=False)
 class Dense(Components):
-    """Σ_k = A_kᵀ diag(L_k) A_k from one eigen-decomposition.
-
-    Args:
-        means: μ_k, (K, d).
-        axes: A_k, the eigenvectors as rows, (K, d, d).
-        variances: L_k ≥ 0, (K, d).
-    """
+    """Σ_k = A_kᵀ diag(L_k) A_k from one eigen-decomposition: the rows of the axes A_k (K, d, d), and variances L_k ≥ 0 (K, d)."""
 
     axes: Tensor
     variances: Tensor
-
     per_sample: ClassVar[bool] = True
 
     @classmethod
     def of(cls, means: Tensor, covariances: Tensor) -> Dense:
-        """The decomposition of symmetric positive semidefinite covariances, (K, d, d).
-
-        Raises:
-            InputError: an eigenvalue is negative beyond rounding; smaller negative ones are set to zero.
-        """
+        """The decomposition of covariances (K, d, d). Eigenvalues negative by rounding become zero; others are refused."""
         variances, columns = torch.linalg.eigh(wide(covariances))
         least = float(variances.min())
         limit = -10 * means.shape[-1] * torch.finfo(covariances.dtype).eps * float(variances.max())
@@ -112,12 +94,8 @@ class Dense(Components):
         """L_k + σ² on the eigenvectors."""
         total = wide(self.variances) + wide(sigma).square().reshape(-1, 1, 1)
         gain = wide(self.variances) / total
-        return DenseNoisy(
-            components=self,
-            gain=gain.to(self.means.dtype),
-            inverse=total.reciprocal().to(self.means.dtype),
-            log_scale=-0.5 * total.log().sum(-1),
-        )
+        gain, inverse = (t.to(self.means.dtype) for t in (gain, total.reciprocal()))
+        return DenseNoisy(self, gain, inverse, log_scale=-0.5 * total.log().sum(-1))
 
     def traces(self) -> Tensor:
         """Σ_i L_ki."""
@@ -141,9 +119,7 @@ class Dense(Components):
 class DenseNoisy:
     """Coordinates u = A (x − μ): q = Σ u²/(L + σ²), m = μ + Aᵀ (L/(L + σ²) u). Everything but `means` is two large GEMMs.
 
-    Args:
-        components: the noiseless ones.
-        gain, inverse: L/(L + σ²) and 1/(L + σ²), (n, K, d).
+    `gain` is L/(L + σ²) and `inverse` 1/(L + σ²), (n, K, d).
     """
 
     components: Dense
@@ -180,17 +156,10 @@ class DenseNoisy:
 
 @dataclass(frozen=True, eq=False)
 class LowRank(Components):
-    """Σ_k = W_k W_kᵀ + diag(ψ_k).
-
-    Args:
-        means: μ_k, (K, d).
-        loadings: W_kᵀ, (K, r, d).
-        diagonal: ψ_k > 0, (K, d).
-    """
+    """Σ_k = W_k W_kᵀ + diag(ψ_k), with loadings W_kᵀ (K, r, d) and a diagonal ψ_k > 0 (K, d)."""
 
     loadings: Tensor
     diagonal: Tensor
-
     per_sample: ClassVar[bool] = False
 
     def at(self, sigma: Tensor) -> LowRankNoisy:

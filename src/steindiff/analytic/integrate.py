@@ -22,8 +22,6 @@ from torch import Tensor
 
 from steindiff.errors import InputError
 
-__all__ = ["Flow", "Velocity", "integrate"]
-
 Velocity = Callable[[Tensor, float], Tensor]
 """(y (B, d), σ) -> y − D(y, σ)."""
 

@@ -6,13 +6,11 @@ from typing import final
 
 from torch import Tensor
 
-from steindiff.analytic.checks import check_covariances, check_flow, check_parameters, check_shape, check_weights
+from steindiff.analytic.checks import check_covariances, check_parameters, check_shape, check_weights
 from steindiff.analytic.components import Dense, LowRank, wide
 from steindiff.analytic.integrate import Flow
 from steindiff.analytic.mixture import ExactModel
 from steindiff.errors import InputError
-
-__all__ = ["FactorMixture", "Gaussian", "GaussianMixture"]
 
 
 @final
@@ -27,9 +25,6 @@ class FactorMixture(ExactModel):
         means: μ_k, (K, *event).
         loadings: W_k, (K, d, r), in units of x.
         diagonal: ψ_k > 0, (K, d), in squared units of x.
-
-    Raises:
-        InputError: shapes, dtypes or devices disagree, or a value is outside these limits.
 
     Example:
         >>> import torch
@@ -84,9 +79,6 @@ class GaussianMixture(_DenseMixture):
         means: μ_k, (K, *event).
         covariances: Σ_k, symmetric positive semidefinite, (K, d, d), d = prod(event), in squared units of x.
 
-    Raises:
-        InputError: shapes, dtypes or devices disagree, or a value is outside these limits.
-
     Example:
         >>> import torch
         >>> model = GaussianMixture(torch.tensor([0.5, 0.5]), torch.tensor([[-1.0], [1.0]]), torch.zeros(2, 1, 1))
@@ -108,9 +100,6 @@ class Gaussian(_DenseMixture):
         mean: m, (*event).
         covariance: Σ, symmetric positive semidefinite, (d, d), d = prod(event), in squared units of x.
 
-    Raises:
-        InputError: shapes, dtypes or devices disagree, or a value is outside these limits.
-
     Example:
         >>> import torch
         >>> model = Gaussian(torch.zeros(2), 3 * torch.eye(2))
@@ -128,15 +117,8 @@ class Gaussian(_DenseMixture):
         """Σ, (d, d), rebuilt from its eigenvectors."""
         return self._components.covariances()[0]
 
-    def flow_with_error(self, x: Tensor, sigma_from: float, sigma_to: float, tol: float = 1e-6, max_steps: int = 2048) -> Flow:
-        """m + Q √((L + σ_to²)/(L + σ_from²)) Qᵀ (x − m): exact, so zero error in zero steps.
-
-        Raises:
-            InputError: as `denoise`; a negative or non-finite σ; tol <= 0.
-        """
-        sigma_from, sigma_to = float(sigma_from), float(sigma_to)
-        check_flow(sigma_from, sigma_to, tol)
-        self._noise(x, sigma_from, density=sigma_from == 0)
+    def _flow(self, x: Tensor, sigma_from: float, sigma_to: float, tol: float, max_steps: int) -> Flow:
+        """m + Q √((L + σ_to²)/(L + σ_from²)) Qᵀ (x − m): exact, so zero error in zero steps."""
         axes, variances = self._components.axes[0], wide(self._components.variances[0])
         ratio = ((variances + sigma_to**2) / (variances + sigma_from**2)).sqrt().to(x.dtype)
         y = self._center + (ratio * ((x.flatten(1) - self._center) @ axes.mT)) @ axes

@@ -27,16 +27,9 @@ from steindiff.denoisers import expand
 from steindiff.errors import InputError
 from steindiff.schedules import VE
 
-__all__ = ["ExactModel"]
-
 Model = TypeVar("Model", bound="ExactModel")
 
 BUDGET = 2**21  # elements of one (rows, K, d) array: larger ones leave the cache (measured at K = 16, d = 3072)
-
-
-def _positive(sigma: Tensor) -> Tensor:
-    """σ with 1 in place of 0, for formulas whose value at 0 is chosen afterwards."""
-    return torch.where(sigma == 0, torch.ones_like(sigma), sigma)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +71,7 @@ class ExactModel:
 
     In VE coordinates x = x* + σ ε. Throughout, x has shape (B, *event) in the model's dtype; σ is a float, a () or a (B,)
     tensor, in the units of x; every method is differentiable with respect to x in both modes. A wrong shape, dtype, device
-    or σ raises `InputError`.
+    or σ raises `InputError`, and so does σ = 0 where a method needs a density that the law does not have.
 
     Args:
         weights: w_k > 0 summing to one, (K,).
@@ -126,11 +119,7 @@ class ExactModel:
         return self.weights @ (self.means.flatten(1).square().sum(-1) + self._components.traces())
 
     def to(self: Model, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Model:
-        """Move the law to another dtype (float32 or float64) or device; parameters are rounded, not refitted.
-
-        Raises:
-            InputError: dtype is neither float32 nor float64.
-        """
+        """Move the law to another dtype (float32 or float64) or device; parameters are rounded, not refitted."""
         if dtype not in (None, torch.float32, torch.float64):
             raise InputError(f"exact models are float32 or float64, not {dtype}: pass one of these")
         moved = copy.copy(self)
@@ -141,11 +130,7 @@ class ExactModel:
         return moved
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n independent draws of x*, (n, *event): a component, then its Gaussian, on `generator`'s device.
-
-        Raises:
-            InputError: n < 1.
-        """
+        """n ≥ 1 independent draws of x*, (n, *event): a component, then its Gaussian, on `generator`'s device."""
         if n < 1:
             raise InputError(f"n = {n} samples: need n >= 1")
         device = self.device if generator is None else generator.device
@@ -156,70 +141,44 @@ class ExactModel:
             x[rows] = self._components.draw(k, len(rows), generator)
         return (x + self._center).reshape(n, *self.event_shape)
 
-    def __call__(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """D(x, σ): `denoise`."""
-        return self.denoise(x, sigma)
-
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """D(x, σ) = Σ_k p_k m_k, (B, *event); D(x, 0) = x.
-
-        Raises:
-            InputError: x is not (B, *event) in the model's dtype and device, or σ is negative or misshapen.
-        """
+        """D(x, σ) = Σ_k p_k m_k, (B, *event); D(x, 0) = x. The model as a function is the same."""
         s = self._noise(x, sigma)
-        d = self._map(_Posterior.mean, x, _positive(s)).reshape(x.shape) + self.mean
+        d = self._map(_Posterior.mean, x, torch.where(s == 0, 1.0, s)).reshape(x.shape) + self.mean  # at 0 it is chosen below
         return torch.where(expand(s, x) == 0, x, d)
 
-    def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """∇ log p_σ(x) = −Σ_k p_k (Σ_k + σ²)⁻¹ (x − μ_k) = (D − x)/σ², (B, *event), without that difference's cancellation.
+    __call__ = denoise
 
-        Raises:
-            InputError: as `denoise`; σ = 0 for a law without a density.
-        """
+    def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """∇ log p_σ(x) = −Σ_k p_k (Σ_k + σ²)⁻¹ (x − μ_k) = (D − x)/σ², (B, *event), without that difference's cancellation."""
         return -self._map(_Posterior.whitened, x, self._noise(x, sigma, density=True)).reshape(x.shape)
 
     def responsibilities(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """p_k(x) = w_k N(x; μ_k, Σ_k + σ²)/p_σ(x), (B, K).
-
-        Raises:
-            InputError: as `score`.
-        """
+        """p_k(x) = w_k N(x; μ_k, Σ_k + σ²)/p_σ(x), (B, K)."""
         return self._map(lambda posterior: posterior.p, x, self._noise(x, sigma, density=True))
 
     def log_density(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """log p_σ(x) = log Σ_k w_k N(x; μ_k, Σ_k + σ²), (B,), in nats; σ = 0 gives the law itself.
 
         In float32 the sum of d terms carries its own rounding, about 1e-7 of |log p|.
-
-        Raises:
-            InputError: as `score`.
         """
         return self._map(_Posterior.log_density, x, self._noise(x, sigma, density=True))
 
     def divergence(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """∇·D = Σ_k p_k tr Σ_k(Σ_k + σ²)⁻¹ + Σ_k p_k ‖m_k − D‖²/σ², (B,); d at σ = 0.
-
-        Raises:
-            InputError: as `denoise`.
-        """
+        """∇·D = Σ_k p_k tr Σ_k(Σ_k + σ²)⁻¹ + Σ_k p_k ‖m_k − D‖²/σ², (B,); d at σ = 0."""
         sigma = self._noise(x, sigma)
-        s = _positive(sigma)
+        s = torch.where(sigma == 0, 1.0, sigma)  # at 0 the value is chosen below
         trace, spread = self._map(_Posterior.trace_and_spread, x, s).unbind(-1)
         return torch.where(sigma == 0, self.dim, trace + spread / s.square().to(x.dtype))
 
     def posterior_trace(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """tr Cov[x* | x] = σ² ∇·D(x, σ), (B,), in squared units of x."""
-        divergence = self.divergence(x, sigma)
-        return torch.as_tensor(sigma, dtype=x.dtype, device=x.device).square() * divergence
+        return self.divergence(x, sigma) * torch.as_tensor(sigma, dtype=x.dtype, device=x.device).square()
 
     def flow(self, x: Tensor, sigma_from: float, sigma_to: float, tol: float = 1e-6) -> Tensor:
-        """x carried along dy/dσ = (y − D(y, σ))/σ from σ_from to σ_to, (B, *event), in either direction.
+        """x carried along dy/dσ = (y − D(y, σ))/σ from σ_from ≥ 0 to σ_to ≥ 0, (B, *event), in either direction; 0 is the data.
 
-        Args:
-            x: the state at σ_from, (B, *event).
-            sigma_from: where it starts, >= 0.
-            sigma_to: where it ends, >= 0; 0 is the data.
-            tol: the largest estimated RMS error per coordinate over the batch, in units of x.
+        `tol` > 0 is the largest estimated RMS error per coordinate over the batch, in units of x.
 
         Raises:
             InputError: tol is out of reach; the message states the error reached. `flow_with_error` returns it instead.
@@ -238,15 +197,15 @@ class ExactModel:
         Integrates dy/d log σ = y − D by doubled sixth-order steps (`integrate`), sample by sample until each is within
         tol, its error has met the dtype's rounding floor, or max_steps is reached; the error is stated in every case.
         σ = 0 is replaced by ε = min(tol, other end)/2 and its cost added to the error. A flow to 0 ends with D(y, ε):
-        at most 0.3 ε off for a Gaussian of any width. A flow from 0 starts with y: ε²/(2 λ_min) off, relatively.
-
-        Raises:
-            InputError: as `denoise`; a negative or non-finite σ; tol <= 0; max_steps too few for an error estimate;
-                σ_from = 0 for a law without a density.
+        at most 0.3 ε off for a Gaussian of any width. A flow from 0 starts with y: ε²/(2 λ_min) off, relatively. Too few
+        max_steps for an error estimate are refused.
         """
         sigma_from, sigma_to = float(sigma_from), float(sigma_to)
         check_flow(sigma_from, sigma_to, tol)
         self._noise(x, sigma_from, density=sigma_from == 0)
+        return self._flow(x, sigma_from, sigma_to, tol, max_steps)
+
+    def _flow(self, x: Tensor, sigma_from: float, sigma_to: float, tol: float, max_steps: int) -> Flow:
         if sigma_from == sigma_to or not len(x):
             return Flow.of(x.clone(), x.new_zeros(len(x)), 0)
         tiny = min(tol, max(sigma_from, sigma_to)) / 2
