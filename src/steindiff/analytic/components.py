@@ -71,7 +71,7 @@ def normal(like: Tensor, *shape: int, generator: torch.Generator | None) -> Tens
 
 @dataclass(frozen=True, eq=False)
 class Dense(Components):
-    """Σ_k = A_kᵀ diag(L_k) A_k from one eigen-decomposition: the rows of the axes A_k (K, d, d), and variances L_k ≥ 0 (K, d)."""
+    """Σ_k = A_kᵀ diag(L_k) A_k from one eigen-decomposition: eigenvectors as rows A_k (K, d, d), variances L_k ≥ 0 (K, d)."""
 
     axes: Tensor
     variances: Tensor

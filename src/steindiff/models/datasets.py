@@ -39,8 +39,6 @@ class ImageSet:
     Attributes:
         pixels: uint8, (N, C, H, W), values 0…top.
         labels: class indices, int64 (N,); None without classes.
-        classes: the names of the classes.
-        source: the folder or file as the user named it.
         top: the value of white; 255, or 16 for scikit-learn's digits.
     """
 

@@ -22,8 +22,7 @@ class Checkpoint:
     """All that the next step depends on.
 
     Attributes:
-        step: optimiser steps done.
-        seconds: the training time so far, over all sessions.
+        step, seconds: optimiser steps done, and their time over all sessions.
         identity: recipe, network and data hashes, which a resumed run must share.
         network, average, optimizer, scaler: state dicts; the scaler's is empty but for fp16.
     """

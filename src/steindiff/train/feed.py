@@ -38,9 +38,6 @@ class Feed:
         data: the training images, on the device that trains.
         recipe: what batches depend on: size, noise law, flips and seed.
         conditional: hand out labels.
-
-    Raises:
-        InputError: the batch does not divide among the processes, or labels are wanted and there are none.
     """
 
     data: ImageSet

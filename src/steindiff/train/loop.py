@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from steindiff import grids
 from steindiff.denoisers import Labelled
-from steindiff.errors import InputError, NonFiniteError, require
+from steindiff.errors import InputError, NonFiniteError, at_least, require
 from steindiff.io.files import plain, writable_folder, write_text
 from steindiff.io.images import contact_sheet, save_png, to_uint8
 from steindiff.models.datasets import ImageSet
@@ -63,8 +63,8 @@ class Options:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        fits = self.log_every >= 1 and min(self.report_every, self.checkpoint_seconds) >= 0 and self.session_seconds > 0
-        require(fits, "need log_every ≥ 1, session_seconds > 0, and no other number below 0", **vars(self))
+        at_least(self, {"log_every": 1, "report_every": 0, "checkpoint_seconds": 0})
+        require(self.session_seconds > 0, "must be positive", session_seconds=self.session_seconds)
 
 
 @dataclass(frozen=True)

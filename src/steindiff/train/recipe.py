@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steindiff.errors import require
+from steindiff.errors import at_least, require
 
 EMAS = ("half_life", "power")
 PRECISIONS = ("no", "bf16", "fp16")
@@ -31,9 +31,6 @@ class Recipe:
         flip: mirror half of the images.
         precision: what the network computes in: "no" (float32), "bf16" or "fp16".
         seed: what initialisation, dropout, order, noise levels and noise are drawn from.
-
-    Raises:
-        InputError: a value outside its range.
     """
 
     steps: int = 2500
@@ -53,8 +50,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch", 1), ("warmup", 1), ("seed", 0), ("weight_decay", 0)):
-            require(least <= getattr(self, name) < math.inf, f"must be at least {least}", **{name: getattr(self, name)})
+        at_least(self, {"steps": 1, "batch": 1, "warmup": 1, "seed": 0})
+        require(0 <= self.weight_decay < math.inf, "must be at least 0 and finite", weight_decay=self.weight_decay)
         for name in ("lr", "ema_length", "p_std", "clip_norm"):
             require(0 < getattr(self, name) < math.inf, "must be positive and finite", **{name: getattr(self, name)})
         require(0 < self.decay <= 1, "need 0 < decay ≤ 1", decay=self.decay)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steindiff.errors import InputError, require
+from steindiff.errors import InputError, at_least, require
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,13 @@ class UNetConfig:
         # JSON knows no tuples: lists come back, and become tuples so that equality and hashing hold.
         object.__setattr__(self, "mults", tuple(self.mults))
         object.__setattr__(self, "attention", tuple(self.attention))
-        for name in ("image_channels", "channels", "blocks", "heads", "groups"):
-            require(getattr(self, name) >= 1, "must be at least 1", **{name: getattr(self, name)})
+        at_least(self, dict.fromkeys(("image_channels", "channels", "blocks", "heads", "groups"), 1) | {"num_classes": 0})
         names_levels = len(self.mults) > 0 and min(self.mults) >= 1
         require(names_levels, "must name at least one level, each at least 1, such as (1, 2)", mults=self.mults)
         for level in self.attention:
             if not 0 <= level < len(self.mults):
                 raise InputError(f"attention level {level} must be in 0..{len(self.mults) - 1}: mults = {self.mults}")
         require(0 <= self.dropout < 1, "must be in [0, 1)", dropout=self.dropout)
-        require(self.num_classes >= 0, "must be at least 0 (0: no class labels)", num_classes=self.num_classes)
         for level, width in enumerate(self.widths):
             if width % self.groups:
                 raise InputError(f"groups = {self.groups} must divide the width {width} of level {level}")
@@ -159,8 +157,7 @@ class _Embedding(nn.Module):
         n = self.label.num_embeddings
         if batch and (int(labels.min()) < 0 or int(labels.max()) >= n):  # on a GPU it would abort the process
             raise InputError(f"labels span {int(labels.min())}..{int(labels.max())}: they must be in 0..{n - 1}")
-        y: Tensor = self.label(labels)
-        return y
+        return F.embedding(labels, self.label.weight)
 
 
 class UNet(nn.Module):
