@@ -75,14 +75,7 @@ def train_command(
 
 @dataclass(frozen=True)
 class Output:
-    """What a finished run writes.
-
-    Args:
-        name: the model's name.
-        notes: a Markdown file for the card.
-        samples: how many samples the card judges the network by.
-        features: the classifier whose features the card uses.
-    """
+    """What a finished run writes: a model of this name, and a card, with notes, that judges it by samples and features."""
 
     name: str
     notes: Path | None = None
@@ -103,7 +96,10 @@ def run_training(
     from steindiff.train import loop
     from steindiff.train.export import describe, export
 
-    note = _read_notes(output.notes)
+    try:
+        note = output.notes.read_text(encoding="utf-8").strip() + "\n" if output.notes else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--notes {output.notes} cannot be read: {error}") from error
     recipe = plan.recipe()
     data, held_out = plan.load(options.progress)
     config = plan.network(data)
@@ -123,15 +119,6 @@ def run_training(
     write_card(outdir / f"{output.name}.md", info, files, _quality(files[0], data, held_out, recipe, output, options), note)
     print(f"{', '.join(map(str, files))}; card: {outdir / output.name}.md")
     return files
-
-
-def _read_notes(notes: Path | None) -> str:
-    if notes is None:
-        return ""
-    try:
-        return notes.read_text(encoding="utf-8").strip() + "\n"
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--notes {notes} cannot be read: {error}") from error
 
 
 def _fit(data: ImageSet, config: UNetConfig, recipe: Recipe, outdir: Path, options: Options, minutes: float) -> Recipe:

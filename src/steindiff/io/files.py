@@ -24,11 +24,6 @@ from torch import Tensor
 
 from steindiff.errors import InputError
 
-__all__ = [
-    "atomic", "digest", "manifest", "plain", "read_json", "read_tensors", "sha256", "writable_folder", "write_json",
-    "write_tensors", "write_text",
-]  # fmt: skip
-
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
@@ -77,11 +72,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Any) -> None:
-    """Write a safetensors file atomically, with `about` as JSON in its header; NaN and infinities there become null.
-
-    Raises:
-        InputError: the folder cannot be written to, or the disk is full.
-    """
+    """Write a safetensors file atomically, with `about` as JSON in its header; NaN and infinities there become null."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with atomic(path) as temporary:
         save_file(contiguous, temporary, {"steindiff": json.dumps(plain(about), allow_nan=False)})
@@ -147,17 +138,11 @@ def manifest(**config: Any) -> dict[str, Any]:
 
 def _git_revision() -> str | None:
     """The checkout this code runs from, with "+" where it has uncommitted changes; None outside a checkout."""
-    here = Path(__file__).parent
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
     try:
-        run = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
         return None
-    return run.stdout.strip() or None if run.returncode == 0 else None
 
 
 def plain(value: Any) -> Any:

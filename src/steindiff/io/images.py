@@ -12,17 +12,11 @@ from torch import Tensor
 from steindiff.errors import InputError
 from steindiff.io.files import atomic
 
-__all__ = ["contact_sheet", "save_png", "to_uint8"]
-
 Image = npt.NDArray[np.uint8]
 
 
 def to_uint8(x: Tensor) -> Image:
-    """(B, C, H, W) in [−1, 1] to (B, H, W, C) uint8, rounded to nearest; NaN becomes mid-grey, the rest is clipped.
-
-    Raises:
-        InputError: another shape, or a number of channels that is neither 1 nor 3.
-    """
+    """(B, C, H, W) in [−1, 1] to (B, H, W, C) uint8, rounded to nearest; NaN becomes mid-grey, the rest is clipped."""
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise InputError(f"images of shape {tuple(x.shape)}: need (B, C, H, W) with 1 or 3 channels")
     scaled = (x.detach().float().nan_to_num(0.0).clamp(-1, 1) + 1) * 127.5
@@ -41,10 +35,7 @@ def save_png(path: str | Path, image: Image) -> None:
 def contact_sheet(images: Image, columns: int, scale: int = 1, gap: int = 2) -> Image:
     """(N, H, W, C) images in rows of `columns`, each enlarged `scale` times, on white."""
     large = images.repeat(scale, axis=1).repeat(scale, axis=2)
-    n, height, width, channels = large.shape
-    rows = -(-n // columns)
-    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, dtype=np.uint8)
-    for i, image in enumerate(large):
-        top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
-        sheet[top : top + height, left : left + width] = image
-    return sheet
+    padded = np.pad(large, ((0, -len(large) % columns), (0, gap), (0, gap), (0, 0)), constant_values=255)
+    _, height, width, channels = padded.shape
+    sheet = padded.reshape(-1, columns, height, width, channels).swapaxes(1, 2).reshape(-1, columns * width, channels)
+    return np.pad(sheet, ((gap, 0), (gap, 0), (0, 0)), constant_values=255)

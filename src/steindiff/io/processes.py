@@ -19,8 +19,6 @@ from torch import Tensor
 
 from steindiff.errors import InputError
 
-__all__ = ["Gather", "active", "agreed", "alone", "barrier", "gather", "joined", "local_device", "rank", "share", "world_size"]
-
 T = TypeVar("T")
 # One process may work for long while others wait for it; one that ends is noticed at once, whatever this is.
 _PATIENCE = timedelta(days=7)
@@ -30,10 +28,7 @@ _PATIENCE = timedelta(days=7)
 def joined(device: str = "cpu") -> Iterator[None]:
     """Join the processes that torchrun or accelerate started, and part from them at the end; one that has joined stays so.
 
-    Numbers on the CPU travel by gloo, those on a CUDA device by NCCL.
-
-    Args:
-        device: where the work is done.
+    Numbers on the CPU travel by gloo, those on a CUDA device by NCCL; `device` is where the work is done.
 
     Raises:
         InputError: another process has ended, and left this one waiting.
@@ -46,7 +41,9 @@ def joined(device: str = "cpu") -> Iterator[None]:
         if begun:
             dist.barrier()
     except RuntimeError as error:
-        if begun and _lost(error):
+        words = ("connection", "peer", "gloo", "nccl", "socket", "timed out")
+        # The connection failed, and not the work.
+        if begun and (isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)):
             raise InputError(
                 f"a process has ended ({str(error).splitlines()[0]}): what is finished is kept; run the same command again"
             ) from error
@@ -56,18 +53,8 @@ def joined(device: str = "cpu") -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def _lost(error: RuntimeError) -> bool:
-    """Whether the connection failed, and not the work."""
-    words = ("connection", "peer", "gloo", "nccl", "socket", "timed out")
-    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
-
-
 def local_device(device: str) -> str:
-    """The device of this process: where several work together, "cuda" becomes the one of the local rank.
-
-    Raises:
-        InputError: the device cannot be used.
-    """
+    """The device of this process: where several work together, "cuda" becomes the one of the local rank."""
     name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and active() else device
     try:
         torch.empty(0, device=name)
@@ -82,7 +69,7 @@ def active() -> bool:
 
 
 def rank() -> int:
-    """The number of this process; 0 where it works by itself."""
+    """The number of this process; 0 where it works alone."""
     return dist.get_rank() if active() else 0
 
 

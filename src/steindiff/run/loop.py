@@ -26,8 +26,6 @@ from steindiff.run.output import Output
 from steindiff.sampling import SampleResult, sample
 from steindiff.solvers import Solver
 
-__all__ = ["generate"]
-
 
 def generate(
     job: Job,
@@ -61,7 +59,12 @@ def generate(
     with processes.joined():
         run = _Run.of(job)
         output = Output(Path(outdir), run.about(), subdirs, png, npz)
-        refusal = _refusal(output, job.batches, overwrite) if processes.rank() == 0 else None
+        refusal = None
+        if processes.rank() == 0:
+            try:
+                output.admit(job.batches, overwrite)
+            except InputError as error:
+                refusal = error
         if (refusal := processes.agreed(refusal)) is not None:
             raise refusal
         if not output.finished:
@@ -70,14 +73,6 @@ def generate(
             if processes.rank() == 0:
                 run.finish(output)
     return output.folder
-
-
-def _refusal(output: Output, batches: range, overwrite: bool) -> InputError | None:
-    try:
-        output.admit(batches, overwrite)
-    except InputError as error:
-        return error
-    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,9 +112,10 @@ class _Run:
 
     def draw(self, batch: int) -> SampleResult:
         """Sample one batch. Raises NonFiniteError, which names the batch."""
-        seeds = self.job.seeds_of(batch)
+        seeds, level = self.job.seeds_of(batch), float(self.sigmas[0])
+        noise = initial_noise(seeds, self.model.event_shape, level, dtype=self.job.state_dtype, device=self.device)
         try:
-            return sample(self.solver, self.denoiser, self._noise(batch), self.sigmas, generator=generators(seeds))
+            return sample(self.solver, self.denoiser, noise, self.sigmas, generator=generators(seeds))
         except NonFiniteError as error:
             raise NonFiniteError(f"batch {batch}, from seed {seeds[0]} on: {error}") from error
 
@@ -129,10 +125,6 @@ class _Run:
         model = {"name": self.model.name, "sha256": self.model.sha256, "info": self.model.info}
         shape = (len(self.job.seeds), *size, channels)
         output.finish(self.job.batches, shape, job=asdict(self.job), sigmas=self.sigmas.tolist(), model=model)
-
-    def _noise(self, batch: int) -> Tensor:
-        seeds, level = self.job.seeds_of(batch), float(self.sigmas[0])
-        return initial_noise(seeds, self.model.event_shape, level, dtype=self.job.state_dtype, device=self.device)
 
 
 def _draw_share(run: _Run, output: Output, progress: bool) -> None:

@@ -12,8 +12,9 @@ import json
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import chain, islice
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,9 @@ import torch
 from torch import Tensor
 
 from steindiff.errors import InputError
-from steindiff.io.files import (
-    atomic,
-    digest,
-    manifest,
-    read_json,
-    read_tensors,
-    writable_folder,
-    write_json,
-    write_tensors,
-    write_text,
-)  # fmt: skip
+from steindiff.io import files
+from steindiff.io.files import atomic, read_json, write_text
 from steindiff.io.images import Image, contact_sheet, save_png
-
-__all__ = ["PARTS", "Output", "clear", "remove_parts", "sweep", "write_npz"]
 
 FORMAT = 1
 PARTS = ".parts"
@@ -47,11 +37,9 @@ _SHOWN = 64
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """What one run writes into its folder.
+    """What one run writes into its folder; `about` is all that determines the images, as plain JSON.
 
     Args:
-        folder: where the run writes.
-        about: all that determines the images, as plain JSON.
         subdirs: every 1000 seeds have a folder, as in EDM.
         png: every seed has a PNG.
         npz: all images are in samples.npz.
@@ -73,7 +61,7 @@ class Output:
     @cached_property
     def key(self) -> str:
         """A digest of all that determines the images."""
-        return digest(**self.about)
+        return files.digest(**self.about)
 
     @property
     def finished(self) -> bool:
@@ -93,7 +81,7 @@ class Output:
         if overwrite:
             clear(self.folder)
         elif self.finished:
-            just_finished = (self.folder / PARTS).is_dir() and self._digest_of_the_finished() == self.key
+            just_finished = (self.folder / PARTS).is_dir() and _entry(self.folder / _MANIFEST, "digest") == self.key
             remove_parts(self.folder)
             if not just_finished:
                 raise InputError(f"{self.folder} already holds a finished run: choose another --outdir, or pass --overwrite")
@@ -108,7 +96,7 @@ class Output:
             save_png(_place(self.folder, seed, self.subdirs), image)
         pixels = torch.from_numpy(np.ascontiguousarray(images))
         about = {"format": FORMAT, "key": self.key, "batch": batch, "sha256": _sha256(pixels), "trace": trace, "stats": stats}
-        write_tensors(self.part(batch), {"images": pixels}, about)
+        files.write_tensors(self.part(batch), {"images": pixels}, about)
 
     def finish(self, batches: range, shape: Sequence[int], **about: Any) -> None:
         """Write all that is made of every batch, one batch at a time, and run.json last; `shape` is (N, H, W, C)."""
@@ -122,24 +110,22 @@ class Output:
                 known, _ = self._read(batch)
                 file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in known["trace"])
                 stats.append(known["stats"])
-        write_json(self.folder / _MANIFEST, manifest(**about, digest=self.key, stats=stats))
+        files.write_json(self.folder / _MANIFEST, files.manifest(**about, digest=self.key, stats=stats))
         remove_parts(self.folder)
 
     @property
     def _record(self) -> dict[str, Any]:
         return {**self.about, "subdirs": self.subdirs, "png": self.png}
 
-    def _digest_of_the_finished(self) -> str | None:
-        try:
-            return str(read_json(self.folder / _MANIFEST)["digest"])
-        except (ValueError, KeyError, TypeError):
-            return None
-
     def _check(self, batches: range) -> None:
         """Refuse another run's parts and damaged ones, and remove what a kill left half-written."""
-        held = _read_record(self.folder)
-        differing = [name for name, value in self._record.items() if held.get(name) != value]
-        if held and differing:
+        path = self.folder / _RECORD
+        try:
+            held = read_json(path) if path.exists() else self._record
+            differing = [name for name, value in self._record.items() if held.get(name) != value]
+        except (ValueError, AttributeError) as error:
+            raise InputError(f"{path} cannot be read ({error}): choose another --outdir, or pass --overwrite") from error
+        if differing:
             raise InputError(
                 f"{self.folder} holds another run that is not finished, with other {', '.join(differing)}: go on with the "
                 "command it was begun with, choose another --outdir, or pass --overwrite"
@@ -157,7 +143,7 @@ class Output:
         """What is known about a batch, and its pixels. Raises InputError where the file is damaged or another run's."""
         path = self.part(batch)
         try:
-            about, tensors = read_tensors(path, *names)
+            about, tensors = files.read_tensors(path, *names)
             if about["format"] != FORMAT or any(_sha256(pixels) != about["sha256"] for pixels in tensors):
                 raise ValueError("another format, or changed pixels")
             mine = (about["key"], about["batch"]) == (self.key, batch)
@@ -192,15 +178,13 @@ def clear(folder: Path) -> None:
     finished = (folder / _MANIFEST).exists()
     if not (finished or (folder / PARTS).is_dir()):
         return
-    writable_folder(folder)
-    seeds = _seeds(folder)
+    files.writable_folder(folder)
+    seeds: list[int] = _entry(folder / _RECORD, "seeds") or _entry(folder / _MANIFEST, "job", "seeds") or []
     if finished:
         write_text(folder / _RECORD, json.dumps({"seeds": seeds}) + "\n")
         (folder / _MANIFEST).unlink()
-    for path in (
-        *(folder / name for name in _SUMMARY),
-        *(_place(folder, seed, deep) for seed in seeds for deep in (False, True)),
-    ):
+    images = (_place(folder, seed, deep) for seed in seeds for deep in (False, True))
+    for path in (*(folder / name for name in _SUMMARY), *images):
         path.unlink(missing_ok=True)
     sweep(folder)
     for place in {_place(folder, seed, True).parent for seed in seeds}:
@@ -220,34 +204,20 @@ def remove_parts(folder: Path) -> None:
 def sweep(folder: Path) -> None:
     """Remove what a kill left half-written in a folder that holds an unfinished run."""
     if (folder / PARTS).is_dir():
-        for pattern in (".*.tmp.*", f"{PARTS}/.*.tmp.*", "[0-9]*/.*.tmp.png"):
-            for path in folder.glob(pattern):
-                path.unlink(missing_ok=True)
+        for path in chain.from_iterable(map(folder.glob, (".*.tmp.*", f"{PARTS}/.*.tmp.*", "[0-9]*/.*.tmp.png"))):
+            path.unlink(missing_ok=True)
 
 
 def _place(folder: Path, seed: int, subdirs: bool) -> Path:
     return (folder / f"{seed - seed % 1000:06d}" if subdirs else folder) / f"{seed:06d}.png"
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
-    """What determines the unfinished run that the folder holds; empty where it holds none."""
-    path = folder / _RECORD
+def _entry(path: Path, *names: str) -> Any:
+    """An entry of a JSON file; None where there is none, or the file cannot be read."""
     try:
-        held = read_json(path) if path.exists() else {}
-        if not isinstance(held, dict):
-            raise ValueError("no object")
-    except ValueError as error:
-        raise InputError(f"{path} cannot be read ({error}): choose another --outdir, or pass --overwrite") from error
-    return held
-
-
-def _seeds(folder: Path) -> list[int]:
-    """The seeds of the run that the folder holds; none where they cannot be read."""
-    try:
-        held = _read_record(folder) or read_json(folder / _MANIFEST)["job"]
-        return [int(seed) for seed in held["seeds"]]
+        return reduce(getitem, names, read_json(path))
     except (ValueError, KeyError, TypeError):
-        return []
+        return None
 
 
 def _sha256(pixels: Tensor) -> str:
