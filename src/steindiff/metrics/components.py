@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from steindiff.analytic import ExactModel
-from steindiff.errors import InputError
+from steindiff.errors import require
 from steindiff.metrics.values import Shares, Value
 
 
@@ -66,7 +66,6 @@ def component_weights(x: Tensor, law: ExactModel, sigma: float = 0.0) -> Compone
     Raises:
         InputError: fewer than two samples, of another shape than the law's, or sigma = 0 for a law without a density.
     """
-    if len(x) < 2:
-        raise InputError(f"samples of shape {tuple(x.shape)}: need at least 2")
+    require(len(x) > 1, "need at least 2 samples", shape=tuple(x.shape))
     wide = law.to(torch.float64)
     return ComponentWeights(wide.responsibilities(x.detach().to(wide.device, torch.float64), sigma), wide.weights)

@@ -13,7 +13,7 @@ from functools import cached_property, reduce
 import torch
 from torch import Tensor
 
-from steindiff.errors import InputError
+from steindiff.errors import require
 from steindiff.metrics.moments import SampleMoments
 from steindiff.metrics.resampling import Replicates, dealt
 from steindiff.metrics.values import Shares, Value
@@ -34,9 +34,6 @@ class EnergyTarget:
         The standard error is that of the first-order (Hájek) projection: Var over i of 2(E‖x_i−Y‖ − E‖x_i−X'‖), and the same
         for y. Where both laws agree the projection vanishes and the noise floor, not the standard error, is what counts.
         Where x is itself a target, its own E‖X−X'‖ is not computed again.
-
-        Raises:
-            InputError: fewer than two samples, or shapes that differ.
         """
         other = x if isinstance(x, EnergyTarget) else EnergyTarget(x)
         _check(other._y, self._y, least=2)
@@ -46,7 +43,15 @@ class EnergyTarget:
 
     @cached_property
     def _within(self) -> Tensor:
-        return _mean_distances(self._y)
+        """Mean distance of each sample to the others; each pair once."""
+        y, sums = self._y, self._y.new_zeros(len(self._y))
+        for i in range(0, len(y), ROWS):
+            rows = torch.cdist(y[i : i + ROWS], y[i:])
+            here = len(rows)
+            rows[:, :here].fill_diagonal_(0)
+            sums[i : i + here] += rows.sum(1)
+            sums[i + here :] += rows[:, here:].sum(0)
+        return sums / (len(y) - 1)
 
 
 def energy_distance(x: Tensor, y: Tensor) -> Value:
@@ -58,18 +63,6 @@ def energy_difference(x: Tensor, base: Tensor, y: Tensor) -> Value:
     """Energy distance of x to y less that of base to y, x and base from the same noise: negative where x is nearer."""
     target = EnergyTarget(y)
     return target.shares(x).minus(target.shares(base))
-
-
-def _mean_distances(x: Tensor) -> Tensor:
-    """Mean distance of each sample to the others; each pair once."""
-    sums = x.new_zeros(len(x))
-    for i in range(0, len(x), ROWS):
-        rows = torch.cdist(x[i : i + ROWS], x[i:])
-        here = len(rows)
-        rows[:, :here].fill_diagonal_(0)
-        sums[i : i + here] += rows.sum(1)
-        sums[i + here :] += rows[:, here:].sum(0)
-    return sums / (len(x) - 1)
 
 
 def _cross_distances(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,10 +86,7 @@ class FrechetTarget:
     Args:
         y: the samples, (m, …).
         groups: how many groups the jackknife deals each set into; each is left out once. A group costs d² numbers of
-            memory and two sets of eigenvalues; 5 groups do beyond a thousand dimensions.
-
-    Raises:
-        InputError: fewer than two groups, or than two samples a group.
+            memory and two sets of eigenvalues; 5 groups do beyond a thousand dimensions. It needs at least two samples.
     """
 
     def __init__(self, y: Tensor, groups: int = 20) -> None:
@@ -110,15 +100,12 @@ class FrechetTarget:
     def replicates(self, x: Tensor | FrechetTarget) -> Replicates:
         """The distance with its jackknife: `target.replicates(x).minus(target.replicates(base))` is a paired difference.
 
-        Where x is itself a target, what it has computed is used again.
-
-        Raises:
-            InputError: another dimension, too few samples, or a target of another number of groups.
+        Where x is itself a target, which must have as many groups, what it has computed is used again.
         """
         other = x if isinstance(x, FrechetTarget) else FrechetTarget(x, self._groups)
         _check(other._y, self._y, least=2 * self._groups)
-        if other._groups != self._groups:
-            raise InputError(f"targets of {other._groups} and {self._groups} groups: make both with the same")
+        groups = other._groups, self._groups
+        require(groups[0] == groups[1], "make both with the same", groups=groups)
         few = min(len(other._y), len(self._y)) < self._y.shape[1]
         value, without = _by_samples(other, self) if few else _by_moments(other, self)
         return Replicates.of(value, without, (len(other._y), len(self._y)))
@@ -169,11 +156,8 @@ def _by_samples(x: FrechetTarget, y: FrechetTarget) -> tuple[float, tuple[list[f
 def endpoint_rmse(x: Tensor, reference: Tensor) -> Value:
     """√(E‖x − x_ref‖²/d) over pairs that started from the same noise. Raises InputError on shapes that differ."""
     x, reference = x.flatten(1).double(), reference.flatten(1).double()
-    if x.shape != reference.shape or len(x) < 1:
-        shapes = f"{tuple(x.shape)} against {tuple(reference.shape)}"
-        raise InputError(
-            f"samples of shapes {shapes}: pairs must start from the same noise; need equal shapes, at least one pair"
-        )
+    shapes = tuple(x.shape), tuple(reference.shape)
+    require(shapes[0] == shapes[1] and len(x) > 0, "need pairs, which start from the same noise", shapes=shapes)
     squares = (x - reference).square().mean(1)
     rmse = float(squares.mean().sqrt())
     spread = float(squares.std()) / len(x) ** 0.5 if len(x) > 1 else float("nan")
@@ -181,21 +165,16 @@ def endpoint_rmse(x: Tensor, reference: Tensor) -> Value:
 
 
 def principal_features(reference: Tensor, count: int) -> Callable[[Tensor], Tensor]:
-    """x ↦ (x − μ) V, V the `count` leading principal axes of the reference samples: features for a Fréchet distance at small n.
-
-    Raises:
-        InputError: count is not below the number of reference samples and at most the dimension.
-    """
+    """x ↦ (x − μ) V, V the `count` leading principal axes of the reference: features for a Fréchet distance at small n."""
     flat = reference.flatten(1).double()
-    if not 1 <= count <= min(len(flat) - 1, flat.shape[1]):
-        raise InputError(f"{count} principal axes from {len(flat)} samples of dimension {flat.shape[1]}: ask for fewer")
+    most = min(len(flat) - 1, flat.shape[1])
+    require(1 <= count <= most, f"{tuple(flat.shape)} samples have 1 to {most} principal axes: ask for fewer", count=count)
     mean = flat.mean(0)
     axes = torch.linalg.svd(flat - mean, full_matrices=False)[2][:count].T
     return lambda x: (x.flatten(1).double() - mean) @ axes
 
 
 def _check(x: Tensor, y: Tensor, least: int) -> None:
-    if x.shape[1] != y.shape[1] or min(len(x), len(y)) < least:
-        raise InputError(
-            f"samples of shapes {tuple(x.shape)} and {tuple(y.shape)}: need equal dimension and at least {least} each"
-        )
+    shapes = tuple(x.shape), tuple(y.shape)
+    enough = x.shape[1] == y.shape[1] and min(len(x), len(y)) >= least
+    require(enough, f"need equal dimension and at least {least} each", shapes=shapes)

@@ -16,11 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steindiff.errors import InputError
+from steindiff.errors import InputError, require
 from steindiff.io.files import sha256
 from steindiff.models import store
-
-__all__ = ["KIND", "Classifier", "ClassifierConfig", "Features", "features_for", "load_features", "names"]
 
 KIND = "classifier"
 WEIGHTS = Path(__file__).parent / "weights"
@@ -37,9 +35,6 @@ class ClassifierConfig:
         stem: channels of the first convolution, at full resolution.
         widths: channels of the three stages, at a half, a quarter and an eighth of the resolution; the last is F.
         classes: number of classes.
-
-    Raises:
-        InputError: a number below 1, not three widths, or a side that is not a multiple of 8.
     """
 
     image_channels: int = 3
@@ -82,10 +77,8 @@ class _Residual(nn.Module):
 class Classifier(nn.Module):
     """The network of the module's docstring, fully convolutional.
 
-    Args:
-        config: its shape.
-        norm: the normalisation after each convolution, by its number of channels: `nn.BatchNorm2d` to train, nothing once
-            those are folded into the convolutions.
+    The normalisation after each convolution is made by its number of channels: `nn.BatchNorm2d` to train, nothing once those
+    are folded into the convolutions.
     """
 
     def __init__(self, config: ClassifierConfig, norm: Callable[[int], nn.Module] = nn.Identity) -> None:
@@ -117,13 +110,9 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """images ↦ features, float64, with what is known about the network.
+    """images ↦ features, by a frozen float32 network, with its file's hash and description: recipe, data hashes, accuracy.
 
-    Attributes:
-        network: frozen, float32.
-        info: the description in the file: recipe, data hashes, accuracy.
-        sha256: the hash of the file.
-        batch: images at a time; changes memory and rounding only.
+    The batch, images at a time, changes memory and rounding only.
     """
 
     name: str
@@ -140,21 +129,18 @@ class Features:
     def check(self, event_shape: tuple[int, ...]) -> None:
         """Raises InputError for images of another shape than the network was trained on."""
         c, side = self.network.config.image_channels, self.network.config.side
-        if tuple(event_shape) not in ((c, side, side), (c, side // 2, side // 2)):
-            raise InputError(
-                f"images of shape {tuple(event_shape)}: the features {self.name!r} are those of ({c}, {side}, {side}) or "
-                f"({c}, {side // 2}, {side // 2}); resize the images, or leave these features out"
-            )
+        sizes = [(c, side, side), (c, side // 2, side // 2)]
+        need = f"the features {self.name!r} are those of {sizes}; resize the images, or leave these features out"
+        require(tuple(event_shape) in sizes, need, images=tuple(event_shape))
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """(N, C, H, W) in [−1, 1] to (N, F) float64 on the CPU. Raises InputError as `check`, or for another dtype."""
-        if images.ndim != 4 or not images.is_floating_point():
-            raise InputError(f"images of shape {tuple(images.shape)}, {images.dtype}: need floating point (N, C, H, W)")
+        known = images.ndim == 4 and images.is_floating_point()
+        require(known, "need floating point (N, C, H, W)", shape=tuple(images.shape), dtype=images.dtype)
         self.check(tuple(images.shape[1:]))
         parameter = self.network.head.weight
-        parts = [self.network.features(part.to(parameter)) for part in images.split(self.batch)]
-        return torch.cat(parts).double().cpu()
+        return torch.cat([self.network.features(x.to(parameter)) for x in images.split(self.batch)]).double().cpu()
 
 
 def names() -> tuple[str, ...]:

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from steindiff.errors import InputError
+from steindiff.errors import require
 from steindiff.metrics.resampling import Halves, dealt
 
 ROWS = 512
@@ -48,34 +48,27 @@ class ManifoldTarget:
 
     Args:
         y: the samples, (m, …), usually features.
-        neighbours: k.
+        neighbours: k, below the number of samples in a half.
         groups: how many groups the samples are dealt into, an even number.
         splits: how often the groups are split in halves; each split compares all distances with radii.
-
-    Raises:
-        InputError: k or splits below 1, an odd number of groups, or so few samples that a half has no k neighbours.
     """
 
     def __init__(self, y: Tensor, neighbours: int = 5, groups: int = 20, splits: int = 20) -> None:
         self._y, self._rule = y.flatten(1).double(), (neighbours, groups, splits)
         least = len(y) // groups * groups // 2 if groups > 0 else 0
-        if groups % 2 or splits < 1 or not 1 <= neighbours < least:
-            raise InputError(
-                f"{neighbours} neighbours, {groups} groups, {splits} splits: need an even number of groups, at least one "
-                f"split, and from 1 to {least - 1} neighbours with the {least} samples of a half"
-            )
+        need = (
+            f"an even number of groups, at least one split, from 1 to {least - 1} neighbours with the {least} samples of a half"
+        )
+        possible = groups % 2 == 0 and splits > 0 and 1 <= neighbours < least
+        require(possible, f"need {need}", neighbours=neighbours, groups=groups, splits=splits)
         self._side = _halves(groups, splits)[dealt(len(y), groups)].to(y.device)
 
     def compare(self, x: Tensor | ManifoldTarget) -> Manifold:
-        """Samples x with the target's. Where x is itself a target, its neighbours are not searched again.
-
-        Raises:
-            InputError: another dimension, too few samples, or a target of other neighbours, groups or splits.
-        """
+        """Samples x with the target's. Where x is itself a target, its neighbours are not searched again."""
         other = x if isinstance(x, ManifoldTarget) else ManifoldTarget(x, *self._rule)
-        rules = [(t._y.shape[1], *t._rule) for t in (other, self)]
-        if rules[0] != rules[1]:
-            raise InputError(f"(dimension, neighbours, groups, splits) {rules[0]} and {rules[1]}: need the same for both sets")
+        ours, theirs = ((target._y.shape[1], *target._rule) for target in (self, other))
+        need = "(dimension, neighbours, groups, splits): need the same for both sets"
+        require(ours == theirs, need, ours=ours, theirs=theirs)
         sizes = len(other._y), len(self._y)
         in_y, held = self._visits(other)
         in_x, _ = other._visits(self)
@@ -87,10 +80,9 @@ class ManifoldTarget:
         )
 
     def _visits(self, visitors: ManifoldTarget) -> tuple[Tensor, Tensor]:
-        """Who is in whose ball, in the whole sets and within the halves of each split.
+        """How many balls each visitor is in, (visitors, splits + 1), and whether each ball holds one, (m, splits + 1).
 
-        Returns:
-            The number of balls each visitor is in, (visitors, splits + 1), and whether each ball holds one, (m, splits + 1).
+        The first column is of the whole sets, the others are within the halves of each split.
         """
         radii, own = self._radii, self._side
         numbers, held = [], torch.zeros_like(radii, dtype=torch.bool)

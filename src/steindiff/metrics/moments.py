@@ -13,7 +13,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from steindiff.errors import InputError
+from steindiff.errors import InputError, require
 
 CHUNK = 4096
 ROUNDING = 1e-6
@@ -30,13 +30,8 @@ class SampleMoments:
 
     @classmethod
     def of(cls, x: Tensor) -> SampleMoments:
-        """The moments of samples (n, …), each flattened to d numbers; only a chunk of them is float64 at a time.
-
-        Raises:
-            InputError: no samples.
-        """
-        if x.ndim < 2 or len(x) == 0:
-            raise InputError(f"samples of shape {tuple(x.shape)}: need (n, …) with n ≥ 1")
+        """The moments of samples (n, …), n ≥ 1, each flattened to d numbers; only a chunk of them is float64 at a time."""
+        require(x.ndim > 1 and len(x) > 0, "need samples (n, …) with n ≥ 1", shape=tuple(x.shape))
         return reduce(cls.merge, (cls._of_chunk(chunk.flatten(1).double()) for chunk in x.split(CHUNK)))
 
     @classmethod
@@ -57,8 +52,7 @@ class SampleMoments:
         """The moments without a part of the samples, `merge` undone. Raises InputError where nothing would be left."""
         self._check(part)
         n = self.n - part.n
-        if n < 1:
-            raise InputError(f"{part.n} of {self.n} samples taken away: leave at least one")
+        require(n > 0, "leave at least one", samples=self.n, taken_away=part.n)
         mean = self.mean + (self.mean - part.mean) * (part.n / n)
         step = part.mean - mean
         return SampleMoments(n, mean, (self.scatter - part.scatter).addr_(step, step, alpha=-n * part.n / self.n))
@@ -66,8 +60,7 @@ class SampleMoments:
     @property
     def covariance(self) -> Tensor:
         """S/(n − 1). Raises InputError for a single sample."""
-        if self.n < 2:
-            raise InputError("one sample has no covariance: need at least 2")
+        require(self.n > 1, "one sample has no covariance: need at least 2", n=self.n)
         return self.scatter / (self.n - 1)
 
     def root(self) -> Tensor:
@@ -81,8 +74,8 @@ class SampleMoments:
         return float((self.mean - mean).square().sum() + c.trace() + covariance.trace() - 2 * cross)
 
     def _check(self, other: SampleMoments) -> None:
-        if self.mean.shape != other.mean.shape:
-            raise InputError(f"moments of {len(self.mean)} and of {len(other.mean)} numbers a sample: need the same")
+        sizes = len(self.mean), len(other.mean)
+        require(sizes[0] == sizes[1], "need the same", numbers_of_a_sample=sizes)
 
 
 def root(covariance: Tensor) -> Tensor:

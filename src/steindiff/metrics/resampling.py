@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steindiff.errors import InputError
+from steindiff.errors import require
 from steindiff.metrics.values import Value, check_pairs
 
 Statistic = Callable[[Tensor, Tensor], float]
@@ -80,8 +80,8 @@ class Halves(NamedTuple):
 
 def dealt(n: int, groups: int) -> Tensor:
     """The group of each of n samples in turn, 0, 1, …, groups−1, 0, …, (n,). Raises InputError for fewer than two a group."""
-    if groups < 2 or n < 2 * groups:
-        raise InputError(f"{n} samples in {groups} groups: a jackknife needs at least 2 groups of at least 2 samples")
+    enough = groups > 1 and n >= 2 * groups
+    require(enough, f"{n} samples are too few: a jackknife needs at least 2 groups of at least 2 samples", groups=groups)
     return torch.arange(n) % groups
 
 

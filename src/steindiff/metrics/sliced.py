@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from steindiff.errors import InputError
+from steindiff.errors import require
 from steindiff.metrics.values import Shares, Value
 
 BLOCK = 16
@@ -31,20 +31,15 @@ class SlicedTarget:
     """Sliced distances to one set of samples, which is projected and sorted once.
 
     Args:
-        y: the samples, (m, …).
+        y: the samples, (m, …), at least two.
         count: number of directions.
         seed: what the directions are drawn from.
         power: p, 2 or 1; the number is W_2² or W_1, not its root.
-
-    Raises:
-        InputError: fewer than two samples or one direction, or another power.
     """
 
     def __init__(self, y: Tensor, count: int = 128, seed: int = 0, power: Literal[1, 2] = 2) -> None:
-        if power not in (1, 2):
-            raise InputError(f"power={power}: need 1, for W_1, or 2, for the square of W_2")
-        if len(y) < 2:
-            raise InputError(f"samples of shape {tuple(y.shape)}: need at least 2")
+        require(power in (1, 2), "need 1, for W_1, or 2, for the square of W_2", power=power)
+        require(len(y) > 1, "need at least 2 samples", shape=tuple(y.shape))
         self._y, self._rule = y.flatten(1).double(), (count, seed, power)
         self._values, self._order = (directions(self._y.shape[1], count, seed).to(y.device) @ self._y.mT).sort(1)
 
@@ -53,16 +48,11 @@ class SlicedTarget:
 
         The standard error is that of the samples, at these directions; other directions, the same for both sets, give another
         number. Where both laws agree the shares vanish and the noise floor, not the standard error, is what counts.
-
-        Raises:
-            InputError: another dimension, fewer than two samples, or a target of other directions or another power.
         """
         other = x if isinstance(x, SlicedTarget) else SlicedTarget(x, *self._rule)
-        if other._y.shape[1] != self._y.shape[1] or other._rule != self._rule:
-            raise InputError(
-                f"samples of {other._y.shape[1]} and {self._y.shape[1]} numbers, (directions, seed, power) {other._rule} and "
-                f"{self._rule}: need the same dimension and the same rule"
-            )
+        ours, theirs = ((target._y.shape[1], *target._rule) for target in (self, other))
+        need = "(dimension, directions, seed, power): need the same dimension and the same rule"
+        require(ours == theirs, need, ours=ours, theirs=theirs)
         count, _, power = self._rule
         costs, of_x, of_y = [], other._y.new_zeros(len(other._y)), self._y.new_zeros(len(self._y))
         for some in (slice(i, i + BLOCK) for i in range(0, count, BLOCK)):
@@ -79,13 +69,8 @@ def sliced_wasserstein(x: Tensor, y: Tensor, count: int = 128, seed: int = 0, po
 
 
 def directions(d: int, count: int, seed: int = 0) -> Tensor:
-    """Uniform on the sphere, orthonormal in runs of d, (count, d): with count a multiple of d, Σ_θ (θ·v)² = ‖v‖² count/d.
-
-    Raises:
-        InputError: count or d below 1.
-    """
-    if min(d, count) < 1:
-        raise InputError(f"{count} directions in {d} dimensions: need at least 1 of each")
+    """Uniform on the sphere, orthonormal in runs of d, (count, d): with count a multiple of d, Σ_θ (θ·v)² = ‖v‖² count/d."""
+    require(min(d, count) > 0, "need at least 1 of each", directions=count, dimensions=d)
     generator = torch.Generator().manual_seed(seed)
     runs = []
     for start in range(0, count, d):

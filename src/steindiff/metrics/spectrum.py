@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from steindiff.corrections.bands import Bands, Cosine
-from steindiff.errors import InputError
+from steindiff.errors import require
 from steindiff.metrics.values import Shares, Value
 
 ROWS = 1024
@@ -68,8 +68,7 @@ class SpectrumTarget:
     """
 
     def __init__(self, y: Tensor, bands: Bands | None = None) -> None:
-        if len(y) < 2:
-            raise InputError(f"samples of shape {tuple(y.shape)}: need at least 2")
+        require(len(y) > 1, "need at least 2 samples", shape=tuple(y.shape))
         self._event, self._bands = y.shape[1:], Cosine(8) if bands is None else bands
         self._power = torch.cat([self._bands.inner(part, part) for part in map(Tensor.double, y.split(ROWS))])
         self._mean = self._power.mean(0)
@@ -81,13 +80,10 @@ class SpectrumTarget:
             InputError: samples of another shape, a target of other bands, or a band in which the target has no power.
         """
         other = x if isinstance(x, SpectrumTarget) else SpectrumTarget(x, self._bands)
-        if other._event != self._event or other._bands != self._bands:
-            raise InputError(
-                f"samples of shapes {tuple(other._event)} and {tuple(self._event)}, bands {other._bands} and {self._bands}: "
-                "need the same"
-            )
-        if empty := (self._mean == 0).nonzero()[:, 0].tolist():
-            raise InputError(f"the reference has no power in bands {empty}: ratios to it do not exist; use fewer bands")
+        ours, theirs = ((tuple(target._event), target._bands) for target in (self, other))
+        require(ours == theirs, "need the same events and bands", ours=ours, theirs=theirs)
+        empty = (self._mean == 0).nonzero()[:, 0].tolist()
+        require(not empty, "the reference has no power there: ratios to it do not exist; use fewer bands", bands=empty)
         return Spectrum((other._mean / self._mean).log(), other._power / other._mean, -self._power / self._mean)
 
 

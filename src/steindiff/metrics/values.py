@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
-from steindiff.errors import InputError
+from steindiff.errors import require
 
 T = TypeVar("T", bound="Paired")
 
@@ -52,11 +52,8 @@ class Paired(Protocol):
 
 def check_pairs(ours: tuple[object, ...], theirs: tuple[object, ...]) -> None:
     """Raises InputError where the samples of x and of y, or the groups or splits they were dealt into, differ in number."""
-    if ours != theirs:
-        raise InputError(
-            f"numbers of samples and of their parts are {ours} and {theirs}: need the same; pairs start from the same noise, "
-            "meet the same reference and are dealt alike"
-        )
+    need = "need the same numbers of samples and groups, as pairs start from the same noise and meet the same reference"
+    require(ours == theirs, need, ours=ours, theirs=theirs)
 
 
 class Shares(NamedTuple):

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from steindiff.errors import InputError, ModelFileError, unknown_name
+from steindiff.errors import InputError, ModelFileError, require, unknown_name
 from steindiff.io.files import sha256
 from steindiff.io.images import to_uint8
 from steindiff.io.processes import local_device
@@ -49,9 +49,6 @@ class Extractor(ABC):
     """images ↦ features, float64 on the CPU, by a frozen network that sees a batch of images at a time.
 
     Its hash is that of its file, or of its files' hashes. The batch changes memory and rounding only.
-
-    Raises:
-        InputError: batch below 1.
     """
 
     network: Any
@@ -68,15 +65,10 @@ class Extractor(ABC):
     """The fewest images that it can be asked about."""
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise InputError(f"batch={self.batch}: need at least one image at a time")
+        require(self.batch > 0, "need at least one image at a time", batch=self.batch)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(N, 1 or 3, H, W), uint8 or floating point in [−1, 1], to (N, F).
-
-        Raises:
-            InputError: another shape or dtype, no images, or values that are not finite.
-        """
+        """(N, 1 or 3, H, W), uint8 or floating point in [−1, 1] and finite, to (N, F)."""
         return self._map(self._features, images)
 
     @property
@@ -103,8 +95,7 @@ class Extractor(ABC):
     def moments(self, chunks: Iterable[Tensor]) -> SampleMoments:
         """Mean and scatter of the features of images that come in chunks. Raises InputError where none come."""
         parts = map(SampleMoments.of, _packed(map(self, chunks)))
-        first = next(parts, None)
-        if first is None:
+        if (first := next(parts, None)) is None:
             raise InputError("no images came: give at least one chunk")
         return reduce(SampleMoments.merge, parts, first)
 
@@ -125,10 +116,10 @@ class Extractor(ABC):
     @torch.no_grad()
     def _map(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """A function of RGB bytes over batches."""
-        if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
-            raise InputError(f"images of shape {tuple(images.shape)}: need (N, 1 or 3, H, W) with N ≥ 1")
-        if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise InputError(f"images of {images.dtype}: need uint8, or floating point in [−1, 1]")
+        shape, dtype = tuple(images.shape), images.dtype
+        fit = len(shape) == 4 and shape[0] > 0 and shape[1] in (1, 3)
+        require(fit, "need images (N, 1 or 3, H, W) with N ≥ 1", shape=shape)
+        require(dtype == torch.uint8 or dtype.is_floating_point, "need uint8, or floating point in [−1, 1]", dtype=dtype)
         if not bool(images.isfinite().all()):
             raise InputError("images hold NaN or infinity: a run that diverged has no features; leave it out")
         return torch.cat([function(_rgb_bytes(part).to(self.device)).cpu().double() for part in images.split(self.batch)])
@@ -164,9 +155,8 @@ class Inception(Extractor):
             return None
         w = weight.detach().double().cpu()
         features, given = self(_noise()), self.probabilities(_noise())
-        if w.shape != (given.shape[1], features.shape[1]):
-            return None
-        return w if torch.allclose((features @ w.mT).softmax(1), given, rtol=1e-3, atol=1e-7) else None
+        fits = w.shape == (given.shape[1], features.shape[1])
+        return w if fits and torch.allclose((features @ w.mT).softmax(1), given, rtol=1e-3, atol=1e-7) else None
 
 
 @final
@@ -203,12 +193,7 @@ class Classified(Extractor):
 
 
 def load_extractor(kind: str, path: str | Path, device: str | torch.device = "cpu", batch: int = 64) -> Extractor:
-    """An extractor by its kind, "inception", "dinov2" or "classifier", and its file or folder.
-
-    Raises:
-        InputError: another kind, no such file, or a device that cannot be used.
-        ModelFileError: the file holds something else.
-    """
+    """An extractor by its kind, "inception", "dinov2" or "classifier", and its file or folder."""
     loaders: dict[str, Callable[[str | Path, str, int], Extractor]]
     loaders = {"inception": inception, "dinov2": dinov2, "classifier": classifier}
     if kind not in loaders:
@@ -217,7 +202,7 @@ def load_extractor(kind: str, path: str | Path, device: str | torch.device = "cp
 
 
 def classifier(name: str | Path = "cifar10", device: str | torch.device = "cpu", batch: int = 64) -> Classified:
-    """The package's own classifier, by name or file. Raises InputError and ModelFileError as `load_features`."""
+    """The package's own classifier, by name or file."""
     features = load_features(name, device)
     return Classified(features, features.sha256, torch.device(device), batch)
 
@@ -229,7 +214,6 @@ def inception(path: str | Path, device: str | torch.device = "cpu", batch: int =
     other; name only files from a source you trust, and compare the hash, which `Inception.sha256` states.
 
     Raises:
-        InputError: no such file, or batch below 1.
         ModelFileError: not TorchScript, or not of the signature (images, return_features, no_output_bias).
     """
     path, device = Path(path), torch.device(device)
@@ -244,9 +228,7 @@ def inception(path: str | Path, device: str | torch.device = "cpu", batch: int =
             network = torch.jit.load(str(path), map_location=device).eval()
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ModelFileError(
-            f"{path} is not TorchScript ({reason}): need the .pt file, not EDM's .pkl, and all of it"
-        ) from error
+        raise ModelFileError(f"{path} is not TorchScript ({reason}): need all of the .pt file, not EDM's .pkl") from error
     missing = {"return_features", "no_output_bias"} - {argument.name for argument in network.forward.schema.arguments}
     if missing:
         raise ModelFileError(f"{path} does not take {', '.join(sorted(missing))}: need NVIDIA's inception-2015-12-05.pt")
@@ -260,7 +242,7 @@ def dinov2(folder: str | Path, device: str | torch.device = "cpu", batch: int = 
     reference is to be made with the same folder, since transformers and torch.hub interpolate positions slightly differently.
 
     Raises:
-        InputError: transformers is not installed, no such folder, files missing in it, or batch below 1.
+        InputError: transformers is not installed, or files are missing.
         ModelFileError: the folder holds another model, or lacks some of its weights.
     """
     folder, device = Path(folder), torch.device(device)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steindiff.errors import InputError
+from steindiff.errors import require
 from steindiff.metrics.values import Value, check_pairs
 
 TOLERANCE = 1e-3
@@ -45,16 +45,12 @@ def inception_score(probabilities: Tensor, splits: int = 10) -> InceptionScore:
         InputError: fewer than two splits or than two samples a split; rows that are not probabilities, such as logits.
     """
     p = probabilities.detach().double()
-    if p.ndim != 2 or splits < 2 or len(p) < 2 * splits:
-        raise InputError(
-            f"class probabilities of shape {tuple(p.shape)} in {splits} splits: need (n, classes), at least 2 splits, and at "
-            "least 2 samples in each"
-        )
+    enough = p.ndim == 2 and splits > 1 and len(p) >= 2 * splits
+    need = "need (n, classes), at least 2 splits, and at least 2 samples in each"
+    require(enough, need, shape=tuple(p.shape), splits=splits)
     gap, least = float((p.sum(1) - 1).abs().max()), float(p.min())
-    if not (gap <= TOLERANCE and least >= 0):
-        raise InputError(
-            f"rows miss a sum of one by up to {gap:.2g}, least entry {least:.2g}: need probabilities; apply softmax(1)"
-        )
+    need = "rows sum to one and have no negative entry: need probabilities; apply softmax(1)"
+    require(gap <= TOLERANCE and least >= 0, need, gap=gap, least=least)
     parts = (p[len(p) * i // splits : len(p) * (i + 1) // splits] for i in range(splits))
     # Σ_y p(y|x) log(p(y|x)/p(y)), with 0 log 0 = 0.
     scores = [(torch.xlogy(part, part) - torch.xlogy(part, part.mean(0))).sum(1).mean().exp() for part in parts]

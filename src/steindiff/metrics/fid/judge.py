@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steindiff.errors import InputError
+from steindiff.errors import InputError, require
 from steindiff.io.images import to_uint8
 from steindiff.metrics.fid.extractors import Extractor, Summary, load_extractor
 from steindiff.metrics.fid.inception_score import inception_score
@@ -44,9 +44,6 @@ class Judge:
         few: allow no more images than features: a singular covariance, and a bias so large that only equal n compare.
         made_of: a hash of the images that the reference was made of, where it was made of some here and not read. It stands
             for the reference in `digest`, since features differ in rounding between machines and numbers of threads.
-
-    Raises:
-        InputError: fewer than two groups.
     """
 
     extractor: Extractor
@@ -56,8 +53,7 @@ class Judge:
     made_of: str | None = None
 
     def __post_init__(self) -> None:
-        if self.groups < 2:
-            raise InputError(f"groups={self.groups}: a jackknife needs at least 2")
+        require(self.groups > 1, "a jackknife needs at least 2", groups=self.groups)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -84,11 +80,7 @@ class Judge:
         return self.stream(images.split(CHUNK))
 
     def stream(self, chunks: Iterable[Tensor]) -> dict[str, Paired]:
-        """`measure` of images that come in chunks, of any sizes.
-
-        Raises:
-            InputError: for too few images only once all have come; call `check` first where their number is known.
-        """
+        """`measure` of images that come in chunks; too few are refused once all have come, so call `check` where you know n."""
         return self.of(self.extractor.summary(chunks, self.groups))
 
     def of(self, seen: Summary) -> dict[str, Paired]:
@@ -108,9 +100,6 @@ class JudgeFiles:
         kind: "inception", "dinov2" or "classifier".
         path: the extractor's file or folder; for "classifier" also a name such as "cifar10".
         reference: reference statistics, an .npz file; None: they are to be made of real images.
-
-    Raises:
-        InputError: a reference without its extractor.
     """
 
     kind: str
@@ -145,16 +134,13 @@ def judge(
     """A judge by the names of files, checked against each other.
 
     Args:
-        extractor: "inception", "dinov2" or "classifier".
+        extractor: the `JudgeFiles.kind`.
         path: as `JudgeFiles`.
         reference: as `JudgeFiles`; None: statistics are made of `real`.
         device: where the extractor computes.
         groups: how many the jackknife has.
         few: as `Judge`, and for the real images too.
-        real: chunks of real images (n, 1 or 3, H, W); not beside a reference file.
-
-    Raises:
-        InputError: as `JudgeFiles.open` and `Judge`; both or neither of reference and real; no more real images than features.
+        real: chunks of real images (n, 1 or 3, H, W), more than there are features; not beside a reference file.
     """
     if (reference is None) == (real is None):
         raise InputError(f"reference {reference}, real images {'not ' if real is None else ''}given: give exactly one of them")

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steindiff.errors import InputError
+from steindiff.errors import InputError, require
 from steindiff.io.files import atomic
 from steindiff.metrics.moments import ROUNDING, SampleMoments, check_enough, root
 from steindiff.metrics.resampling import Replicates, dealt
@@ -32,14 +32,7 @@ _KINDS = {"n": int, "extractor_sha256": str, "resize": str}
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Mean and covariance of features of real images.
-
-    Attributes:
-        mean: μ_r, (d,) float64.
-        covariance: C_r, (d, d) float64, symmetric.
-        n: the number of samples, where that is known.
-        extractor_sha256: a hash of what made the features, where that is known.
-        resize: what it did to images first, where that is known.
+    """Mean μ_r (d,) and covariance C_r (d, d) of features of n real images, float64; what is known of them, else None.
 
     Raises:
         InputError: shapes that disagree, values that are not finite, or a covariance that is not symmetric.
@@ -53,8 +46,8 @@ class Reference:
 
     def __post_init__(self) -> None:
         mean, c = self.mean.double(), self.covariance.double()
-        if mean.ndim != 1 or not len(mean) or c.shape != (len(mean), len(mean)):
-            raise InputError(f"mean of shape {tuple(mean.shape)}, covariance of {tuple(c.shape)}: need (d,) and (d, d)")
+        fit = mean.ndim == 1 and len(mean) > 0 and c.shape == (len(mean), len(mean))
+        require(fit, "need shapes (d,) and (d, d)", mean=tuple(mean.shape), covariance=tuple(c.shape))
         if not bool(mean.isfinite().all() and c.isfinite().all()):
             raise InputError("mean or covariance hold NaN or infinity: make the reference again")
         gap, limit = float((c - c.mT).abs().max()), ROUNDING * float(c.abs().max())
@@ -92,17 +85,13 @@ class Reference:
         Args:
             parts: moments of the samples, or of groups of them (`grouped_moments`), each of which the jackknife leaves out
                 once; with a single one the standard error is NaN.
-            extractor_sha256: what made the samples' features; it is checked against the reference's.
-            resize: how the samples were resized; it is checked likewise.
+            extractor_sha256: what made the samples' features, as in `check`.
+            resize: how the samples were resized, as in `check`.
             few: allow no more samples than features. Their covariance is singular and the distance biased upwards so much
                 that only equal numbers of samples compare.
-
-        Raises:
-            InputError: as `check`; too few samples.
         """
         parts = [parts] if isinstance(parts, SampleMoments) else list(parts)
-        if not parts:
-            raise InputError("no moments: give at least one part")
+        require(bool(parts), "give at least one part", parts=parts)
         whole = reduce(SampleMoments.merge, parts)
         self.check(len(whole.mean), extractor_sha256, resize)
         check_enough(whole.n, len(whole.mean), few)
@@ -134,8 +123,7 @@ def grouped_moments(chunks: Iterable[Tensor], groups: int) -> list[SampleMoments
 
 def write_reference(path: str | Path, reference: Reference) -> None:
     """Write a .npz file atomically. Raises InputError for another suffix, or where the folder cannot be written to."""
-    if Path(path).suffix != ".npz":
-        raise InputError(f"{path}: reference statistics are .npz files; name one")
+    require(Path(path).suffix == ".npz", "reference statistics are .npz files; name one", path=str(path))
     entries: dict[str, Any] = {"mu": reference.mean.cpu().numpy(), "sigma": reference.covariance.cpu().numpy()}
     known = {key: getattr(reference, key) for key in _KINDS}
     entries |= {key: np.asarray(value) for key, value in known.items() if value is not None}
