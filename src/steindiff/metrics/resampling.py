@@ -21,19 +21,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from steindiff.errors import require
-from steindiff.metrics.values import Value, check_pairs
+from steindiff.metrics.values import Paired, Value
 
 Statistic = Callable[[Tensor, Tensor], float]
 """A number computed from samples x (n, …) and y (m, …)."""
 
 
-class Replicates(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Replicates(Paired):
     """A statistic θ of x and y, and θ_(i) without each group of either, (g,); empty for a set that is fixed."""
 
     statistic: float
@@ -45,7 +46,7 @@ class Replicates(NamedTuple):
     def of(cls, statistic: float, without: tuple[Sequence[float], Sequence[float]], sizes: tuple[int, int]) -> Replicates:
         """From numbers."""
         without_x, without_y = (torch.tensor(values, dtype=torch.float64) for values in without)
-        return cls(statistic, without_x, without_y, sizes)
+        return cls(float(statistic), without_x, without_y, sizes)
 
     @property
     def value(self) -> Value:
@@ -53,14 +54,9 @@ class Replicates(NamedTuple):
         sets = [v for v in (self.without_x, self.without_y) if len(v)]
         return Value(self.statistic, math.sqrt(sum((len(v) - 1) / len(v) * float((v - v.mean()).square().sum()) for v in sets)))
 
-    def minus(self, other: Replicates) -> Value:
-        """As `Paired.minus`."""
-        check_pairs(*((*r.sizes, len(r.without_x), len(r.without_y)) for r in (self, other)))
-        without = self.without_x - other.without_x, self.without_y - other.without_y
-        return Replicates(self.statistic - other.statistic, *without, self.sizes).value
 
-
-class Halves(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Halves(Paired):
     """A statistic θ of x and y, and how much it differs between their halves, θ_S − θ_S', (splits,)."""
 
     statistic: float
@@ -71,11 +67,6 @@ class Halves(NamedTuple):
     def value(self) -> Value:
         """The statistic with its standard error."""
         return Value(self.statistic, float(self.gaps.square().mean().sqrt() / 2))
-
-    def minus(self, other: Halves) -> Value:
-        """As `Paired.minus`."""
-        check_pairs(*((*halves.sizes, len(halves.gaps)) for halves in (self, other)))
-        return Halves(self.statistic - other.statistic, self.gaps - other.gaps, self.sizes).value
 
 
 def dealt(n: int, groups: int) -> Tensor:

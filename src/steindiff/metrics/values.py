@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -33,13 +35,17 @@ class Value(NamedTuple):
         return f"{self.value:.{digits}f} ± {self.se:.{digits}f}"
 
 
-class Paired(Protocol):
-    """A statistic whose differences between runs from the same seeds have a standard error too."""
+@dataclass(frozen=True, eq=False)
+class Paired(ABC):
+    """A statistic with what the standard errors follow from, its own and that of a difference between runs from the same seeds.
+
+    Of its entries, floats and tensors are subtracted in a difference; all others are numbers of samples, which must agree.
+    """
 
     @property
+    @abstractmethod
     def value(self) -> Value:
         """The statistic with its standard error."""
-        ...
 
     def minus(self: T, other: T) -> Value:
         """This statistic less another's against the same reference, with the paired standard error.
@@ -47,16 +53,19 @@ class Paired(Protocol):
         Raises:
             InputError: numbers of samples, groups or splits that differ.
         """
-        ...
+        ours, theirs = self._sizes, other._sizes
+        need = "need the same numbers of samples and groups, as pairs start from the same noise and meet the same reference"
+        require(ours == theirs, need, ours=ours, theirs=theirs)
+        changes = {key: x - getattr(other, key) for key, x in vars(self).items() if isinstance(x, (float, Tensor))}
+        return replace(self, **changes).value
+
+    @property
+    def _sizes(self) -> list[object]:
+        return [len(x) if isinstance(x, Tensor) else x for x in vars(self).values() if not isinstance(x, float)]
 
 
-def check_pairs(ours: tuple[object, ...], theirs: tuple[object, ...]) -> None:
-    """Raises InputError where the samples of x and of y, or the groups or splits they were dealt into, differ in number."""
-    need = "need the same numbers of samples and groups, as pairs start from the same noise and meet the same reference"
-    require(ours == theirs, need, ours=ours, theirs=theirs)
-
-
-class Shares(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Shares(Paired):
     """A distance with each sample's share in it (its Hájek projection up to a constant), from which errors follow."""
 
     distance: float
@@ -67,8 +76,3 @@ class Shares(NamedTuple):
     def value(self) -> Value:
         """√(Var of_x/n + Var of_y/m) is the standard error."""
         return Value(self.distance, float((self.of_x.var() / len(self.of_x) + self.of_y.var() / len(self.of_y)).sqrt()))
-
-    def minus(self, other: Shares) -> Value:
-        """As `Paired.minus`."""
-        check_pairs(*((len(shares.of_x), len(shares.of_y)) for shares in (self, other)))
-        return Shares(self.distance - other.distance, self.of_x - other.of_x, self.of_y - other.of_y).value

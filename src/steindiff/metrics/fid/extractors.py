@@ -118,7 +118,7 @@ class Extractor(ABC):
         """A function of RGB bytes over batches."""
         shape, dtype = tuple(images.shape), images.dtype
         fit = len(shape) == 4 and shape[0] > 0 and shape[1] in (1, 3)
-        require(fit, "need images (N, 1 or 3, H, W) with N ≥ 1", shape=shape)
+        require(fit, "need (N, 1 or 3, H, W) with N ≥ 1", shape=shape)
         require(dtype == torch.uint8 or dtype.is_floating_point, "need uint8, or floating point in [−1, 1]", dtype=dtype)
         if not bool(images.isfinite().all()):
             raise InputError("images hold NaN or infinity: a run that diverged has no features; leave it out")

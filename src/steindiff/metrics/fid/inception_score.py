@@ -9,19 +9,20 @@ Source: Salimans et al., "Improved techniques for training GANs" (2016), section
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from steindiff.errors import require
-from steindiff.metrics.values import Value, check_pairs
+from steindiff.metrics.values import Paired, Value
 
 TOLERANCE = 1e-3
 """By which class probabilities may miss a sum of one: networks in half precision do."""
 
 
-class InceptionScore(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class InceptionScore(Paired):
     """Inception scores of the splits, (splits,) float64, and the number of samples in all."""
 
     scores: Tensor
@@ -31,11 +32,6 @@ class InceptionScore(NamedTuple):
     def value(self) -> Value:
         """Their mean and its standard error; papers state the standard deviation, √splits times larger."""
         return Value(float(self.scores.mean()), float(self.scores.std()) / len(self.scores) ** 0.5)
-
-    def minus(self, other: InceptionScore) -> Value:
-        """As `Paired.minus`, split by split."""
-        check_pairs((self.n, len(self.scores)), (other.n, len(other.scores)))
-        return InceptionScore(self.scores - other.scores, self.n).value
 
 
 def inception_score(probabilities: Tensor, splits: int = 10) -> InceptionScore:
