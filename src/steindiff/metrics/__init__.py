@@ -20,8 +20,7 @@ from steindiff.metrics.moments import SampleMoments
 from steindiff.metrics.resampling import Halves, Replicates, jackknife, jackknife_difference
 from steindiff.metrics.sliced import SlicedTarget, sliced_wasserstein
 from steindiff.metrics.spectrum import Spectrum, SpectrumTarget, spectrum_error
-from steindiff.metrics.values import Paired, Shares, Value
-from steindiff.metrics.verdicts import HIGHER, TITLES, weigh
+from steindiff.metrics.values import HIGHER, TITLES, Paired, Shares, Value, weigh
 
 __all__ = [
     "HIGHER",

@@ -63,8 +63,7 @@ class ComponentWeights:
 def component_weights(x: Tensor, law: ExactModel, sigma: float = 0.0) -> ComponentWeights:
     """Responsibilities of samples x, (n, *event) of any dtype, under an exact mixture; sigma: the noise left in them.
 
-    Raises:
-        InputError: fewer than two samples, of another shape than the law's, or sigma = 0 for a law without a density.
+    Raises InputError for fewer than two samples, another shape than the law's, and sigma = 0 for a law without a density.
     """
     require(len(x) > 1, "need at least 2 samples", shape=tuple(x.shape))
     wide = law.to(torch.float64)

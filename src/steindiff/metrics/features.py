@@ -151,9 +151,7 @@ def names() -> tuple[str, ...]:
 def load_features(name: str | Path = "cifar10", device: str | torch.device = "cpu") -> Features:
     """Shipped features by name, or those of a classifier file of `recipes/train_classifier.py`.
 
-    Raises:
-        InputError: no such name, or no such file.
-        ModelFileError: the file is truncated, corrupted, or not a classifier.
+    Raises InputError where there is no such name or file, ModelFileError for one that is truncated or not a classifier.
     """
     path = store.place("features", name, {name: WEIGHTS / f"{name}{SUFFIX}" for name in names()})
     info, tensors = store.read(path, kinds=(KIND,))

@@ -55,12 +55,11 @@ class ManifoldTarget:
 
     def __init__(self, y: Tensor, neighbours: int = 5, groups: int = 20, splits: int = 20) -> None:
         self._y, self._rule = y.flatten(1).double(), (neighbours, groups, splits)
-        least = len(y) // groups * groups // 2 if groups > 0 else 0
-        need = (
-            f"an even number of groups, at least one split, from 1 to {least - 1} neighbours with the {least} samples of a half"
-        )
-        possible = groups % 2 == 0 and splits > 0 and 1 <= neighbours < least
-        require(possible, f"need {need}", neighbours=neighbours, groups=groups, splits=splits)
+        half = len(y) // groups * groups // 2 if groups > 0 else 0
+        even = groups % 2 == 0 and splits > 0
+        require(even, "need an even number of groups, and at least one split", groups=groups, splits=splits)
+        enough = f"need from 1 to {half - 1} neighbours with the {half} samples of a half"
+        require(1 <= neighbours < half, enough, neighbours=neighbours, groups=groups)
         self._side = _halves(groups, splits)[dealt(len(y), groups)].to(y.device)
 
     def compare(self, x: Tensor | ManifoldTarget) -> Manifold:
@@ -85,18 +84,16 @@ class ManifoldTarget:
         The first column is of the whole sets, the others are within the halves of each split.
         """
         radii, own = self._radii, self._side
-        numbers, held = [], torch.zeros_like(radii, dtype=torch.bool)
-        for part, side in zip(visitors._y.split(ROWS), visitors._side.split(ROWS), strict=True):
+        numbers, held = radii.new_empty(len(visitors._y), radii.shape[1]), torch.zeros_like(radii, dtype=torch.bool)
+        for part, side, number in zip(*(t.split(ROWS) for t in (visitors._y, visitors._side, numbers)), strict=True):
             distances = torch.cdist(part, self._y)
-            number = radii.new_empty(len(part), radii.shape[1])
             for h in range(radii.shape[1]):
                 inside = distances <= radii[:, h]
                 if h:
                     inside &= side[:, h - 1, None] == own[:, h - 1]
                 number[:, h] = inside.sum(1)
                 held[:, h] |= inside.any(0)
-            numbers.append(number)
-        return torch.cat(numbers), held
+        return numbers, held
 
     @cached_property
     def _radii(self) -> Tensor:
@@ -114,8 +111,7 @@ class ManifoldTarget:
         """Distances of some samples to their k nearest others in each group, (rows, groups, k), infinite beyond its size."""
         k, groups, _ = self._rule
         rows = torch.cdist(self._y[start : start + ROWS], self._y)
-        index = torch.arange(len(rows), device=rows.device)
-        rows[index, start + index] = float("inf")
+        rows[:, start : start + ROWS].fill_diagonal_(float("inf"))
         parts = []
         for h in range(groups):
             columns = rows[:, h::groups]

@@ -60,11 +60,8 @@ class SpectrumTarget:
     """Spectrum errors against one set of samples, whose power is computed once.
 
     Args:
-        y: the samples, (m, *event).
+        y: the samples, (m, *event), at least two.
         bands: how the event is split; for images, rings of equal width in frequency, luma before chroma, each from low to high.
-
-    Raises:
-        InputError: fewer than two samples, or an event the bands do not fit.
     """
 
     def __init__(self, y: Tensor, bands: Bands | None = None) -> None:
@@ -76,8 +73,7 @@ class SpectrumTarget:
     def spectrum(self, x: Tensor | SpectrumTarget) -> Spectrum:
         """The spectrum of x against the target. Where x is itself a target, its power is not computed again.
 
-        Raises:
-            InputError: samples of another shape, a target of other bands, or a band in which the target has no power.
+        Raises InputError for samples of another shape, a target of other bands, and a band in which the target has no power.
         """
         other = x if isinstance(x, SpectrumTarget) else SpectrumTarget(x, self._bands)
         ours, theirs = ((tuple(target._event), target._bands) for target in (self, other))

@@ -1,17 +1,39 @@
-"""Numbers with standard errors, and the samples' shares in them, from which the errors of paired differences follow."""
+"""Numbers with standard errors, the samples' shares in them, differences of pairs, and whether those are beyond noise."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from torch import Tensor
 
 from steindiff.errors import require
 
 T = TypeVar("T", bound="Paired")
+Judged = Literal["win", "loss", "noise"]
+
+TITLES = {
+    "energy": "energy distance",
+    "frechet": "Fréchet distance",
+    "features": "Fréchet distance of classifier features",
+    "sliced": "sliced Wasserstein distance, squared",
+    "spectrum": "spectrum error",
+    "precision": "precision",
+    "recall": "recall",
+    "coverage": "coverage",
+    "components": "component weights, total variation",
+    "endpoint": "endpoint RMSE",
+    "fid": "FID",
+    "inception_score": "inception score",
+    "fd_dinov2": "FD-DINOv2",
+    "fd_classifier": "classifier Fréchet distance (no FID)",
+}
+"""What a report calls each metric, in the order of a report."""
+
+HIGHER = frozenset({"precision", "recall", "coverage", "inception_score"})
+"""The metrics where more is better."""
 
 
 class Value(NamedTuple):
@@ -35,6 +57,20 @@ class Value(NamedTuple):
         return f"{self.value:.{digits}f} ± {self.se:.{digits}f}"
 
 
+def weigh(change: Value, metric: str) -> Judged:
+    """Whether a change is beyond two standard errors, and in which direction.
+
+    Two standard errors are exceeded by chance once in 22 comparisons where nothing changed.
+
+    Example:
+        >>> weigh(Value(-0.3, 0.1), "energy"), weigh(Value(-0.3, 0.1), "recall"), weigh(Value(-0.3, 0.2), "fid")
+        ('win', 'loss', 'noise')
+    """
+    if not abs(change.value) > 2 * change.se:
+        return "noise"
+    return "win" if (change.value > 0) == (metric in HIGHER) else "loss"
+
+
 @dataclass(frozen=True, eq=False)
 class Paired(ABC):
     """A statistic with what the standard errors follow from, its own and that of a difference between runs from the same seeds.
@@ -50,8 +86,7 @@ class Paired(ABC):
     def minus(self: T, other: T) -> Value:
         """This statistic less another's against the same reference, with the paired standard error.
 
-        Raises:
-            InputError: numbers of samples, groups or splits that differ.
+        Raises InputError where numbers of samples, groups or splits differ.
         """
         ours, theirs = self._sizes, other._sizes
         need = "need the same numbers of samples and groups, as pairs start from the same noise and meet the same reference"

@@ -82,11 +82,7 @@ class Extractor(ABC):
         return self(_noise()).shape[1]
 
     def check(self, n: int, groups: int, few: bool) -> None:
-        """Check that n images suffice.
-
-        Raises:
-            InputError: fewer than two a group, or a split of the inception score; unless `few`, no more than features.
-        """
+        """Raises InputError for fewer images than two a group or split, and, unless `few`, for no more than features."""
         least, d = max(2 * groups, self.least), self.dimension
         if n < least:
             raise InputError(f"{n} images in {groups} groups: need at least {least}; draw more, or take fewer groups")
@@ -213,8 +209,7 @@ def inception(path: str | Path, device: str | torch.device = "cpu", batch: int =
     A TorchScript file is a program: loading and calling it runs what it says. This function reads the file you name and no
     other; name only files from a source you trust, and compare the hash, which `Inception.sha256` states.
 
-    Raises:
-        ModelFileError: not TorchScript, or not of the signature (images, return_features, no_output_bias).
+    Raises ModelFileError for what is not TorchScript, or not of the signature (images, return_features, no_output_bias).
     """
     path, device = Path(path), torch.device(device)
     if not path.is_file():
@@ -241,9 +236,7 @@ def dinov2(folder: str | Path, device: str | torch.device = "cpu", batch: int = 
     Loads tensors only, and runs no code of the folder's. FD-DINOv2 is published with the large model (1024 features); a
     reference is to be made with the same folder, since transformers and torch.hub interpolate positions slightly differently.
 
-    Raises:
-        InputError: transformers is not installed, or files are missing.
-        ModelFileError: the folder holds another model, or lacks some of its weights.
+    Raises InputError where transformers or files are missing, ModelFileError for another model, or one without its weights.
     """
     folder, device = Path(folder), torch.device(device)
     files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]

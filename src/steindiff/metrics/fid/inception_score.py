@@ -37,8 +37,7 @@ class InceptionScore(Paired):
 def inception_score(probabilities: Tensor, splits: int = 10) -> InceptionScore:
     """The inception score of class probabilities p(y|x), (n, classes), with rows in the order of the seeds.
 
-    Raises:
-        InputError: fewer than two splits or than two samples a split; rows that are not probabilities, such as logits.
+    Raises InputError for fewer than two splits or samples a split, and for rows that are not probabilities, such as logits.
     """
     p = probabilities.detach().double()
     enough = p.ndim == 2 and splits > 1 and len(p) >= 2 * splits

@@ -34,8 +34,7 @@ _KINDS = {"n": int, "extractor_sha256": str, "resize": str}
 class Reference:
     """Mean μ_r (d,) and covariance C_r (d, d) of features of n real images, float64; what is known of them, else None.
 
-    Raises:
-        InputError: shapes that disagree, values that are not finite, or a covariance that is not symmetric.
+    Raises InputError for shapes that disagree, values that are not finite, and a covariance that is not symmetric.
     """
 
     mean: Tensor
@@ -47,7 +46,7 @@ class Reference:
     def __post_init__(self) -> None:
         mean, c = self.mean.double(), self.covariance.double()
         fit = mean.ndim == 1 and len(mean) > 0 and c.shape == (len(mean), len(mean))
-        require(fit, "need shapes (d,) and (d, d)", mean=tuple(mean.shape), covariance=tuple(c.shape))
+        require(fit, "need (d,) and (d, d)", mean=tuple(mean.shape), covariance=tuple(c.shape))
         if not bool(mean.isfinite().all() and c.isfinite().all()):
             raise InputError("mean or covariance hold NaN or infinity: make the reference again")
         gap, limit = float((c - c.mT).abs().max()), ROUNDING * float(c.abs().max())
@@ -134,13 +133,11 @@ def write_reference(path: str | Path, reference: Reference) -> None:
 def read_reference(path: str | Path) -> Reference:
     """The statistics of a .npz file, EDM's or ours; objects in it are never unpickled.
 
-    Raises:
-        InputError: no such file, not .npz, entries missing or of another kind, or as `Reference`.
+    Raises InputError for no such file, another kind of file, entries that are missing or of another kind, and as `Reference`.
     """
     if not Path(path).is_file():
         raise InputError(f"no reference statistics at {path}: name a .npz file with mu and sigma")
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"{path} is not a .npz file, or not all of one: need one with mu and sigma")
+    require(zipfile.is_zipfile(path), "not a .npz file, or not all of one: need one with mu and sigma", path=str(path))
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as entries:
             found = {key: entries[key] for key in ("mu", "sigma", *_KINDS) if key in entries}
