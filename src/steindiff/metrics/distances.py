@@ -36,7 +36,9 @@ class EnergyTarget:
         Where x is itself a target, its own E‖X−X'‖ is not computed again.
         """
         other = x if isinstance(x, EnergyTarget) else EnergyTarget(x)
-        _check(other._y, self._y, least=2)
+        shapes = tuple(other._y.shape), tuple(self._y.shape)
+        fit = shapes[0][1] == shapes[1][1] and min(shapes[0][0], shapes[1][0]) > 1
+        require(fit, "need equal dimension and at least 2 each", shapes=shapes)
         of_x, of_y = _cross_distances(other._y, self._y)
         distance = 2 * of_x.mean() - other._within.mean() - self._within.mean()
         return Shares(float(distance), 2 * (of_x - other._within), 2 * (of_y - self._within))
@@ -103,9 +105,8 @@ class FrechetTarget:
         Where x is itself a target, which must have as many groups, what it has computed is used again.
         """
         other = x if isinstance(x, FrechetTarget) else FrechetTarget(x, self._groups)
-        _check(other._y, self._y, least=2 * self._groups)
-        groups = other._groups, self._groups
-        require(groups[0] == groups[1], "make both with the same", groups=groups)
+        ours, theirs = ((target._y.shape[1], target._groups) for target in (self, other))
+        require(ours == theirs, "(dimension, groups): need equal dimension; make both with the same", ours=ours, theirs=theirs)
         few = min(len(other._y), len(self._y)) < self._y.shape[1]
         value, without = _by_samples(other, self) if few else _by_moments(other, self)
         return Replicates.of(value, without, (len(other._y), len(self._y)))
@@ -126,7 +127,7 @@ class FrechetTarget:
 
 def frechet_distance(x: Tensor, y: Tensor, groups: int = 20) -> Value:
     """`FrechetTarget(y, groups).distance(x)`."""
-    _check(x.flatten(1), y.flatten(1), least=2 * groups)
+    require(min(len(x), len(y)) >= 2 * groups, f"need at least {2 * groups} each", samples=(len(x), len(y)))
     return FrechetTarget(y, groups).distance(x)
 
 
@@ -172,9 +173,3 @@ def principal_features(reference: Tensor, count: int) -> Callable[[Tensor], Tens
     mean = flat.mean(0)
     axes = torch.linalg.svd(flat - mean, full_matrices=False)[2][:count].T
     return lambda x: (x.flatten(1).double() - mean) @ axes
-
-
-def _check(x: Tensor, y: Tensor, least: int) -> None:
-    shapes = tuple(x.shape), tuple(y.shape)
-    enough = x.shape[1] == y.shape[1] and min(len(x), len(y)) >= least
-    require(enough, f"need equal dimension and at least {least} each", shapes=shapes)

@@ -162,9 +162,7 @@ def load_features(name: str | Path = "cifar10", device: str | torch.device = "cp
     return Features(str(info.get("name", path.stem)), frozen, info, sha256(path))
 
 
-def features_for(
-    event_shape: tuple[int, ...], name: str | Path = "cifar10", device: str | torch.device = "cpu"
-) -> Features | None:
+def features_for(event_shape: tuple[int, ...], name: str | Path = "cifar10", device: str = "cpu") -> Features | None:
     """The features of images of a shape; None where shipped ones do not fit it. Raises InputError where a file's do not."""
     features = load_features(name, device)
     try:

@@ -72,7 +72,7 @@ class Halves(Paired):
 def dealt(n: int, groups: int) -> Tensor:
     """The group of each of n samples in turn, 0, 1, …, groups−1, 0, …, (n,). Raises InputError for fewer than two a group."""
     enough = groups > 1 and n >= 2 * groups
-    require(enough, f"{n} samples are too few: a jackknife needs at least 2 groups of at least 2 samples", groups=groups)
+    require(enough, f"a jackknife of {n} samples needs at least 2 groups of at least 2 samples", groups=groups)
     return torch.arange(n) % groups
 
 

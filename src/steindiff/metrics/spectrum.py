@@ -57,11 +57,9 @@ class Spectrum:
 
 
 class SpectrumTarget:
-    """Spectrum errors against one set of samples, whose power is computed once.
+    """Spectrum errors against one set of two samples or more, (m, *event), whose power is computed once.
 
-    Args:
-        y: the samples, (m, *event), at least two.
-        bands: how the event is split; for images, rings of equal width in frequency, luma before chroma, each from low to high.
+    Unless others are given, bands are rings of equal width in frequency of images, luma before chroma, each from low to high.
     """
 
     def __init__(self, y: Tensor, bands: Bands | None = None) -> None:

@@ -88,15 +88,14 @@ class Paired(ABC):
 
         Raises InputError where numbers of samples, groups or splits differ.
         """
-        ours, theirs = self._sizes, other._sizes
+        ours, theirs = (
+            [len(x) if isinstance(x, Tensor) else x for x in vars(one).values() if not isinstance(x, float)]
+            for one in (self, other)
+        )
         need = "need the same numbers of samples and groups, as pairs start from the same noise and meet the same reference"
         require(ours == theirs, need, ours=ours, theirs=theirs)
         changes = {key: x - getattr(other, key) for key, x in vars(self).items() if isinstance(x, (float, Tensor))}
         return replace(self, **changes).value
-
-    @property
-    def _sizes(self) -> list[object]:
-        return [len(x) if isinstance(x, Tensor) else x for x in vars(self).values() if not isinstance(x, float)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -249,9 +249,7 @@ def dinov2(folder: str | Path, device: str | torch.device = "cpu", batch: int = 
     digest = hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()
     try:
         kind = json.loads(files[0].read_text(encoding="utf-8"))["model_type"]
-        network, loaded = model.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
+        network, loaded = model.from_pretrained(folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
     except Exception as error:  # transformers lets those of safetensors, json and huggingface_hub through
         raise ModelFileError(f"{folder} is not a readable DINOv2 model: {error}; copy it again") from error
     if kind != "dinov2":

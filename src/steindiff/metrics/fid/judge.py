@@ -131,16 +131,10 @@ def judge(
     few: bool = False,
     real: Iterable[Tensor] | None = None,
 ) -> Judge:
-    """A judge by the names of files, checked against each other.
+    """A judge by the names of files, as in `JudgeFiles`, checked against each other.
 
-    Args:
-        extractor: the `JudgeFiles.kind`.
-        path: as `JudgeFiles`.
-        reference: as `JudgeFiles`; None: statistics are made of `real`.
-        device: where the extractor computes.
-        groups: how many the jackknife has.
-        few: as `Judge`, and for the real images too.
-        real: chunks of real images (n, 1 or 3, H, W), more than there are features; not beside a reference file.
+    In the place of a reference there may be chunks of real images, (n, 1 or 3, H, W), of which one is made; they are more than
+    there are features, unless `few`. The extractor computes on the device; groups and few are those of `Judge`.
     """
     if (reference is None) == (real is None):
         raise InputError(f"reference {reference}, real images {'not ' if real is None else ''}given: give exactly one of them")

@@ -1,7 +1,5 @@
 """Reference statistics of a Fréchet distance, read and written as EDM's .npz files: `mu` (d,) and `sigma` (d, d), float64.
 
-    FD = ‖μ − μ_r‖² + tr(C + C_r − 2(C_r^½ C C_r^½)^½)
-
 Files written here also say of how many samples (`n`), by which extractor (`extractor_sha256`) and after which resizing
 (`resize`) they are; EDM's own tools ignore those entries, and files without them are taken at their word. A reference is fixed:
 standard errors are those of the samples alone, and the noise floor is the distance of as many other real samples.
