@@ -43,15 +43,11 @@ class Linearization:
 
 
 def linearize(f: Map, x: Tensor, method: Push = "auto") -> Linearization:
-    """One evaluation of f with its graph; Jᵀw is a backward pass through it.
+    """One evaluation of f at x (B, *event) with its graph; Jᵀw is a backward pass through it.
 
-    A part of f that cuts the graph without an error (no_grad, detach) counts as a constant; `along_trajectory` checks for it.
-
-    Args:
-        f: the map.
-        x: where, (B, *event).
-        method: how Jv is taken: "double", the derivative of the linear w ↦ Jᵀw, which evaluates f no more; "forward" mode;
-            "fd", a central difference; "auto", the first of these that agrees with Jᵀ: ⟨w, Jv⟩ = ⟨Jᵀw, v⟩.
+    Jv is taken by "double", the derivative of the linear w ↦ Jᵀw, which evaluates f no more; by "forward" mode; by "fd", a
+    central difference; or by "auto", the first of these that agrees with Jᵀ: ⟨w, Jv⟩ = ⟨Jᵀw, v⟩. A part of f that cuts the
+    graph without an error (no_grad, detach) counts as a constant; `along_trajectory` checks for it.
 
     Raises:
         InputError: an unknown method.
@@ -143,14 +139,8 @@ def lipschitz(
     """‖∂f/∂x‖₂ per sample, by accelerated power iteration on JᵀJ.
 
     That is Lanczos on A = JᵀJ with full reorthogonalisation; A V = V T + β v⁺ eᵀ, so a Ritz pair's residual is β |y_last|.
-
-    Args:
-        f: a map of each sample alone, (B, *event) to (B, *event), or what `linearize` made of it.
-        x: where, (B, *event).
-        tol: relative residual at which a sample is done.
-        max_iterations: JVP–VJP pairs.
-        seed: what the start vector is drawn from.
-        method: see `linearize`, whose errors this raises too.
+    A sample is done at the relative residual `tol`; an iteration is a JVP–VJP pair. `seed` draws the start vector. For f, x and
+    `method`, and further errors, see `linearize`, whose result may stand for f.
 
     Raises:
         InputError: tol or max_iterations not positive.

@@ -27,17 +27,9 @@ def noise_mismatch(
     """σ̂/σ of a batch, 0-dim: below 1 it is cleaner than it is told, above 1 noisier. NaN where the estimate is not positive.
 
     Unlike a trace's `noise_ratio`, which is read off a solver's residual and exact for first-order steps only, this asks the
-    denoiser itself: one evaluation and one derivative.
-
-    Args:
-        denoiser: D(x, sigma), VE coordinates.
-        x: the batch, (B, *event).
-        sigma: the level it is told, ().
-        estimator: how E[∇·(x − D)] is estimated; default `Hutchinson(method="vjp")`, one Rademacher probe.
-        index: picks the probes, as a step index does.
-
-    Raises:
-        SteindiffError: the derivative failed.
+    denoiser itself: one evaluation and one derivative at x (B, *event), VE coordinates, told `sigma` (). E[∇·(x − D)] comes
+    from the estimator, by default `Hutchinson(method="vjp")` with one Rademacher probe; `index` picks the probes, as a step
+    index does. Raises SteindiffError where the derivative fails.
     """
 
     def residual(z: Tensor) -> tuple[Tensor, Tensor]:

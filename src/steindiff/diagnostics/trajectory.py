@@ -160,12 +160,8 @@ def discrepancy_amplification(
 ) -> Tensor:
     """‖f(x) − f(x̄)‖/‖x − x̄‖ per sample, (B,): what the map does to the error that is really there.
 
-    Args:
-        f: the step map, state frozen.
-        x: the solver's state, (B, *event).
-        reference: x̄, the reference flow at the same noise level and from the same noise, (B, *event); InputError for another.
-        floor: NaN where ‖x − x̄‖ is not above this (the uncertainty of x̄), or within 100 roundings of ‖x‖.
-        value: f(x), where already known.
+    x̄ is the reference flow at the same noise level and from the same noise, (B, *event) as x; InputError for another shape.
+    NaN where ‖x − x̄‖ is not above `floor` (the uncertainty of x̄), or within 100 roundings of ‖x‖. `value` is f(x), if known.
     """
     if x.shape != reference.shape:
         raise InputError(f"reference of shape {tuple(reference.shape)} for a state of shape {tuple(x.shape)}: need the same")
@@ -178,13 +174,10 @@ def discrepancy_amplification(
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The exact flow from one noise, at the levels of a grid.
+    """The exact flow from one noise, at decreasing levels (n+1,), float64: states (n+1, B, *event), errors (n+1, B).
 
-    Attributes:
-        sigmas: (n+1,), decreasing, float64.
-        states: (n+1, B, *event).
-        errors: estimated ‖error‖ per level and sample, (n+1, B): the change when the steps double, which order six
-            overestimates at least eightfold on smooth stretches.
+    An error is the estimated ‖error‖ of a level and sample: the change when the steps double, which order six overestimates
+    at least eightfold on smooth stretches.
     """
 
     sigmas: Tensor
@@ -202,14 +195,8 @@ class Reference:
 def reference_flow(denoiser: Denoiser, x: Tensor, sigmas: Tensor, *, max_step: float = 0.2) -> Reference:
     """dy/d log σ = y − D(y, σ) from sigmas[0], by Runge–Kutta steps of order six, ≤ max_step in log σ between levels.
 
-    Args:
-        denoiser: any denoiser, exact or not: the reference is *its* flow.
-        x: the state at sigmas[0], (B, *event).
-        sigmas: the levels wanted, decreasing, the last above 0.
-        max_step: the longest step of the fine solution; its distance to one with steps up to twice as long is the error.
-
-    Raises:
-        InputError: sigmas malformed or ending at 0; max_step not positive.
+    The reference is the flow of this denoiser, exact or not, from x (B, *event) at sigmas[0]. Its error is the distance to a
+    solution with steps up to twice as long. InputError: levels that do not decrease to one above 0, or max_step ≤ 0.
     """
     levels = grids.validate(sigmas).tolist()
     require(levels[-1] > 0 and max_step > 0, "need both positive", last_sigma=levels[-1], max_step=max_step)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -28,8 +27,7 @@ class Entry(NamedTuple):
         return f"{self.text} ({self.change})" if self.text and self.change else self.text or self.change
 
 
-@dataclass(frozen=True)
-class Heading:
+class Heading(NamedTuple):
     """A heading; level 2 is a section."""
 
     text: str
@@ -41,37 +39,32 @@ class Heading:
         return slug(self.text)
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """A paragraph."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class Bullets:
+class Bullets(NamedTuple):
     """A list."""
 
     items: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Code:
+class Code(NamedTuple):
     """Lines to be copied as they are."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """A table whose first column names its rows; every row has as many cells as there are columns."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str | Entry, ...], ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Figure:
+class Figure(NamedTuple):
     """A figure of lines, by `figures.drawing`: a PNG on white, and inline SVG; `name` is the file's path without suffix."""
 
     name: str
@@ -80,8 +73,7 @@ class Figure:
     svg: str
 
 
-@dataclass(frozen=True, eq=False)
-class Strips:
+class Strips(NamedTuple):
     """Rows of images, by `figures.strips`: a PNG of all, and for each row its label and strips as PNG (empty: no images)."""
 
     name: str
@@ -91,16 +83,14 @@ class Strips:
     rows: tuple[tuple[str, tuple[bytes, ...]], ...]
 
 
-@dataclass(frozen=True)
-class Details:
+class Details(NamedTuple):
     """Blocks folded away under a line of text."""
 
     summary: str
     blocks: tuple[Block, ...]
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """Blocks folded away on the page, and a file of their own beside a Markdown report; `name` is its path, as a figure's."""
 
     name: str

@@ -20,12 +20,7 @@ from steindiff.train.recipe import Recipe
 def write_card(path: Path, info: dict[str, Any], files: list[Path], quality: Sequence[Block], notes: str) -> None:
     """Write the card beside the model: data, network, recipe, loss per noise level, quality.
 
-    Args:
-        path: the card's file.
-        info: the description in the model's files.
-        files: those.
-        quality: the section on samples.
-        notes: Markdown, shown first.
+    `info` is the description in the model's `files`, `quality` the section on samples, and `notes` are Markdown, shown first.
     """
     unet, recipe = UNetConfig(**info["unet"]), info["recipe"]
     first = [Text(Markup(notes.strip()))] if notes.strip() else []

@@ -23,11 +23,7 @@ _COLUMNS = ("solver", "correction", "NFE", "fwd-eq.", "energy distance", "excess
 
 
 def write_report(folder: Path, study: Study, console: Console) -> None:
-    """Write report.md, report.html and the pictures; print the tables and what they show.
-
-    Raises:
-        InputError: the folder cannot be written to.
-    """
+    """Write report.md, report.html and the pictures; print the tables and what they show. Raises as `report.write`."""
     tables = [block for bed in study.beds.values() for block in _tables(study, bed)]
     findings: list[Block] = [Heading("What this shows"), Bullets(tuple(_findings(study)))]
     show(console, [*tables, *findings])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 
-from steindiff.analytic import GaussianMixture
 from steindiff.diagnostics.results import Diagnosis, Flow, Toy, TraceRun
 from steindiff.report.blocks import Figure
 from steindiff.report.figures import Line, Panel, charts, drawing, figure, plain_ticks, style
@@ -87,23 +87,20 @@ def toy(found: Toy, shown: int = 25) -> Figure:
     """Trajectories in x/√(1 + σ²) against σ; grey where L_D > 1, so that the certificate is lost."""
     order = found.panels[0].paths[0].argsort()
     some = order[torch.linspace(0, len(order) - 1, shown).round().long()]
+    y = torch.linspace(-3, 3, 121, dtype=torch.float64)
     with style():
         plot = figure(3.1 * len(found.panels), 3.4)
         axes = plot.subplots(1, len(found.panels), sharey=True)
         for axis, panel in zip(axes, found.panels, strict=True):
-            _shade(axis, panel.sigmas, found.law)
+            first, last = float(panel.sigmas[0]), float(panel.sigmas[-1])
+            levels = torch.logspace(math.log10(last), math.log10(first), 80, dtype=torch.float64)
+            slopes = torch.stack([found.law.divergence((y * (1 + s**2).sqrt())[:, None], s) for s in levels])
+            axis.contourf(levels.numpy(), y.numpy(), slopes.T.numpy(), levels=[1.0, 1e9], colors=["0.5"], alpha=0.3)
             sigmas = panel.sigmas[: len(panel.paths)]
             scaled = panel.paths[:, some] / (1 + sigmas[:, None] ** 2).sqrt()
             marker = "o" if len(sigmas) < 10 else None
             axis.semilogx(sigmas.numpy(), scaled.numpy(), color=COLOURS[0], lw=0.7, marker=marker, ms=2)
-            axis.set(title=panel.name, xlabel="σ", xlim=(float(panel.sigmas[0]), float(panel.sigmas[-1])), ylim=(-3, 3))
+            axis.set(title=panel.name, xlabel="σ", xlim=(first, last), ylim=(-3, 3))
             plain_ticks(axis)
         axes[0].set_ylabel("x/√(1 + σ²)")
         return drawing("toy", "The toy of Fig. 3, rebuilt: x* = ±1 + 0.05 ε. L_D > 1 where it is grey.", plot)
-
-
-def _shade(axis: Any, sigmas: torch.Tensor, law: GaussianMixture) -> None:
-    levels = torch.logspace(float(sigmas[-1].log10()), float(sigmas[0].log10()), 80, dtype=torch.float64)
-    y = torch.linspace(-3, 3, 121, dtype=torch.float64)
-    slopes = torch.stack([law.divergence((y * (1 + s**2).sqrt())[:, None], s) for s in levels])
-    axis.contourf(levels.numpy(), y.numpy(), slopes.T.numpy(), levels=[1.0, 1e9], colors=["0.5"], alpha=0.3)

@@ -8,7 +8,6 @@ from shlex import quote
 from typing import Any
 
 from steindiff.io.files import atomic, manifest, sha256, write_json, write_text
-from steindiff.metrics import Features
 from steindiff.models.store import WEIGHTS
 from steindiff.report.blocks import Block, Bullets, Code, Heading, Markup, Table, Text, notes
 from steindiff.report.figures import strips
@@ -84,24 +83,20 @@ def _setting(found: Evaluation) -> str:
         f"`{source.name}`"
         for source in (train, held)
     )
+    precision = "Network and state are float32."
+    if s.precision != "no":
+        effects = [row.effect.value for row in found.rows if row.effect is not None]
+        moved = f": it moves the end points by {min(effects):.4f}…{max(effects):.4f} RMSE" if effects else ""
+        count = min(s.checked, s.chunk, *(row.n for row in found.rows))
+        precision = (
+            f"The network runs in {s.precision} under autocast, the state is float32{moved} "
+            f"(range over the runs, the first {count} images of each, before rounding to 8 bits)."
+        )
     return (
         f"{s.n:,} samples{few}, image by image from seeds {s.first_seed}–{last}, the same in every run. Noise levels "
-        f"80 → 0.002 with ρ = 7; `fine` is Heun's method on {s.fine_steps} such steps and one more to 0. {_precision(found)} "
+        f"80 → 0.002 with ρ = 7; `fine` is Heun's method on {s.fine_steps} such steps and one more to 0. {precision} "
         "Samples are clipped to [−1, 1] and rounded to 8 bits, as they would be saved, and measured so. "
         f"Training images: {training}, held-out images: {other}. All have shape {'×'.join(map(str, found.model.event_shape))}."
-    )
-
-
-def _precision(found: Evaluation) -> str:
-    s = found.settings
-    if s.precision == "no":
-        return "Network and state are float32."
-    effects = [row.effect.value for row in found.rows if row.effect is not None]
-    moved = f": it moves the end points by {min(effects):.4f}…{max(effects):.4f} RMSE" if effects else ""
-    count = min(s.checked, s.chunk, *(row.n for row in found.rows))
-    return (
-        f"The network runs in {s.precision} under autocast, the state is float32{moved} "
-        f"(range over the runs, the first {count} images of each, before rounding to 8 bits)."
     )
 
 
@@ -118,12 +113,12 @@ def _table(found: Evaluation) -> Table:
 
 
 def _reading(found: Evaluation) -> tuple[str, ...]:
-    about = [_about(found.features)] if found.features else []
+    about = []
+    if found.features:
+        name, count, sha256 = found.features.name, found.features.count, found.features.sha256[:16]
+        rates = found.features.info.get("accuracy", {}).items()
+        rate = ", ".join(f"{100 * value:.1f} ± {100 * se:.1f} % at {size}×{size}" for size, (value, se) in rates)
+        test = f"; test accuracy {rate}" if rate else ""
+        about.append(f"Features: the {count} of the classifier `{name}`{test} (SHA-256 `{sha256}…`).")
     failed = [f"`{row.name}` diverged: {escape(row.failure)}" for row in found.rows if row.failure]
     return *notes("evaluate"), *map(Markup, about), *notes("evaluate floors"), *map(Markup, failed)
-
-
-def _about(features: Features) -> str:
-    found = [f"{100 * v[0]:.1f} ± {100 * v[1]:.1f} % at {k}×{k}" for k, v in features.info.get("accuracy", {}).items()]
-    rate = f"; test accuracy {', '.join(found)}" if found else ""
-    return f"Features: the {features.count} of the classifier `{features.name}`{rate} (SHA-256 `{features.sha256[:16]}…`)."

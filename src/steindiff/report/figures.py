@@ -102,7 +102,10 @@ def charts(
         for line_of_axes, panels, title in zip(axes, rows, y, strict=True):
             line_of_axes[0].set_ylabel(title)
             for axis, panel in zip(line_of_axes, panels, strict=True):
-                _fill(axis, panel, log)
+                for line in panel.lines:
+                    axis.plot(range(len(line.y)) if line.x is None else line.x, line.y, **line.look, label=line.label)
+                axis.axhline(panel.level, color=INK, lw=0.6, alpha=0.5)
+                axis.set(title=panel.title, yscale="log" if log else "linear", ylim=panel.limits)
                 if abscissa:
                     abscissa(axis)
                 else:
@@ -114,25 +117,10 @@ def charts(
         return drawing(name, caption, plot, list(labels))
 
 
-def _fill(axis: Any, panel: Panel, log: bool) -> None:
-    for line in panel.lines:
-        axis.plot(range(len(line.y)) if line.x is None else line.x, line.y, **line.look, label=line.label)
-    axis.axhline(panel.level, color=INK, lw=0.6, alpha=0.5)
-    axis.set_title(panel.title)
-    if log:
-        axis.set_yscale("log")
-    if panel.limits:
-        axis.set_ylim(*panel.limits)
-
-
 def strips(name: str, caption: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Image | None]]]) -> Strips:
     """The block of labelled rows of images.
 
-    Args:
-        name: the picture's path from the report, without the suffix.
-        caption: what it shows.
-        columns: titles, one for each set of images of a row; may be empty texts.
-        rows: a label and its sets, each (k, H, W, C) uint8 that are shown side by side; None where there are no images.
+    A row is a label and, for each column's title, a set (k, H, W, C) uint8 whose images stand side by side; None for no images.
     """
     joined = [(label, [None if x is None else _side_by_side(x) for x in sets]) for label, sets in rows]
     found = tuple((label, tuple(b"" if x is None else _png(x) for x in sets)) for label, sets in joined)

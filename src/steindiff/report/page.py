@@ -47,7 +47,8 @@ def _block(block: Block) -> str:
         case Table(columns, rows):
             return _table("", columns, [(first, list(map(_cell, rest))) for first, *rest in rows])
         case Figure(name, caption, _, svg):
-            drawing = _own_ids(svg, f"f{crc32(name.encode()):x}")
+            prefix = f"f{crc32(name.encode()):x}-"  # no other drawing of the page has the same ids
+            drawing = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
             label = escape(caption, quote=True)
             return f'<figure role="group" aria-label="{label}">{drawing}<figcaption>{escape(caption)}</figcaption></figure>'
         case Strips(_, caption, _, columns, strips):
@@ -83,9 +84,3 @@ def _image(png: bytes, label: str) -> str:
     if not png:
         return "<td>–</td>"
     return f'<td><img alt="{escape(label, quote=True)}" src="data:image/png;base64,{b64encode(png).decode()}"></td>'
-
-
-def _own_ids(svg: str, prefix: str) -> str:
-    """Ids that no other drawing of the page has."""
-    named = re.sub(r'\bid="', f'id="{prefix}-', svg)
-    return re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", named)

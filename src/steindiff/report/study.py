@@ -25,15 +25,9 @@ _ORDER = "wins / losses / ties / diverged"
 
 
 def write_report(folder: Path, study: Study, about: Mapping[str, Any] | None = None) -> None:
-    """Write report.md, figures/, metrics/ and report.html.
+    """Write report.md, figures/, metrics/ and report.html; cells without a result are shown as missing.
 
-    Args:
-        folder: where to.
-        study: what there is; cells without a result are shown as missing.
-        about: `files.manifest(…)`; "rerun", where given, is the command that makes the study.
-
-    Raises:
-        InputError: the folder cannot be written to.
+    `about` is a `files.manifest(…)`; its "rerun", where given, is the command that makes the study. Raises as `report.write`.
     """
     blocks = [*_facts(study), *_tables(study), *_best(study), *_figures(study), *_losses(study)]
     blocks += [Heading("As published, not ours"), *published_blocks(), *_how(study, about or {}), *_appendix(study)]

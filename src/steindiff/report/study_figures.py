@@ -22,14 +22,12 @@ from steindiff.study.compare import HEADLINE, Study, cost, front
 from steindiff.study.grid import PLAIN, Cell
 from steindiff.study.store import Result
 
-Lines: TypeAlias = Mapping[str, Sequence[Result]]
-"""By correction, the runs that a line goes through."""
-
 AXES = {"nfe": "NFE", "forward_equivalents": "forward-equivalents"}
 _PANELS, _COLUMNS = 12, 4
 _SEEDS = 8
 _PREFERRED = ("dpmpp_2m", "unipc_3", "heun", "ipndm_3")
 _LEGEND = "bars: one standard error; grey: the reference flow ± 2 standard errors."
+_Curves: TypeAlias = tuple[str, str, Mapping[str, Sequence[Result]]]  # title, testbed, and by correction the runs of a line
 _CROSSES = " × in the upper rows, one for each correction: diverged."
 
 
@@ -76,10 +74,9 @@ def traces(study: Study, bed: str) -> Figure | None:
         "has over what the step is told, where a derivative was taken. Values that are not positive are gaps. Lines that "
         "leave a panel are those of diverged runs."
     )
-    rows = [[_trace(study, s, some, "gamma") for s, some in runs.items()]]
-    rows.append([_trace(study, "", some, "noise_ratio") for some in runs.values()])
-    titles = ("γ (1: plain solver)", "σ̂/σ (1: as told)")
-    return charts(_file(bed, "traces"), caption, rows, x="step", y=titles)
+    above = [_trace(study, s, some, "gamma") for s, some in runs.items()]
+    below = [_trace(study, "", some, "noise_ratio") for some in runs.values()]
+    return charts(_file(bed, "traces"), caption, [above, below], x="step", y=("γ (1: plain solver)", "σ̂/σ (1: as told)"))
 
 
 def spectra(study: Study, bed: str) -> Figure | None:
@@ -92,8 +89,7 @@ def spectra(study: Study, bed: str) -> Figure | None:
     colour = summary is not None and summary.event_shape[0] == 3
     x = "band: luma, then chroma" if colour else "band, low to high frequency"
     panels = [[Panel(f"{s}, NFE {n}", _spectrum(study, runs[n, s], colour), level=0.0) for s in solvers] for n in rows]
-    place = f"{short(bed)}, {grid}"
-    caption = f"Log ratio of power to the target's by band, {place}; below 0 is too little; without diverged runs."
+    caption = f"Log ratio of power to the target's by band, {short(bed)}, {grid}; below 0 is too little; without diverged runs."
     return charts(_file(bed, "spectra"), caption, panels, x=x, y=["log power ratio"] * len(rows), log=False)
 
 
@@ -113,8 +109,8 @@ def image_strips(study: Study, bed: str, solver: str) -> Strips | None:
     return strips(_file(bed, solver, "images"), caption, [f"NFE {n}" for n in nfe], rows)
 
 
-def _curves(study: Study, name: str, caption: str, panels: Sequence[tuple[str, str, Lines]], axis: str) -> Figure:
-    """Small multiples of the headline metric: a panel for each title, testbed and lines, as far as there is room."""
+def _curves(study: Study, name: str, caption: str, panels: Sequence[_Curves], axis: str) -> Figure:
+    """Small multiples of the headline metric, as far as there is room."""
     left_out, panels = len(panels[_PANELS:]), panels[:_PANELS]
     caption += f" {left_out} panels are left out." if left_out else ""
     columns = min(_COLUMNS, len(panels))
@@ -137,7 +133,7 @@ def _curves(study: Study, name: str, caption: str, panels: Sequence[tuple[str, s
         return drawing(name, caption, plot, list(map(_title, study.rules)))
 
 
-def _panel(panel: Any, study: Study, bed: str, lines: Lines, axis: str) -> None:
+def _panel(panel: Any, study: Study, bed: str, lines: Mapping[str, Sequence[Result]], axis: str) -> None:
     """Lines with error bars, crosses for diverged runs, and the floor."""
 
     def x(run: Result) -> float:
@@ -162,19 +158,12 @@ def _panel(panel: Any, study: Study, bed: str, lines: Lines, axis: str) -> None:
     floor = summary.perfect.get(HEADLINE) if summary else None
     if floor is not None and math.isfinite(floor.se):
         panel.axhspan(floor.value - 2 * floor.se, floor.value + 2 * floor.se, color="0.5", alpha=0.25, lw=0)
-    if drawn:
-        _scale(panel, drawn)
-
-
-def _scale(panel: Any, drawn: Sequence[Value]) -> None:
-    """Logarithmic, and linear near zero where an unbiased distance is not positive."""
-    low, high = min(v.value for v in drawn), max(v.value for v in drawn)
-    if low > 0:
-        panel.set_yscale("log")
-        panel.set_ylim(low / 1.6, high * 1.8)
-        return
-    noise = median_high([v.se for v in drawn if v.se > 0] or [0.0])
-    panel.set_yscale("symlog", linthresh=max(noise, 1e-6 * max(high, 1e-3)))
+    low, high = (f((v.value for v in drawn), default=1.0) for f in (min, max))
+    if drawn and low > 0:
+        panel.set(yscale="log", ylim=(low / 1.6, high * 1.8))
+    elif drawn:  # linear near zero, where an unbiased distance is not positive
+        noise = median_high([v.se for v in drawn if v.se > 0] or [0.0])
+        panel.set_yscale("symlog", linthresh=max(noise, 1e-6 * max(high, 1e-3)))
 
 
 def _trace(study: Study, title: str, runs: Sequence[Result], key: str) -> Panel:
