@@ -12,7 +12,6 @@ from torch import Tensor
 from steindiff.errors import require
 
 T = TypeVar("T", bound="Paired")
-Judged = Literal["win", "loss", "noise"]
 
 TITLES = {
     "energy": "energy distance",
@@ -57,7 +56,7 @@ class Value(NamedTuple):
         return f"{self.value:.{digits}f} ± {self.se:.{digits}f}"
 
 
-def weigh(change: Value, metric: str) -> Judged:
+def weigh(change: Value, metric: str) -> Literal["win", "loss", "noise"]:
     """Whether a change is beyond two standard errors, and in which direction.
 
     Two standard errors are exceeded by chance once in 22 comparisons where nothing changed.

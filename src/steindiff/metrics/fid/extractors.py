@@ -190,7 +190,6 @@ class Classified(Extractor):
 
 def load_extractor(kind: str, path: str | Path, device: str | torch.device = "cpu", batch: int = 64) -> Extractor:
     """An extractor by its kind, "inception", "dinov2" or "classifier", and its file or folder."""
-    loaders: dict[str, Callable[[str | Path, str, int], Extractor]]
     loaders = {"inception": inception, "dinov2": dinov2, "classifier": classifier}
     if kind not in loaders:
         raise unknown_name("extractor", kind, loaders)
@@ -244,7 +243,7 @@ def dinov2(folder: str | Path, device: str | torch.device = "cpu", batch: int = 
         raise InputError(f"{folder} lacks config.json or *.safetensors: name the local copy of a DINOv2 model's folder")
     try:
         model = importlib.import_module("transformers").Dinov2Model
-    except ImportError as error:
+    except (ImportError, AttributeError, RuntimeError) as error:  # it imports its models late
         raise InputError(f"DINOv2 features need transformers ({error}): pip install transformers") from error
     digest = hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()
     try:
