@@ -397,6 +397,6 @@ def test_bad_input_is_one_clear_line_and_writes_nothing(tmp_path, monkeypatch, c
 def test_presets():
     assert configure("quick") == PRESETS["quick"]
     assert configure("full").solvers == solvers.names()
-    assert configure("quick", all_solvers=True, nfe="20 5").nfe == (5, 20)
+    assert configure("quick", all_solvers=True, nfe=(20, 5)).nfe == (5, 20)
     assert PRESETS["quick"].trajectories(3072) == 2
     assert PRESETS["full"].nfe == (5, 6, 8, 10, 15, 20, 50, 100)

@@ -11,14 +11,14 @@ from typing import Annotated
 
 import typer
 
-from steindiff.cli.options import FirstSeed, ReportFolder
+from steindiff.cli.options import ReportFolder
 
 
 def demo_command(
     outdir: ReportFolder = Path("outputs/demo"),
     nfe: Annotated[int, typer.Option(help="Every run spends this many network evaluations.", min=2)] = 5,
     samples: Annotated[int, typer.Option(help="Images in a run; more of them give smaller standard errors.", min=64)] = 512,
-    seed: FirstSeed = 0,
+    seed: Annotated[int, typer.Option(help="Image i comes from this seed plus i.", min=0)] = 0,
 ) -> None:
     """Compare base and corrected solvers on both embedded models, from the same seeds: pictures, gammas and a table."""
     from steindiff.report import console

@@ -6,8 +6,6 @@ from rich.console import Console
 
 from steindiff import models
 
-__all__ = ["models_command"]
-
 
 def models_command() -> None:
     """List the embedded models."""

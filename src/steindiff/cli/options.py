@@ -16,7 +16,6 @@ Device = Annotated[
 ]
 Dinov2 = Annotated[Path | None, typer.Option(help="A folder of a local DINOv2 of transformers, for FD-DINOv2.")]
 Dinov2Reference = Annotated[Path | None, typer.Option(help="Its statistics of real images, .npz.")]
-FirstSeed = Annotated[int, typer.Option("--seed", help="Image i comes from this seed plus i.", min=0)]
 HeldOut = Annotated[
     str,
     typer.Option(help="Images that are not trained on: a folder, zip or tar, or how many of --data are held out."),

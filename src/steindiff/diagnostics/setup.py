@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
-from steindiff import models, solvers, specs
-from steindiff.errors import InputError, require, unknown_name
+from steindiff import models, solvers
+from steindiff.errors import InputError, at_least, require, unknown_name
 
 FAMILIES = ("ddim", "heun", "dpmpp_2m", "unipc_3", "ipndm_3")
 """The best-known solver of each family that the quick preset runs."""
@@ -16,18 +17,23 @@ class Setup:
     """Everything that determines the numbers of one run; the grid is EDM's, σ 80 → 0.002.
 
     Args:
-        models: embedded names or model files.
-        solvers: names or specs.
+        models: embedded models or .safetensors files.
+        solvers: names or specs of solvers.
         nfe: network evaluations of the runs.
-        samples: how many trajectories a model gets; None stands for `few`, or half of it (at least 2) beyond 1000 dimensions.
+        samples: trajectories of each model; by default as `few` says.
+        few: trajectories of a model of 1000 dimensions at most; one of more gets half of them, at least 2.
         measured: how many steps are measured in runs of more than 10; the rest are only passed through. None measures all.
         directions: how many random directions each step is tried in.
         tol: the relative residual of the Lipschitz constants.
-        batch: how many images the runs behind γ and σ̂/σ have; these take `trace_nfe` evaluations.
+        batch: how many images the runs behind γ and σ̂/σ have.
+        trace_nfe: network evaluations of these runs.
+        first_seed: image i comes from this seed plus i.
 
     Raises:
         InputError: a name is unknown or repeated, or a number is out of range.
     """
+
+    LEAST: ClassVar = {"samples": 1, "few": 1, "measured": 1, "directions": 1, "batch": 1, "trace_nfe": 2, "first_seed": 0}
 
     models: tuple[str, ...]
     solvers: tuple[str, ...]
@@ -46,8 +52,9 @@ class Setup:
             solvers.make(name)
         for what, values in (("models", self.models), ("solvers", self.solvers), ("nfe", self.nfe)):
             require(bool(values) and len(set(values)) == len(values), "need at least one, and none twice", **{what: values})
-        holds = min(self.nfe) >= 2 and (self.samples is None or self.samples >= 1) and 0 < self.tol < 1
-        require(holds, "need nfe ≥ 2, samples ≥ 1, 0 < tol < 1", nfe=min(self.nfe), samples=self.samples, tol=self.tol)
+        require(all(type(v) is int for v in self.nfe), "give whole numbers separated by commas, such as 5,6,8", nfe=self.nfe)
+        require(min(self.nfe) >= 2 and 0 < self.tol < 1, "need nfe ≥ 2, 0 < tol < 1", nfe=min(self.nfe), tol=self.tol)
+        at_least(self, self.LEAST)
 
     def trajectories(self, dim: int) -> int:
         """How many trajectories of a model of this dimension."""
@@ -59,34 +66,13 @@ PRESETS = {"quick": Setup(("digits", "cifar10_mixture"), FAMILIES, (5, 6, 8, 10,
 """By name; "full" has every solver at every step, and takes hours."""
 
 
-def configure(
-    preset: str,
-    *,
-    model: str = "",
-    solver: str = "",
-    all_solvers: bool = False,
-    nfe: str = "",
-    samples: int | None = None,
-    first_seed: int = 0,
-) -> Setup:
-    """A preset with what the command line changes of it; lists are comma-separated, empty ones leave the preset's.
-
-    Raises:
-        InputError: an unknown preset or solver, NFE that are not whole numbers ≥ 2, or both a solver and all of them.
-    """
+def configure(preset: str, all_solvers: bool = False, **changes: Any) -> Setup:
+    """A preset with some fields changed. Raises InputError for an unknown preset, or for both some solvers and all of them."""
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
-    if solver and all_solvers:
-        raise InputError(f"--solver {solver} and --all: give one of them")
-    words = nfe.replace(",", " ").split()
-    if nfe and not (words and all(w.isdecimal() for w in words)):
-        raise InputError(f"nfe {nfe!r}: give whole numbers separated by commas, such as 5,6,8,10,20,100")
-    base = PRESETS[preset]
-    return replace(
-        base,
-        models=tuple(model.replace(",", " ").split()) or base.models,
-        solvers=solvers.names() if all_solvers else tuple(specs.split(solver)) if solver else base.solvers,
-        nfe=tuple(sorted(map(int, words))) or base.nfe,
-        samples=samples,
-        first_seed=first_seed,
-    )
+    if all_solvers and "solvers" in changes:
+        raise InputError(f"--solver {','.join(changes['solvers'])} and --all: give one of them")
+    if all_solvers:
+        changes["solvers"] = solvers.names()
+    setup = replace(PRESETS[preset], **changes)
+    return replace(setup, nfe=tuple(sorted(setup.nfe)))
