@@ -123,10 +123,7 @@ class ExactModel:
         if dtype not in (None, torch.float32, torch.float64):
             raise InputError(f"exact models are float32 or float64, not {dtype}: pass one of these")
         moved = copy.copy(self)
-        moved.weights = self.weights.to(device=device, dtype=dtype)
-        moved.means = self.means.to(device=device, dtype=dtype)
-        moved._center = self._center.to(device=device, dtype=dtype)
-        moved._components = self._components.to(dtype, device)
+        vars(moved).update({name: part.to(dtype=dtype, device=device) for name, part in vars(self).items()})
         return moved
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:

@@ -88,8 +88,7 @@ class ImageSet:
 
     def split(self, held_out: int, seed: int = 0) -> tuple[ImageSet, ImageSet]:
         """Training and held-out images, by a permutation that the seed fixes. Raises InputError where none would be left."""
-        if not 0 < held_out < len(self):
-            raise InputError(f"{held_out} of {len(self)} images held out: leave at least one for either side")
+        require(0 < held_out < len(self), "leave at least one for either side", held_out=held_out, images=len(self))
         order = self._order(seed)
         return self.take(order[held_out:].sort().values), self.take(order[:held_out].sort().values)
 
@@ -115,11 +114,8 @@ def load_digits() -> tuple[ImageSet, ImageSet]:
 def load_images(path: str | Path, resolution: int | None = None, grey: bool = False, progress: bool = False) -> ImageSet:
     """All images below a folder, in a zip or tar archive, or in an .npz file (arr_0, uint8 NHWC; its order, no classes).
 
-    Args:
-        path: the folder or file. Nothing is unpacked to disk. In a folder of `steindiff sample`, grid.png is no image.
-        resolution: images are cropped to a centred square and resized to this; None: all must have one size.
-        grey: one channel instead of three.
-        progress: a bar on stderr.
+    Nothing is unpacked to disk. In a folder of `steindiff sample`, grid.png is no image. `resolution` crops images to a
+    centred square and resizes them; without it all must have one size. `grey` makes one channel instead of three.
 
     Raises:
         InputError: no such path, an unreadable archive or image, no image, or sizes that differ.

@@ -7,7 +7,6 @@ Large models lie in several files, NAME-00001-of-00003.safetensors and so on.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from steindiff.analytic import FactorMixture
 from steindiff.denoisers import Denoiser, Labelled
 from steindiff.errors import InputError, ModelFileError, require, unknown_name
-from steindiff.io.files import sha256, write_tensors
+from steindiff.io.files import read_tensors, sha256, write_tensors
 from steindiff.models.networks import EDMPrecond, UNet, UNetConfig
 
 FORMAT = 1
@@ -119,16 +119,14 @@ def read(path: str | Path, kinds: Collection[str] = ()) -> tuple[dict[str, Any],
 
 def _read_one(path: Path, kinds: Collection[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"{path} is not a readable safetensors file: {error}; it may be truncated") from error
     try:
-        info = json.loads(metadata["steindiff"])
-        form, kind = info.get("format"), info.get("kind")
-    except (KeyError, ValueError, AttributeError):
+        info, _ = read_tensors(path)
+    except ValueError:
         raise ModelFileError(f"{path} has no 'steindiff' description in its header: it is no model of this package") from None
+    form, kind = info.get("format"), info.get("kind")
     if form != FORMAT or kind not in kinds:
         need = f"this version reads format {FORMAT}, kinds {', '.join(kinds)}"
         raise ModelFileError(f"{path} is of format {form!r}, kind {kind!r}: {need}")
