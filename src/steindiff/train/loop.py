@@ -72,8 +72,7 @@ class Trained:
     """The averaged network, in float32 on the CPU in evaluation mode, and how far it is.
 
     Attributes:
-        step: optimiser steps done; the recipe's, unless the session ended first.
-        seconds: the training time over all sessions; reports do not count.
+        step, seconds: optimiser steps done, and their time over all sessions, without reports.
         main_process: whether this process is the one that writes files.
     """
 
@@ -142,7 +141,8 @@ class _Run:
         self._place(net, held)
         here = self.accelerator
         self.feed = Feed(data.to(here.device), recipe, config.num_classes > 0, here.process_index, here.num_processes)
-        self.judged = {name: _evenly(images, _JUDGED) for name, images in (("held_out", held_out), ("trained_on", data))}
+        judged = ("held_out", held_out), ("trained_on", data)
+        self.judged = {name: _evenly(images, _JUDGED).to(here.device) for name, images in judged}
         self.step, self.seconds = (held.step, held.seconds) if held else (0, 0.0)
         self.losses: list[Tensor] = []  # since the last log line
         if here.is_main_process:
@@ -226,9 +226,8 @@ class _Run:
         device, classes = self.accelerator.device, self.identity["unet"]["num_classes"]
         report: dict[str, Any] = {}
         for name, images in self.judged.items():
-            here = images.to(device)
-            labels = here.labels if classes else None
-            report[name] = loss_per_sigma(self.average, self.average.sigma_data, here.points(), labels)
+            labels = images.labels if classes else None
+            report[name] = loss_per_sigma(self.average, self.average.sigma_data, images.points(), labels)
         x = initial_noise(range(64), self.feed.data.event_shape, device=device)
         denoiser = Labelled(self.average, torch.arange(64, device=device) % classes) if classes else self.average
         images8 = to_uint8(sample("dpmpp_2m", denoiser, x, grids.karras(20)).x)
@@ -237,14 +236,11 @@ class _Run:
         return report
 
     def _save(self) -> None:
-        scaler = self.accelerator.scaler
-        save_checkpoint(
-            self.outdir / CHECKPOINT,
-            Checkpoint(
-                self.step, self.seconds, self.identity, self.accelerator.unwrap_model(self.net).state_dict(),
-                self.average.state_dict(), self.optimizer.state_dict(), scaler.state_dict() if scaler is not None else {},
-            ),
-        )  # fmt: skip
+        bare, scaler = self.accelerator.unwrap_model(self.net), self.accelerator.scaler
+        net, average, optimizer = (part.state_dict() for part in (bare, self.average, self.optimizer))
+        scale = scaler.state_dict() if scaler is not None else {}
+        state = Checkpoint(self.step, self.seconds, self.identity, net, average, optimizer, scale)
+        save_checkpoint(self.outdir / CHECKPOINT, state)
         self.saved_at = time.perf_counter()
 
 
