@@ -83,10 +83,6 @@ def _double(f: Map, z: Tensor, value: Tensor) -> Map:
     return lambda v: torch.autograd.grad(pulled, w, v, retain_graph=True)[0].detach()
 
 
-def _forward(f: Map, z: Tensor, value: Tensor) -> Map:
-    return linearise("jvp", lambda y: (f(y), None), z.detach(), Options()).one
-
-
 def _central(f: Map, z: Tensor, value: Tensor) -> Map:
     """(f(x + hv) − f(x − hv))/(2h), h ‖v‖ = ε^(1/3) ‖x‖ per sample (‖x‖ := √d for x = 0)."""
     x = z.detach()
@@ -101,7 +97,11 @@ def _central(f: Map, z: Tensor, value: Tensor) -> Map:
     return push
 
 
-_PUSHES: dict[str, Callable[[Map, Tensor, Tensor], Map]] = {"double": _double, "forward": _forward, "fd": _central}
+_PUSHES: dict[str, Callable[[Map, Tensor, Tensor], Map]] = {
+    "double": _double,
+    "forward": lambda f, z, _: linearise("jvp", lambda y: (f(y), None), z.detach(), Options()).one,
+    "fd": _central,
+}
 
 
 def _check_adjoint(push: Map, pull: Map, x: Tensor) -> None:
@@ -117,13 +117,9 @@ def _check_adjoint(push: Map, pull: Map, x: Tensor) -> None:
 class Lipschitz:
     """The largest singular value of J, per sample, (B,).
 
-    Attributes:
-        value: θ^½; not above ‖J‖₂ but for rounding.
-        residual: ‖JᵀJv − θv‖/θ: a singular value lies within this relative distance of `value`. That it is the largest
-            follows from the random start, with probability close to one.
-        converged: residual ≤ tol.
-        iterations: JVP–VJP pairs until then; all of them where not converged.
-        direction: v, the direction it stretches most, unit norm, (B, *event).
+    `value` is θ^½, not above ‖J‖₂ but for rounding, and `direction` the v that J stretches most, unit norm, (B, *event). The
+    `residual` is ‖JᵀJv − θv‖/θ: a singular value lies within this relative distance of `value`. That it is the largest follows
+    from the random start, with probability close to one. `iterations` are JVP–VJP pairs until the residual was ≤ tol.
     """
 
     value: Tensor

@@ -88,9 +88,7 @@ class StepReport:
     """One step on a batch of trajectories; plain numbers, one per trajectory.
 
     Attributes:
-        lipschitz: ‖∂T/∂x‖₂.
-        converged: to the tolerance asked for.
-        iterations: JVP–VJP pairs that took.
+        lipschitz: ‖∂T/∂x‖₂, converged to the tolerance asked for or not, after so many iterations.
         random: ‖Jv‖/‖v‖ of every random direction and trajectory.
         actual: ‖T(x) − T(x̄)‖/‖x − x̄‖; NaN where x − x̄ is within the error of x̄ (always at the first step).
         discrepancy: ‖x − x̄‖/√d; NaN without a reference.

@@ -158,8 +158,7 @@ def _legend(figure: Any, titles: Sequence[str]) -> None:
 
 def _side_by_side(images: Image) -> Image:
     """(k, H, W, C) to (H, k (W + 1) − 1, C): one white pixel apart; without C for grey images."""
-    padded = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=255)
-    strip: Image = np.concatenate(list(padded), axis=1)[:, :-1]
+    strip = np.concatenate(np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=255), axis=1)[:, :-1]
     return strip.squeeze(-1) if strip.shape[-1] == 1 else strip
 
 

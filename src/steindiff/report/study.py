@@ -143,10 +143,10 @@ def _figures(study: Study) -> list[Block]:
         blocks.append(Heading(f"{short(bed)}: figures", 3))
         solver_by_solver = tuple(quality(study, bed, grid, axis) for grid in study.config.grids for axis in AXES)
         blocks.append(Details(f"{short(bed)}: {TITLES[HEADLINE]}, solver by solver", solver_by_solver))
-        blocks += [drawing for drawing in (traces(study, bed), spectra(study, bed)) if drawing is not None]
+        blocks += filter(None, (traces(study, bed), spectra(study, bed)))
         first, *others = [image_strips(study, bed, solver) for solver in shown_solvers(study)]
         blocks += [first] if first else []
-        more = tuple(strips for strips in others if strips is not None)
+        more = tuple(filter(None, others))
         blocks += [Details(f"{short(bed)}: images of {len(more)} more solvers", more)] if more else []
     return blocks
 
@@ -202,11 +202,9 @@ def _appendix(study: Study) -> list[Block]:
     """Every other metric in the same layout, and what each run cost."""
     blocks: list[Block] = [Heading("Other metrics and costs")]
     for metric in (m for m in study.all_metrics if m != HEADLINE):
-        inner: list[Block] = []
-        for bed, grid in study.places:
-            if metric in study.metrics[bed]:
-                inner += _one_table(study, bed, grid, metric)
-        blocks.append(Part(f"metrics/{metric}", _title(metric), tuple(inner)))
+        places = [(bed, grid) for bed, grid in study.places if metric in study.metrics[bed]]
+        tables = tuple(block for bed, grid in places for block in _one_table(study, bed, grid, metric))
+        blocks.append(Part(f"metrics/{metric}", _title(metric), tables))
     costs: list[Block] = []
     for bed, grid in study.places:
         costs += [Text(f"{short(bed)}, grid {grid}: forward-equivalents, mean over batches."), cost_table(study, bed, grid)]
