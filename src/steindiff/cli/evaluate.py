@@ -18,7 +18,7 @@ import typer
 
 from steindiff import models, report
 from steindiff.cli.derive import options_of
-from steindiff.cli.options import HeldOut, ModelName, Threads, use_threads
+from steindiff.cli.options import Threads, use_threads
 from steindiff.errors import InputError
 from steindiff.models import Model
 from steindiff.models.datasets import ImageSet, load_pair
@@ -29,10 +29,12 @@ from steindiff.study.evaluation import Settings
 
 @options_of(Settings)
 def evaluate_command(
-    model: ModelName,
+    model: Annotated[str, typer.Option(help=f"The model is one of {', '.join(models.names())}, or a .safetensors file.")],
     data: Annotated[str, typer.Option(help="The images it was trained on: a folder, zip or tar, or: digits.")],
     outdir: Annotated[Path, typer.Option(help="Samples, quality.json, quality.md and samples.png go into this folder.")],
-    held_out: HeldOut = "",
+    held_out: Annotated[
+        str, typer.Option(help="Images that are not trained on: a folder, zip or tar, or how many of --data are held out.")
+    ] = "",
     threads: Threads = 0,
     **given: Any,
 ) -> None:

@@ -8,7 +8,6 @@ from typing import Annotated
 import torch
 import typer
 
-from steindiff import models
 from steindiff.metrics import JudgeFiles
 
 Device = Annotated[
@@ -16,13 +15,8 @@ Device = Annotated[
 ]
 Dinov2 = Annotated[Path | None, typer.Option(help="A folder of a local DINOv2 of transformers, for FD-DINOv2.")]
 Dinov2Reference = Annotated[Path | None, typer.Option(help="Its statistics of real images, .npz.")]
-HeldOut = Annotated[
-    str,
-    typer.Option(help="Images that are not trained on: a folder, zip or tar, or how many of --data are held out."),
-]
 Inception = Annotated[Path | None, typer.Option(help="NVIDIA's inception-2015-12-05.pt, for FID and inception score.")]
 InceptionReference = Annotated[Path | None, typer.Option(help="Its statistics of real images, EDM's .npz.")]
-ModelName = Annotated[str, typer.Option(help=f"The model is one of {', '.join(models.names())}, or a .safetensors file.")]
 ReportFolder = Annotated[Path, typer.Option("--outdir", help="The report and its pictures go into this folder.")]
 Threads = Annotated[int, typer.Option(help="The number of CPU threads; 0 leaves torch's default.", min=0)]
 

@@ -48,7 +48,7 @@ def score_command(
         inception=(inception, inception_reference), dinov2=(dinov2, dinov2_reference), classifier=(features, features_reference)
     )
     job = Job(named, **given)
-    file = None if outdir is None else outdir / "score.json"
+    file = outdir / "score.json" if outdir else None
     written = [place for place in (job.write_reference, file) if place is not None]
     for place in written:
         if place.exists() and not overwrite:

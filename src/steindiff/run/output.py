@@ -37,12 +37,7 @@ _SHOWN = 64
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """What one run writes into its folder; `about` is all that determines the images, as plain JSON.
-
-    Args:
-        subdirs: every 1000 seeds have a folder, as in EDM.
-        png: every seed has a PNG.
-        npz: all images are in samples.npz.
+    """What one run writes into its folder, by the options of `generate`; `about` is all that determines the images, as JSON.
 
     Raises:
         InputError: there would be neither PNGs nor samples.npz.
