@@ -23,13 +23,12 @@ from steindiff.solvers import DPMpp2M
 from steindiff.study import price as pricing
 from steindiff.study import run as running
 from steindiff.study import store, testbed
-from steindiff.study.cell import build, key_of
 from steindiff.study.draw import draw
 from steindiff.study.grid import PRESETS, Cell, Config, read_config
 from steindiff.study.measure import Ruler, changes
 from steindiff.study.price import price
 from steindiff.study.references import References, references
-from steindiff.study.run import run_study
+from steindiff.study.run import build, key_of, run_study
 from steindiff.study.store import Result
 from steindiff.study.testbed import digits_mixture, make
 

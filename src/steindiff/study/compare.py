@@ -85,10 +85,8 @@ class Study:
     @cached_property
     def metrics(self) -> dict[str, list[str]]:
         """By testbed, the metrics that any of its runs has, in the order of TITLES, others last."""
-        found: dict[str, set[str]] = {bed: set() for bed in self.config.beds}
-        for cell, result in self.results.items():
-            found[cell.bed] |= result.values.keys()
-        return {bed: _ordered(names) for bed, names in found.items()}
+        runs = self.results.items()
+        return {bed: _ordered({m for cell, run in runs if cell.bed == bed for m in run.values}) for bed in self.config.beds}
 
     @property
     def all_metrics(self) -> list[str]:
@@ -131,9 +129,7 @@ def cost(result: Result | None) -> float:
 def rival(study: Study, result: Result, solvers: Sequence[str]) -> Result | None:
     """A plain run that costs no more than a result: of one solver the dearest, of several the best by the headline metric."""
     within = [r for r in _plain_runs(study, result, solvers) if cost(r) <= cost(result) + 1e-9]
-    if len(solvers) == 1:
-        return max(within, key=cost, default=None)
-    return min(within, key=_headline, default=None)
+    return max(within, key=cost, default=None) if len(solvers) == 1 else min(within, key=_headline, default=None)
 
 
 def capped(study: Study, result: Result, solvers: Sequence[str]) -> bool:
@@ -149,15 +145,15 @@ def change_of(result: Result, other: Result, metric: str) -> Value:
     return Value(a.value - b.value, math.hypot(a.se, b.se))
 
 
-def equal_cost(study: Study, cell: Cell, metric: str = HEADLINE) -> tuple[Verdict, bool]:
+def equal_cost(study: Study, cell: Cell) -> tuple[Verdict, bool]:
     """A corrected cell against the plain run of its solver that its cost would have paid for; and whether that was `capped`."""
-    result, found = study.results.get(cell), study.verdict(cell, metric)
-    if result is None or found == "diverged" or metric not in result.values:
+    result, found = study.results.get(cell), study.verdict(cell, HEADLINE)
+    if result is None or found == "diverged" or HEADLINE not in result.values:
         return found, False
     other = rival(study, result, [cell.solver])
-    if other is None or metric not in other.values:
+    if other is None:
         return "missing", False
-    return weigh(change_of(result, other, metric), metric), capped(study, result, [cell.solver])
+    return weigh(change_of(result, other, HEADLINE), HEADLINE), capped(study, result, [cell.solver])
 
 
 def against_best(study: Study, cell: Cell) -> Verdict:

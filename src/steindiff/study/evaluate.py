@@ -42,15 +42,8 @@ def evaluate(
 ) -> Evaluation:
     """Draw every run from the same seeds and measure how far it is from training and from held-out images.
 
-    Samples and distances are kept in `outdir`, and those that are there already are not computed again.
-
-    Args:
-        model: on the settings' device.
-        train: images the model was trained on, of its shape.
-        held: images it never saw, of its shape.
-        settings: what to run.
-        outdir: a folder, made if need be.
-        progress: show bars on stderr.
+    The model is on the settings' device. Samples and distances are kept in `outdir`, and those that are there already are not
+    computed again.
 
     Raises:
         InputError: images of another shape than the model's, fewer than four of them, or features that do not fit them.
@@ -96,18 +89,6 @@ def _check(model: Model, train: ImageSet, held: ImageSet) -> None:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _Autocast:
-    """A denoiser whose network computes in bf16, on states that stay as they are."""
-
-    wrapped: Denoiser
-    device: str
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        with torch.autocast(self.device, torch.bfloat16):
-            return self.wrapped(x, sigma).to(x.dtype)
-
-
 def _testbed(model: Model, train: ImageSet, precision: str, device: str) -> Testbed:
     """A model as a testbed; where it has classes, image i has that of a training image which its seed names."""
     labels = train.labels.cpu() if model.classes and train.labels is not None else None
@@ -116,7 +97,12 @@ def _testbed(model: Model, train: ImageSet, precision: str, device: str) -> Test
         denoiser = model.denoiser
         if labels is not None:
             denoiser = model.labelled(labels[[mix(seed) % len(labels) for seed in seeds]])
-        return denoiser if precision == "no" else _Autocast(denoiser, torch.device(device).type)
+
+        def in_bf16(x: Tensor, sigma: Tensor) -> Tensor:
+            with torch.autocast(torch.device(device).type, torch.bfloat16):
+                return denoiser(x, sigma).to(x.dtype)
+
+        return denoiser if precision == "no" else in_bf16
 
     classes = None if labels is None else hashlib.sha256(labels.numpy().tobytes()).hexdigest()
     key = digest(model=model.sha256, precision=precision, labels=classes)
@@ -125,17 +111,12 @@ def _testbed(model: Model, train: ImageSet, precision: str, device: str) -> Test
 
 @dataclass(frozen=True, eq=False)
 class _Samples:
-    """Images of one run.
-
-    Attributes:
-        images: uint8, (n, C, H, W).
-        seconds: how long sampling took.
-        effect: endpoint RMSE between bf16 and float32, of unrounded images; None for float32 runs.
-    """
+    """Images of one run, uint8 (n, C, H, W)."""
 
     images: Tensor
     seconds: float = 0.0
     effect: Value | None = None
+    """Endpoint RMSE between bf16 and float32, of unrounded images; None for float32 runs."""
 
     def points(self, n: int | None = None) -> Tensor:
         """The first n images, or all, as float32 in [−1, 1]."""
@@ -203,11 +184,7 @@ class _Targets(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Bench:
-    """Measures against the real images; rows that are in the folder are not measured again.
-
-    Attributes:
-        least: images of the smallest set: there are never fewer than two images a group of the jackknife.
-    """
+    """Measures against the real images. `least` is of the smallest set: a jackknife's group has never fewer than two."""
 
     train: ImageSet
     held: ImageSet

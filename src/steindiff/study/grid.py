@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from itertools import product, starmap
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 from steindiff import corrections, grids, solvers
 from steindiff.corrections import Correction
 from steindiff.divergence import Choice, Estimator, Exact, Hutchinson
-from steindiff.errors import InputError, unknown_name
+from steindiff.errors import InputError, require, unknown_name
 from steindiff.solvers import Solver
 
 PLAIN, TWICE = "none", "twice"
@@ -27,13 +27,6 @@ _PAPER = ("dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "heun")
 _FURTHER = ("ddim", "deis_3", "ipndm_3", "ipndm_4")
 _RULES = ("none", "literal", "clamped", "analytical", "self_consistent", "fast_km", "energy", "energy_bands")
 _NFE = (5, 6, 8, 10, 12, 15, 20, 25)
-
-FLAGS = {
-    "beds": "--beds", "solvers": "--solvers", "grids": "--grids", "nfe": "--nfe", "corrections": "--corrections",
-    "n": "--samples", "batch": "--batch", "first_seed": "--seed", "divergence": "--divergence", "probes": "--probes",
-    "probe_kind": "--probe-kind", "sub_batch": "--sub-batch", "metrics": "--metrics", "axes": "--axes", "checked": "--checked",
-}  # fmt: skip
-"""The command line's flag for each entry of a study."""
 
 
 @dataclass(frozen=True)
@@ -109,17 +102,17 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("beds", "solvers", "grids", "nfe", "corrections", "metrics"):
             values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise InputError(f"{name} {list(values)}: need at least one, and none twice")
+            require(0 < len(values) == len(set(values)), "need at least one, and none twice", **{name: list(values)})
         for metric in self.metrics:
             if metric not in METRICS:
                 raise unknown_name("metric", metric, METRICS)
         if self.divergence not in get_args(Derivative):
             raise unknown_name("divergence", self.divergence, get_args(Derivative))
-        self._check_numbers()
-        self._check_specs()
-
-    def _check_specs(self) -> None:
+        require(all(type(v) is int for v in self.nfe), "need whole numbers", nfe=list(self.nfe))
+        require(min(self.nfe) >= 2, "need nfe ≥ 2", nfe=min(self.nfe))
+        require(self.n >= 40, "need n ≥ 40 (two images in each group of a jackknife)", n=self.n)
+        for name, low in {"batch": 1, "first_seed": 0, "probes": 1, "sub_batch": 0, "axes": 1, "checked": 0}.items():
+            require(getattr(self, name) >= low, f"need {name} ≥ {low}", **{name: getattr(self, name)})
         self.estimator()
         for label in self.solvers:
             self.solver(label)
@@ -128,18 +121,6 @@ class Config:
         for label in self.corrections:
             if not label.endswith(".json"):  # it is read when it is needed
                 self.correction(label)
-
-    def _check_numbers(self) -> None:
-        if not all(type(v) is int for v in self.nfe):
-            raise InputError(f"nfe {list(self.nfe)}: need whole numbers")
-        least = {"n": 40, "batch": 1, "first_seed": 0, "probes": 1, "sub_batch": 0, "axes": 1, "checked": 0}
-        low = {name: getattr(self, name) for name, bound in least.items() if getattr(self, name) < bound}
-        if min(self.nfe) < 2 or low:
-            wrong = ", ".join(f"{name}={value}" for name, value in {"nfe": min(self.nfe), **low}.items())
-            raise InputError(
-                f"{wrong}: need nfe ≥ 2, n ≥ 40 (two images in each group of a jackknife), batch ≥ 1, first_seed ≥ 0, "
-                "probes ≥ 1, sub_batch ≥ 0, axes ≥ 1, checked ≥ 0"
-            )
 
     @property
     def seeds(self) -> range:
@@ -181,6 +162,10 @@ class Config:
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
         return replace(self, **values)
 
+
+FLAGS = {f.name: "--" + f.name.replace("_", "-") for f in fields(Config) if f.name != "objects"}
+FLAGS |= {"n": "--samples", "first_seed": "--seed"}
+"""The command line's flag for each entry of a study."""
 
 PRESETS: dict[str, Config] = {
     "quick": Config(

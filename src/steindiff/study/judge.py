@@ -24,11 +24,7 @@ NAMES = ("images", "against", "real", "held_out")
 
 
 def judge_images(job: Job, *, progress: bool = False) -> Judgements:
-    """Judge a job's images; everything is checked before a network sees the first image.
-
-    Args:
-        job: what to do.
-        progress: show bars on stderr, of the first process.
+    """Judge a job's images; everything is checked before a network sees the first image. Bars are of the first process.
 
     Raises:
         InputError: as `Job`, `JudgeFiles.open`, `load_images` and `Judge.check`; too few images; sizes or numbers that differ;
@@ -132,12 +128,7 @@ def _check_noted(path: str | Path, size: tuple[int, ...]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Bench:
-    """One extractor at work on the job's sets.
-
-    Attributes:
-        target: what is judged against: reference statistics, or the real images that they are to be made of.
-        shown: whether there is a bar.
-    """
+    """One extractor at work on the job's sets; the target is reference statistics, or the real images to make them of."""
 
     extractor: Extractor
     target: Reference | ImageSet

@@ -107,54 +107,49 @@ class Ruler:
 
     def measure(self, x: Tensor, paired: bool = True) -> Measures:
         """Measure samples (n, *event); paired: they come from the noise of the study's seeds."""
-        wanted, found, ratios = self.metrics, dict[str, Paired](), list[float]()
-        if "energy" in wanted:
-            found["energy"] = self._energy.shares(x)
-        if "frechet" in wanted:
-            found["frechet"] = self._frechet.replicates(self._axes(x))
-        if "sliced" in wanted:
-            found["sliced"] = self._sliced.shares(x)
-        if "spectrum" in wanted and self.bed.is_image:
+        ratios, found = list[float](), {name: statistic(x) for name, statistic in self._statistics.items()}
+        if self._spectrum is not None:
             spectrum = self._spectrum.spectrum(x)
             found["spectrum"], ratios = spectrum.rms, spectrum.ratios.tolist()
-        if "features" in wanted and self._features is not None:
-            found["features"] = self._in_features.replicates(self._view(x))
-        if near := [name for name in _NEAR if name in wanted]:
+        if self._manifold is not None:
             manifold = self._manifold.compare(self._view(x))
-            found |= {name: getattr(manifold, name) for name in near}
-        if "components" in wanted and self.bed.law is not None:
-            found["components"] = component_weights(x, self.bed.law, SIGMA_MIN).total_variation
+            found |= {name: getattr(manifold, name) for name in _NEAR if name in self.metrics}
         for one in self.judges:
             found |= one.measure(x)
-        if "endpoint" in wanted and paired:
+        if "endpoint" in self.metrics and paired:
             found["endpoint"] = _endpoint(x, self.references.endpoints)
         return Measures(found, ratios)
 
-    @property
-    def _target(self) -> Tensor:
-        return self.references.target
-
     @cached_property
-    def _energy(self) -> EnergyTarget:
-        return EnergyTarget(self._target)
+    def _statistics(self) -> dict[str, Callable[[Tensor], Paired]]:
+        """What measures the wanted metrics that are a number each, and that the testbed has."""
+        target, law, found = self.references.target, self.bed.law, dict[str, Callable[[Tensor], Paired]]()
+        if "energy" in self.metrics:
+            found["energy"] = EnergyTarget(target).shares
+        if "frechet" in self.metrics:
+            pixels = FrechetTarget(self._axes(target))
+            found["frechet"] = lambda x: pixels.replicates(self._axes(x))
+        if "sliced" in self.metrics:
+            found["sliced"] = SlicedTarget(target, count=64).shares
+        if "features" in self.metrics and self._features is not None:
+            features = FrechetTarget(self._view(target))
+            found["features"] = lambda x: features.replicates(self._view(x))
+        if "components" in self.metrics and law is not None:
+            found["components"] = lambda x: component_weights(x, law, SIGMA_MIN).total_variation
+        return found
 
     @cached_property
     def _axes(self) -> Callable[[Tensor], Tensor]:
-        if self._target[0].numel() <= self.axes:
+        target = self.references.target
+        if target[0].numel() <= self.axes:
             return lambda x: x.flatten(1).double()
-        return principal_features(self._target, min(self.axes, len(self._target) // 4))
+        return principal_features(target, min(self.axes, len(target) // 4))
 
     @cached_property
-    def _frechet(self) -> FrechetTarget:
-        return FrechetTarget(self._axes(self._target))
-
-    @cached_property
-    def _sliced(self) -> SlicedTarget:
-        return SlicedTarget(self._target, count=64)
-
-    @cached_property
-    def _spectrum(self) -> SpectrumTarget:
-        return SpectrumTarget(self._target, Cosine(min(8, self.bed.event_shape[-1] // 2)))
+    def _spectrum(self) -> SpectrumTarget | None:
+        if "spectrum" not in self.metrics or not self.bed.is_image:
+            return None
+        return SpectrumTarget(self.references.target, Cosine(min(8, self.bed.event_shape[-1] // 2)))
 
     @cached_property
     def _features(self) -> Features | None:
@@ -162,13 +157,11 @@ class Ruler:
         return features_for(self.bed.event_shape) if self.bed.law is None else None
 
     @cached_property
-    def _in_features(self) -> FrechetTarget:
-        return FrechetTarget(self._view(self._target))
-
-    @cached_property
-    def _manifold(self) -> ManifoldTarget:
+    def _manifold(self) -> ManifoldTarget | None:
+        if not set(_NEAR) & set(self.metrics):
+            return None
         # As many as samples: coverage counts the target's points.
-        return ManifoldTarget(self._view(self._target[: len(self.references.endpoints)]))
+        return ManifoldTarget(self._view(self.references.target[: len(self.references.endpoints)]))
 
     def _view(self, x: Tensor) -> Tensor:
         """What neighbours are looked for in."""

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from steindiff import corrections
 from steindiff.divergence import Choice
 from steindiff.errors import InputError
 from steindiff.io import processes
-from steindiff.io.files import writable_folder
+from steindiff.io.files import digest, writable_folder
 from steindiff.io.images import to_uint8
 from steindiff.metrics import JudgeFiles
+from steindiff.solvers import Solver
 from steindiff.study import store
-from steindiff.study.cell import build, key_of
 from steindiff.study.compare import Study
 from steindiff.study.draw import Drawn, draw
 from steindiff.study.grid import PLAIN, Cell, Config
@@ -41,22 +42,17 @@ def run_study(
     device: str = "cpu",
     progress: bool = True,
 ) -> Study:
-    """Run what is missing of a study in `outdir`.
+    """Run what is missing of a study, and give what was found: on the first process; on the others a study without results.
 
     Under torchrun or accelerate, every batch is shared out over the processes, and statistics are those of the whole batch.
 
     Args:
         config: the study.
-        outdir: the folder, made if need be; cells/ holds one file a cell, references/ what the cells are measured against,
-            and prices/ what a derivative costs.
+        outdir: cells/ holds one file a cell, references/ what cells are measured against, prices/ what a derivative costs.
         beds: your own testbeds, for names in `config.beds` that are theirs.
         judges: the files that FID, inception score and FD-DINOv2 of images are measured with.
-        device: where the named testbeds compute; each of several processes takes one of its own with "cuda". A cell's key does
-            not depend on it.
+        device: where the named testbeds compute; with "cuda", several processes take one each. No cell's key depends on it.
         progress: whether the first process shows a bar.
-
-    Returns:
-        What was found, on the first process; on the others a study without results.
 
     Raises:
         InputError: a configuration that cannot run, a foreign or broken file, a folder that cannot be written to.
@@ -83,6 +79,31 @@ def run_study(
                     results.extend(part.results(cells))
                     bar.update(len(cells))
     return Study.of(config, results, summaries)
+
+
+def build(cell: Cell, config: Config, choice: Choice | None = None, clean: Tensor | None = None) -> tuple[Solver, Tensor]:
+    """The cell's solver, corrected, and its grid.
+
+    A run needs `choice`, the price of a derivative, and `clean`, samples of the testbed's law, of which a correction may take
+    constants; without them the solver is only described.
+    """
+    solver, steps = config.solver(cell.solver).for_nfe(cell.evaluations)
+    sigmas, correction = config.grid(cell.grid, steps), config.correction(cell.correction)
+    if correction is None:
+        return solver, sigmas
+    given = correction if clean is None else correction.given(clean)
+    return corrections.apply(given, solver, divergence=config.estimator(choice), gather=processes.gather), sigmas
+
+
+def key_of(cell: Cell, bed: Testbed, config: Config, judges: Sequence[str] = ()) -> str:
+    """A digest of all that determines a cell's numbers, with those of the judges. Refuses objects whose text is an address."""
+    solver, sigmas = build(cell, config)
+    text = repr(solver)
+    if " at 0x" in text:
+        raise InputError(f"{text}: a cell is kept under the text of its solver, and an address says nothing; define __repr__")
+    what = {"bed": bed.digest, "solver": text, "sigmas": sigmas.tolist(), "seeds": (config.first_seed, config.n)}
+    how = {"batch": config.batch, "metrics": sorted(config.metrics), "axes": config.axes, "judges": list(judges)}
+    return digest(format=store.FORMAT, **what, **how)
 
 
 @dataclass(frozen=True, eq=False)
