@@ -20,17 +20,14 @@ from steindiff.io.files import manifest, write_tensors
 from steindiff.metrics import Value
 from steindiff.report.study import write_report
 from steindiff.solvers import DPMpp2M
-from steindiff.study import price as pricing
 from steindiff.study import run as running
 from steindiff.study import store, testbed
 from steindiff.study.draw import draw
 from steindiff.study.grid import PRESETS, Cell, Config, read_config
-from steindiff.study.measure import Ruler, changes
-from steindiff.study.price import price
-from steindiff.study.references import References, references
+from steindiff.study.measure import References, Ruler, changes, references
 from steindiff.study.run import build, key_of, run_study
 from steindiff.study.store import Result
-from steindiff.study.testbed import digits_mixture, make
+from steindiff.study.testbed import digits_mixture, make, price
 
 SMALL = Config(
     beds=("digits_mixture",),
@@ -234,7 +231,7 @@ def test_references_are_made_once_and_read_again(tmp_path, monkeypatch):
     made = references(bed, range(40), tmp_path)
     assert made.endpoints.shape == made.floor.shape == (40, 1, 8, 8)
     assert len(made.target) == 160
-    monkeypatch.setattr("steindiff.study.references._exact", None)
+    monkeypatch.setattr("steindiff.study.measure._exact", None)
     again = references(bed, range(40), tmp_path)
     assert torch.equal(again.target, made.target)
     assert again.how == made.how
@@ -310,9 +307,9 @@ def test_a_study_goes_on_without_loss_or_repeat(study, tmp_path, monkeypatch):
     gone[0].unlink()
     ran = []
 
-    def watched(cell, *rest):
-        ran.append(str(cell))
-        return build(cell, *rest)
+    def watched(cell, config, *rest):
+        ran.extend([str(cell)] if rest else [])  # without a price it is only described, for its key
+        return build(cell, config, *rest)
 
     monkeypatch.setattr(running, "build", watched)
     again = run_study(SMALL, folder, progress=False).results.values()
@@ -329,7 +326,7 @@ def test_a_derivative_is_priced_once_in_a_study(tmp_path, monkeypatch):
     bed, seeds = make("digits_mixture"), SMALL.seeds[:24]
     first = price(bed, seeds, tmp_path)
     assert 0 < first.cost("vjp") < 50
-    monkeypatch.setattr(pricing, "choose", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(testbed, "choose", lambda *_, **__: pytest.fail("measured again"))
     assert price(bed, seeds, tmp_path) == first
     (file,) = (tmp_path / "prices").iterdir()
     (key,) = re.findall("[0-9a-f]{16}", file.name)

@@ -14,8 +14,7 @@ from steindiff.metrics import JudgeFiles, Reference, SampleMoments, write_refere
 from steindiff.report.study import write_report
 from steindiff.study import testbed
 from steindiff.study.grid import Config
-from steindiff.study.measure import judges_of
-from steindiff.study.references import references
+from steindiff.study.measure import judges_of, references
 from steindiff.study.run import run_study
 from steindiff.study.testbed import make
 from tiny_inception import Tiny, save

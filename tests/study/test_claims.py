@@ -14,9 +14,8 @@ from steindiff.noise import initial_noise
 from steindiff.sampling import sample
 from steindiff.solvers import DPMpp2M
 from steindiff.study.grid import PLAIN, TWICE, Config
-from steindiff.study.price import price
 from steindiff.study.run import run_study
-from steindiff.study.testbed import make
+from steindiff.study.testbed import make, price
 
 UNLOWERED = "dpmpp_2m(lower_order_final=False)"
 PROBED = Config(

@@ -20,15 +20,7 @@ from steindiff.study.testbed import Testbed
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """What a run gave.
-
-    Attributes:
-        x: its images, (n, *event), on the CPU; None where the run failed.
-        trace: one record for each step of the first batch.
-        stats: nfe, forward_equivalents, jvps and vjps, means over batches.
-        seconds: how long it took.
-        failure: why there are no images.
-    """
+    """What a run gave: images (n, *event) on the CPU, None where it failed; for the other entries see `store.Result`."""
 
     x: Tensor | None
     trace: list[dict[str, Any]]

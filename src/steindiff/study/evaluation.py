@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from steindiff import grids, solvers
-from steindiff.errors import InputError, at_least, unknown_name
+from steindiff.errors import InputError, at_least, require, unknown_name
 from steindiff.io.processes import local_device
 from steindiff.metrics import Features, Value
 from steindiff.models import Model
@@ -60,8 +60,7 @@ class Settings:
         at_least(self, self.LEAST)
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
-        if not self.runs or len(set(self.runs)) != len(self.runs):
-            raise InputError(f"runs {list(self.runs)}: need at least one, and none twice")
+        require(0 < len(self.runs) == len(set(self.runs)), "need at least one, and none twice", runs=list(self.runs))
         for name in self.runs:
             Run.of(name, self)
         local_device(self.device)

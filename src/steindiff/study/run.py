@@ -24,11 +24,9 @@ from steindiff.study import store
 from steindiff.study.compare import Study
 from steindiff.study.draw import Drawn, draw
 from steindiff.study.grid import PLAIN, Cell, Config
-from steindiff.study.measure import Measures, Ruler, changes, judges_of
-from steindiff.study.price import price
-from steindiff.study.references import references
+from steindiff.study.measure import Measures, Ruler, changes, judges_of, references
 from steindiff.study.store import BedSummary, Result
-from steindiff.study.testbed import Testbed, make
+from steindiff.study.testbed import Testbed, make, price
 
 _SHOWN = 12
 

@@ -1,4 +1,4 @@
-"""What a study runs on: a denoiser, and what determines it.
+"""What a study runs on: a denoiser, what determines it, and what its derivatives cost.
 
 Any denoiser makes a testbed: `Testbed(name, denoiser, event_shape, digest)`.
 """
@@ -7,14 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from steindiff import models
 from steindiff.analytic import ExactModel, GaussianMixture
 from steindiff.denoisers import Denoiser
+from steindiff.divergence import Choice, choose
+from steindiff.grids import SIGMA_MAX
 from steindiff.io.files import digest
 from steindiff.models.datasets import load_digits
+from steindiff.noise import initial_noise
+from steindiff.study.store import kept
+
+REPEATS = 10
+"""Timings of a derivative and of a forward, in turns; the least of each counts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,3 +83,21 @@ def digits_mixture() -> GaussianMixture:
     covariances = torch.stack([g.T.cov() + 0.01 * torch.eye(64, dtype=torch.float64) for g in groups])
     means = torch.stack([g.mean(0) for g in groups]).reshape(10, 1, 8, 8)
     return GaussianMixture(weights / weights.sum(), means, covariances)
+
+
+def price(bed: Testbed, seeds: Sequence[int], folder: Path | None = None, method: str = "vjp") -> Choice:
+    """The price of a derivative of the testbed by this method (`divergence.METHODS`), measured once in a study's folder.
+
+    The seeds are those of a batch: a network's price depends on its size.
+
+    Raises:
+        InputError: a file there is not what its name says.
+        SteindiffError: the network has no such derivative.
+    """
+
+    def new() -> Choice:
+        x = initial_noise(seeds, bed.event_shape, SIGMA_MAX, device=bed.device)
+        return choose(bed.denoiser_for(seeds), x, x.new_tensor(1.0), methods=(method,), samples=len(x), repeats=REPEATS)
+
+    parts = {"bed": bed.digest, "batch": len(seeds), "device": bed.device, "method": method}
+    return kept(folder and folder / "prices", bed.name, parts, Choice, "it is measured again", new)
