@@ -120,7 +120,6 @@ class Row:
         train, held: distances to training and to held-out images; None where it failed, or has too few images for a floor.
         error: endpoint RMSE to the fine run, image by image; None for the fine run itself, and without one.
         effect: endpoint RMSE between bf16 and float32; None in float32.
-        failure: why there are no samples.
     """
 
     name: str

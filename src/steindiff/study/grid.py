@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
@@ -187,12 +188,9 @@ def read_config(path: str | Path, base: Config) -> Config:
     Raises:
         InputError: no such file, not TOML, or entries that a study does not have.
     """
+    require(sys.version_info >= (3, 11), "configuration files need Python 3.11 or newer: use flags instead", config=path)
     try:
-        toml = import_module("tomllib")
-    except ModuleNotFoundError as error:
-        raise InputError("configuration files need Python 3.11 or newer: use flags instead") from error
-    try:
-        changes = toml.loads(Path(path).read_text(encoding="utf-8"))
+        changes = import_module("tomllib").loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise InputError(f"{path} is not a readable TOML file: {error}") from error
     return base.but(changes)

@@ -107,15 +107,10 @@ def _seeds(place: Path) -> list[int] | None:
     return seeds if place.name == "samples.npz" else None
 
 
-def _note(path: str | Path) -> Path:
-    """The file beside a reference that says what it was made of."""
-    return Path(f"{path}.json")
-
-
 def _check_noted(path: str | Path, size: tuple[int, ...]) -> None:
-    """Refuse a reference whose note says that it is of images of another size."""
+    """Refuse a reference of which PATH.json, the note of what it was made of, says that its images have another size."""
     try:
-        note = read_json(_note(path))
+        note = read_json(f"{path}.json")
         noted = note["real"]["shape"][1:] if note["reference_sha256"] == sha256(path) else None
     except (OSError, ValueError, KeyError, TypeError):
         return
@@ -186,7 +181,7 @@ class _Bench:
         if (path := self.job.write_reference) is not None:
             write_reference(path, judge.reference)
             about, real = self.extractor.about, _about(self.target)
-            write_json(_note(path), manifest(reference_sha256=sha256(path), extractor=about, real=real))
+            write_json(f"{path}.json", manifest(reference_sha256=sha256(path), extractor=about, real=real))
         return judge, found
 
     def _reference(self, whole: SampleMoments) -> Reference:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -98,28 +98,22 @@ def _exact(bed: Testbed, law: ExactModel, seeds: Sequence[int]) -> References:
 
 def _noisy(law: ExactModel, count: int, seed: int) -> Tensor:
     """Draw samples of the law at σ_min."""
-    clean = law.sample(count, torch.Generator().manual_seed(seed % 2**31))
-    return clean + SIGMA_MIN * torch.randn(
-        clean.shape, generator=torch.Generator().manual_seed(seed % 2**31 + 1), dtype=clean.dtype
-    )
+    first, second = (torch.Generator().manual_seed(seed % 2**31 + i) for i in (0, 1))
+    clean = law.sample(count, first)
+    return clean + SIGMA_MIN * torch.randn(clean.shape, generator=second, dtype=clean.dtype)
 
 
 def _fine_runs(bed: Testbed, seeds: Sequence[int], checked: int) -> References:
-    n = len(seeds)
-    endpoints, target, floor = (
-        fine_run(bed, run) for run in (seeds, *(range(first, first + n) for first in (_TARGET_SEED, _FLOOR_SEED)))
-    )
+    """A network's own samples by UniPC-3, the most accurate solver per evaluation on smooth networks."""
+    n, run, sigmas = len(seeds), partial(draw, solvers.make("unipc_3"), bed), grids.karras(FINE_STEPS)
+    others = (range(first, first + n) for first in (_TARGET_SEED, _FLOOR_SEED))
+    endpoints, target, floor = (run(sigmas, some).samples for some in (seeds, *others))
     how = f"{n} of the network's own {FINE_STEPS}-step UniPC-3 samples, other seeds; flow by the same solver"
     if not checked:
         return References(endpoints, target, floor, how)
-    finer = fine_run(bed, seeds[:checked], 2 * FINE_STEPS)
+    finer = run(grids.karras(2 * FINE_STEPS), seeds[:checked]).samples
     error = endpoint_rmse(finer, endpoints[:checked]).value
     return References(endpoints, target, floor, f"{how}, off by about {error:.1e} RMS", error)
-
-
-def fine_run(bed: Testbed, seeds: Sequence[int], steps: int = FINE_STEPS) -> Tensor:
-    """A network's own end points by UniPC-3, the most accurate solver per evaluation on smooth networks; on the CPU."""
-    return draw(solvers.make("unipc_3"), bed, grids.karras(steps), seeds).samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,9 +139,7 @@ def judges_of(bed: Testbed, files: Sequence[JudgeFiles], target: Tensor, n: int)
 
     Reference statistics are those of the files or, where none is named, of the testbed's own target; then a number is a
     distance to what the network itself makes in fine runs, and not a published one.
-
-    Raises:
-        InputError: as `metrics.judge`, or too few images for a covariance of the extractor's features.
+    Raises InputError as `metrics.judge`, and for too few images for a covariance of the extractor's features.
     """
     found = [
         judge(one.kind, one.path, one.reference, device=bed.device, real=None if one.reference else [target])

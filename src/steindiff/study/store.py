@@ -27,18 +27,11 @@ T = TypeVar("T")
 
 
 def kept(folder: Path | None, name: str, parts: Mapping[str, Any], kind: type[T], remedy: str, make: Callable[[], T]) -> T:
-    """What the file holds; where there is no file, what `make` makes, which is then written.
+    """What a file of the folder holds; where there is no file, what `make` makes, which is then written. None keeps nothing.
 
-    Args:
-        folder: where the file is; None keeps nothing.
-        name: what the file's name begins with.
-        parts: all that determines the object; their digest ends the name.
-        kind: a dataclass or named tuple, whose entries are tensors and what JSON can hold.
-        remedy: what happens once the file is removed: "it is measured again".
-        make: makes the object.
-
-    Raises:
-        InputError: as `held` and `keep`.
+    The file is named by `name` and by a digest of `parts`, all that determines the object. Its kind is a dataclass or a named
+    tuple, whose entries are tensors and what JSON can hold. The remedy is what happens once the file is removed: "it is
+    measured again". Raises InputError as `held` and `keep`.
     """
     if folder is None:
         return make()
@@ -121,7 +114,6 @@ class Result:
         stats: nfe, forward_equivalents, jvps and vjps, means over batches.
         trace: one record for each step of the first batch.
         spectrum: the log ratio of power to the target's by band, from low to high frequency.
-        failure: why there are no numbers.
         shown: the first images, uint8 (k, H, W, C); empty for points that are no images.
         excess: this run less the exact flow's end points, paired over seeds, by metric: what the few steps lose.
     """
