@@ -24,11 +24,7 @@ _INFINITE = Value(float("inf"), float("nan"))
 
 
 def run_demo(outdir: str | Path, *, nfe: int, samples: int, first_seed: int) -> Study:
-    """Run everything in one batch of images, and write results.json and run.json to `outdir`, which keeps the runs too.
-
-    Raises:
-        InputError: `outdir` cannot be written to, or `nfe` is too small for a solver.
-    """
+    """Run everything in one batch of images, and write results.json and run.json to `outdir`, which keeps the runs too."""
     config = Config(
         beds=MODELS,
         solvers=SOLVERS,

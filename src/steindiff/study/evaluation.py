@@ -138,7 +138,6 @@ class Evaluation:
     """An evaluation's numbers, with all that led to them.
 
     Attributes:
-        rows: the runs.
         floors: real images, as many as each run has: training ones against the held-out, held-out ones against the training.
         split: whether the held-out images were held out of the training data.
         shown: the first images of each run, uint8 (k, C, H, W).

@@ -70,11 +70,8 @@ class References:
 def references(bed: Testbed, seeds: Sequence[int], folder: Path | None = None, checked: int = 0) -> References:
     """The references for consecutive seeds, made once in a study's folder.
 
-    So many (`checked`) of a network's fine runs are repeated with twice the steps, for `References.error`.
-
-    Raises:
-        InputError: a file there is not what its name says.
-        NonFiniteError: a fine run diverged.
+    So many (`checked`) of a network's fine runs are repeated with twice the steps, for `References.error`. Raises
+    NonFiniteError where a fine run diverged.
     """
 
     def new() -> References:
@@ -164,12 +161,7 @@ class Ruler:
     endpoint    RMSE to the exact flow's end points of the same noise (not for other sets than those of the study's seeds)
     fid, inception_score, fd_dinov2    by the judges that are given, for images
 
-    Args:
-        bed: the testbed.
-        references: what its samples are measured against.
-        judges: what else measures them.
-        metrics: which of METRICS to measure, as far as the testbed has them.
-        axes: how many principal axes stand for the pixels where there are more pixels.
+    `metrics` are measured as far as the testbed has them. So many `axes` stand for the pixels where there are more pixels.
     """
 
     bed: Testbed

@@ -45,11 +45,7 @@ def kept(folder: Path | None, name: str, parts: Mapping[str, Any], kind: type[T]
 
 
 def held(path: Path, key: str, kind: type[T], remedy: str) -> T | None:
-    """What the file holds; None where there is no file.
-
-    Raises:
-        InputError: the file is damaged, another program's, or holds another key.
-    """
+    """What the file holds; None where there is none. Raises InputError where it is damaged, foreign, or holds another key."""
     if not path.exists():
         return None
     try:

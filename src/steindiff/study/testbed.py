@@ -88,11 +88,8 @@ def digits_mixture() -> GaussianMixture:
 def price(bed: Testbed, seeds: Sequence[int], folder: Path | None = None, method: str = "vjp") -> Choice:
     """The price of a derivative of the testbed by this method (`divergence.METHODS`), measured once in a study's folder.
 
-    The seeds are those of a batch: a network's price depends on its size.
-
-    Raises:
-        InputError: a file there is not what its name says.
-        SteindiffError: the network has no such derivative.
+    The seeds are those of a batch: a network's price depends on its size. Raises SteindiffError for a network without such a
+    derivative.
     """
 
     def new() -> Choice:
