@@ -1,8 +1,7 @@
 """What samples of a testbed are measured against, and every metric of them.
 
-References are samples of the testbed's law and the end points of its exact flow. Those of an `ExactModel` are exact; those of
-another denoiser are its own fine runs. A metric has a form whose difference to another set from the same seeds has a standard
-error.
+References are samples of the testbed's law and the end points of its exact flow: exact for an `ExactModel`, else the network's
+own fine runs. A metric is a `Paired`: its difference to another set from the same seeds has a standard error.
 """
 
 from __future__ import annotations

@@ -88,8 +88,7 @@ def digits_mixture() -> GaussianMixture:
 def price(bed: Testbed, seeds: Sequence[int], folder: Path | None = None, method: str = "vjp") -> Choice:
     """The price of a derivative of the testbed by this method (`divergence.METHODS`), measured once in a study's folder.
 
-    The seeds are those of a batch: a network's price depends on its size. Raises SteindiffError for a network without such a
-    derivative.
+    The seeds are those of a batch, on whose size a network's price depends. Raises SteindiffError where it has no derivative.
     """
 
     def new() -> Choice:
