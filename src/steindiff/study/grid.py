@@ -184,7 +184,7 @@ PRESETS: dict[str, Config] = {
 
 def read_config(path: str | Path, base: Config) -> Config:
     """A study, changed by a TOML file of its entries: `n = 1024`, `nfe = [5, 8]`. Raises InputError where it cannot be read."""
-    require(sys.version_info >= (3, 11), "configuration files need Python 3.11 or newer: use flags instead", config=path)
+    require(sys.version_info >= (3, 11), "configuration files need Python 3.11 or newer: use flags instead", config=str(path))
     try:
         changes = import_module("tomllib").loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
