@@ -14,7 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from steindiff.errors import InputError
+from steindiff.errors import InputError, require
 from steindiff.specs import Registry
 
 
@@ -81,21 +81,14 @@ class Channels(Whole):
 class Cosine(Bands):
     """2-D cosine transform of (C, H, W) images: `radial` rings of equal width in frequency, times luma and chroma if C = 3.
 
-    Luma is the mean of the three channels (up to a factor), chroma the plane orthogonal to it. Rings that hold no coefficient
-    of a small image are left out.
-
-    Args:
-        radial: number of rings, ≥ 1.
-
-    Raises:
-        InputError: radial < 1; at use, a state that is not (B, C, H, W) with C = 1 or 3.
+    Luma is the mean of the three channels (up to a factor), chroma the plane orthogonal to it; C is 1 or 3. Rings that hold no
+    coefficient of a small image are left out.
     """
 
     radial: int = 8
 
     def __post_init__(self) -> None:
-        if self.radial < 1:
-            raise InputError(f"radial={self.radial}: need at least one ring")
+        require(self.radial >= 1, "need at least one ring", radial=self.radial)
 
     def analyse(self, x: Tensor) -> Tensor:
         """Rotate the channels, transform rows and columns."""
@@ -132,15 +125,14 @@ class Cosine(Bands):
 class RandomBands(Bands):
     """`count` random orthogonal subspaces of equal size (up to rounding), fixed by a seed: for states without structure.
 
-    Needs a d × d matrix: d up to a few thousand. Raises InputError for count < 1, or at use for count > d.
+    It needs a d × d matrix, hence d up to a few thousand, and count ≤ d.
     """
 
     count: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise InputError(f"count={self.count}: need at least one band")
+        require(self.count >= 1, "need at least one band", count=self.count)
 
     def analyse(self, x: Tensor) -> Tensor:
         """Qᵀ x."""
@@ -165,34 +157,27 @@ _REGISTRY: Registry[Bands] = Registry(
 )
 
 
-def names() -> tuple[str, ...]:
-    """The names that a set of bands can have in a spec."""
-    return _REGISTRY.names()
-
-
 def make(bands: Bands | int | str) -> Bands:
-    """Bands by name or spec, `cosine(8)`; a number is that many rings of `Cosine`. Raises InputError as `Registry.make`."""
+    """Bands by name or spec, `cosine(8)`; a number is that many rings of `Cosine`."""
     return Cosine(bands) if isinstance(bands, int) else _REGISTRY.make(bands)
 
 
 @cache
 def _haar(d: int, seed: int) -> Tensor:
     """A Haar-distributed orthogonal matrix; kept, since every call wants the same one."""
-    draw = torch.randn(d, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    q, r = torch.linalg.qr(draw)
+    q, r = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
     return torch.as_tensor(q * r.diagonal().sign())
 
 
 def _cosine_basis(n: int) -> Tensor:
     """Rows k: √(2/n) cos(π(2i+1)k/(2n)), the first divided by √2; orthonormal (DCT-II)."""
-    k, i = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)[None, :]
-    basis = torch.cos(math.pi * (2 * i + 1) * k / (2 * n)) * math.sqrt(2 / n)
+    i = torch.arange(n, dtype=torch.float64)
+    basis = torch.cos(math.pi * (2 * i + 1) * i[:, None] / (2 * n)) * math.sqrt(2 / n)
     basis[0] /= math.sqrt(2)
     return basis
 
 
 def _luma_chroma() -> Tensor:
     """Rows: the grey axis, then an orthonormal basis of the plane across it."""
-    rows = [[1.0, 1.0, 1.0], [1.0, -1.0, 0.0], [1.0, 1.0, -2.0]]
-    matrix = torch.tensor(rows, dtype=torch.float64)
+    matrix = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, 0.0], [1.0, 1.0, -2.0]], dtype=torch.float64)
     return matrix / matrix.square().sum(1, keepdim=True).sqrt()

@@ -11,10 +11,9 @@ does:
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -57,17 +56,13 @@ def strongest(reasons: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What a correction may know before the first step.
-
-    Args:
-        grid: the noise levels of the run.
-        steps: the steps that will be corrected, in order; the others are plain.
-        x: the first state, (B, *event).
-    """
+    """What a correction may know before the first step."""
 
     grid: Grid
     steps: tuple[int, ...]
+    """The steps that will be corrected, in order; the others are plain."""
     x: Tensor
+    """The first state, (B, *event)."""
 
     @property
     def levels(self) -> list[float]:
@@ -91,7 +86,7 @@ class Correction(ABC):
     """Decides what becomes of a solver's proposal; immutable, so that one object serves many runs."""
 
     def init(self, run: Run) -> Any:
-        """The correction's state before the first step. Raises InputError where the correction cannot serve this run."""
+        """The correction's state before the first step; an InputError refuses a run that the correction cannot serve."""
         return None
 
     def differentiates(self, run: Run) -> bool:
@@ -134,36 +129,28 @@ class Proposal:
     """One step of a solver from x, evaluated when it is first looked at; everything is computed once.
 
     In the frame of the blend the state is α x, the residual u = α x − α' T(x), and ρ = α/α'.
-
-    Args:
-        solver: what proposes.
-        denoiser: D(x, sigma).
-        x: the state before the step, (B, *event), in VE coordinates.
-        interval: the step.
-        state: the solver's state.
-        estimator: estimates divergences; it must have been resolved on this denoiser.
-        schedule: gives the α of the frame.
-        gather: joins per-image numbers of several processes before a batch mean.
     """
 
     solver: Solver
     denoiser: Denoiser
     x: Tensor
+    """The state before the step, (B, *event), in VE coordinates."""
     interval: Interval
     state: State
+    """The solver's."""
     estimator: Estimator
+    """Estimates divergences; it must have been resolved on this denoiser."""
     schedule: Schedule = field(default_factory=VE)
+    """Gives the α of the frame."""
     gather: Gather = alone
+    """Joins per-image numbers of several processes before a batch mean."""
     spent: Spent = field(default_factory=Spent)
-    _step: Step | None = None
     _moved: bool = False
 
-    @property
+    @cached_property
     def step(self) -> Step:
         """The solver's step."""
-        if self._step is None:
-            self._step = self.solver.step(self.denoiser, self.x, self.interval, self.state)
-        return self._step
+        return self.solver.step(self.denoiser, self.x, self.interval, self.state)
 
     @property
     def next(self) -> Tensor:
@@ -205,11 +192,8 @@ class Proposal:
 
     def moved(self, x: Tensor) -> Proposal:
         """The same step with another next state, as the next correction of a chain sees it."""
-        step = self.step._replace(x=x)
-        other = copy.copy(self)
-        other._step, other._moved = step, True
-        for known in ("divergence", "linear_divergence"):
-            other.__dict__.pop(known, None)
+        other = replace(self, _moved=True)
+        other.step = self.step._replace(x=x)
         return other
 
     @cached_property
@@ -228,17 +212,13 @@ class Proposal:
             step = self.solver.step(counted, z, self.interval, self.state)
             return z - step.x / self.rho, (step, counted.calls)
 
-        estimate, (self._step, stages) = self._estimate(residual)
+        estimate, (self.step, stages) = self._estimate(residual)
         self.spent.add(estimate, stages)
         return Divergence(estimate.mean, estimate.se)
 
     @cached_property
     def linear_divergence(self) -> Divergence:
-        """∇·u of the solver's linear part alone, with every network output held fixed: no derivative, no error.
-
-        Raises:
-            SteindiffError: another correction has moved the step before.
-        """
+        """∇·u of the solver's linear part alone, with every network output held fixed: no derivative, no error."""
         self._refuse_moved()
         div = (1 - self.solver.linear(self.interval, self.state) / self.rho) * self.x[0].numel()
         return Divergence(div, torch.zeros_like(div))
@@ -247,9 +227,6 @@ class Proposal:
         """D(x, σ) and E[tr P_b ∂D/∂x], (n,): the partial traces that `contract` takes from each product, in one estimate.
 
         The step then starts from this D and does not evaluate it again.
-
-        Raises:
-            SteindiffError: the step is being differentiated.
         """
         x, sigma, network = self.x, self.interval.sigma, self.denoiser
 
@@ -273,18 +250,14 @@ class Proposal:
             )
 
     def _estimate(self, g: Through[Any], contract: Contract | None = None) -> tuple[Estimate, Any]:
-        _refuse_differentiation(self.x)
+        # An estimator cuts the graph and the tangent of x: what came out would be a derivative with T's part missing.
+        if (self.x.requires_grad and torch.is_grad_enabled()) or forward_ad.unpack_dual(self.x).tangent is not None:
+            raise SteindiffError(
+                "a step that estimates its divergence cannot itself be differentiated: run under torch.no_grad, or freeze γ "
+                "with FixedGamma"
+            )
         estimate, aux = self.estimator.through(g, self.denoiser, self.x, self.interval.index, contract)
         return estimate.over(self.gather), aux
-
-
-def _refuse_differentiation(x: Tensor) -> None:
-    """An estimator cuts the graph and the tangent of x: what came out would be a derivative with T's part missing."""
-    if (x.requires_grad and torch.is_grad_enabled()) or forward_ad.unpack_dual(x).tangent is not None:
-        raise SteindiffError(
-            "a step that estimates its divergence cannot itself be differentiated: run under torch.no_grad, or freeze γ "
-            "with FixedGamma"
-        )
 
 
 @dataclass(frozen=True, init=False)

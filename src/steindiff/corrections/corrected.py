@@ -1,12 +1,8 @@
 """A corrected solver: any solver and a correction in, a solver out.
 
-One step of the wrapped solver is proposed; the correction decides what becomes of it. In the frame of a blend, where the
-state is x = α y, the residual is u = x − T(x), and the paper's correction is
-
-    x' = (1−γ) x + γ T(x),        γ = [(1 − 1/α) E⟨u,x⟩ + (σ²/α) E[∇·u]] / E‖u‖²        (SteinDiff Eq. 11, Algorithm 1)
-
-with E the mean over the batch. In VE coordinates, where the solvers work, the same blend is y' = lerp(ρ y, T(y), γ) with
-ρ = α/α', and u/α' = ρ y − T(y); its divergence with respect to x is that of y ↦ y − T(y)/ρ with respect to y.
+In the frame of a blend, where the state is x = α y, the residual is u = x − T(x) and the corrected state (1−γ) x + γ T(x).
+In VE coordinates, where the solvers work, the same blend is y' = lerp(ρ y, T(y), γ) with ρ = α/α', and u/α' = ρ y − T(y);
+its divergence with respect to x is that of y ↦ y − T(y)/ρ with respect to y.
 """
 
 from __future__ import annotations
@@ -22,14 +18,14 @@ from steindiff.corrections import registry
 from steindiff.corrections.base import Correction, Proposal, Reason, Run, Spent
 from steindiff.denoisers import Denoiser, schedule_of
 from steindiff.divergence import Choice, Estimator, Hutchinson
-from steindiff.errors import InputError
+from steindiff.errors import InputError, require
 from steindiff.io.processes import Gather, alone
 from steindiff.schedules import VE, Schedule
 from steindiff.solvers.base import Grid, Interval, Solver, State, Step
 
 
 class Note(NamedTuple):
-    """What the trace learns of one corrected step."""
+    """What the trace learns of one step."""
 
     reason: Tensor | Reason
     numbers: Mapping[str, Tensor] = {}
@@ -72,8 +68,7 @@ class Corrected(Solver):
     corrected step, freeze its γ first (`FixedGamma`).
 
     Raises:
-        InputError: the frame is unknown; the solver is corrected already; the rule is "none"; `active` is neither indices nor a
-            predicate, or, at the start of a run, names a step beyond it.
+        InputError: the solver is corrected already; the rule is "none"; at the start of a run, `active` names a step beyond it.
         SteindiffError: a step that estimates the divergence is being differentiated.
     """
 
@@ -86,8 +81,7 @@ class Corrected(Solver):
     gather: Gather = field(default=alone, repr=False)
 
     def __post_init__(self) -> None:
-        if self.frame not in ("model", "ve"):
-            raise InputError(f"frame={self.frame!r}: choose 'model' or 've'")
+        require(self.frame in ("model", "ve"), "choose 'model' or 've'", frame=self.frame)
         object.__setattr__(self, "solver", solvers.make(self.solver))
         if isinstance(self.solver, Corrected):
             raise InputError("the solver is corrected already: wrap the plain solver with one correction, or with a Chain")
@@ -95,9 +89,12 @@ class Corrected(Solver):
         if rule is None:
             raise InputError("the rule is 'none': use the solver as it is, or corrections.apply, which returns it")
         object.__setattr__(self, "rule", rule)
-        indices = isinstance(self.active, Collection) and all(_is_index(i) for i in self.active)
-        if not (self.active is None or callable(self.active) or indices):
-            raise InputError(f"active={self.active!r}: give step indices, or a predicate of (index, sigma)")
+        # A mask of booleans would pass for the indices 0 and 1.
+        indices = isinstance(self.active, Collection) and all(
+            isinstance(i, SupportsIndex) and not isinstance(i, bool) for i in self.active
+        )
+        known = self.active is None or callable(self.active) or indices
+        require(known, "give step indices, or a predicate of (index, sigma)", active=self.active)
 
     @property
     def order(self) -> int:  # type: ignore[override]  # a wrapper's order is the wrapped solver's
@@ -152,16 +149,13 @@ class Corrected(Solver):
         return self.rule
 
     def _active_steps(self, grid: Grid) -> tuple[int, ...]:
-        steps = range(grid.steps)
-        match self.active:
-            case None:
-                return tuple(steps)
-            case Collection():
-                beyond = [i for i in self.active if not 0 <= i < grid.steps]
-                if beyond:
-                    raise InputError(f"active steps {beyond}: this run has steps 0 to {grid.steps - 1}")
-                return tuple(i for i in steps if i in self.active)
-        return tuple(i for i in steps if self.active(i, grid.levels[i]))
+        active, steps = self.active, range(grid.steps)
+        if isinstance(active, Collection):
+            beyond = [i for i in active if i not in steps]
+            if beyond:
+                raise InputError(f"active steps {beyond}: this run has steps 0 to {grid.steps - 1}")
+            return tuple(i for i in steps if i in active)
+        return tuple(i for i in steps if active is None or active(i, grid.levels[i]))
 
 
 def apply(
@@ -172,11 +166,6 @@ def apply(
     frame: Literal["model", "ve"] = "model",
     gather: Gather = alone,
 ) -> Solver:
-    """The solver under a correction; the solver itself under "none". Raises InputError as `Corrected`."""
+    """The solver under a correction; the solver itself under "none"."""
     correction, solver = registry.make(rule), solvers.make(solver)
     return solver if correction is None else Corrected(solver, correction, divergence=divergence, frame=frame, gather=gather)
-
-
-def _is_index(value: object) -> bool:
-    """A mask of booleans would pass for the indices 0 and 1."""
-    return isinstance(value, SupportsIndex) and not isinstance(value, bool)

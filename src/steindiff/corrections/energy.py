@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,37 +26,10 @@ from steindiff.corrections import bands as registry
 from steindiff.corrections.bands import Bands, Whole
 from steindiff.corrections.base import Correction, Outcome, Proposal, Reason, Run, strongest
 from steindiff.corrections.stein import read_numbers
-from steindiff.errors import InputError
+from steindiff.errors import InputError, require
 
 TARGET = "target"
 """The moment that a study fills in from each testbed's own clean samples."""
-
-
-class BandMoments(NamedTuple):
-    """Energies of one step, per sample and band (B, n), and what they are compared with."""
-
-    first: Tensor
-    """‖P_b T₁‖²"""
-    cross: Tensor
-    """⟨P_b T₁, P_b w⟩"""
-    move: Tensor
-    """‖P_b w‖²"""
-    denoised: Tensor
-    """‖P_b D‖²"""
-    second: Tensor
-    """M_b, (n,)"""
-    sizes: Tensor
-    """d_b, (n,)"""
-    sigma: Tensor
-    sigma_next: Tensor
-
-
-class Eta(NamedTuple):
-    """η per band, its value before any bound, and its Reason, (n,) each."""
-
-    eta: Tensor
-    raw: Tensor
-    reason: Tensor
 
 
 @dataclass(frozen=True)
@@ -75,9 +48,6 @@ class Energy(Correction):
         eta_min: the lower end of the trust region, ≤ 1.
         eta_max: the upper end, ≥ 1.
         significance: how many standard errors of η count as noise; 0 corrects everything.
-
-    Raises:
-        InputError: options outside these; at the start of a run, another number of moments than of bands.
     """
 
     moment: tuple[float, ...] | Sequence[float] | Tensor | float | str | None = None
@@ -88,13 +58,10 @@ class Energy(Correction):
     significance: float = 2.0
 
     def __post_init__(self) -> None:
-        if not self.eta_min <= 1 <= self.eta_max < float("inf") or not self.significance >= 0:
-            raise InputError(
-                f"eta_min={self.eta_min}, eta_max={self.eta_max}, significance={self.significance}: need eta_min ≤ 1 ≤ "
-                "eta_max < inf and significance ≥ 0"
-            )
-        if self.deficit not in ("local", "track"):
-            raise InputError(f"deficit={self.deficit!r}: choose 'local' or 'track'")
+        around = self.eta_min <= 1 <= self.eta_max < float("inf")
+        require(around, "need eta_min ≤ 1 ≤ eta_max < inf", eta_min=self.eta_min, eta_max=self.eta_max)
+        require(self.significance >= 0, "need significance ≥ 0", significance=self.significance)
+        require(self.deficit in ("local", "track"), "choose 'local' or 'track'", deficit=self.deficit)
         object.__setattr__(self, "bands", registry.make(self.bands))
         object.__setattr__(self, "moment", _numbers(self.moment))
 
@@ -123,17 +90,18 @@ class Energy(Correction):
     def correct(self, proposal: Proposal, state: Tensor | None) -> Outcome:
         """Measure the band energies, decide η, move the candidate along w; bitwise T where η = 1."""
         second = self.measure(proposal) if state is None else state
-        first = proposal.first_order
+        first, interval = proposal.first_order, proposal.interval
         move = proposal.next - first
         pairs = ((first, first), (first, move), (move, move), (proposal.denoised, proposal.denoised))
         ff, fm, mm, dd = (proposal.gather(self._bands.inner(a, b)) for a, b in pairs)
-        sizes = self._bands.sizes(move.shape[1:]).to(move.device)
-        interval = proposal.interval
-        m = BandMoments(ff, fm, mm, dd, second.to(move), sizes, interval.sigma, interval.sigma_next)
-        found = self.decide(m)
-        moved = proposal.next + self._bands.scale(move, found.eta - 1)
-        numbers = {"eta": found.eta, "eta_raw": found.raw, "move": m.move.mean(0).sum()}
-        return Outcome(moved, second, numbers, strongest(found.reason))
+        if self.deficit == "local":
+            deficit = (1 - interval.sigma_next / interval.sigma) ** 2 * (second.to(move) - dd)
+        else:
+            sizes = self._bands.sizes(move.shape[1:]).to(move.device)
+            deficit = second.to(move) + interval.sigma_next**2 * sizes - ff
+        eta, raw, reason = self._decide(ff, fm, mm, deficit)
+        numbers = {"eta": eta, "eta_raw": raw, "move": mm.mean(0).sum()}
+        return Outcome(proposal.next + self._bands.scale(move, eta - 1), second, numbers, strongest(reason))
 
     def measure(self, proposal: Proposal) -> Tensor:
         """M_b = E‖P_b D‖² + σ² E[tr P_b ∂D/∂x] from the run's batch, (n,): one evaluation of D, which the step then uses.
@@ -145,12 +113,11 @@ class Energy(Correction):
         energy = proposal.mean(self._bands.inner(denoised, denoised))
         return energy + (proposal.interval.sigma**2 * traces).clamp_min(0)
 
-    def decide(self, m: BandMoments) -> Eta:
-        """η per band."""
-        target = self._deficits(m)
-        a, b, c = m.move.mean(0), m.cross.mean(0), target.mean(0)
+    def _decide(self, first: Tensor, cross: Tensor, move: Tensor, deficit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """η, η before any bound and its Reason, (n,), from ‖P_b T₁‖², ⟨P_b T₁, P_b w⟩, ‖P_b w‖² and the deficit, (B, n)."""
+        a, b, c = move.mean(0), cross.mean(0), deficit.mean(0)
         raw = _root_near_one(a, b, c)
-        spread = m.move * raw**2 + 2 * m.cross * raw - target
+        spread = move * raw**2 + 2 * cross * raw - deficit
         se = _standard_error(spread) / (2 * (a * raw + b)).abs()
         step = raw - 1
         if self.significance > 0:
@@ -161,20 +128,14 @@ class Energy(Correction):
         reason = torch.where(1 + step > self.eta_max, Reason.CLAMPED_HIGH, reason)
         reason = torch.where(torch.isfinite(raw) & ~step.isnan(), reason, Reason.NON_FINITE)
         # A move below the rounding of the state says nothing about energy.
-        still = a <= (8 * torch.finfo(a.dtype).eps) ** 2 * m.first.mean(0)
+        still = a <= (8 * torch.finfo(a.dtype).eps) ** 2 * first.mean(0)
         reason = torch.where(still, Reason.ZERO_RESIDUAL, reason)
         keep = (reason == Reason.NON_FINITE) | (reason == Reason.ZERO_RESIDUAL)
-        return Eta(torch.where(keep, 1.0, eta), raw, reason)
+        return torch.where(keep, 1.0, eta), raw, reason
 
     @property
     def _bands(self) -> Bands:
         return registry.make(self.bands)
-
-    def _deficits(self, m: BandMoments) -> Tensor:
-        """Per sample and band, (B, n)."""
-        if self.deficit == "local":
-            return (1 - m.sigma_next / m.sigma) ** 2 * (m.second - m.denoised)
-        return m.second + m.sigma_next**2 * m.sizes - m.first
 
 
 def second_moment(samples: Tensor, bands: Bands | None = None) -> Tensor:

@@ -11,27 +11,21 @@ import torch
 from torch import Tensor
 
 from steindiff.corrections.blend import Moments, PresetBlend
-from steindiff.errors import InputError
+from steindiff.errors import require
 
 
 @dataclass(frozen=True)
 class EpsilonScaling(PresetBlend):
     """γ = 1/b: the noise prediction divided by b (Ning et al. 2024), exactly so on a first-order VE step.
 
-    For other solvers, and as published, scale the network's own ε: `denoisers.EpsilonScaled`.
-
-    Args:
-        b: the paper has 1.0048 for CIFAR-10 with 13 Euler steps; it depends on solver and NFE.
-
-    Raises:
-        InputError: b ≤ 0.
+    For other solvers, and as published, scale the network's own ε: `denoisers.EpsilonScaled`, which says what b is.
     """
 
     b: float = 1.0048
 
     def __post_init__(self) -> None:
-        if not 0 < self.b < float("inf"):
-            raise InputError(f"b={self.b}: need a positive scale (1.0048 is the published value at 13 Euler steps)")
+        published = "1.0048 is the published value at 13 Euler steps"
+        require(0 < self.b < float("inf"), f"need a positive scale ({published})", b=self.b)
 
     def gamma(self, m: Moments, index: int) -> Tensor:
         """1/b."""
@@ -46,18 +40,14 @@ class DCW(PresetBlend):
 
     Args:
         scale: λ at σ_max; 0.005 is the published value at 13 Euler steps.
-        sigma_max: the highest noise level of the grid.
-
-    Raises:
-        InputError: sigma_max ≤ 0.
+        sigma_max: the highest noise level of the grid, > 0.
     """
 
     scale: float = 0.005
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
-        if not self.sigma_max > 0:
-            raise InputError(f"sigma_max={self.sigma_max}: need the grid's highest noise level, > 0")
+        require(self.sigma_max > 0, "need the grid's highest noise level, > 0", sigma_max=self.sigma_max)
 
     def gamma(self, m: Moments, index: int) -> Tensor:
         """1 − λ r/(1−r), from the noise levels alone."""

@@ -60,9 +60,6 @@ def make(spec: Correction | str) -> Correction | None:
     divergence modes, clamped. "self_consistent" and "fast_km" are its variants. "energy" and "energy_bands" are our own, with
     one η or one per frequency band of an image. "fixed(table.json)" replays a table of γ; "chain(a, b)" applies b to what a
     has made.
-
-    Raises:
-        InputError: an unknown name (with a suggestion), options it does not take, or options out of range.
     """
     if spec == NONE:
         return None

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from steindiff.corrections.base import Run
 from steindiff.corrections.blend import Blend, Decision, Moments, Need, PresetBlend, bounded
-from steindiff.errors import InputError
+from steindiff.errors import InputError, require
 
 
 def stein_ratio(m: Moments) -> Tensor:
@@ -39,9 +39,6 @@ class CleanTarget(Blend):
         mode: where E[∇·u] comes from (paper E.1). "full" takes an estimate at every step; "analytical" takes the solver's
             linear part alone, without a derivative; "adaptive" is analytical above `threshold` and full below.
         threshold: the VE noise level of "adaptive"; the paper gives no value, 1.0 is ours.
-
-    Raises:
-        InputError: bounds or threshold are not positive, or out of order; the mode is unknown.
     """
 
     gamma_min: float = 1e-6
@@ -50,13 +47,11 @@ class CleanTarget(Blend):
     threshold: float = 1.0
 
     def __post_init__(self) -> None:
-        high = float("inf") if self.gamma_max is None else self.gamma_max
-        if not 0 < self.gamma_min <= high or float("inf") in (self.gamma_min, self.gamma_max):
-            raise InputError(
-                f"gamma_min={self.gamma_min}, gamma_max={self.gamma_max}: need 0 < gamma_min ≤ gamma_max < inf (None: no bound)"
-            )
-        if self.mode not in ("full", "analytical", "adaptive") or not self.threshold > 0:
-            raise InputError(f"mode={self.mode!r}, threshold={self.threshold}: choose full, analytical or adaptive, and > 0")
+        low, high = self.gamma_min, self.gamma_min if self.gamma_max is None else self.gamma_max
+        ordered = 0 < low <= high < float("inf")
+        require(ordered, "need 0 < gamma_min ≤ gamma_max < inf (None: no bound)", gamma_min=low, gamma_max=self.gamma_max)
+        require(self.mode in ("full", "analytical", "adaptive"), "choose full, analytical or adaptive", mode=self.mode)
+        require(self.threshold > 0, "need a noise level > 0", threshold=self.threshold)
 
     @classmethod
     def printed(cls) -> CleanTarget:
@@ -84,13 +79,6 @@ class NoiseConsistent(Blend):
 
     In expectation it is exactly 1 for DDIM with an exact denoiser, in every schedule; so it pulls high-order solvers back to
     first order. It is a check and a fixed point rather than a sampler (derived here; not in the paper).
-
-    Args:
-        gamma_min: the lower bound, or None.
-        gamma_max: the upper bound, or None.
-
-    Raises:
-        InputError: bounds are not finite, or out of order.
     """
 
     gamma_min: float | None = None
@@ -98,10 +86,9 @@ class NoiseConsistent(Blend):
 
     def __post_init__(self) -> None:
         bounds = [b for b in (self.gamma_min, self.gamma_max) if b is not None]
-        if not all(abs(b) < float("inf") for b in bounds) or bounds != sorted(bounds):
-            raise InputError(
-                f"gamma_min={self.gamma_min}, gamma_max={self.gamma_max}: need finite bounds, gamma_min ≤ gamma_max"
-            )
+        ordered = all(map(math.isfinite, bounds)) and bounds == sorted(bounds)
+        need = "need finite bounds, gamma_min ≤ gamma_max"
+        require(ordered, need, gamma_min=self.gamma_min, gamma_max=self.gamma_max)
 
     def need(self, sigma: float) -> Need:
         """The full divergence at every step."""
@@ -116,22 +103,14 @@ class NoiseConsistent(Blend):
 
 @dataclass(frozen=True)
 class FixedGamma(PresetBlend):
-    """γ_i from a table, one value per step: no derivative is taken, and an image depends on its seed alone.
-
-    Args:
-        table: γ for steps 0…n−1.
-
-    Raises:
-        InputError: the table is empty or a value is not finite; at the start of a run, the table has another length.
-    """
+    """γ_i from a table, one for each step 0…n−1: no derivative is taken, and an image depends on its seed alone."""
 
     table: tuple[float, ...]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "table", tuple(float(g) for g in self.table))
-        bad = [g for g in self.table if not abs(g) < float("inf")]
-        if bad or not self.table:
-            raise InputError(f"gamma table {self.table}: need at least one value, all finite")
+        finite = bool(self.table) and all(map(math.isfinite, self.table))
+        require(finite, "need at least one value, all finite", table=self.table)
 
     @classmethod
     def from_gammas(cls, gammas: Sequence[float]) -> FixedGamma:
@@ -140,7 +119,7 @@ class FixedGamma(PresetBlend):
 
     @classmethod
     def load(cls, path: str | Path) -> FixedGamma:
-        """Read a JSON list of numbers. Raises InputError where the file holds anything else."""
+        """Read a JSON list of numbers."""
         return cls(read_numbers(path, "a gamma table"))
 
     def init(self, run: Run) -> None:
@@ -159,11 +138,9 @@ def read_numbers(path: str | Path, what: str) -> tuple[float, ...]:
     """A JSON list of finite numbers. Raises InputError where the file holds anything else; `what` names what it should be."""
     try:
         values = json.loads(Path(path).read_text())
-        if not isinstance(values, list) or not all(type(g) in (int, float) for g in values):
-            raise InputError("it holds something else")
-        numbers = tuple(float(g) for g in values)
-        if not numbers or not all(map(math.isfinite, numbers)):
+        listed = isinstance(values, list) and all(type(g) in (int, float) and math.isfinite(g) for g in values)
+        if not listed or not values:
             raise InputError("it needs at least one value, all finite")
-        return numbers
+        return tuple(map(float, values))
     except (OSError, ValueError, OverflowError) as error:
         raise InputError(f"{path} is not {what} (a JSON list of numbers): {error}") from error

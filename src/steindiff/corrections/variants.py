@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steindiff.corrections.base import Correction, Outcome, Proposal, Reason
 from steindiff.denoisers import expand
-from steindiff.errors import InputError
+from steindiff.errors import require
 from steindiff.solvers.coefficients import combine, ddim
 
 
@@ -29,17 +29,13 @@ class FastKM(Correction):
     Args:
         a: the inertia parameter, > 2.
         s: the step parameter in (0, 1].
-
-    Raises:
-        InputError: a or s outside these.
     """
 
     a: float = 3.0
     s: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.a > 2 or not 0 < self.s <= 1:
-            raise InputError(f"a={self.a}, s={self.s}: need a > 2 and 0 < s ≤ 1")
+        require(self.a > 2 and 0 < self.s <= 1, "need a > 2 and 0 < s ≤ 1", a=self.a, s=self.s)
 
     def correct(self, proposal: Proposal, state: tuple[Tensor, Tensor] | None) -> Outcome:
         """The blend with the last two states."""
@@ -68,17 +64,13 @@ class SelfConsistent(Correction):
     Args:
         eta: η in [0, 1], how much of an agreeing look-ahead is taken.
         scale: the scale of τ, > 0.
-
-    Raises:
-        InputError: eta or scale outside these.
     """
 
     eta: float = 0.5
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1 or not self.scale > 0:
-            raise InputError(f"eta={self.eta}, scale={self.scale}: need 0 ≤ eta ≤ 1 and scale > 0")
+        require(0 <= self.eta <= 1 and self.scale > 0, "need 0 ≤ eta ≤ 1 and scale > 0", eta=self.eta, scale=self.scale)
 
     def correct(self, proposal: Proposal, state: None) -> Outcome:
         """The proposal moved towards the look-ahead by ηω; ηω per image is recorded as "weight"."""
