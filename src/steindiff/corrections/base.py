@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from steindiff.denoisers import Counter, Denoiser, expand
-from steindiff.divergence import Contract, Estimate, Estimator
+from steindiff.divergence import Contract, Estimate, Estimator, dot
 from steindiff.divergence.estimators import Through
 from steindiff.errors import SteindiffError
 from steindiff.io.processes import Gather, alone
@@ -249,7 +249,7 @@ class Proposal:
                 "another correction has moved this step, so its divergence is not known: put the correction that needs it first"
             )
 
-    def _estimate(self, g: Through[Any], contract: Contract | None = None) -> tuple[Estimate, Any]:
+    def _estimate(self, g: Through[Any], contract: Contract = dot) -> tuple[Estimate, Any]:
         # An estimator cuts the graph and the tangent of x: what came out would be a derivative with T's part missing.
         if (self.x.requires_grad and torch.is_grad_enabled()) or forward_ad.unpack_dual(self.x).tangent is not None:
             raise SteindiffError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from steindiff.denoisers import Denoiser
 from steindiff.divergence.products import METHODS, Options, dot, linearise
 from steindiff.errors import SteindiffError
+
+SAMPLES, REPEATS = 8, 5
 
 
 class Choice(NamedTuple):
@@ -38,8 +41,8 @@ def choose(
     methods: tuple[str, ...] = METHODS,
     fd_step: float = 1e-3,
     antithetic: bool = True,
-    samples: int = 8,
-    repeats: int = 5,
+    samples: int = SAMPLES,
+    repeats: int = REPEATS,
 ) -> Choice:
     """Try vᵀJv of D by each method on a few samples; check it against difference quotients; time it against a forward.
 
@@ -52,49 +55,38 @@ def choose(
     v, quotients = torch.ones_like(z), _quotients(denoiser, z, sigma)
     costs: dict[str, float | None] = {}
     notes, values = dict[str, str](), dict[str, Tensor]()
+
+    def product(method: str) -> Tensor:
+        products = linearise(method, lambda y: (denoiser(y, sigma), None), z, Options(fd_step, antithetic))
+        return dot(v, products.one(v)).detach()
+
     for method in methods:
-
-        def attempt(method: str = method) -> Tensor:
-            products = linearise(method, lambda y: (denoiser(y, sigma), None), z, Options(fd_step, antithetic))
-            return dot(v, products.one(v)).detach()
-
         try:
-            value = attempt()
+            value = product(method)
             if method != "fd":
                 _confirm(value, *quotients)
-            costs[method] = _excess(attempt, lambda: denoiser(z, sigma), z, repeats)
+            costs[method] = _excess(partial(product, method), partial(denoiser, z, sigma), z, repeats)
             values[method] = value
         except Exception as error:  # the plain forward works, so whatever is raised here is about the derivative
-            costs[method], notes[method] = None, f"{type(error).__name__}: {error}".partition("\n")[0]
+            costs[method], notes[method] = None, _first_line(error)
     if not values:
-        raise SteindiffError(f"no derivative of this network by {' or '.join(methods)}: {notes}; {_remedy(methods)}")
-    return Choice(next(iter(values)), costs, {**notes, **_gaps(values)})
-
-
-def _gaps(values: dict[str, Tensor]) -> dict[str, str]:
-    """How far each method's product is from the first one's."""
+        some = "use Hutchinson(method='auto'), which takes whichever works"
+        none = "use a rule or a mode that needs none (FixedGamma, mode='analytical')"
+        remedy = none if set(methods) == set(METHODS) else some
+        raise SteindiffError(f"no derivative of this network by {' or '.join(methods)}: {notes}; {remedy}")
     first, reference = next(iter(values.items()))
     scale = reference.norm().clamp_min(1e-30)
-    return {m: f"works; {float((v - reference).norm() / scale):.1e} from {first}, relatively" for m, v in values.items()}
+    gaps = {m: f"works; {float((v - reference).norm() / scale):.1e} from {first}, relatively" for m, v in values.items()}
+    return Choice(first, costs, {**notes, **gaps})
 
 
-def priced_batched(
-    choice: Choice,
-    denoiser: Denoiser,
-    x: Tensor,
-    sigma: Tensor,
-    *,
-    method: str,
-    probes: int,
-    samples: int = 8,
-    repeats: int = 5,
-) -> Choice:
+def priced_batched(choice: Choice, denoiser: Denoiser, x: Tensor, sigma: Tensor, method: str, probes: int) -> Choice:
     """`choice` with the cost of a product when `probes` of them share a pass, and whether that beats one by one.
 
     Both are timed in turns with a forward. A network whose operations cannot be vmapped, or whose batched products differ
     from the others, gets the cost None and a note.
     """
-    z = x[:samples].detach()
+    z = x[:SAMPLES].detach()
     stream = torch.Generator().manual_seed(0)
     probe = [torch.randn(z.shape, generator=stream, dtype=torch.float64).to(z) for _ in range(probes)]
 
@@ -105,19 +97,17 @@ def priced_batched(
     costs, notes, key = dict(choice.costs), dict(choice.notes), f"{method}_batched"
     try:
         torch.testing.assert_close(run(True), run(False), rtol=1e-3, atol=1e-3)
-        together, single = (_excess(lambda b=b: run(b), lambda: denoiser(z, sigma), z, repeats) for b in (True, False))  # type: ignore[misc]
+        together, single = (_excess(partial(run, b), partial(denoiser, z, sigma), z, REPEATS) for b in (True, False))
     except Exception as error:  # products one by one work, so whatever is raised here is about vmap
-        costs[key], notes[key] = None, f"{type(error).__name__}: {error}".partition("\n")[0]
+        costs[key], notes[key] = None, _first_line(error)
         return choice._replace(costs=costs, notes=notes, batched=False)
     costs[key] = together / probes
     notes[key] = f"works; {probes} products beyond the primal: {together:.2f} forwards at once, {single:.2f} one by one"
     return choice._replace(costs=costs, notes=notes, batched=together < single)
 
 
-def _remedy(methods: tuple[str, ...]) -> str:
-    if set(methods) != set(METHODS):
-        return "use Hutchinson(method='auto'), which takes whichever works"
-    return "use a rule or a mode that needs none (FixedGamma, mode='analytical')"
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _quotients(denoiser: Denoiser, z: Tensor, sigma: Tensor) -> list[Tensor]:
@@ -149,13 +139,13 @@ def _excess(product: Callable[[], object], plain: Callable[[], object], x: Tenso
     """
 
     def seconds(run: Callable[[], object]) -> float:
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
         start = time.perf_counter()
         run()
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
         return time.perf_counter() - start
 
-    rounds = [(seconds(product), seconds(plain)) for _ in range(repeats + 1)][1:]  # the first warms up
+    rounds = [(seconds(product), seconds(plain)) for _ in range(repeats + 1)][
+        1:
+    ]  # the first warms up, and waits for what came before
     return max(0.0, min(p for p, _ in rounds) / max(min(f for _, f in rounds), 1e-9) - 1)

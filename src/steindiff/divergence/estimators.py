@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice, repeat
 from typing import Literal, NamedTuple, TypeVar
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from steindiff.denoisers import Denoiser
 from steindiff.divergence.choosing import Choice, choose, priced_batched
 from steindiff.divergence.products import METHODS, Contract, Map, Options, Products, dot, linearise
-from steindiff.errors import InputError, SteindiffError
+from steindiff.errors import InputError, SteindiffError, require
 from steindiff.io.processes import Gather
 from steindiff.noise import mix
 
@@ -63,7 +64,7 @@ class Estimator(ABC):
     """What a probe of the network found, once resolved."""
 
     @abstractmethod
-    def __call__(self, g: Map[A], x: Tensor, index: int, contract: Contract | None = None) -> tuple[Estimate, A]:
+    def __call__(self, g: Map[A], x: Tensor, index: int, contract: Contract = dot) -> tuple[Estimate, A]:
         """∇·g at x, (B, *event), and g's by-product detached; `index` (the step) picks the probes.
 
         `contract(v, Jv)` makes the estimate from a product, by default vᵀJv, (B,); one that returns (B, n) estimates n partial
@@ -74,15 +75,9 @@ class Estimator(ABC):
     def resolve(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Estimator:
         """This estimator with its method chosen and its cost measured on `denoiser`."""
 
-    def through(
-        self, g: Through[A], denoiser: Denoiser, x: Tensor, index: int, contract: Contract | None = None
-    ) -> tuple[Estimate, A]:
-        """`self(lambda z: g(denoiser, z), …)`; an estimator may spare the network what it does not need."""
-
-        def bound(z: Tensor) -> tuple[Tensor, A]:
-            return g(denoiser, z)
-
-        return self(bound, x, index) if contract is None else self(bound, x, index, contract)
+    def through(self, g: Through[A], denoiser: Denoiser, x: Tensor, index: int, contract: Contract = dot) -> tuple[Estimate, A]:
+        """The estimate of z ↦ g(denoiser, z); an estimator may spare the network what it does not need."""
+        return self(partial(g, denoiser), x, index, contract)
 
     def seeded(self, seed: int | tuple[int, ...]) -> Estimator:
         """This estimator with probes from other seeds."""
@@ -107,9 +102,6 @@ class Hutchinson(Estimator):
             run finds it cheaper. Equal to False up to rounding; memory grows with k.
         samples: m: only the first m images of the batch get products, and E[∇·g] is a mean over these. The others are
             evaluated once, without derivative. None, or m ≥ B: all images. The network must accept a part of the batch.
-
-    Raises:
-        InputError: probes < 1, fd_step ≤ 0, samples < 1, or unknown names.
     """
 
     probes: int = 1
@@ -123,18 +115,15 @@ class Hutchinson(Estimator):
     samples: int | None = None
 
     def __post_init__(self) -> None:
-        if self.probes < 1 or not self.fd_step > 0:
-            raise InputError(f"probes={self.probes}, fd_step={self.fd_step}: need probes ≥ 1 and fd_step > 0")
-        if self.kind not in ("rademacher", "gaussian") or self.method not in ("auto", *METHODS):
-            raise InputError(
-                f"kind={self.kind!r}, method={self.method!r}: choose rademacher or gaussian, and auto, vjp, jvp or fd"
-            )
-        if self.samples is not None and self.samples < 1:
-            raise InputError(f"samples={self.samples}: need at least one image, or None for the whole batch")
-        if self.batched not in (False, True, "auto") or (self.batched is True and self.method == "fd"):
-            raise InputError(
-                f"batched={self.batched!r}, method={self.method!r}: choose 'auto' or False; fd has no batched pass"
-            )
+        require(self.probes >= 1, "need at least one probe", probes=self.probes)
+        require(self.fd_step > 0, "need a step > 0", fd_step=self.fd_step)
+        require(self.kind in ("rademacher", "gaussian"), "choose rademacher or gaussian", kind=self.kind)
+        require(self.method in ("auto", *METHODS), "choose auto, vjp, jvp or fd", method=self.method)
+        some = self.samples is None or self.samples >= 1
+        require(some, "need at least one image, or None for the whole batch", samples=self.samples)
+        possible = self.batched in (False, "auto") or (self.batched is True and self.method != "fd")
+        remedy = "choose 'auto' or False; fd has no batched pass"
+        require(possible, remedy, batched=self.batched, method=self.method)
 
     def seeded(self, seed: int | tuple[int, ...]) -> Hutchinson:
         """This estimator with probes from `seed`."""
@@ -147,26 +136,22 @@ class Hutchinson(Estimator):
         method = choice.method if self.method == "auto" else self.method
         if choice.costs.get(method) is None:
             raise SteindiffError(f"method={method!r} is not among the usable ones of {choice}: use method='auto'")
-        choice, batched = self._resolve_batched(choice, method, denoiser, x, sigma)
-        return replace(self, choice=choice._replace(batched=batched), method=method, batched=batched)  # type: ignore[arg-type]
+        choice = self._resolve_batched(choice, method, denoiser, x, sigma)
+        return replace(self, choice=choice, method=method, batched=choice.batched)  # type: ignore[arg-type]
 
-    def _resolve_batched(
-        self, choice: Choice, method: str, denoiser: Denoiser, x: Tensor, sigma: Tensor
-    ) -> tuple[Choice, bool]:
-        """Whether products share a pass, measured unless `choice` says it."""
+    def _resolve_batched(self, choice: Choice, method: str, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Choice:
+        """`choice` with whether products share a pass, measured unless it says it."""
         if not self.batched or self._at_once() < 2 or (self.batched == "auto" and method == "fd"):
-            return choice, False
+            return choice._replace(batched=False)
         key = f"{method}_batched"
         if key not in choice.costs and method != "fd":
-            choice = priced_batched(choice, denoiser, x, sigma, method=method, probes=self._at_once())
-        if self.batched == "auto":
-            return choice, choice.batched
-        if choice.costs.get(key) is None:
+            choice = priced_batched(choice, denoiser, x, sigma, method, self._at_once())
+        if self.batched is True and choice.costs.get(key) is None:
             why = choice.notes.get(key, "finite differences have no batched pass")
             raise SteindiffError(f"batched=True does not work by {method} on this network: {why}; use batched='auto' or False")
-        return choice, True
+        return choice._replace(batched=self.batched is True or choice.batched)
 
-    def __call__(self, g: Map[A], x: Tensor, index: int, contract: Contract | None = None) -> tuple[Estimate, A]:
+    def __call__(self, g: Map[A], x: Tensor, index: int, contract: Contract = dot) -> tuple[Estimate, A]:
         """k products; see `Estimator`. Method "auto" must have been resolved. g is evaluated on all of x."""
         if self.method == "auto":
             raise InputError("method='auto' is chosen per network: call resolve(denoiser, x, sigma) first")
@@ -178,13 +163,11 @@ class Hutchinson(Estimator):
             return value[:m], aux
 
         products = linearise(self.method, g if m == len(x) else on_head, x[:m], options)
-        values = self._values(products, self._draw(x, index), contract or dot)
+        values = self._values(products, self._draw(x, index), contract)
         return Estimate(values.detach(), products.primals, products.jvps, products.vjps), products.aux
 
-    def through(
-        self, g: Through[A], denoiser: Denoiser, x: Tensor, index: int, contract: Contract | None = None
-    ) -> tuple[Estimate, A]:
-        """See `__call__`; with `samples`, the other images are evaluated once, and never differentiated."""
+    def through(self, g: Through[A], denoiser: Denoiser, x: Tensor, index: int, contract: Contract = dot) -> tuple[Estimate, A]:
+        """See `Estimator`; with `samples`, the other images are evaluated once, and never differentiated."""
         m = self._attended(x)
         if m == len(x):
             return super().through(g, denoiser, x, index, contract)
@@ -226,17 +209,14 @@ class HutchPlusPlus(Hutchinson):
     S and v random probes. Unbiased. The variance is 2/r ‖(1−QQᵀ)J(1−QQᵀ)‖² for a symmetric J (less the diagonal for
     Rademacher): below Hutchinson's 2/k ‖J‖² only where few directions hold most of ‖J‖². Exact for rank ≤ s.
     Arguments as `Hutchinson`'s; the sketch of d directions makes it exact, and the residual is then left out.
-
-    Raises:
-        InputError: probes < 3, and as `Hutchinson`.
     """
 
     probes: int = 6
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.probes < 3:
-            raise InputError(f"probes={self.probes}: Hutch++ needs 3 or more (sketch, projection, residual), or use Hutchinson")
+        remedy = "Hutch++ needs 3 or more (sketch, projection, residual), or use Hutchinson"
+        require(self.probes >= 3, remedy, probes=self.probes)
 
     def _at_once(self) -> int:
         return self.probes - 2 * (self.probes // 3)
@@ -266,13 +246,12 @@ class Exact(Estimator):
         """This estimator with the cost of a VJP measured."""
         return replace(self, choice=self.choice or choose(denoiser, x, sigma, methods=("vjp",)))
 
-    def __call__(self, g: Map[A], x: Tensor, index: int, contract: Contract | None = None) -> tuple[Estimate, A]:
+    def __call__(self, g: Map[A], x: Tensor, index: int, contract: Contract = dot) -> tuple[Estimate, A]:
         """See `Estimator`; one row of values, exact up to rounding."""
         dim = x[0].numel()
         basis = torch.eye(dim, dtype=x.dtype, device=x.device).reshape(dim, 1, *x.shape[1:])
         products = linearise("vjp", g, x, Options())
-        bilinear = contract or dot
-        values = torch.stack([bilinear(v, w) for v, w in products.pairs(e.expand_as(x) for e in basis)])
+        values = torch.stack([contract(v, w) for v, w in products.pairs(e.expand_as(x) for e in basis)])
         return Estimate(values.sum(0, keepdim=True).detach(), 1, 0, products.vjps), products.aux
 
 
