@@ -135,7 +135,7 @@ def _confirm(value: Tensor, near: Tensor, far: Tensor) -> None:
 def _excess(product: Callable[[], object], plain: Callable[[], object], x: Tensor, repeats: int) -> float:
     """The cost of `product` beyond `plain`, in units of `plain`; both are timed in turns, and the least of each counts.
 
-    Other work on the machine can only add time, and taking turns makes it add to both.
+    Other work on the machine can only add time, and taking turns makes it add to both. Each turn leaves the device idle.
     """
 
     def seconds(run: Callable[[], object]) -> float:
@@ -145,7 +145,5 @@ def _excess(product: Callable[[], object], plain: Callable[[], object], x: Tenso
             torch.cuda.synchronize(x.device)
         return time.perf_counter() - start
 
-    rounds = [(seconds(product), seconds(plain)) for _ in range(repeats + 1)][
-        1:
-    ]  # the first warms up, and waits for what came before
+    _, *rounds = ((seconds(product), seconds(plain)) for _ in range(repeats + 1))  # the first warms up
     return max(0.0, min(p for p, _ in rounds) / max(min(f for _, f in rounds), 1e-9) - 1)

@@ -194,11 +194,10 @@ class Hutchinson(Estimator):
             raise InputError(f"{len(seeds)} probe seeds for a batch of {len(x)}: give one, or one per image")
         x = x[: self._attended(x)]
         seeds = seeds[: len(x)]
-        shape = x.shape if len(seeds) == 1 else x.shape[1:]
+        shape = torch.Size((len(x) // len(seeds), *x.shape[1:]))
         streams = [torch.Generator().manual_seed(mix(_PROBE_TAG, s, index)) for s in seeds]
         for _ in range(self.probes):
-            draws = [_probe(shape, s, self.kind) for s in streams]
-            yield (draws[0] if len(seeds) == 1 else torch.stack(draws)).reshape(x.shape).to(x)
+            yield torch.cat([_probe(shape, s, self.kind) for s in streams]).to(x)
 
 
 @dataclass(frozen=True)

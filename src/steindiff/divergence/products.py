@@ -100,7 +100,7 @@ class _Jvp(Products[A]):
             tangent: Tensor | None = forward_ad.unpack_dual(value).tangent
             if tangent is None:
                 raise SteindiffError("the tangent was lost on the way (inference mode, or an operation without forward rule)")
-            self._count(1)
+            self.primals, self.jvps = self.primals + 1, self.jvps + 1
             if self.primals == 1:
                 self.aux = mapped(lambda t: forward_ad.unpack_dual(t).primal.detach(), aux)
         return tangent
@@ -123,15 +123,11 @@ class _Jvp(Products[A]):
         with torch.no_grad():
             # None: the primal is the same for all probes.
             products, leaves = torch.func.vmap(push, out_dims=(0, None))(block)  # type: ignore[arg-type]
-        self._count(len(block))
+        self.primals, self.jvps = self.primals + 1, self.jvps + len(block)
         if self.primals == 1:
             rest = iter(leaves)
             self.aux = mapped(lambda t: next(rest).detach(), trees[0])
         return torch.as_tensor(products)
-
-    def _count(self, products: int) -> None:
-        self.primals += 1
-        self.jvps += products
 
 
 class _Fd(Products[A]):
