@@ -258,7 +258,6 @@ class TimeSelected(_Wrapper):
     own τ (Algorithm 3; per image in its code). Derivatives take τ as constant: it is a step function of x.
 
     Args:
-        denoiser: D.
         window: w, in indices; published for CIFAR-10: 40, 30, 8, 2 at 10, 20, 50, 100 DDIM steps (Fig. 7).
         cutoff: t_c, an index; published: 300 of 1000 (σ/α = 1.24). 0: select everywhere.
         data_variance: v0, the mean variance over the coordinates of one clean image. 0 is published and tells too much noise
@@ -322,8 +321,7 @@ class Counter(_Wrapper):
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser = denoiser
-        self.calls = 0
+        self.denoiser, self.calls = denoiser, 0
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D(x, sigma), counted."""

@@ -114,17 +114,16 @@ def _value(text: str) -> Any:
         return text
 
 
+@dataclass(frozen=True)
 class Registry(Generic[T]):
-    """What specs of one kind can name.
+    """What specs of one kind can name."""
 
-    Args:
-        kind: what an entry is, for error texts: "solver".
-        base: the type of what `make` returns.
-        entries: a factory for each name; its parameters are the options of the spec.
-    """
-
-    def __init__(self, kind: str, base: type[T], entries: Mapping[str, Callable[..., T]]) -> None:
-        self.kind, self.base, self.entries = kind, base, dict(entries)
+    kind: str
+    """What an entry is, for error texts: "solver"."""
+    base: type[T]
+    """The type of what `make` returns."""
+    entries: Mapping[str, Callable[..., T]]
+    """A factory for each name; its parameters are the options of the spec."""
 
     def names(self) -> tuple[str, ...]:
         """The names that a spec can have."""

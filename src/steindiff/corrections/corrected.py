@@ -47,14 +47,12 @@ class CorrectedState:
 
 @dataclass(frozen=True)
 class Corrected(Solver):
-    """A solver whose every step is first proposed by `solver` and then corrected by `rule`.
+    """A solver whose every step is first proposed by `solver` and then corrected by `rule`; both may be names or specs.
 
     The history of a multistep solver is constant in the Jacobian. T is the finished step: Heun's with both evaluations, UniPC's
     with its corrector (its stored evaluation is kept or refreshed as the solver says).
 
     Args:
-        solver: a solver, or its name or spec.
-        rule: the correction, or its name or spec.
         divergence: estimates E[∇·u]; by default `Hutchinson()`, one Rademacher probe, its method chosen by a probe of the
             network.
         frame: the coordinates of a blend. "model" is the model's own x = α y (the paper's choice; α comes from the denoiser

@@ -1,7 +1,4 @@
-"""Published closed-form rescalings as corrections: on first-order VE steps each is a γ.
-
-They carry their authors' defaults; `tests/corrections/test_peers.py` tests the equivalences.
-"""
+"""Published closed-form rescalings as corrections, with their authors' defaults: on first-order VE steps each is a γ."""
 
 from __future__ import annotations
 

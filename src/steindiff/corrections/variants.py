@@ -85,7 +85,7 @@ class SelfConsistent(Correction):
 
 def interpolated(x: Tensor, denoised: Tensor, sigmas: Tensor) -> Tensor:
     """x^tr at sigmas[1] from a jump sigmas[0] → sigmas[2], linear in log σ (Prop. D.4); sigmas > 0."""
-    start, middle, end = sigmas[0], sigmas[1], sigmas[2]
+    start, middle, end = sigmas.unbind()
     w = (start / middle).log() / (start / end).log()
     return (1 - w) * x + w * ddim(x, denoised, start, end)
 
