@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from steindiff.analytic import ExactModel, Gaussian, GaussianMixture
+from steindiff.analytic.integrate import runge_kutta
 from steindiff.corrections.blend import Moments
 from steindiff.corrections.stein import stein_ratio
 from steindiff.denoisers import Denoiser, FromEps
@@ -32,11 +33,6 @@ from steindiff.solvers import DDIM, DPMpp2M, Grid
 
 D64 = torch.float64
 DIM = 8
-
-
-def z_of(a: Value, b: Value) -> float:
-    """The difference of independent estimates in standard errors."""
-    return (a.value - b.value) / math.hypot(a.se, b.se)
 
 
 def mean_of(values: Tensor) -> Value:
@@ -52,8 +48,7 @@ def law(name: str) -> ExactModel:
         return Gaussian(torch.zeros(DIM, dtype=D64), torch.eye(DIM, dtype=D64))
     if name == "gaussian":
         basis = torch.linalg.qr(torch.randn(DIM, DIM, generator=g, dtype=D64)).Q
-        spectrum = 1 / torch.arange(1, DIM + 1, dtype=D64)
-        covariance = basis @ torch.diag(spectrum) @ basis.mT
+        covariance = basis @ torch.diag(1 / torch.arange(1, DIM + 1, dtype=D64)) @ basis.mT
         return Gaussian(torch.full((DIM,), 0.3, dtype=D64), (covariance + covariance.mT) / 2)
     means = torch.randn(4, DIM, generator=g, dtype=D64)
     factors = 0.1 * torch.randn(4, DIM, DIM, generator=g, dtype=D64)
@@ -75,8 +70,6 @@ TIMES: dict[str, tuple[tuple[float, float, float], ...]] = {
 }
 """Before, at and after the step, in each schedule's own time; one step at high noise, one at low."""
 
-Frame = Literal["model", "ve"]
-
 
 @dataclass(frozen=True)
 class Case:
@@ -97,7 +90,7 @@ class Case:
 
     law: str = "mixture"
     schedule: str = "edm"
-    frame: Frame = "model"
+    frame: Literal["model", "ve"] = "model"
     solver: str = "ddim"
     level: int = 0
     noise: float = 1.0
@@ -118,34 +111,26 @@ class Case:
 
     @property
     def denoiser(self) -> Denoiser:
-        """The law's exact denoiser, behind a network that predicts ε under the schedule."""
-        return adapted(law(self.law), SCHEDULES[self.schedule])
+        """The law's exact denoiser itself in VE; elsewhere behind the adapter of a network that predicts ε."""
+        model, schedule = law(self.law), SCHEDULES[self.schedule]
+
+        def network(x: Tensor, t: Tensor) -> Tensor:
+            alpha, sigma, s = (z.to(x)[:, None] for z in (schedule.alpha(t), schedule.sigma(t), schedule.ratio(t)))
+            return (x - alpha * model.denoise(x / alpha, s[:, 0])) / sigma
+
+        return model if isinstance(schedule, VE) else FromEps(network, schedule)
 
     def __str__(self) -> str:
         return f"{self.law}, {self.schedule}, {self.solver}, {self.frame} frame, step {self.level}"
 
 
-def cases(laws: tuple[str, ...] = ("gaussian", "mixture"), solvers: tuple[str, ...] = ("ddim", "dpmpp_2m")) -> list[Case]:
+def cases() -> list[Case]:
     """Every law, schedule, solver and level in the model's frame, and the VP ones in the VE frame too."""
-    frames: tuple[Frame, ...] = ("model", "ve")
-    every = product(laws, SCHEDULES, frames, solvers, (0, 1))
-    return [Case(a, b, f, s, i) for a, b, f, s, i in every if not (b == "edm" and f == "ve")]  # α = 1: one frame
+    every = product(("gaussian", "mixture"), SCHEDULES, ("model", "ve"), ("ddim", "dpmpp_2m"), (0, 1))
+    return [Case(*settings) for settings in every if settings[1:3] != ("edm", "ve")]  # α = 1: one frame
 
 
-def adapted(model: ExactModel, schedule: Schedule) -> Denoiser:
-    """The exact denoiser itself in VE; elsewhere through the adapter, as a network that predicts ε."""
-    if isinstance(schedule, VE):
-        return model
-
-    def network(x: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma, s = (z.to(x)[:, None] for z in (schedule.alpha(t), schedule.sigma(t), schedule.ratio(t)))
-        return (x - alpha * model.denoise(x / alpha, s[:, 0])) / sigma
-
-    return FromEps(network, schedule)
-
-
-@dataclass(frozen=True, eq=False)
-class Draw:
+class Draw(NamedTuple):
     """VE states y = x* + κ s ε with their x*, and the step T(y) as a function."""
 
     case: Case
@@ -156,54 +141,33 @@ class Draw:
 
 def draw(case: Case, n: int, seed: int) -> Draw:
     """n independent draws of the coupling of `case`."""
-    model, g = law(case.law), torch.Generator().manual_seed(seed)
+    model, denoiser, (before, sigma, _) = law(case.law), case.denoiser, case.sigmas
+    g = torch.Generator().manual_seed(seed)
     clean = model.sample(1 if case.fixed else n, g).expand(n, DIM)
-    y = clean + case.noise * case.sigmas[1] * _noise(case.shape, n, g)
-    other = clean + case.sigmas[0] * torch.randn(n, DIM, generator=g, dtype=D64)
-    return Draw(case, clean, y, _step(case, y, other))
+    if case.shape == "normal":
+        noise = torch.randn(n, DIM, generator=g, dtype=D64)
+    else:
+        p = 0.03
+        noise = ((torch.rand(n, DIM, generator=g, dtype=D64) < p).double() - p) / math.sqrt(p * (1 - p))
+    y = clean + case.noise * sigma * noise
+    other = clean + before * torch.randn(n, DIM, generator=g, dtype=D64)
 
+    def past(z: Tensor) -> Tensor:
+        return denoiser(other if case.history == "independent" else flow(model, z, sigma, before), before)
 
-def _noise(shape: str, n: int, g: torch.Generator) -> Tensor:
-    if shape == "normal":
-        return torch.randn(n, DIM, generator=g, dtype=D64)
-    p = 0.03
-    return ((torch.rand(n, DIM, generator=g, dtype=D64) < p).double() - p) / math.sqrt(p * (1 - p))
-
-
-def _step(case: Case, y: Tensor, other: Tensor) -> Callable[[Tensor], Tensor]:
-    """T(y) of step 1 of the case's three levels; `other` is the state behind an independent history."""
-    denoiser, sigmas = case.denoiser, case.sigmas
-    grid = Grid.of(sigmas)
-    if case.solver == "ddim":
-        return lambda y: DDIM().step(denoiser, y, grid.interval(1), ()).x
-    solver = DPMpp2M(lower_order_final=False)
-
-    def past_of(z: Tensor) -> Tensor:
-        return denoiser(other if case.history == "independent" else flow(law(case.law), z, sigmas[1], sigmas[0]), sigmas[0])
-
-    kept = None if case.history == "flow" else past_of(y)
+    solver = DDIM() if case.solver == "ddim" else DPMpp2M(lower_order_final=False)
+    kept = None if case.solver == "ddim" or case.history == "flow" else past(y)
 
     def step(z: Tensor) -> Tensor:
-        past = past_of(z) if kept is None else kept
-        return solver.step(denoiser, z, grid.interval(1), (past,)).x
+        history = () if case.solver == "ddim" else (past(z) if kept is None else kept,)
+        return solver.step(denoiser, z, Grid.of(case.sigmas).interval(1), history).x
 
-    return step
+    return Draw(case, clean, y, step)
 
 
-def flow(model: ExactModel, y: Tensor, start: Tensor, stop: Tensor, steps: int = 24) -> Tensor:
-    """The probability flow by classical Runge–Kutta in log σ, differentiable; dy/dlog σ = y − D."""
-    h = float((stop / start).log()) / steps
-    for i in range(steps):
-        s = [float(start) * math.exp(h * (i + c)) for c in (0, 0.5, 1)]
-        k1 = y - model.denoise(y, s[0])
-        z = y + h / 2 * k1
-        k2 = z - model.denoise(z, s[1])
-        z = y + h / 2 * k2
-        k3 = z - model.denoise(z, s[1])
-        z = y + h * k3
-        k4 = z - model.denoise(z, s[2])
-        y = y + h * (k1 + 2 * k2 + 2 * k3 + k4) / 6
-    return y
+def flow(model: ExactModel, y: Tensor, start: Tensor, stop: Tensor) -> Tensor:
+    """The probability flow at a fixed number of steps, which autograd differentiates."""
+    return runge_kutta(lambda z, sigma: z - model.denoise(z, sigma), y, float(start.log()), float(stop.log()), 12)
 
 
 class Means(NamedTuple):
@@ -239,8 +203,7 @@ class Means(NamedTuple):
         return self.ee - 2 * gamma * self.ue + gamma**2 * self.c
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
+class Sample(NamedTuple):
     """Per-draw terms of one case, (n, 6)."""
 
     case: Case
@@ -251,7 +214,7 @@ class Sample:
         means = self.columns.mean(0).requires_grad_(True)
         value = f(self._means(means))
         (slope,) = torch.autograd.grad(value, means)
-        return Value(float(value.detach()), float((self.columns @ slope).std() / math.sqrt(len(self.columns))))
+        return Value(float(value.detach()), mean_of(self.columns @ slope).se)
 
     @property
     def means(self) -> Means:
@@ -266,8 +229,7 @@ class Sample:
 
 def terms(drawn: Draw) -> Sample:
     """⟨u,x⟩, ‖u‖², ∇·u, ⟨u,e⟩, ‖e‖², ⟨u,w⟩ of every draw, in the frame of the blend."""
-    case = drawn.case
-    a, a_next = case.alphas
+    a, a_next = drawn.case.alphas
 
     def residual(y: Tensor) -> tuple[Tensor, Tensor]:
         out = y - drawn.step(y) * a_next / a  # u/α as a function of y = x/α: the same divergence as u of x
@@ -277,7 +239,7 @@ def terms(drawn: Draw) -> Sample:
     x, u = a * drawn.y, a * scaled
     e, w = x - drawn.clean, x - a * drawn.clean
     ux, uu, ue, ee, uw = ((p * q).sum(1) for p, q in ((u, x), (u, u), (u, e), (e, e), (u, w)))
-    return Sample(case, torch.stack([ux, uu, divergence.values[0], ue, ee, uw], 1))
+    return Sample(drawn.case, torch.stack([ux, uu, divergence.values[0], ue, ee, uw], 1))
 
 
 def sample_of(case: Case, n: int, seed: int) -> Sample:
@@ -293,8 +255,7 @@ class Comparison(NamedTuple):
     z: float
 
 
-@dataclass(frozen=True)
-class Statement:
+class Statement(NamedTuple):
     """Two sides that are equal, as functions of the means and of a fixed γ̂, which is γ* + 0.3 rounded.
 
     Args:
@@ -312,9 +273,9 @@ class Statement:
         g = round(float(a.means.gamma) + 0.3, 2)
         predicted = (b if self.paired else a).estimate(lambda m: self.predicted(m, g))
         measured = b.estimate(lambda m: self.measured(m, g))
-        if not self.paired:
-            return Comparison(predicted, measured, z_of(measured, predicted))
-        gap = b.estimate(lambda m: self.measured(m, g) - self.predicted(m, g))
+        gap = Value(measured.value - predicted.value, math.hypot(measured.se, predicted.se))
+        if self.paired:
+            gap = b.estimate(lambda m: self.measured(m, g) - self.predicted(m, g))
         return Comparison(predicted, measured, gap.value / gap.se)
 
 
@@ -337,15 +298,14 @@ STATEMENTS: dict[str, Statement] = {
 }
 """docs/theory.md states each in words."""
 
-OFFSETS = torch.linspace(-2, 2, 16, dtype=D64)
-"""(γ̂−γ*)/|1−γ*|; never ±1, where both sides of Thm 4.11 are equal."""
-
 
 def improvement(a: Sample, b: Sample) -> Iterator[tuple[bool, bool, bool]]:
-    """Thm 4.11 per γ̂: |γ̂−γ*| < |1−γ*| by one sample, J(γ̂) < J(1) by the other, and whether both are 4 errors clear."""
+    """Thm 4.11 per γ̂: |γ̂−γ*| < |1−γ*| by one sample, J(γ̂) < J(1) by the other, and whether both are 4 errors clear.
+
+    The 16 values of (γ̂−γ*)/|1−γ*| are never ±1, where both sides are equal.
+    """
     star = float(a.means.gamma)
-    for offset in OFFSETS.tolist():
-        g = star + offset * abs(1 - star)
+    for g in (star + torch.linspace(-2, 2, 16, dtype=D64) * abs(1 - star)).tolist():
         predicted = a.estimate(lambda m, g=g: (1 - m.gamma) ** 2 - (g - m.gamma) ** 2)  # type: ignore[misc]
         measured = b.estimate(lambda m, g=g: m.loss(1.0) - m.loss(g))  # type: ignore[misc]
         clear = all(abs(z.value) > 4 * z.se for z in (predicted, measured))

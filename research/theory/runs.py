@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -11,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.functional import jacobian
+from torch.linalg import matrix_norm
 
 from research.theory.core import D64, DIM, Case, draw, flow, law, mean_of
 from steindiff import grids
@@ -75,8 +76,7 @@ def exact_gamma(a: float, a_next: float, s: float, s_next: float, moments: Secon
 
 def ddim_gamma(case: Case, moments: Second) -> Predicted:
     """`exact_gamma` of a case, in the frame of its blend."""
-    (a, a_next), (_, s, s_next) = (tuple(float(z) for z in t) for t in (case.alphas, case.sigmas))
-    return exact_gamma(a, a_next, s, s_next, moments)
+    return exact_gamma(*map(float, (*case.alphas, *case.sigmas[1:])), moments)
 
 
 def frame_gap(case: Case, moments: Second, n: int, seed: int, batches: int = 16) -> tuple[float, Value]:
@@ -101,24 +101,11 @@ def frame_gap(case: Case, moments: Second, n: int, seed: int, batches: int = 16)
     return predicted, mean_of(torch.stack(values))
 
 
-class VPStep(NamedTuple):
+def vp_gamma(name: str, start: float, stop: float) -> tuple[float, float]:
     """γ* of an exact DDIM step between two half-log-SNRs, in the VP model's own frame and in VE coordinates."""
-
-    start: float
-    stop: float
-    model: float
-    ve: float
-
-
-def vp_gammas(name: str, steps: tuple[tuple[float, float], ...]) -> list[VPStep]:
-    """Of steps from one half-log-SNR to another."""
-    rows = []
-    for start, stop in steps:
-        s, s_next = math.exp(-start), math.exp(-stop)
-        a, a_next = ((1 + z * z) ** -0.5 for z in (s, s_next))
-        found = exact_gamma(a, a_next, s, s_next, second(name, s))
-        rows.append(VPStep(start, stop, found.gamma, 1 / (1 - s_next / s)))
-    return rows
+    s, s_next = math.exp(-start), math.exp(-stop)
+    a, a_next = ((1 + z * z) ** -0.5 for z in (s, s_next))
+    return exact_gamma(a, a_next, s, s_next, second(name, s)).gamma, 1 / (1 - s_next / s)
 
 
 # ---------------------------------------------------------------- shifted scores
@@ -138,9 +125,7 @@ def _inner(a: Tensor, b: Tensor) -> float:
 
 def field(name: str, y: Tensor, u: Tensor) -> Tensor:
     """A unit-size shift of the score: "constant", "wave" (smooth, not linear), or "aligned" with u: the worst case."""
-    if name == "aligned":
-        return u / math.sqrt(_inner(u, u))
-    raw = torch.ones_like(y) if name == "constant" else torch.sin(2 * y.roll(1, 1))
+    raw = {"aligned": u, "constant": torch.ones_like(y), "wave": torch.sin(2 * y.roll(1, 1))}[name]
     return raw / math.sqrt(_inner(raw, raw))
 
 
@@ -187,47 +172,43 @@ def shifted_network(name: str, sigma: float, ratio: float, shape: str, size: flo
 
 
 class Lipschitz(NamedTuple):
-    """Over draws of the marginal, in the model's frame: largest ‖J_D‖ and ‖J_T‖, the certificate's threshold, and the rest."""
+    """Over draws of the marginal, in the model's frame: the certificate's threshold and what exceeds it.
+
+    Args:
+        denoiser: the largest ‖J_D‖.
+        threshold: where the certificate is lost.
+        lost: the share of states where ‖J_D‖ reaches the threshold.
+        step: the largest ‖J_T‖.
+        bound_gap: the largest of ‖J_T‖ − (σ_t/σ_s + σ_t h ‖J_D‖): not above rounding.
+        random: the median amplification of random directions at the states that lost the certificate.
+        flow: the largest ‖J‖ of the exact flow over the same interval.
+    """
 
     denoiser: float
     threshold: float
     lost: float
-    """Share of states where ‖J_D‖ reaches the threshold."""
     step: float
     bound_gap: float
-    """Largest of ‖J_T‖ − (σ_t/σ_s + σ_t h ‖J_D‖): not above rounding."""
     random: float
-    """Median amplification of random directions at the states that lost it."""
     flow: float
-    """Largest ‖J‖ of the exact flow over the same interval."""
-
-
-def jacobians(f: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
-    """∂f/∂y per sample, (B, d, d), by d backward passes."""
-    z = y.detach().requires_grad_(True)
-    out = f(z)
-    rows = [torch.autograd.grad(out[:, i].sum(), z, retain_graph=True)[0] for i in range(y.shape[1])]
-    return torch.stack(rows, 1)
 
 
 def lipschitz(case: Case, n: int, seed: int) -> Lipschitz:
     """Prop. D.1 on the states of `case` (DDIM, the model's frame): s → t, pointwise, by singular values."""
-    d = draw(case, n, seed)
-    (a_s, a_t), (_, s, t) = (tuple(float(z) for z in pair) for pair in (case.alphas, case.sigmas))
+    model, d, (a_s, a_t), (_, s, t) = law(case.law), draw(case, n, seed), case.alphas, case.sigmas
+    maps = (lambda y: model.denoise(y, s) / a_s, lambda y: d.step(y) * a_t / a_s, lambda y: flow(model, y, s, t) * a_t / a_s)
+    JD, JT, exact = (jacobian(lambda y, f=f: f(y).sum(0), d.y).movedim(1, 0) for f in maps)
+    LD, LT = matrix_norm(JD, 2), matrix_norm(JT, 2)
     sigma_s, sigma_t = a_s * s, a_t * t
     h = a_t / sigma_t - a_s / sigma_s
-    JD = jacobians(lambda z: law(case.law).denoise(z, s), d.y) / a_s
-    JT = jacobians(d.step, d.y) * (a_t / a_s)
-    LD, LT = (torch.linalg.matrix_norm(J, 2) for J in (JD, JT))
     threshold = (sigma_s - sigma_t) / (a_t * sigma_s - a_s * sigma_t)
+    lost = threshold <= LD
     v = torch.randn(n, DIM, generator=torch.Generator().manual_seed(seed + 1), dtype=D64)
     amplified = (JT @ v[..., None])[..., 0].norm(dim=1) / v.norm(dim=1)
-    lost = threshold <= LD
-    exact = jacobians(lambda z: flow(law(case.law), z, case.sigmas[1], case.sigmas[2]), d.y) * (a_t / a_s)
-    gap = float((LT - sigma_t / sigma_s - sigma_t * h * LD).max())
-    random = float(amplified[lost].median()) if bool(lost.any()) else float("nan")
-    share, largest = float(lost.double().mean()), float(torch.linalg.matrix_norm(exact, 2).max())
-    return Lipschitz(float(LD.max()), threshold, share, float(LT.max()), gap, random, largest)
+    random = amplified[lost].median() if lost.any() else float("nan")
+    gap = (LT - sigma_t / sigma_s - sigma_t * h * LD).max()
+    found = (LD.max(), threshold, lost.double().mean(), LT.max(), gap, random, matrix_norm(exact, 2).max())
+    return Lipschitz(*map(float, found))
 
 
 # ---------------------------------------------------------------- runs
@@ -270,24 +251,22 @@ def run_against_flow(model: ExactModel, solver: str, rule: CleanTarget | None, s
 
 
 class Meter(NamedTuple):
-    """One DDIM step from a state with κ times its noise: the reading, Eq. 11, and the reading after the step."""
+    """One DDIM step from a state with κ times its noise: the reading, Eq. 11, and σ̂/σ' after the step by rule."""
 
     noise: float
     ratio: float
     gamma: float
     after: dict[str, float]
-    """σ̂/σ at σ' by rule; 1 is what the next step assumes."""
 
 
 def meter(name: str, sigma: float, ratio: float, noise: float, n: int, seed: int) -> Meter:
-    """Inject excess noise, take one step."""
+    """Inject excess noise, take one step; 1 after it is what the next step assumes."""
     model, (_, y) = law(name), noisy(name, noise * sigma, n, seed)
     grid = torch.tensor([sigma, ratio * sigma], dtype=D64)
-    runs = {
-        "plain": sample("ddim", model, y, grid),
-        "clamped": sample(Corrected(DDIM(), CLAMPED, divergence=Exact()), model, y, grid),
-        "literal": sample(Corrected(DDIM(), LITERAL, divergence=Exact()), model, y, grid),
+    solvers = {"plain": DDIM()} | {
+        key: Corrected(DDIM(), rule, divergence=Exact()) for key, rule in (("clamped", CLAMPED), ("literal", LITERAL))
     }
+    runs = {key: sample(solver, model, y, grid) for key, solver in solvers.items()}
     record = runs["literal"].trace[0]
     after = {key: float(noise_mismatch(model, run.x, grid[1], estimator=Exact())) for key, run in runs.items()}
     return Meter(noise, record.noise_ratio, record.gamma_raw, after)
@@ -301,16 +280,6 @@ def gaussian_reading(sigma: float, noise: float) -> float:
 
 
 # ---------------------------------------------------------------- equivalences
-
-
-def rescaled(denoiser: Denoiser, b: float) -> Denoiser:
-    """Epsilon-scaling: ε-hat/b, that is D = x − (x − D)/b."""
-    return lambda x, sigma: x - (x - denoiser(x, sigma)) / b
-
-
-def fixed(solver: Solver, gamma: float, steps: int, **options: object) -> Corrected:
-    """The same γ at every step."""
-    return Corrected(solver, FixedGamma((gamma,) * steps), **options)  # type: ignore[arg-type]
 
 
 def time_shifted(model: Denoiser, x: Tensor, grid: Tensor, gamma: float) -> Tensor:
@@ -330,25 +299,23 @@ def dcw(model: Denoiser, x: Tensor, grid: Tensor, weights: list[float]) -> Tenso
     return x
 
 
-def dcw_gammas(grid: Tensor, weights: list[float]) -> tuple[float, ...]:
-    """γ = 1 − λ r/(1−r)."""
-    r = (grid[1:] / grid[:-1]).tolist()
-    return tuple(1 - w * q / (1 - q) for w, q in zip(weights, r, strict=True))
-
-
 def equivalences(seed: int = 0) -> dict[str, float]:
     """Largest difference over a run of five steps, relative to the state, of each pair that should be one map."""
     model, grid, x = law("mixture"), grids.karras(5, 0.05, 10.0), start(64, seed) / 8
-    b, weights = 1.005, [0.02, 0.015, 0.01, 0.005, 0.002]
+    b, weights, r = 1.005, [0.02, 0.015, 0.01, 0.005, 0.002], (grid[1:] / grid[:-1]).tolist()
 
-    def run(solver: Solver, denoiser: Denoiser = model) -> Tensor:
-        return sample(solver, denoiser, x, grid).x
+    def run(solver: Solver, *gammas: float) -> Tensor:
+        """With γ, and without any under ε-scaling by 1/b."""
+        if gammas:
+            return sample(Corrected(solver, FixedGamma(gammas)), model, x, grid).x
+        return sample(solver, lambda z, sigma: z - (z - model(z, sigma)) / b, x, grid).x
 
+    dcw_gammas = (1 - w * q / (1 - q) for w, q in zip(weights, r, strict=True))
     pairs = {
-        "epsilon-scaling by 1/b": (run(DDIM(), rescaled(model, b)), run(fixed(DDIM(), 1 / b, 5))),
-        "shifted timestep": (time_shifted(model, x, grid, 0.93), run(fixed(DDIM(), 0.93, 5))),
-        "DCW in pixels": (dcw(model, x, grid, weights), run(Corrected(DDIM(), FixedGamma(dcw_gammas(grid, weights))))),
-        "epsilon-scaling, 2M": (run(DPMpp2M(), rescaled(model, b)), run(fixed(DPMpp2M(), 1 / b, 5))),
+        "epsilon-scaling by 1/b": (run(DDIM()), run(DDIM(), *[1 / b] * 5)),
+        "shifted timestep": (time_shifted(model, x, grid, 0.93), run(DDIM(), *[0.93] * 5)),
+        "DCW in pixels": (dcw(model, x, grid, weights), run(DDIM(), *dcw_gammas)),
+        "epsilon-scaling, 2M": (run(DPMpp2M()), run(DPMpp2M(), *[1 / b] * 5)),
     }
     return {key: float((p - q).abs().max() / p.abs().max()) for key, (p, q) in pairs.items()}
 
@@ -357,13 +324,15 @@ def equivalences(seed: int = 0) -> dict[str, float]:
 
 
 class Candidate(NamedTuple):
-    """One proposal T for the state at σ', against x*, the noise-consistent r x + (1−r) x*, the exact flow and the marginal."""
+    """Mean squares of one proposal T for the state at σ', less each of three targets; its energy, less M + σ'² d.
+
+    The targets are x*, the noise-consistent r x + (1−r) x*, and the exact flow.
+    """
 
     clean: Value
     consistent: Value
     flow: Value
     energy: Value
-    """E‖T‖² less M + σ'² d."""
 
 
 def candidates(case: Case, n: int, seed: int) -> dict[str, Candidate]:
@@ -384,7 +353,6 @@ def candidates(case: Case, n: int, seed: int) -> dict[str, Candidate]:
     level = exact.square().sum(1)
     found = {}
     for key, T in proposals.items():
-        clean, consistent, off = (mean_of((T - z).square().sum(1)) for z in (d.clean, target, exact))
-        energy = level - marginal if key == "exact flow" else T.square().sum(1) - level
-        found[key] = Candidate(clean, consistent, off, mean_of(energy))
+        distances = (mean_of((T - z).square().sum(1)) for z in (d.clean, target, exact))
+        found[key] = Candidate(*distances, mean_of(level - marginal if key == "exact flow" else T.square().sum(1) - level))
     return found
