@@ -20,14 +20,13 @@ import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from matplotlib import rc_context
 from recipes.command import run
 from torch import Tensor
 from tqdm import tqdm
@@ -38,13 +37,14 @@ from steindiff.divergence import Hutchinson, HutchPlusPlus
 from steindiff.errors import InputError
 from steindiff.io.files import atomic, manifest, read_json, write_json, write_text
 from steindiff.report.blocks import Block, Figure, Heading, Markup, Table, Text
-from steindiff.report.figures import drawing, figure, style
+from steindiff.report.figures import Line, Panel, charts
 from steindiff.report.markdown import markdown
 from steindiff.report.palette import COLOURS, INK
 from steindiff.study import testbed
 
 PROBES = (1, 2, 3, 5, 8, 16)
 PARTS = (4, 8, 16, 32, 64)
+SUB = (1, 5)
 SIGMAS = (10.0, 2.0, 0.5, 0.1)
 Law = Literal["digits_mixture", "cifar10_mixture"]
 LAWS: tuple[Law, ...] = ("digits_mixture", "cifar10_mixture")
@@ -74,11 +74,6 @@ class Options:
     first_seed: Annotated[int, "seed of the first batch", 0] = 0
     rounds: Annotated[int, "timings of every row", 1] = 5
 
-    @property
-    def parts(self) -> list[int]:
-        """The sub-batches that a batch has."""
-        return [m for m in PARTS if m <= self.batch]
-
 
 def law_of(name: str) -> ExactModel:
     """A law in float32, what networks run in. Raises InputError for a network."""
@@ -94,8 +89,7 @@ def residual(sigma: Tensor, denoiser: Denoiser, y: Tensor) -> tuple[Tensor, Tens
     return y - denoised, denoised
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
+class Batch(NamedTuple):
     """States of one noise level, with the closed form of mean ∇·(y − D), and mean ‖y − D‖²."""
 
     y: Tensor
@@ -128,21 +122,35 @@ def label(family: str, k: int, m: int | None = None) -> str:
     return f"{family}, k = {k}" + (f", m = {m}" if m else "")
 
 
-def measure(law: ExactModel, batch: Batch, seed: int, parts: Iterable[int]) -> dict[str, Errors]:
+def rows_of(size: int) -> dict[str, Hutchinson]:
+    """Every row's estimator for batches of this size; Hutch++ needs three probes."""
+    rows = {
+        label(family, k): replace(estimator, probes=k)
+        for family, estimator in FAMILIES.items()
+        for k in PROBES
+        if k >= 3 or not isinstance(estimator, HutchPlusPlus)
+    }
+    parts = {label("Rademacher, VJP", k, m): Hutchinson(k, method="vjp", samples=m) for k in SUB for m in PARTS if m <= size}
+    return rows | parts
+
+
+def measure(law: ExactModel, batch: Batch, seed: int) -> dict[str, Errors]:
     """One batch's errors; fewer probes are a prefix of more, and a sub-batch a part of the rows.
 
-    Batched products and JVPs are left out: they give the same numbers up to rounding (tests/divergence/test_divergence.py).
+    Batched products and JVPs take the errors of their twins: they give the same numbers up to rounding
+    (tests/divergence/test_divergence.py).
     """
-    means = {EXACT: batch.divergence}
-    for family, estimator in FAMILIES.items():
-        if isinstance(estimator, HutchPlusPlus):
-            for k in PROBES[2:]:
-                means[label(family, k)] = float(batch.values(law, replace(estimator, probes=k, seed=seed)).mean())
-        elif "batched" not in family and "JVP" not in family:
-            values = batch.values(law, replace(estimator, probes=max(PROBES), seed=seed))
-            means |= {label(family, k): float(values[:k].mean()) for k in PROBES}
-            if family == "Rademacher, VJP":
-                means |= {label(family, k, m): float(values[:k, :m].mean()) for k in (1, 5) for m in parts}
+    means: dict[str, float] = {EXACT: batch.divergence}
+
+    @cache
+    def values(family: str, probes: int) -> Tensor:
+        return batch.values(law, replace(FAMILIES[family], probes=probes, seed=seed))
+
+    for row, estimator in rows_of(len(batch.y)).items():
+        family = row.split(", k")[0].replace("JVP", "VJP").replace(" batched", "")
+        k = estimator.probes
+        drawn = values(family, k if isinstance(estimator, HutchPlusPlus) else max(PROBES))
+        means[row] = float(drawn[:k, : estimator.samples].mean())
     return {row: batch.errors(mean) for row, mean in means.items()}
 
 
@@ -152,30 +160,21 @@ def rms(errors: Sequence[Errors]) -> Errors:
     return first, second
 
 
-def seconds(action: Callable[[], object]) -> float:
-    """Wall time of one run."""
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
-
-
-def costs(law: ExactModel, batch: Batch, parts: Iterable[int], rounds: int) -> dict[str, float]:
+def costs(law: ExactModel, batch: Batch, rounds: int) -> dict[str, float]:
     """Forwards that a step with an estimate takes: its time over that of a forward just before, the least of each."""
-    runs = {
-        label(family, k): replace(estimator, probes=k)
-        for family, estimator in FAMILIES.items()
-        for k in (PROBES[2:] if isinstance(estimator, HutchPlusPlus) else PROBES)
-    }
-    runs |= {label("Rademacher, VJP", k, m): Hutchinson(k, method="vjp", samples=m) for k in (1, 5) for m in parts}
-    best: dict[str, float] = defaultdict(lambda: math.inf)
-    plain = math.inf
-    for i in tqdm(range(rounds + 1), desc="costs", unit="round"):
-        for name, estimator in runs.items():
-            forward = seconds(lambda: law(batch.y, batch.sigma))
-            taken = seconds(partial(batch.values, law, estimator))
-            if i:  # the first round warms up
-                best[name], plain = min(best[name], taken), min(plain, forward)
-    return {name: value / plain for name, value in best.items()}
+
+    def seconds(action: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        action()
+        return time.perf_counter() - start
+
+    forwards, taken = [], defaultdict[str, list[float]](list)
+    for _ in tqdm(range(rounds + 1), desc="costs", unit="round"):
+        for name, estimator in rows_of(len(batch.y)).items():
+            forwards.append(seconds(lambda: law(batch.y, batch.sigma)))
+            taken[name].append(seconds(partial(batch.values, law, estimator)))
+    plain = min(forwards[len(taken) :])  # the first round warms up
+    return {name: min(times[1:]) / plain for name, times in taken.items()}
 
 
 def study(name: str, o: Options) -> Rows:
@@ -183,14 +182,12 @@ def study(name: str, o: Options) -> Rows:
     law, found = law_of(name), defaultdict[float, list[dict[str, Errors]]](list)
     cells = [sigma for sigma in SIGMAS for _ in range(o.seeds)]
     for seed, sigma in enumerate(tqdm(cells, desc=name, unit="batch"), start=o.first_seed):
-        found[sigma].append(measure(law, Batch.draw(law, sigma, o.batch, seed), seed, o.parts))
-    price = costs(law, Batch.draw(law, 1.0, o.batch, o.first_seed), o.parts, o.rounds)
+        found[sigma].append(measure(law, Batch.draw(law, sigma, o.batch, seed), seed))
+    price = costs(law, Batch.draw(law, 1.0, o.batch, o.first_seed), o.rounds)
     rows: Rows = {}
     for row in (*price, EXACT):
-        source = row.replace("JVP", "VJP").replace(" batched", "")
-        errors = {sigma: [one[source] for one in batches] for sigma, batches in found.items()}
-        pooled, gamma = rms([pair for pairs in errors.values() for pair in pairs])
-        by_level = {str(sigma): rms(pairs)[0] for sigma, pairs in errors.items()}
+        pooled, gamma = rms([one[row] for batches in found.values() for one in batches])
+        by_level = {str(sigma): rms([one[row] for one in batches])[0] for sigma, batches in found.items()}
         rows[row] = {"cost": price.get(row), "divergence": pooled, "gamma": gamma, "divergence_by_sigma": by_level}
     return rows
 
@@ -201,65 +198,56 @@ def study(name: str, o: Options) -> Rows:
 def tables(name: str, rows: Rows, batch: int) -> list[Block]:
     """Errors by probes, costs by probes, some estimators by noise level, sub-batches."""
     measured = [f for f in FAMILIES if "JVP" not in f and "batched" not in f]
-    some = [label(f, k) for f in list(FAMILIES)[:3] for k in (1, 5) if label(f, k) in rows]
-    parts = [m for m in PARTS if m <= batch]
+    some = [label(f, k) for f in list(FAMILIES)[:3] for k in SUB if label(f, k) in rows]
     probes, levels = {f"k = {k}": k for k in PROBES}, {f"σ = {s:g}": str(s) for s in SIGMAS}
 
-    def found(*names: Any) -> dict[str, Any] | None:
-        return rows.get(label(*names))
+    def percent(value: float) -> str:
+        return f"{100 * value:.2g} %"
+
+    def errors(*names: Any) -> str:
+        row = rows.get(label(*names))
+        return f"{percent(row['divergence'])} / {percent(row['gamma'])}" if row else "–"
+
+    def cost(*names: Any) -> str:
+        row = rows.get(label(*names))
+        return f"{row['cost']:.1f}" if row else "–"
 
     def part(m: int, k: int) -> str:
-        return f"{_errors(found('Rademacher, VJP', k, m))} / {_cost(found('Rademacher, VJP', k, m))}"
+        return f"{errors('Rademacher, VJP', k, m)} / {cost('Rademacher, VJP', k, m)}"
+
+    def table(corner: str, lines: Sequence[Any], columns: dict[str, Any], cell: Callable[[Any, Any], str]) -> Table:
+        return Table((corner, *columns), tuple((str(line), *(cell(line, c) for c in columns.values())) for line in lines))
 
     return [
         Heading(f"{name}, B = {batch}", 3),
-        Text(Markup(f"Error of E[∇·u] / of γ; with the exact ∇·u: 0 / {_percent(rows[EXACT]['gamma'])}.")),
-        _table("estimator", measured, probes, lambda f, k: _errors(found(f, k))),
+        Text(Markup(f"Error of E[∇·u] / of γ; with the exact ∇·u: 0 / {percent(rows[EXACT]['gamma'])}.")),
+        table("estimator", measured, probes, errors),
         Text("Cost of a step with the estimate, in forwards (1: no estimate)."),
-        _table("estimator", list(FAMILIES), probes, lambda f, k: _cost(found(f, k))),
+        table("estimator", list(FAMILIES), probes, cost),
         Text(Markup("Error of E[∇·u] by noise level.")),
-        _table("estimator", some, levels, lambda row, s: _percent(rows[row]["divergence_by_sigma"][s])),
+        table("estimator", some, levels, lambda row, s: percent(rows[row]["divergence_by_sigma"][s])),
         Text(Markup("Sub-batches, Rademacher by VJP: error of E[∇·u] over the whole batch / of γ / cost.")),
-        _table("m", parts, {f"k = {k}": k for k in (1, 5)}, part),
+        table("m", [m for m in PARTS if m <= batch], {f"k = {k}": k for k in SUB}, part),
     ]
 
 
-def _table(corner: str, rows: Sequence[Any], columns: dict[str, Any], cell: Callable[[Any, Any], str]) -> Table:
-    return Table((corner, *columns), tuple((str(row), *(cell(row, c) for c in columns.values())) for row in rows))
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.2g} %"
-
-
-def _errors(row: dict[str, Any] | None) -> str:
-    return f"{_percent(row['divergence'])} / {_percent(row['gamma'])}" if row else "–"
-
-
-def _cost(row: dict[str, Any] | None) -> str:
-    return f"{row['cost']:.1f}" if row else "–"
-
-
 def draw(results: dict[str, Rows]) -> Figure:
-    """Two panels a law: error of E[∇·u] against cost by estimator, and by sub-batch."""
-    floor, whole = "error of γ from the batch alone (exact ∇·u)", "whole batch, k = 1 … 16"
-    subs = {k: f"k = {k}, sub-batches of {PARTS[0]} … {PARTS[-1]}" for k in (1, 5)}
-    with style(), rc_context({"text.parse_math": True}):  # powers of ten on the axes
-        plot = figure(6 * len(results), 9)
-        for (name, rows), pair in zip(results.items(), plot.subplots(2, len(results), squeeze=False).T, strict=True):
-            top, bottom = pair
-            lines = [(top, family, [label(family, k) for k in PROBES], "o-") for family in FAMILIES]
-            lines += [(bottom, subs[k], [label("Rademacher, VJP", k, m) for m in PARTS], "s-") for k in (1, 5)]
-            lines += [(bottom, whole, [label("Rademacher, VJP", k) for k in PROBES], "o-")]
-            for i, (axis, title, names, mark) in enumerate(lines):
-                shown = [rows[n] for n in names if n in rows]
-                at, height = [r["cost"] for r in shown], [100 * r["divergence"] for r in shown]
-                axis.plot(at, height, mark, color=(*COLOURS, INK)[i % 8], label=title, ms=4, lw=1)
-            for axis in pair:
-                axis.axhline(100 * rows[EXACT]["gamma"], color="grey", ls=":", label=floor)
-                axis.set(title=name, xscale="log", yscale="log", xlabel="cost of the step, forwards", ylabel="RMS error, %")
-                axis.grid(alpha=0.3, which="both")
-        return drawing("divergence_accuracy", "error against cost", plot, [*FAMILIES, *subs.values(), whole, floor])
+    """Two panels a law: error of E[∇·u] against cost by estimator, and by sub-batch; a line at γ's error with exact ∇·u."""
+    top = {family: [label(family, k) for k in PROBES] for family in FAMILIES}
+    bottom = {f"k = {k}, sub-batches of {PARTS[0]} … {PARTS[-1]}": [label("Rademacher, VJP", k, m) for m in PARTS] for k in SUB}
+    bottom["whole batch, k = 1 … 16"] = top["Rademacher, VJP"]
+
+    def panel(name: str, rows: Rows, lines: dict[str, list[str]]) -> Panel:
+        found = []
+        for (title, names), colour in zip(lines.items(), (*COLOURS, INK), strict=False):
+            shown = [rows[n] for n in names if n in rows]
+            look = {"marker": "o" if names in top.values() else "s", "ms": 4, "lw": 1, "color": colour}
+            found.append(Line(title, look, [100 * r["divergence"] for r in shown], [r["cost"] for r in shown]))
+        return Panel(name, found, level=100 * rows[EXACT]["gamma"])
+
+    panels = [[panel(*law, lines) for law in results.items()] for lines in (top, bottom)]
+    axes: Any = {"x": "cost of the step, forwards", "y": ["RMS error, %"] * 2, "width": 6}
+    return charts("divergence_accuracy", "error against cost", panels, **axes, abscissa=lambda axis: axis.set_xscale("log"))
 
 
 def act(o: Options) -> None:
