@@ -14,13 +14,17 @@ The reference solution is a Runge–Kutta run with 4 substeps for every interval
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
+from itertools import pairwise
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from steindiff.analytic.integrate import runge_kutta
 from steindiff.solvers import DEIS, IPNDM, DPMpp2M, DPMpp3M, Grid, Solver, UniPC, make, names
 
 COUNTS = (64, 96, 128, 192)
@@ -30,7 +34,7 @@ PAST = 3
 """Exact values before the start: the longest history of any solver."""
 
 
-def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+def denoiser(x: Tensor, sigma: float | Tensor) -> Tensor:
     """E[x* | x] of three isotropic Gaussians: posterior means weighted by responsibilities."""
     means = x.new_tensor([[1.5, 0.0, -0.5], [-1.0, 1.2, 0.3], [-0.3, -1.4, 0.9]])
     variances = x.new_tensor([0.36, 0.64, 0.5])
@@ -42,14 +46,10 @@ def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
     return (logits.softmax(1)[..., None] * posterior).sum(1)
 
 
-def _power(rho: float, start: float, end: float) -> Callable[[Tensor], Tensor]:
-    return lambda u: (start ** (1 / rho) + u * (end ** (1 / rho) - start ** (1 / rho))) ** rho
-
-
 RAMPS: dict[str, Callable[[Tensor], Tensor]] = {
     "log_snr": lambda u: 10.0 * 0.04**u,
-    "karras": _power(7.0, 10.0, 0.4),
-    "uniform": _power(1.0, 3.0, 0.8),
+    "karras": lambda u: (10.0 ** (1 / 7) + u * (0.4 ** (1 / 7) - 10.0 ** (1 / 7))) ** 7,
+    "uniform": lambda u: 3.0 + u * (0.8 - 3.0),
 }
 """Grids as functions of u, from u = 0 to u = 1; u < 0 are the nodes of the exact history."""
 
@@ -64,8 +64,7 @@ CASES: dict[str, Solver] = {
 """Every registered name as `make` builds it, and the other settings of the same classes."""
 
 
-@dataclass(frozen=True, eq=False)
-class Flow:
+class Flow(NamedTuple):
     """The exact solution at the nodes of the finest grid; node `start` is u = 0."""
 
     sigmas: Tensor
@@ -75,28 +74,14 @@ class Flow:
 
 @cache
 def flow(ramp: str) -> Flow:
-    """Classical Runge–Kutta in λ = −log σ, dy/dλ = D − y."""
+    """The package's sixth-order Runge–Kutta method, SUBSTEPS for every interval of the finest grid."""
     start = PAST * FINE // min(COUNTS)
     sigmas = RAMPS[ramp](torch.arange(-start, FINE + 1, dtype=torch.float64) / FINE)
     generator = torch.Generator().manual_seed(0)
-    y = sigmas[0] * torch.randn(4, 3, generator=generator, dtype=torch.float64)
-    states = [y]
-    for lam, lam_next in zip(-sigmas[:-1].log(), -sigmas[1:].log(), strict=True):
-        for i in range(SUBSTEPS):
-            y = _rk4(y, lam + i * (lam_next - lam) / SUBSTEPS, (lam_next - lam) / SUBSTEPS)
-        states.append(y)
+    states = [sigmas[0] * torch.randn(4, 3, generator=generator, dtype=torch.float64)]
+    for log_sigma, log_next in pairwise(sigmas.log().tolist()):
+        states.append(runge_kutta(lambda y, s: y - denoiser(y, s), states[-1], log_sigma, log_next, SUBSTEPS))
     return Flow(sigmas, torch.stack(states), start)
-
-
-def _rk4(y: Tensor, lam: Tensor, h: Tensor) -> Tensor:
-    def slope(state: Tensor, at: Tensor) -> Tensor:
-        return denoiser(state, torch.exp(-at)) - state
-
-    k1 = slope(y, lam)
-    k2 = slope(y + h / 2 * k1, lam + h / 2)
-    k3 = slope(y + h / 2 * k2, lam + h / 2)
-    k4 = slope(y + h * k3, lam + h)
-    return y + h * (k1 + 2 * k2 + 2 * k3 + k4) / 6
 
 
 def error(solver: Solver, ramp: str, n: int, exact_history: bool) -> float:
@@ -106,49 +91,33 @@ def error(solver: Solver, ramp: str, n: int, exact_history: bool) -> float:
     nodes = slice(exact.start - past * stride, None, stride)
     sigmas, states = exact.sigmas[nodes], exact.states[nodes]
     grid, x = Grid.of(sigmas), states[past]
-    solver = _without_lowering(solver) if exact_history else solver
+    if exact_history and isinstance(solver, (DPMpp2M, DPMpp3M, UniPC, DEIS)):
+        solver = replace(solver, lower_order_final=False)
     state = _history(solver, grid, states) if exact_history else solver.init(denoiser, x, grid)
     for i in range(past, grid.steps):
         x, _, state, _ = solver.step(denoiser, x, grid.interval(i), state)
     return float((x - states[-1]).square().mean().sqrt())
 
 
-def _without_lowering(solver: Solver) -> Solver:
-    """The same method, without a lower order at the end of the run."""
-    if isinstance(solver, (DPMpp2M, DPMpp3M, UniPC, DEIS)):
-        return replace(solver, lower_order_final=False)
-    return solver
-
-
 def _history(solver: Solver, grid: Grid, states: Tensor) -> object:
     """The state this solver would have at node PAST if every step before had been exact; values newest first."""
     recent, sigmas = range(PAST, -1, -1), grid.sigmas
-    denoised = [denoiser(states[j], sigmas[j]) for j in recent]
-    noise = [(states[j] - d) / sigmas[j] for j, d in zip(recent, denoised, strict=True)]
+    denoised = tuple(denoiser(states[j], sigmas[j]) for j in recent)
     match solver:
         case UniPC(corrector=True):
-            kept = denoised[: solver.order]
+            return denoised[: solver.order]
         case UniPC() | DPMpp2M() | DPMpp3M():
-            kept = denoised[1 : solver.order]
+            return denoised[1 : solver.order]
         case DEIS() | IPNDM():
-            kept = noise[1 : solver.order]
-        case _:
-            return solver.init(denoiser, states[PAST], grid)
-    return tuple(kept)
-
-
-def slope(errors: Sequence[float]) -> float:
-    """−d log error / d log n by least squares."""
-    x = torch.tensor(COUNTS, dtype=torch.float64).log()
-    y = torch.tensor(errors, dtype=torch.float64).log()
-    x, y = x - x.mean(), y - y.mean()
-    return float(-(x * y).sum() / x.square().sum())
+            return tuple((states[j] - d) / sigmas[j] for j, d in zip(recent, denoised, strict=True))[1 : solver.order]
+    return solver.init(denoiser, states[PAST], grid)
 
 
 @cache
 def order(case: str, ramp: str, exact_history: bool) -> float:
     """The measured order of CASES[case] on one grid."""
-    return slope([error(CASES[case], ramp, n, exact_history) for n in COUNTS])
+    errors = [error(CASES[case], ramp, n, exact_history) for n in COUNTS]
+    return -float(np.polyfit(np.log(COUNTS), np.log(errors), 1)[0])
 
 
 def table() -> str:
