@@ -14,8 +14,6 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_h
 
 from steindiff.errors import InputError, SteindiffError
 
-__all__ = ["run"]
-
 T = TypeVar("T")
 
 

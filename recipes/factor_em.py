@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,16 +45,8 @@ WARM_RANK = 4  # of the mixture that groups the points before the full rank is f
 INNER_STEPS = 4  # factor-analyser steps per E-step; products with S are cheap beside the E-step
 
 
-@dataclass(frozen=True)
-class Factors:
-    """The parameters of a mixture of factor analysers.
-
-    Args:
-        log_weights: log π, shape (K,).
-        means: μ, shape (K, d).
-        loadings: W, shape (K, d, r).
-        diagonal: ψ, shape (K, d).
-    """
+class Factors(NamedTuple):
+    """The parameters of a mixture of factor analysers: log π (K,), μ (K, d), W (K, d, r) and ψ (K, d)."""
 
     log_weights: Tensor
     means: Tensor
@@ -62,8 +54,7 @@ class Factors:
     diagonal: Tensor
 
 
-@dataclass(frozen=True)
-class Fit:
+class Fit(NamedTuple):
     """A fitted mixture and the mean log-likelihood (nats per point) before each M-step and at the end."""
 
     factors: Factors
@@ -84,14 +75,13 @@ def log_joint(x: Tensor, f: Factors) -> Tensor:
     offset = (B @ f.means[..., None]).squeeze(-1)
     square = (precision.double() * f.means.double() ** 2).sum(1)
     linear = torch.cat([B.reshape(K * r, d), precision * f.means]).mT.contiguous()
-    out = torch.empty(len(x), K, dtype=torch.float64)
-    for i in range(0, len(x), CHUNK):
-        c = x[i : i + CHUNK]
+    parts = []
+    for c in x.split(CHUNK):
         y = c @ linear
         explained = (y[:, : K * r].reshape(-1, K, r) - offset).square().sum(-1)
         mahalanobis = (c.square() @ precision.mT).double() - 2 * y[:, K * r :].double() + square - explained.double()
-        out[i : i + CHUNK] = constant - 0.5 * mahalanobis
-    return out
+        parts.append(constant - 0.5 * mahalanobis)
+    return torch.cat(parts)
 
 
 def mean_log_likelihood(x: Tensor, f: Factors) -> float:
@@ -134,31 +124,24 @@ def maximise(x: Tensor, h: Tensor, f: Factors, floor: float) -> Factors:
     """The M-step; a component that has lost all its points keeps its shape."""
     total = h.sum(0)
     parts = [
-        maximise_component(x, h[:, k], f.loadings[k], f.diagonal[k], floor)
-        if total[k] >= 1
-        else (f.means[k], f.loadings[k], f.diagonal[k])
-        for k in range(len(total))
+        maximise_component(x, column, W, psi, floor) if n >= 1 else (mean, W, psi)
+        for n, column, mean, W, psi in zip(total, h.mT, *f[1:], strict=True)
     ]
-    means, loadings, diagonal = (torch.stack(p) for p in zip(*parts, strict=True))
-    log_weights = (total / total.sum()).clamp_min(1e-30).log()
-    return Factors(log_weights, means, loadings, diagonal)
+    return Factors((total / total.sum()).clamp_min(1e-30).log(), *map(torch.stack, zip(*parts, strict=True)))
 
 
 def em(x: Tensor, f: Factors, *, iterations: int, tolerance: float, floor: float) -> Fit:
     """Alternate E- and M-steps until the gain falls below tolerance·d nats per point, or iterations run out."""
     history: list[float] = []
-    converged = False
-    with tqdm(total=iterations, desc=f"EM, rank {f.loadings.shape[2]}", unit="it", mininterval=5) as bar:
-        for step in range(iterations + 1):
-            joint = log_joint(x, f)
-            evidence = torch.logsumexp(joint, 1)
-            history.append(float(evidence.mean()))
-            bar.set_postfix_str(f"log-likelihood {history[-1]:.3f} nats")
-            converged = step > 0 and history[-1] - history[-2] < tolerance * x.shape[1]
-            if converged or step == iterations:
-                break
-            f = maximise(x, (joint - evidence[:, None]).exp(), f, floor)
-            bar.update()
+    for step in (bar := tqdm(range(iterations + 1), desc=f"EM, rank {f.loadings.shape[2]}", unit="it", mininterval=5)):
+        joint = log_joint(x, f)
+        evidence = torch.logsumexp(joint, 1)
+        history.append(float(evidence.mean()))
+        bar.set_postfix_str(f"log-likelihood {history[-1]:.3f} nats")
+        converged = step > 0 and history[-1] - history[-2] < tolerance * x.shape[1]
+        if converged or step == iterations:
+            break
+        f = maximise(x, (joint - evidence[:, None]).exp(), f, floor)
     return Fit(f, tuple(history), converged)
 
 
@@ -185,8 +168,7 @@ def from_labels(x: Tensor, labels: Tensor, components: int, rank: int, *, seed: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         parts = [pca_component(x[labels == k], rank, floor) for k in range(components)]
-    means, loadings, diagonal = (torch.stack(p) for p in zip(*parts, strict=True))
-    return Factors((counts / counts.sum()).log().to(x.dtype), means, loadings, diagonal)
+    return Factors((counts / counts.sum()).log().to(x.dtype), *map(torch.stack, zip(*parts, strict=True)))
 
 
 def cluster(x: Tensor, components: int, seed: int) -> Tensor:
@@ -240,9 +222,8 @@ def fit(
 
 def check_sizes(components: int, rank: int, iterations: int, d: int) -> None:
     """Raise InputError for a number of components, rank or iterations out of range."""
-    if components < 1:
-        raise InputError(f"--components {components}: must be at least 1")
+    for flag, value in (("components", components), ("iterations", iterations)):
+        if value < 1:
+            raise InputError(f"--{flag} {value}: must be at least 1")
     if not 1 <= rank < d:
         raise InputError(f"--rank {rank}: must be from 1 to {d - 1}, one less than the dimension")
-    if iterations < 1:
-        raise InputError(f"--iterations {iterations}: must be at least 1")

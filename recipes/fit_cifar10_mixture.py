@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -138,11 +138,8 @@ def recipe_of(o: Options, result: Fit, images: int) -> dict[str, object]:
         "images": images,
         "method": "k-means++, EM at low rank, PCA, EM",
         **{name: getattr(o, name) for name in ("components", "rank", "floor", "seed", "tolerance")},
-        "warm_iterations": o.warm,
-        "warm_rank": WARM_RANK,
-        "inner_steps": INNER_STEPS,
-        "iterations": len(result.history) - 1,
-        "converged": result.converged,
+        **{"warm_iterations": o.warm, "warm_rank": WARM_RANK, "inner_steps": INNER_STEPS},
+        **{"iterations": len(result.history) - 1, "converged": result.converged},
         "train_log_likelihood_nats": round(result.history[-1], 4),
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
     }
@@ -155,9 +152,8 @@ def fit_and_write(o: Options) -> None:
         raise InputError(f"--holdout {o.holdout}: must be from 0 to {len(images) - 1}")
     start = time.perf_counter()
     x = to_points(images[o.holdout :][: o.subset])
-    result = fit(
-        x, o.components, o.rank, iterations=o.iterations, warm=o.warm, tolerance=o.tolerance, floor=o.floor, seed=o.seed
-    )
+    settings: Any = {name: getattr(o, name) for name in ("iterations", "warm", "tolerance", "floor", "seed")}
+    result = fit(x, o.components, o.rank, **settings)
     f, seconds = result.factors, time.perf_counter() - start
     print(f"K={o.components} r={o.rank} iterations={len(result.history) - 1} converged={result.converged}")
     print(f"train log-likelihood {result.history[-1]:.2f} nats ({len(x)} images, {seconds:.0f} s)")
@@ -165,20 +161,15 @@ def fit_and_write(o: Options) -> None:
     print(f"psi min {float(f.diagonal.min()):.3g} median {float(f.diagonal.median()):.3g}")
     print(f"share of psi at the floor {float((f.diagonal <= o.floor).double().mean()):.4f}")
     if o.holdout:
-        report_held_out(f, to_points(images[: o.holdout]), o.seed)
+        held = to_points(images[: o.holdout])
+        value, n = mean_log_likelihood(held, f), min(o.holdout, HELD_OUT_SAMPLES)
+        print(f"held-out log-likelihood {value:.2f} nats, {bits_per_dim(value, held.shape[1]):.4f} bits/dim")
+        samples = mixture(f, EVENT_SHAPE).sample(n, torch.Generator().manual_seed(o.seed))
+        if n > 1:
+            print(f"held-out energy distance {energy_distance(samples, held[:n])} ({n} samples)")
     if o.out is not None and not o.dry_run:
         write(o.out, f, recipe_of(o, result, len(x)), EVENT_SHAPE)
         print(f"wrote {o.out} ({o.out.stat().st_size:,} bytes)")
-
-
-def report_held_out(f: Factors, held: Tensor, seed: int) -> None:
-    """Print the likelihood of images that were not fitted, and how far samples are from them."""
-    value = mean_log_likelihood(held, f)
-    print(f"held-out log-likelihood {value:.2f} nats, {bits_per_dim(value, held.shape[1]):.4f} bits/dim")
-    n = min(len(held), HELD_OUT_SAMPLES)
-    samples = mixture(f, EVENT_SHAPE).sample(n, torch.Generator().manual_seed(seed))
-    if n > 1:
-        print(f"held-out energy distance {energy_distance(samples, held[:n])} ({n} samples)")
 
 
 # ---------------------------------------------------------------- evaluate

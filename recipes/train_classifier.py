@@ -16,17 +16,20 @@ The test images are looked at once, at the end, with the weights as they are sto
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from recipes.command import run
@@ -56,16 +59,6 @@ class Options:
     seed: Annotated[int, "seed of initialisation, order and augmentation", 0] = 0
     threads: Annotated[int, "CPU threads; they change rounding only", 1] = 1
 
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """What the weights depend on."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("data", "test", "out", "threads")}
-
-
-def learning_rate(done: float, peak: float) -> float:
-    """Linear up over the first fifth of the run, linear down to zero; `done` is the share that is done, in [0, 1]."""
-    return peak * min(done / 0.2, (1 - done) / 0.8)
-
 
 def halved(x: Tensor) -> Tensor:
     """Means over 2×2 blocks, rounded to 8 bits: what saving the smaller image would keep."""
@@ -89,29 +82,29 @@ def train(config: ClassifierConfig, recipe: Options, data: ImageSet, labels: Ten
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed + 1)
     net = Classifier(config, nn.BatchNorm2d)
-    decayed = [p for p in net.parameters() if p.ndim > 1]
-    plain = [p for p in net.parameters() if p.ndim == 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    kinds = ((True, recipe.weight_decay), (False, 0.0))
+    groups = [{"params": [p for p in net.parameters() if (p.ndim > 1) is k], "weight_decay": decay} for k, decay in kinds]
     optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True)
-    per_epoch = len(data) // recipe.batch
-    bar = tqdm(total=recipe.epochs * per_epoch * recipe.batch, unit="img", unit_scale=True, mininterval=2.0)
-    step, running = 0, float("nan")
-    for _ in range(recipe.epochs):
-        order = torch.randperm(len(data), generator=generator)
-        for index in order[: per_epoch * recipe.batch].split(recipe.batch):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate((step + 1) / (recipe.epochs * per_epoch), recipe.lr)
-            loss = step_loss(net, recipe, augmented(data.points(index), recipe.shift, generator), labels[index])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            running = loss.item() if running != running else 0.99 * running + 0.01 * loss.item()
-            step += 1
-            bar.update(len(index))
-            bar.set_postfix(loss=f"{running:.4f}", refresh=False)
-    bar.close()
-    net.eval()
-    return net
+    per_epoch = len(data) // recipe.batch * recipe.batch
+    total = recipe.epochs * per_epoch
+
+    def rate(step: int) -> float:
+        """Linear up over the first fifth of the run, linear down to zero."""
+        done = (step + 1) * recipe.batch / total
+        return min(done / 0.2, (1 - done) / 0.8)
+
+    scheduler = LambdaLR(optimizer, rate)
+    with tqdm(total=total, unit="img", unit_scale=True, mininterval=2.0) as bar:
+        for _ in range(recipe.epochs):
+            for index in torch.randperm(len(data), generator=generator)[:per_epoch].split(recipe.batch):
+                loss = step_loss(net, recipe, augmented(data.points(index), recipe.shift, generator), labels[index])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                scheduler.step()
+                bar.update(len(index))
+                bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+    return net.eval()
 
 
 def step_loss(net: Classifier, recipe: Options, x: Tensor, labels: Tensor) -> Tensor:
@@ -124,32 +117,25 @@ def step_loss(net: Classifier, recipe: Options, x: Tensor, labels: Tensor) -> Te
     return F.cross_entropy(logits.float(), labels, label_smoothing=recipe.smoothing)
 
 
-@torch.no_grad()
 def folded(net: Classifier) -> Classifier:
     """The same function in evaluation mode, without normalisations; float32."""
-    plain = Classifier(net.config)
-    modules = dict(net.named_modules())
-    for name, target in plain.named_modules():
-        source = modules[name]
-        if isinstance(target, nn.Linear):
-            target.load_state_dict(source.state_dict())
-        elif isinstance(target, nn.Conv2d) and isinstance(source, nn.Conv2d) and source.bias is not None:
-            norm = modules[name.removesuffix("conv") + "norm"]
-            if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
-                raise InputError(f"{name} is not followed by a batch normalisation: pass a network of `train`")
-            scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-            bias = norm.bias + (source.bias - norm.running_mean) * scale
-            target.load_state_dict({"weight": source.weight * scale[:, None, None, None], "bias": bias})
-    return plain.eval()
+    plain = copy.deepcopy(net).eval()
+    for name, norm in list(plain.named_modules()):
+        if name.endswith(".norm"):
+            block = plain.get_submodule(name.removesuffix(".norm"))
+            if not isinstance(norm, nn.BatchNorm2d):
+                raise InputError(
+                    f"{name.removesuffix('norm')}conv is not followed by a batch normalisation: pass a network of `train`"
+                )
+            block.conv, block.norm = fuse_conv_bn_eval(block.conv, norm), nn.Identity()
+    return plain
 
 
 @torch.no_grad()
 def accuracy(net: Classifier, data: ImageSet, labels: Tensor, small: bool) -> tuple[float, float]:
     """The share of images classified rightly, at half resolution or full, and its standard error."""
-    right = 0
-    for index in torch.arange(len(data)).split(500):
-        x = data.points(index)
-        right += int((net(halved(x) if small else x).argmax(1) == labels[index]).sum())
+    parts = ((data.points(index), labels[index]) for index in torch.arange(len(data)).split(500))
+    right = sum(int((net(halved(x) if small else x).argmax(1) == y).sum()) for x, y in parts)
     share = right / len(data)
     return share, (share * (1 - share) / len(data)) ** 0.5
 
@@ -176,22 +162,6 @@ def check_options(o: Options) -> None:
     writable_folder(o.out.parent)
 
 
-def describe(o: Options, config: ClassifierConfig, data: ImageSet, test: ImageSet) -> dict[str, Any]:
-    """The file's description; without the command line, which holds paths of one machine."""
-    sources = (("train", o.data, data), ("test", o.test, test))
-    hashes = {name: {"file": place.name, "n": len(images), "sha256": images.sha256} for name, place, images in sources}
-    record = manifest(**o.recipe, data=hashes)
-    del record["command"]
-    return {
-        "kind": KIND,
-        "name": o.out.stem.removesuffix("_classifier"),
-        "event_shape": [config.image_channels, config.side, config.side],
-        "classifier": dataclasses.asdict(config),
-        "classes": list(data.classes),
-        "recipe": record,
-    }
-
-
 def train_and_write(o: Options) -> None:
     """Trains, measures and writes the classifier file."""
     check_options(o)
@@ -208,8 +178,20 @@ def train_and_write(o: Options) -> None:
     tensors = {key: value.to(torch.float16) for key, value in net.state_dict().items()}
     net.load_state_dict(tensors)
     measured = {str(side // (1 + small)): accuracy(net, test, test_labels, small) for small in (False, True)}
-    info = describe(o, config, data, test) | {"accuracy": measured}
-    info["recipe"]["seconds"] = seconds
+    sources = (("train", o.data, data), ("test", o.test, test))
+    hashes = {name: {"file": place.name, "n": len(images), "sha256": images.sha256} for name, place, images in sources}
+    settings = {k: v for k, v in dataclasses.asdict(o).items() if k not in ("data", "test", "out", "threads")}
+    recipe = manifest(**settings, data=hashes, seconds=seconds)
+    del recipe["command"]  # it holds paths of one machine
+    info = {
+        "kind": KIND,
+        "name": o.out.stem.removesuffix("_classifier"),
+        "event_shape": [config.image_channels, side, side],
+        "classifier": dataclasses.asdict(config),
+        "classes": list(data.classes),
+        "recipe": recipe,
+        "accuracy": measured,
+    }
     store.save(o.out, tensors, info, kinds=(KIND,))
     count = sum(t.numel() for t in tensors.values())
     print(f"{o.out}: {o.out.stat().st_size} bytes, {count} parameters, trained in {seconds} s")
