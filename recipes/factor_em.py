@@ -213,17 +213,14 @@ def fit(
         seed: what fixes the clustering and the randomised PCA.
 
     Raises:
-        InputError: a size out of range, or a cluster with no more points than the rank.
+        InputError: a rank out of range, or a cluster with no more points than the rank.
     """
-    check_sizes(components, rank, iterations, x.shape[1])
+    check_rank(rank, x.shape[1])
     start = initialise(x, components, rank, warm=warm, seed=seed, floor=floor)
     return em(x, start, iterations=iterations, tolerance=tolerance, floor=floor)
 
 
-def check_sizes(components: int, rank: int, iterations: int, d: int) -> None:
-    """Raise InputError for a number of components, rank or iterations out of range."""
-    for flag, value in (("components", components), ("iterations", iterations)):
-        if value < 1:
-            raise InputError(f"--{flag} {value}: must be at least 1")
+def check_rank(rank: int, d: int) -> None:
+    """Raise InputError for a rank out of range."""
     if not 1 <= rank < d:
         raise InputError(f"--rank {rank}: must be from 1 to {d - 1}, one less than the dimension")

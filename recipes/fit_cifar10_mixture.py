@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from recipes.command import run
-from recipes.factor_em import INNER_STEPS, WARM_RANK, Factors, Fit, check_sizes, fit, log_joint, mean_log_likelihood, mixture
+from recipes.factor_em import INNER_STEPS, WARM_RANK, Factors, Fit, check_rank, fit, log_joint, mean_log_likelihood, mixture
 from steindiff import models
 from steindiff.analytic import ExactModel, FactorMixture, Gaussian
 from steindiff.errors import InputError
@@ -50,9 +50,9 @@ class Options:
     """The command line; the defaults are those of the shipped file and its card."""
 
     data: Annotated[Path, "folder with train.tar.xz and test.tar.xz, archives of 32×32 JPEG or PNG images"]
-    components: Annotated[int, "number of components K"] = 10
+    components: Annotated[int, "number of components K", 1] = 10
     rank: Annotated[int, "factors per component r"] = 63
-    iterations: Annotated[int, "most EM iterations"] = 60
+    iterations: Annotated[int, "most EM iterations", 1] = 60
     warm: Annotated[int, f"EM iterations at rank {WARM_RANK} before; 0: k-means only", 0] = 20
     tolerance: Annotated[float, "least gain per iteration, nats per dimension"] = 1e-4
     floor: Annotated[float, "least noise variance ψ, on the [-1, 1] scale"] = 1e-4
@@ -103,7 +103,7 @@ def bits_per_dim(nats: float, d: int) -> float:
 def check_options(o: Options) -> None:
     """Raise InputError for an option that cannot work, before any data is read."""
     d = math.prod(EVENT_SHAPE)
-    check_sizes(o.components, o.rank, o.iterations, d)
+    check_rank(o.rank, d)
     size = o.components * (o.rank + 2) * d * 2
     if size > MAX_BYTES and not o.dry_run:
         raise InputError(f"the file would have {size:,} bytes, over {MAX_BYTES:,}: lower --components or --rank")

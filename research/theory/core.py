@@ -280,7 +280,6 @@ class Statement(NamedTuple):
 
 
 def _vertex(m: Means) -> Tensor:
-    """The vertex of J through three blends."""
     low, mid, high = (m.loss(g) for g in (0.0, 1.0, 2.0))
     return 1 + (low - high) / (2 * (low - 2 * mid + high))
 
