@@ -7,8 +7,6 @@ A denoiser may say two things about itself, and every wrapper here passes them o
 x, and `forwards`, the network forwards behind one call. `declare` says them for any other callable.
 """
 
-from __future__ import annotations
-
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Errors and warnings; each message names the offending value, the limit it broke and the remedy."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -3,8 +3,6 @@
 Every grid ends at `sigma_min` (`SIGMA_MIN` by default); `with_zero` appends the exact end σ = 0, as EDM's own sampler does.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Integral

@@ -4,8 +4,6 @@ An image's initial noise depends on its seed alone, whatever the batch, the devi
 correction come from streams of their own, so switching it on never changes the noise.
 """
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Sequence
 

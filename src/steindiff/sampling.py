@@ -4,8 +4,6 @@
 trace of every step and what it cost. Nothing in the loop waits for the device: the trace is moved to the host once, at the end.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -8,8 +8,6 @@ A value is a Python literal (`0.5`, `True`, `None`, `(2, 3)`, `'text'`), `inf`, 
 spec. Nothing in a spec is executed.
 """
 
-from __future__ import annotations
-
 import ast
 import inspect
 import re

@@ -1,7 +1,5 @@
 """What a model may be built from and called with; anything else is an InputError."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """The public laws: `GaussianMixture` and `Gaussian` diagonalise Σ_k; `FactorMixture` keeps Σ_k = W_k W_kᵀ + diag(ψ_k)."""
 
-from __future__ import annotations
-
 from typing import final
 
 from torch import Tensor

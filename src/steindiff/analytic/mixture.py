@@ -8,8 +8,6 @@ For x* ~ Σ_k w_k N(μ_k, Σ_k) and x = x* + σ ε, with p_k the responsibilitie
 `ExactModel` is written once, over any family of components; `laws` has the public ones.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The command line: `steindiff sample`, `train`, `bench`, `evaluate`, `score`, `demo`, `diagnose`, `models`."""
 
-from __future__ import annotations
-
 import re
 import sys
 

@@ -10,8 +10,6 @@ Killed at any moment, the same command goes on. A reference that is not named is
 A spec with options, such as 'energy(bands=8)', needs quotes in a shell.
 """
 
-from __future__ import annotations
-
 import shlex
 import sys
 from collections.abc import Mapping

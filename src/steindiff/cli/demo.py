@@ -4,8 +4,6 @@ Examples:
   steindiff demo --outdir outputs/demo
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

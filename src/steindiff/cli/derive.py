@@ -1,7 +1,5 @@
 """Options from a configuration: type, default, least value and help of a field are said once, where the field is."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping

@@ -5,8 +5,6 @@ Examples:
   steindiff diagnose --model digits --solver dpmpp_2m,heun --nfe 5,6,8,10 --outdir outputs/diagnose-digits
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

@@ -9,8 +9,6 @@ Examples:
 Killed at any moment, the same command goes on where it was; a larger --n adds images to those that are there.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """`steindiff models`: which models come with the package."""
 
-from __future__ import annotations
-
 from rich.console import Console
 
 from steindiff import models

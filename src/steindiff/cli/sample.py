@@ -12,8 +12,6 @@ Examples:
 A spec with options, such as 'karras(rho=5)', needs quotes in a shell.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal

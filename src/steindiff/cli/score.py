@@ -11,8 +11,6 @@ Nothing is downloaded: docs/metrics.md says where the files are to be had. Numbe
 and n; published ones are of n = 50,000.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

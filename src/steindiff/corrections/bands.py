@@ -4,8 +4,6 @@ A set of bands is an orthonormal basis and a label for each coefficient. For ima
 bands, luma and chroma apart; for latents: channels; for anything: one band, or random directions.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 The residual is u = x − T(x) in the frame of the blend, where the state is x = α x* + σ ε.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from enum import IntEnum
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Published closed-form rescalings as corrections, with their authors' defaults: on first-order VE steps each is a γ."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Every correction by name: `make("clamped")`, `make("energy(bands=8, moment=m.json)")`."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

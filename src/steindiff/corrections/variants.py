@@ -3,8 +3,6 @@
 Both work in VE coordinates, whatever the frame. Details the paper does not give are ours and marked [rebuilt].
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -10,8 +10,6 @@ J = ∂f/∂x of a map f that acts on each sample alone. Three answers to "how m
 iterates (Rayleigh–Ritz, i.e. Lanczos) replaces the last iterate. It is never above ‖J‖₂ but for rounding.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

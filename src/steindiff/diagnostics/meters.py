@@ -4,8 +4,6 @@ Under the exact coupling E‖x − D‖² = σ² E[∇·(x − D)] (Stein), so �
 has, whatever level it is told; σ̂/σ = 1 on the ideal marginal.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

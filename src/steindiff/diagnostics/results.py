@@ -1,7 +1,5 @@
 """What `steindiff diagnose` finds: local Lipschitz constants, the growth of actual errors, γ and σ̂/σ step by step, a toy."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass

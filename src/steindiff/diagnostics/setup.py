@@ -1,7 +1,5 @@
 """What `steindiff diagnose` runs: presets, and checked options."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """The runs of `steindiff diagnose`: the worst direction, random ones and the actual error, solver by solver; γ and σ̂/σ."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterator, Sequence

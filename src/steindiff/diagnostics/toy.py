@@ -4,8 +4,6 @@ x* = ±1 + 0.05 ε in equal parts. In one dimension L_D = ∂D/∂x is exact, an
 difference decides between the two modes.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Measure, once at the start of a run, which derivatives a network supports and what they cost."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from functools import partial

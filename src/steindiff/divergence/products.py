@@ -3,8 +3,6 @@
 Products come one by one, or for a block of probes in one pass (vmap over the probes: the primal is evaluated once).
 """
 
-from __future__ import annotations
-
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """Files that are either whole or not there, tensors with what is known about them, and manifests."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """From states to pictures: [−1, 1] floats to 8-bit images, PNG files and contact sheets."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

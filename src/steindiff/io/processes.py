@@ -5,8 +5,6 @@ per-image numbers, in the order that a single process would have. γ, η and the
 up to the rounding of a network that meets another batch size.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

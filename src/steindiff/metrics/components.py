@@ -7,8 +7,6 @@ Their mean has the standard error s_k/√n, and a sample's share in TV is ½ Σ_
 itself is not 0 but about ½ Σ_k √(2/π) s_k/√n, the noise floor, where s_k² ≤ w_k(1 − w_k), equal if components lie apart.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

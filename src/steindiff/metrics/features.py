@@ -5,8 +5,6 @@
 Fréchet distances in these features are not FID: another network, other weights, other numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ A file holds tensors and, under the metadata key "steindiff", {"format": 1, "kin
 Large models lie in several files, NAME-00001-of-00003.safetensors and so on.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping

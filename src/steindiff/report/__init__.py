@@ -5,8 +5,6 @@ write(folder, "steindiff demo", blocks)      # report.md, report.html, and the p
 show(console(), blocks)
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A model's card: what was trained, on what, how well, and the command that does it again."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path

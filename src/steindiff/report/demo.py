@@ -1,7 +1,5 @@
 """The demo's report: tables, image grids, γ per step, and a plain account of what they show."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The report of `steindiff diagnose`: tables, pictures, and sentences made from the numbers, whatever they are."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The pictures of `steindiff diagnose`: worst cases on logarithmic axes, a column for each model."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """What an evaluation found: a section for a model card, JSON, and a picture."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote

@@ -8,8 +8,6 @@
         return drawing("figures/name", "What it shows.", plot, legend=names)
 """
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence

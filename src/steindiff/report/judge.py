@@ -1,7 +1,5 @@
 """What judges found, as a table with notes and as JSON."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Blocks as Markdown; pictures and parts are links to files."""
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Iterable

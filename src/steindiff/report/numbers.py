@@ -1,7 +1,5 @@
 """How reports write numbers, and the signs of verdicts."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import fields, is_dataclass
 from typing import Any

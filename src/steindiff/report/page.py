@@ -4,8 +4,6 @@ Every string is escaped; drawings are inline SVG whose text has the page's own c
 the browser enlarges without smoothing.
 """
 
-from __future__ import annotations
-
 import re
 from base64 import b64encode
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The looks of lines in every figure: Okabe–Ito colours, which colour-blind readers tell apart on white and on black."""
 
-from __future__ import annotations
-
 from typing import Any
 
 INK = "#1b1e21"

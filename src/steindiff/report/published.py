@@ -4,8 +4,6 @@ published.json holds them. Each number was copied from the source named beside i
 calibrated, trained or distilled for its number of evaluations says so: it does not compete with what needs nothing.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -3,8 +3,6 @@
 Every sentence is made from the results, whatever they are; results that are not there yet are dashes, and counted.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

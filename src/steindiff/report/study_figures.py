@@ -3,8 +3,6 @@
 A correction has one colour, marker and line style everywhere; see `palette`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from statistics import median_high

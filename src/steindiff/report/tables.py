@@ -1,7 +1,5 @@
 """The tables of a study: the layout of the paper's Table 2, the best runs at equal cost, losses, and what γ was."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter, defaultdict

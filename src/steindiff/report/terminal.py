@@ -1,7 +1,5 @@
 """Blocks on the terminal; pictures are left out."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from markdown_it import MarkdownIt

@@ -1,7 +1,5 @@
 """What determines the images of a run: the job, the solver and the noise grid that it names, and its batches."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, get_args

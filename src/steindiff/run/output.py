@@ -4,8 +4,6 @@ A finished batch is a file in `.parts`, whole or not there. A record there says 
 first image, so that a folder with images of an unfinished run says which run that is. `.parts` goes when run.json is written.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

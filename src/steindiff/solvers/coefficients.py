@@ -1,7 +1,5 @@
 """Formulas that several solvers share. A coefficient is a float or a 0-dim float64, so it never changes the state's dtype."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import cache, reduce

@@ -5,8 +5,6 @@ the previous nodes in some variable s(σ). tAB takes the time of the VP schedule
 "log_sigma" is the variant that diffusers ships. iPNDM has the weights of equal steps in σ.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal

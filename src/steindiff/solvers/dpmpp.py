@@ -8,8 +8,6 @@ and the methods differ in how they extrapolate D along the step. `phi` has the i
 φ₀ = 1−r, φ₁ = 1 − φ₀/h, φ₂ = 1 − 2φ₁/h.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -6,8 +6,6 @@ The values v are data predictions D, or noise predictions (x − D)/σ, of this 
 method writes its `order` and `weights`; the step, its linear part, the history and the cost follow from them.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Every solver by name, at its published best unless options say otherwise: `make("dpmpp_3m(exact=True)")`."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from steindiff.solvers.base import Solver

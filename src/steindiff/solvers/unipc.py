@@ -10,8 +10,6 @@ which integrates every power of λ up to the number of nodes exactly; φ_i as in
 of order 1. In the paper's notation hh = −h, and its right-hand side is b_i = i! hh φ_{i+1}(hh)/B(hh), the same number.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """The demo: a study of both small embedded models at one NFE, with Eq. 11 as printed, with γ ≤ 1, and with its fair rival."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The one batch loop: images of given seeds by a solver on a testbed, on one process or shared out over several."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Images of files, judged: a study whose samples are there already."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path

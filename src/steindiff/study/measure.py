@@ -4,8 +4,6 @@ References are samples of the testbed's law and the end points of its exact flow
 own fine runs. A metric is a `Paired`: its difference to another set from the same seeds has a standard error.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial

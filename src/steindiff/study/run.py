@@ -1,7 +1,5 @@
 """The study: every cell once, each an atomic file, so that it stops and goes on at any moment without loss or repeat."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property

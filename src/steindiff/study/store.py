@@ -4,8 +4,6 @@
 with a remedy, and never overwritten.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass

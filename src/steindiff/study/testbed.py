@@ -3,8 +3,6 @@
 Any denoiser makes a testbed: `Testbed(name, denoiser, event_shape, digest)`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

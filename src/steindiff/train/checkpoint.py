@@ -1,7 +1,5 @@
 """Training state on disk. A file is whole or not there, executes no code, and is refused if it is another run's."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import warnings

@@ -1,7 +1,5 @@
 """The model file, and its description: what was trained, on what, and the command that does it again."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

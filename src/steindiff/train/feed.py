@@ -3,8 +3,6 @@
 Image i of step k is number k·B + i of a sequence of epochs, each a random order of the data.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple

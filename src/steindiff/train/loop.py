@@ -4,8 +4,6 @@ Every step is a function of (parameters, optimiser, average) and its own number;
 and that number (`feed`), so the state on disk is all there is. `accelerate` places the work on devices and processes.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import json

@@ -6,8 +6,6 @@ Source: Karras et al. (2022), Table 1 and section 5. ln σ is drawn stratified: 
 likely strata, which lowers the gradient's variance and leaves its mean.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """What to train: a published recipe by name, the user's changes to it, and the data; and the command that says it again."""
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The recipe: what trained weights depend on besides network, data and machine; its two schedules."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -8,8 +8,6 @@ Images pass through 8 bits, as they would through files, since the published num
 compare only with the same weights and the same resizing, so each extractor carries its hash and says how it resizes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import json

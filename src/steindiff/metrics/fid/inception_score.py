@@ -7,8 +7,6 @@ parts hold the same seeds, and differences are taken part by part.
 Source: Salimans et al., "Improved techniques for training GANs" (2016), section 4.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -7,8 +7,6 @@ layer W on the same features, where the file has W and that agrees with what the
 Sets from the same seeds in the same order compare by `.minus`, whose standard error is that of the paired difference.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

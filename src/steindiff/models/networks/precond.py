@@ -3,8 +3,6 @@
 Frame: variance exploding, x = x₀ + σ ε, with x₀ of standard deviation σ_data.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Final
 

@@ -7,8 +7,6 @@ Residual block, with e the embedding of the noise level (and of the class), γ, 
 Attention is written as einsum and softmax, not as a fused kernel: fused kernels have no Jacobian-vector product.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
