@@ -11,26 +11,7 @@ from steindiff.sampling import SampleResult, sample, steps
 __version__ = "0.1.0"
 
 __all__ = [
-    "Chain",
-    "Corrected",
-    "Denoiser",
-    "Hutchinson",
-    "InputError",
-    "ModelFileError",
-    "NonFiniteError",
-    "SampleResult",
-    "SteindiffError",
-    "analytic",
-    "corrections",
-    "denoisers",
-    "divergence",
-    "generators",
-    "grids",
-    "initial_noise",
-    "models",
-    "rules",
-    "sample",
-    "schedules",
-    "solvers",
-    "steps",
-]
+    "Chain", "Corrected", "Denoiser", "Hutchinson", "InputError", "ModelFileError", "NonFiniteError", "SampleResult",
+    "SteindiffError", "analytic", "corrections", "denoisers", "divergence", "generators", "grids", "initial_noise", "models",
+    "rules", "sample", "schedules", "solvers", "steps",
+]  # fmt: skip

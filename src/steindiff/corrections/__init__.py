@@ -13,23 +13,6 @@ from steindiff.corrections.stein import CleanTarget, FixedGamma, NoiseConsistent
 from steindiff.corrections.variants import FastKM, SelfConsistent
 
 __all__ = [
-    "DCW",
-    "Chain",
-    "CleanTarget",
-    "Corrected",
-    "Correction",
-    "Energy",
-    "EpsilonScaling",
-    "FastKM",
-    "FixedGamma",
-    "NoiseConsistent",
-    "Outcome",
-    "Proposal",
-    "Reason",
-    "Run",
-    "SelfConsistent",
-    "apply",
-    "make",
-    "names",
-    "second_moment",
-]
+    "DCW", "Chain", "CleanTarget", "Corrected", "Correction", "Energy", "EpsilonScaling", "FastKM", "FixedGamma",
+    "NoiseConsistent", "Outcome", "Proposal", "Reason", "Run", "SelfConsistent", "apply", "make", "names", "second_moment",
+]  # fmt: skip

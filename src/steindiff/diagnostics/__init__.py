@@ -22,22 +22,7 @@ from steindiff.diagnostics.trajectory import (
 )
 
 __all__ = [
-    "Linearization",
-    "Lipschitz",
-    "Reference",
-    "StepMap",
-    "StepReport",
-    "TraceSummary",
-    "along_trajectory",
-    "certificate_threshold",
-    "discrepancy_amplification",
-    "linearize",
-    "lipschitz",
-    "local_denoiser_lipschitz",
-    "noise_mismatch",
-    "random_directions",
-    "reference_flow",
-    "step_bound",
-    "step_maps",
-    "summarize",
-]
+    "Linearization", "Lipschitz", "Reference", "StepMap", "StepReport", "TraceSummary", "along_trajectory",
+    "certificate_threshold", "discrepancy_amplification", "linearize", "lipschitz", "local_denoiser_lipschitz",
+    "noise_mismatch", "random_directions", "reference_flow", "step_bound", "step_maps", "summarize",
+]  # fmt: skip

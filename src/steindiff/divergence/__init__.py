@@ -10,15 +10,5 @@ from steindiff.divergence.estimators import Estimate, Estimator, Exact, Hutchins
 from steindiff.divergence.products import Contract, Map, dot
 
 __all__ = [
-    "Choice",
-    "Contract",
-    "Estimate",
-    "Estimator",
-    "Exact",
-    "HutchPlusPlus",
-    "Hutchinson",
-    "Map",
-    "Method",
-    "choose",
-    "dot",
-]
+    "Choice", "Contract", "Estimate", "Estimator", "Exact", "HutchPlusPlus", "Hutchinson", "Map", "Method", "choose", "dot",
+]  # fmt: skip

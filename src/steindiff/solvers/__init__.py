@@ -9,23 +9,6 @@ from steindiff.solvers.singlestep import DPMpp2S, DPMpp3S, Heun
 from steindiff.solvers.unipc import UniPC
 
 __all__ = [
-    "DDIM",
-    "DEIS",
-    "IPNDM",
-    "DPMpp2M",
-    "DPMpp2S",
-    "DPMpp3M",
-    "DPMpp3S",
-    "Grid",
-    "Heun",
-    "Interval",
-    "Multistep",
-    "NoiseMultistep",
-    "Row",
-    "Solver",
-    "State",
-    "Step",
-    "UniPC",
-    "make",
-    "names",
-]
+    "DDIM", "DEIS", "IPNDM", "DPMpp2M", "DPMpp2S", "DPMpp3M", "DPMpp3S", "Grid", "Heun", "Interval", "Multistep",
+    "NoiseMultistep", "Row", "Solver", "State", "Step", "UniPC", "make", "names",
+]  # fmt: skip
