@@ -31,7 +31,7 @@ class Setup:
         InputError: a name is unknown or repeated, or a number is out of range.
     """
 
-    LEAST: ClassVar = {"samples": 1, "few": 1, "measured": 1, "directions": 1, "batch": 1, "trace_nfe": 2, "first_seed": 0}
+    LEAST: ClassVar[Any] = {"samples": 1, "few": 1, "measured": 1, "directions": 1, "batch": 1, "trace_nfe": 2, "first_seed": 0}
 
     models: tuple[str, ...]
     solvers: tuple[str, ...]

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ def digest(**parts: Any) -> str:
 def manifest(**config: Any) -> dict[str, Any]:
     """The versions, machine, time and command of this process, with the caller's entries beside them."""
     return {
-        "steindiff": version("steindiff"),
+        "steindiff": _version(),
         "git": _git_revision(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -132,6 +132,14 @@ def manifest(**config: Any) -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         **config,
     }
+
+
+def _version() -> str | None:
+    """The installed version; None where the code runs from a folder that was never installed."""
+    try:
+        return version("steindiff")
+    except PackageNotFoundError:
+        return None
 
 
 def _git_revision() -> str | None:

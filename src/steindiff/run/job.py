@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class Job:
         InputError: both or neither of `steps` and `nfe`, a seed given twice, or a value outside its range.
     """
 
-    LEAST: ClassVar = {"steps": 1, "nfe": 1, "batch": 1}
+    LEAST: ClassVar[Any] = {"steps": 1, "nfe": 1, "batch": 1}
 
     model: str
     seeds: tuple[int, ...]

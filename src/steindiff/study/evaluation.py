@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -41,7 +41,9 @@ class Settings:
         InputError: a number or a name outside its range, or a device that is not there.
     """
 
-    LEAST: ClassVar = {"n": 4, "n_few": 4, "first_seed": 0, "fine_steps": 2, "checked": 2, "groups": 2, "batch": 1, "chunk": 1}
+    LEAST: ClassVar[Any] = {
+        "n": 4, "n_few": 4, "first_seed": 0, "fine_steps": 2, "checked": 2, "groups": 2, "batch": 1, "chunk": 1,
+    }  # fmt: skip
 
     n: int = 10000
     n_few: int | None = None

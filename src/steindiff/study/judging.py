@@ -36,7 +36,7 @@ class Job:
         InputError: entries that do not go together.
     """
 
-    LEAST: ClassVar = {"groups": 2, "batch": 1, "n": 2, "resolution": 1}
+    LEAST: ClassVar[Any] = {"groups": 2, "batch": 1, "n": 2, "resolution": 1}
 
     judges: tuple[JudgeFiles, ...]
     images: str = ""

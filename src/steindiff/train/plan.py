@@ -74,7 +74,7 @@ class Plan:
         InputError: a setting that neither has, or a value of another type.
     """
 
-    LEAST: ClassVar = {"resolution": 1}
+    LEAST: ClassVar[Any] = {"resolution": 1}
 
     preset: str
     data: str
