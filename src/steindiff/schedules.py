@@ -5,8 +5,6 @@ maps: the time t at which a network must be asked about noise level s, and the f
 Half-log-SNR: λ = log(α/σ) = −log s.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -154,12 +152,12 @@ class DiscreteBetas(_VariancePreserving):
         object.__setattr__(self, "_log_ratio", torch.expm1(-log_alpha_bar).log() / 2)
 
     @classmethod
-    def scaled_linear(cls, n: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> DiscreteBetas:
+    def scaled_linear(cls, n: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> "DiscreteBetas":
         """√β linear in i: the latent-diffusion schedule (Rombach et al. 2022)."""
         return cls(torch.linspace(beta_start**0.5, beta_end**0.5, n, dtype=torch.float64) ** 2)
 
     @classmethod
-    def linear(cls, n: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> DiscreteBetas:
+    def linear(cls, n: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> "DiscreteBetas":
         """β linear in i: the DDPM schedule."""
         return cls(torch.linspace(beta_start, beta_end, n, dtype=torch.float64))
 

@@ -15,8 +15,6 @@ large ones beyond the rounding that x itself carries. Shapes: x (B, d); responsi
 (n, K) with n = 1 for a common σ and n = B otherwise.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, TypeVar
@@ -47,7 +45,7 @@ class Components(ABC):
         return replace(self, **{f.name: getattr(self, f.name).to(device=device, dtype=dtype) for f in fields(self)})
 
     @abstractmethod
-    def at(self, sigma: Tensor) -> Noisy:
+    def at(self, sigma: Tensor) -> "Noisy":
         """The components convolved with N(0, σ²): sigma () or, where `per_sample`, (B,)."""
 
     @abstractmethod
@@ -78,7 +76,7 @@ class Dense(Components):
     per_sample: ClassVar[bool] = True
 
     @classmethod
-    def of(cls, means: Tensor, covariances: Tensor) -> Dense:
+    def of(cls, means: Tensor, covariances: Tensor) -> "Dense":
         """The decomposition of covariances (K, d, d). Eigenvalues negative by rounding become zero; others are refused."""
         variances, columns = torch.linalg.eigh(wide(covariances))
         least = float(variances.min())
@@ -90,7 +88,7 @@ class Dense(Components):
             )
         return cls(means, columns.mT.contiguous().to(means.dtype), variances.clamp_min(0).to(means.dtype))
 
-    def at(self, sigma: Tensor) -> DenseNoisy:
+    def at(self, sigma: Tensor) -> "DenseNoisy":
         """L_k + σ² on the eigenvectors."""
         total = wide(self.variances) + wide(sigma).square().reshape(-1, 1, 1)
         gain = wide(self.variances) / total
@@ -162,7 +160,7 @@ class LowRank(Components):
     diagonal: Tensor
     per_sample: ClassVar[bool] = False
 
-    def at(self, sigma: Tensor) -> LowRankNoisy:
+    def at(self, sigma: Tensor) -> "LowRankNoisy":
         """Woodbury: S = ψ + σ², M = I + Wᵀ S⁻¹ W, G = M⁻¹ Wᵀ S⁻¹; det(Σ + σ²) = det S det M (the determinant lemma)."""
         s2, w, psi = wide(sigma).square(), wide(self.loadings), wide(self.diagonal)
         total = psi + s2

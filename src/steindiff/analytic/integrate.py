@@ -11,8 +11,6 @@ they converge, so a row's result does not depend on its batch-mates. On four mix
 order 720, and a scaled variable y/√(σ_d² + σ²) or a grid denser around the data's scale changed little.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -57,7 +55,7 @@ class Flow(NamedTuple):
     errors: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, errors: Tensor, steps: int) -> Flow:
+    def of(cls, x: Tensor, errors: Tensor, steps: int) -> "Flow":
         """The flow whose batch error is √(mean errors²)."""
         return cls(x, float(errors.square().mean().sqrt()) if len(errors) else 0.0, steps, errors)
 

@@ -9,8 +9,6 @@ does:
 `Proposal` holds the step itself and, on demand, its divergence, its first-order candidate and its blend with the state before.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -93,12 +91,12 @@ class Correction(ABC):
         """Whether any step of this run will ask for a derivative of the network; the network is then probed once before."""
         return False
 
-    def given(self, clean: Tensor) -> Correction:
+    def given(self, clean: Tensor) -> "Correction":
         """This correction with the constants of the law it needs, measured on clean samples (n, *event); most need none."""
         return self
 
     @abstractmethod
-    def correct(self, proposal: Proposal, state: Any) -> Outcome:
+    def correct(self, proposal: "Proposal", state: Any) -> Outcome:
         """The next state, given the solver's proposal for this step and what this correction remembers."""
 
 
@@ -190,7 +188,7 @@ class Proposal:
         """(1−γ) x + γ T(x) in the frame of the blend, as a VE state; γ is () or one number per image, (B,)."""
         return torch.lerp(self.rho.to(self.x) * self.x, self.next, expand(gamma.to(self.x), self.x))
 
-    def moved(self, x: Tensor) -> Proposal:
+    def moved(self, x: Tensor) -> "Proposal":
         """The same step with another next state, as the next correction of a chain sees it."""
         other = replace(self, _moved=True)
         other.step = self.step._replace(x=x)
@@ -281,7 +279,7 @@ class Chain(Correction):
         """Whether any part does."""
         return any(part.differentiates(run) for part in self.parts)
 
-    def given(self, clean: Tensor) -> Chain:
+    def given(self, clean: Tensor) -> "Chain":
         """Every part with its constants."""
         return Chain(*(part.given(clean) for part in self.parts))
 

@@ -5,8 +5,6 @@ In VE coordinates, where the solvers work, the same blend is y' = lerp(ρ y, T(y
 its divergence with respect to x is that of y ↦ y − T(y)/ρ with respect to y.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Literal, NamedTuple, SupportsIndex
@@ -124,7 +122,7 @@ class Corrected(Solver):
         """The wrapped solver's, without what the estimator adds (forward-mode and finite differences evaluate again)."""
         return self._solver.nfe(sigmas)
 
-    def for_nfe(self, nfe: int) -> tuple[Corrected, int]:
+    def for_nfe(self, nfe: int) -> "tuple[Corrected, int]":
         """As the wrapped solver does."""
         solver, steps = self._solver.for_nfe(nfe)
         return replace(self, solver=solver), steps
@@ -133,7 +131,7 @@ class Corrected(Solver):
         """The wrapped solver's."""
         return self._solver.linear(interval, state.inner)
 
-    def seeded(self, seed: int | tuple[int, ...]) -> Corrected:
+    def seeded(self, seed: int | tuple[int, ...]) -> "Corrected":
         """The same, with probes from `seed`."""
         return replace(self, solver=self._solver.seeded(seed), divergence=(self.divergence or Hutchinson()).seeded(seed))
 

@@ -12,8 +12,6 @@ solver's candidate T and w = T − T₁, the corrected state is T₁ + Σ_b η_b
 The noise level is never left, no evaluation is added, and only M_b can need a derivative.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -65,7 +63,7 @@ class Energy(Correction):
         object.__setattr__(self, "bands", registry.make(self.bands))
         object.__setattr__(self, "moment", _numbers(self.moment))
 
-    def given(self, clean: Tensor) -> Energy:
+    def given(self, clean: Tensor) -> "Energy":
         """With moment "target" measured on these samples; any other moment stays."""
         return replace(self, moment=second_moment(clean, self._bands)) if self.moment == TARGET else self
 

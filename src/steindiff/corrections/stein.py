@@ -3,8 +3,6 @@
 The corrected state is (1−γ) x + γ T(x), with residual u = x − T(x) in the frame of the blend, x = α x* + σ ε.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence
@@ -54,12 +52,12 @@ class CleanTarget(Blend):
         require(self.threshold > 0, "need a noise level > 0", threshold=self.threshold)
 
     @classmethod
-    def printed(cls) -> CleanTarget:
+    def printed(cls) -> "CleanTarget":
         """Algorithm 1 as printed: no upper bound; it diverges on exact models."""
         return cls(gamma_max=None)
 
     @classmethod
-    def clamped(cls) -> CleanTarget:
+    def clamped(cls) -> "CleanTarget":
         """Algorithm 1 with γ ≤ 1."""
         return cls(gamma_max=1.0)
 
@@ -113,12 +111,12 @@ class FixedGamma(PresetBlend):
         require(finite, "need at least one value, all finite", table=self.table)
 
     @classmethod
-    def from_gammas(cls, gammas: Sequence[float]) -> FixedGamma:
+    def from_gammas(cls, gammas: Sequence[float]) -> "FixedGamma":
         """Freeze the γ of an earlier run: `FixedGamma.from_gammas([r.gamma for r in result.trace])`."""
         return cls(tuple(gammas))
 
     @classmethod
-    def load(cls, path: str | Path) -> FixedGamma:
+    def load(cls, path: str | Path) -> "FixedGamma":
         """Read a JSON list of numbers."""
         return cls(read_numbers(path, "a gamma table"))
 

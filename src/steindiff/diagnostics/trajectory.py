@@ -10,8 +10,6 @@ paper's certificate (SteinDiff Sec. 3) for the first-order step, h = α_t/σ_t �
     L_T ≤ σ_t/σ_s + σ_t h L_D,        lost (L_T < 1 no longer implied) once L_D ≥ (σ_s − σ_t)/(α_t σ_s − α_s σ_t).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -111,7 +109,7 @@ def along_trajectory(
     x: Tensor,
     sigmas: Tensor,
     *,
-    reference: Reference | None = None,
+    reference: "Reference | None" = None,
     only: Collection[int] | None = None,
     tol: float = 0.01,
     max_iterations: int = 100,

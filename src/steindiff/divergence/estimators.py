@@ -1,7 +1,5 @@
 """Estimators of ∇·g: Hutchinson's, Hutch++, and the exact trace."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -39,7 +37,7 @@ class Estimate(NamedTuple):
     share: float = 1.0
     """m/B where all but the first evaluation, and every product, are of m of the B images."""
 
-    def over(self, gather: Gather) -> Estimate:
+    def over(self, gather: Gather) -> "Estimate":
         """The estimates of all processes' images together."""
         return self._replace(values=gather(self.values, 1))
 
@@ -72,14 +70,14 @@ class Estimator(ABC):
         """
 
     @abstractmethod
-    def resolve(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Estimator:
+    def resolve(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> "Estimator":
         """This estimator with its method chosen and its cost measured on `denoiser`."""
 
     def through(self, g: Through[A], denoiser: Denoiser, x: Tensor, index: int, contract: Contract = dot) -> tuple[Estimate, A]:
         """The estimate of z ↦ g(denoiser, z); an estimator may spare the network what it does not need."""
         return self(partial(g, denoiser), x, index, contract)
 
-    def seeded(self, seed: int | tuple[int, ...]) -> Estimator:
+    def seeded(self, seed: int | tuple[int, ...]) -> "Estimator":
         """This estimator with probes from other seeds."""
         return self
 
@@ -125,11 +123,11 @@ class Hutchinson(Estimator):
         remedy = "choose 'auto' or False; fd has no batched pass"
         require(possible, remedy, batched=self.batched, method=self.method)
 
-    def seeded(self, seed: int | tuple[int, ...]) -> Hutchinson:
+    def seeded(self, seed: int | tuple[int, ...]) -> "Hutchinson":
         """This estimator with probes from `seed`."""
         return replace(self, seed=seed)
 
-    def resolve(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Hutchinson:
+    def resolve(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> "Hutchinson":
         """This estimator with `choice` filled in, or kept if given. Raises SteindiffError where the method cannot work."""
         methods = METHODS if self.method == "auto" else (self.method,)
         choice = self.choice or choose(denoiser, x, sigma, methods=methods, fd_step=self.fd_step, antithetic=self.antithetic)
@@ -241,7 +239,7 @@ class Exact(Estimator):
 
     choice: Choice | None = None
 
-    def resolve(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Exact:
+    def resolve(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> "Exact":
         """This estimator with the cost of a VJP measured."""
         return replace(self, choice=self.choice or choose(denoiser, x, sigma, methods=("vjp",)))
 

@@ -58,11 +58,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """The value that a JSON file holds.
-
-    Raises:
-        ValueError: there is no such file, or it is not JSON.
-    """
+    """The value that a JSON file holds. Raises ValueError where there is no such file, or where it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

@@ -5,8 +5,6 @@ number; it does not contain the bias that a Fréchet distance has at small n, wh
 same number between two independent sets from the reference law, of the same sizes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cached_property, reduce
 
@@ -28,7 +26,7 @@ class EnergyTarget:
     def __init__(self, y: Tensor) -> None:
         self._y = y.flatten(1).double()
 
-    def shares(self, x: Tensor | EnergyTarget) -> Shares:
+    def shares(self, x: "Tensor | EnergyTarget") -> Shares:
         """2 E‖X−Y‖ − E‖X−X'‖ − E‖Y−Y'‖, Euclidean norm, unbiased (Székely & Rizzo 2013); not its square root.
 
         The standard error is that of the first-order (Hájek) projection: Var over i of 2(E‖x_i−Y‖ − E‖x_i−X'‖), and the same
@@ -95,11 +93,11 @@ class FrechetTarget:
         self._y, self._groups = y.flatten(1).double(), groups
         self._index = dealt(len(y), groups).to(y.device)
 
-    def distance(self, x: Tensor | FrechetTarget) -> Value:
+    def distance(self, x: "Tensor | FrechetTarget") -> Value:
         """`replicates(x).value`."""
         return self.replicates(x).value
 
-    def replicates(self, x: Tensor | FrechetTarget) -> Replicates:
+    def replicates(self, x: "Tensor | FrechetTarget") -> Replicates:
         """The distance with its jackknife: `target.replicates(x).minus(target.replicates(base))` is a paired difference.
 
         Where x is itself a target, which must have as many groups, what it has computed is used again.

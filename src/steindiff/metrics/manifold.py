@@ -15,8 +15,6 @@ Sources: Kynkäänniemi et al., "Improved precision and recall metric for assess
 et al., "Reliable fidelity and diversity metrics for generative models" (2020), with k = 5. Balls are closed, as in the former.
 """
 
-from __future__ import annotations
-
 from functools import cache, cached_property
 from typing import NamedTuple
 
@@ -62,7 +60,7 @@ class ManifoldTarget:
         require(1 <= neighbours < half, enough, neighbours=neighbours, groups=groups)
         self._side = _halves(groups, splits)[dealt(len(y), groups)].to(y.device)
 
-    def compare(self, x: Tensor | ManifoldTarget) -> Manifold:
+    def compare(self, x: "Tensor | ManifoldTarget") -> Manifold:
         """Samples x with the target's. Where x is itself a target, its neighbours are not searched again."""
         other = x if isinstance(x, ManifoldTarget) else ManifoldTarget(x, *self._rule)
         ours, theirs = ((target._y.shape[1], *target._rule) for target in (self, other))
@@ -78,7 +76,7 @@ class ManifoldTarget:
             coverage=_mean(held, self._side, sizes),
         )
 
-    def _visits(self, visitors: ManifoldTarget) -> tuple[Tensor, Tensor]:
+    def _visits(self, visitors: "ManifoldTarget") -> tuple[Tensor, Tensor]:
         """How many balls each visitor is in, (visitors, splits + 1), and whether each ball holds one, (m, splits + 1).
 
         The first column is of the whole sets, the others are within the halves of each split.

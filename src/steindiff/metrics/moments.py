@@ -5,8 +5,6 @@
 Source: Chan, Golub & LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances" (1979).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import reduce
 
@@ -29,18 +27,18 @@ class SampleMoments:
     scatter: Tensor
 
     @classmethod
-    def of(cls, x: Tensor) -> SampleMoments:
+    def of(cls, x: Tensor) -> "SampleMoments":
         """The moments of samples (n, …), n ≥ 1, each flattened to d numbers; only a chunk of them is float64 at a time."""
         require(x.ndim > 1 and len(x) > 0, "need samples (n, …) with n ≥ 1", shape=tuple(x.shape))
         return reduce(cls.merge, (cls._of_chunk(chunk.flatten(1).double()) for chunk in x.split(CHUNK)))
 
     @classmethod
-    def _of_chunk(cls, x: Tensor) -> SampleMoments:
+    def _of_chunk(cls, x: Tensor) -> "SampleMoments":
         mean = x.mean(0)
         centred = x - mean
         return cls(len(x), mean, centred.mT @ centred)
 
-    def merge(self, other: SampleMoments) -> SampleMoments:
+    def merge(self, other: "SampleMoments") -> "SampleMoments":
         """The moments of both sets together. Raises InputError where dimensions differ."""
         self._check(other)
         n = self.n + other.n
@@ -48,7 +46,7 @@ class SampleMoments:
         scatter = (self.scatter + other.scatter).addr_(step, step, alpha=self.n * other.n / n)
         return SampleMoments(n, self.mean + step * (other.n / n), scatter)
 
-    def without(self, part: SampleMoments) -> SampleMoments:
+    def without(self, part: "SampleMoments") -> "SampleMoments":
         """The moments without a part of the samples, `merge` undone. Raises InputError where nothing would be left."""
         self._check(part)
         n = self.n - part.n
@@ -73,7 +71,7 @@ class SampleMoments:
         cross = torch.linalg.eigvalsh(root @ c @ root).clamp_min(0).sqrt().sum()
         return float((self.mean - mean).square().sum() + c.trace() + covariance.trace() - 2 * cross)
 
-    def _check(self, other: SampleMoments) -> None:
+    def _check(self, other: "SampleMoments") -> None:
         sizes = len(self.mean), len(other.mean)
         require(sizes[0] == sizes[1], "need the same", numbers_of_a_sample=sizes)
 

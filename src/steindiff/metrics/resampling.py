@@ -17,8 +17,6 @@ which is right where n Var θ depends little on n.
 Sources: Efron & Stein, "The jackknife estimate of variance" (1981); McCarthy, "Pseudo-replication: half samples" (1969).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,7 +41,7 @@ class Replicates(Paired):
     sizes: tuple[int, int]
 
     @classmethod
-    def of(cls, statistic: float, without: tuple[Sequence[float], Sequence[float]], sizes: tuple[int, int]) -> Replicates:
+    def of(cls, statistic: float, without: tuple[Sequence[float], Sequence[float]], sizes: tuple[int, int]) -> "Replicates":
         """From numbers."""
         without_x, without_y = (torch.tensor(values, dtype=torch.float64) for values in without)
         return cls(float(statistic), without_x, without_y, sizes)

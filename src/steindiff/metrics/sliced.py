@@ -12,8 +12,6 @@ the central limit theorem for transport costs on a line (del Barrio & Loubes 201
 Source: Bonneel, Rabin, Peyré & Pfister, "Sliced and Radon Wasserstein barycenters of measures" (2015).
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -43,7 +41,7 @@ class SlicedTarget:
         self._y, self._rule = y.flatten(1).double(), (count, seed, power)
         self._values, self._order = (directions(self._y.shape[1], count, seed).to(y.device) @ self._y.mT).sort(1)
 
-    def shares(self, x: Tensor | SlicedTarget) -> Shares:
+    def shares(self, x: "Tensor | SlicedTarget") -> Shares:
         """The distance of x to the target. Where x is itself a target, it is not sorted again.
 
         The standard error is that of the samples, at these directions; other directions, the same for both sets, give another

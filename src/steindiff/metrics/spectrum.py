@@ -7,8 +7,6 @@ power. By the delta method a sample's share in r_b is ‖P_b x_i‖²/E‖P_b x�
 of two sets of one law is not 0: the noise floor says how far above.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -68,7 +66,7 @@ class SpectrumTarget:
         self._power = torch.cat([self._bands.inner(part, part) for part in map(Tensor.double, y.split(ROWS))])
         self._mean = self._power.mean(0)
 
-    def spectrum(self, x: Tensor | SpectrumTarget) -> Spectrum:
+    def spectrum(self, x: "Tensor | SpectrumTarget") -> Spectrum:
         """The spectrum of x against the target. Where x is itself a target, its power is not computed again.
 
         Raises InputError for samples of another shape, a target of other bands, and a band in which the target has no power.

@@ -1,7 +1,5 @@
 """Numbers with standard errors, the samples' shares in them, differences of pairs, and whether those are beyond noise."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -42,7 +40,7 @@ class Value(NamedTuple):
     se: float
 
     @classmethod
-    def parse(cls, pair: Sequence[float | None]) -> Value:
+    def parse(cls, pair: Sequence[float | None]) -> "Value":
         """Read a pair from JSON, where null is NaN. Raises TypeError or ValueError for anything but two numbers."""
         value, se = (float("nan") if x is None else float(x) for x in pair)
         return cls(value, se)

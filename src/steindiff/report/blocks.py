@@ -4,8 +4,6 @@ A report is a sequence of blocks. Its texts are plain: each renderer escapes the
 emphasis and code: `Markup("*Floor*: a perfect sampler's score")`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -87,7 +85,7 @@ class Details(NamedTuple):
     """Blocks folded away under a line of text."""
 
     summary: str
-    blocks: tuple[Block, ...]
+    blocks: "tuple[Block, ...]"
 
 
 class Part(NamedTuple):
@@ -95,7 +93,7 @@ class Part(NamedTuple):
 
     name: str
     summary: str
-    blocks: tuple[Block, ...]
+    blocks: "tuple[Block, ...]"
 
 
 Block: TypeAlias = Heading | Text | Bullets | Code | Table | Figure | Strips | Details | Part

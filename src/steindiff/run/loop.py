@@ -4,8 +4,6 @@ A batch is the unit: one process decides its γ from its own images. What comes 
 processes nor on how often the run was stopped.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +85,7 @@ class _Run:
     device: str
 
     @classmethod
-    def of(cls, job: Job) -> _Run:
+    def of(cls, job: Job) -> "_Run":
         solver, sigmas = job.prepare()
         device = processes.local_device(job.device)
         model = models.load(job.model, dtype=job.state_dtype, device=device)
@@ -106,7 +104,7 @@ class _Run:
             "device": torch.device(self.device).type,
         }
 
-    def priced(self, choice: Choice | None) -> _Run:
+    def priced(self, choice: Choice | None) -> "_Run":
         """The same with what one batch has found about derivatives, so that no other batch probes the network anew."""
         return replace(self, solver=self.job.prepare(choice)[0])
 

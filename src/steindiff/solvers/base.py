@@ -5,8 +5,6 @@ Because `step` has no side effects, `lambda z: solver.step(D, z, interval, state
 differentiated, evaluated twice, wrapped and interleaved.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -37,7 +35,7 @@ class Grid:
     """`sigmas` taken apart, 0-dim each: a level is one and the same tensor wherever an interval names it."""
 
     @classmethod
-    def of(cls, sigmas: Tensor) -> Grid:
+    def of(cls, sigmas: Tensor) -> "Grid":
         """The grid of these levels."""
         return cls(sigmas, tuple(sigmas.tolist()), sigmas.unbind())
 
@@ -51,7 +49,7 @@ class Grid:
         """Whether the last level is σ = 0."""
         return self.levels[-1] == 0
 
-    def interval(self, index: int) -> Interval:
+    def interval(self, index: int) -> "Interval":
         """Step `index` of this grid."""
         return Interval(self, index)
 
@@ -114,7 +112,7 @@ class Solver(ABC):
     def nfe(self, sigmas: Tensor) -> int:
         """Network evaluations over the grid `sigmas`, (n+1,)."""
 
-    def for_nfe(self, nfe: int) -> tuple[Solver, int]:
+    def for_nfe(self, nfe: int) -> "tuple[Solver, int]":
         """The solver and the number of steps that spend `nfe` evaluations on a grid ending above σ = 0.
 
         A method with one evaluation a step takes `nfe` ≥ 1 steps and stays as it is.
@@ -130,6 +128,6 @@ class Solver(ABC):
         """T₁ = r x + (1−r) D, rounded as this solver rounds: where its own step is of first order, T₁ is that step bitwise."""
         return ddim(x, denoised, interval.sigma, interval.sigma_next)
 
-    def seeded(self, seed: int | tuple[int, ...]) -> Solver:
+    def seeded(self, seed: int | tuple[int, ...]) -> "Solver":
         """This solver with its random probes drawn from `seed` (one int, or one per image); a plain solver has none."""
         return self

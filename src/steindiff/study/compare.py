@@ -11,8 +11,6 @@ Runs of different cost have no pairs. Their difference gets √(se² + se'²), w
 target and the noise.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,7 +38,7 @@ class Study:
     beds: Mapping[str, BedSummary]
 
     @classmethod
-    def of(cls, config: Config, results: Iterable[Result], beds: Iterable[BedSummary]) -> Study:
+    def of(cls, config: Config, results: Iterable[Result], beds: Iterable[BedSummary]) -> "Study":
         """Results of cells that the study does not ask for are left out."""
         wanted = set(config.cells())
         return cls(config, {r.cell: r for r in results if r.cell in wanted}, {b.name: b for b in beds})

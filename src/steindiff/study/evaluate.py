@@ -5,8 +5,6 @@ that determines them, and is written anew, whole, after every chunk. A killed ev
 may ask for more images.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -177,7 +175,7 @@ class _Targets(NamedTuple):
     pixels: FrechetTarget
     features: FrechetTarget | None
 
-    def to(self, real: _Targets) -> Distances:
+    def to(self, real: "_Targets") -> Distances:
         features = real.features.distance(self.features) if self.features and real.features else None
         return Distances(real.energy.shares(self.energy).value, real.pixels.distance(self.pixels), features)
 

@@ -1,7 +1,5 @@
 """What an evaluation is asked, and what it finds: a fine run and few-step runs, from the same seeds, beside real images."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -78,7 +76,7 @@ class Run:
     n: int
 
     @classmethod
-    def of(cls, name: str, settings: Settings) -> Run:
+    def of(cls, name: str, settings: Settings) -> "Run":
         """The run of a name. Raises InputError for one that is neither "fine" nor SOLVER-NFE."""
         if name == FINE:
             return cls(name, solvers.make("heun"), grids.with_zero(grids.karras(settings.fine_steps)), settings.n)

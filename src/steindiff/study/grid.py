@@ -1,7 +1,5 @@
 """The study's grid: which cells there are, and what a configuration file or a preset says of them."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -41,7 +39,7 @@ class Cell:
     correction: str
 
     @property
-    def plain(self) -> Cell:
+    def plain(self) -> "Cell":
         """The same without a correction."""
         return replace(self, correction=PLAIN)
 
@@ -152,7 +150,7 @@ class Config:
         rules = (PLAIN, *(c for c in self.corrections if c != PLAIN))
         return starmap(Cell, product(self.beds, self.solvers, self.grids, self.nfe, rules))
 
-    def but(self, changes: Mapping[str, Any]) -> Config:
+    def but(self, changes: Mapping[str, Any]) -> "Config":
         """With some entries changed; lists become tuples. Raises InputError for entries that a study does not have."""
         for name, value in changes.items():
             if name not in FLAGS:

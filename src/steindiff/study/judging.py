@@ -1,7 +1,5 @@
 """What `steindiff score` is asked, and what it finds: images, judges of them, and a number for each."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +88,7 @@ class Line:
     difference: Value | None = None
 
     @classmethod
-    def of(cls, name: str, found: Paired, real: Paired | None, against: Paired | None) -> Line:
+    def of(cls, name: str, found: Paired, real: Paired | None, against: Paired | None) -> "Line":
         """A line of statistics."""
         floor, other = (one.value if one else None for one in (real, against))
         return cls(name, found.value, floor, other, found.minus(against) if against else None)

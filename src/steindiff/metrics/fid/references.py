@@ -7,8 +7,6 @@ standard errors are those of the samples alone, and the noise floor is the dista
 Source: Heusel et al., "GANs trained by a two time-scale update rule converge to a local Nash equilibrium" (2017).
 """
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -56,7 +54,7 @@ class Reference:
     @classmethod
     def of(
         cls, moments: SampleMoments, extractor_sha256: str | None = None, resize: str | None = None, few: bool = False
-    ) -> Reference:
+    ) -> "Reference":
         """The statistics of real samples. Raises InputError for no more of them than dimensions, unless `few`."""
         check_enough(moments.n, len(moments.mean), few)
         return cls(moments.mean, moments.covariance, moments.n, extractor_sha256, resize)
