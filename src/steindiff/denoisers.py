@@ -294,8 +294,7 @@ class TimeSelected(_Wrapper):
 
     def told(self, x: Tensor, sigma: Tensor) -> Tensor:
         """σ_τ/α_τ, (B,), in σ's dtype."""
-        if x.shape[1:].numel() < 2:
-            raise InputError(f"x of shape {tuple(x.shape)}: one coordinate has no variance; need images of two or more")
+        require(x.shape[1:].numel() > 1, "one coordinate has no variance; need images of two or more", x=tuple(x.shape))
         s = expand(_wide(sigma, x), x).reshape(-1, 1).expand(len(x), 1)
         t, half = self._clock.time(s), self.window // 2
         # Ratios, so that τ = t is the nominal level to the bit, and where σ lies beyond the clock's ends too.

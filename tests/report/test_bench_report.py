@@ -3,6 +3,7 @@
 import math
 import random
 import re
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -20,7 +21,7 @@ from steindiff.report.published import PUBLISHED, SOURCES
 from steindiff.report.study import command, write_report
 from steindiff.report.study_figures import image_strips, overview, quality, spectra, traces
 from steindiff.report.tables import best_table, cost_table, counts, gamma_table, losing_table, quality_table
-from steindiff.study.compare import Study, against_best, equal_cost, rival, tally, verdict
+from steindiff.study.compare import Study, against_best, equal_cost, rival, verdict
 from steindiff.study.grid import PRESETS, Cell, Config
 from steindiff.study.store import BedSummary, Result
 
@@ -122,9 +123,9 @@ def test_nothing_to_compare_is_missing_and_not_a_tie():
 
 
 def test_counts_hold_every_comparison_once():
-    found = tally(["win", "win", "loss", "noise", "diverged", "missing", "missing"])
+    found = Counter(["win", "win", "loss", "noise", "diverged", "missing", "missing"])
     assert counts(found) == "2 / 1 / 1 / 1 (2 –)"
-    assert counts(tally(["noise"])) == "0 / 0 / 1 / 0"
+    assert counts(Counter(["noise"])) == "0 / 0 / 1 / 0"
 
 
 # -- numbers and tables --------------------------------------------------------------------------------------------------
@@ -387,7 +388,7 @@ def test_the_sections_stand_in_order_and_say_what_was_counted(folder):
     results = whole_study()
     found = study(results)
     for rule in ("literal", "energy"):
-        expected = counts(tally(found.verdict(c, "energy") for c in found.corrected if c.correction == rule))
+        expected = counts(Counter(found.verdict(c, "energy") for c in found.corrected if c.correction == rule))
         assert f"{rule} {expected}" in text
     missing = len(list(CONFIG.cells())) - len(results)
     assert f"{len(results)} of {len(list(CONFIG.cells()))} cells have a result, {missing} are missing; 5 of the results" in text

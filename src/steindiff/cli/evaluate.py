@@ -17,7 +17,7 @@ import typer
 from steindiff import models, report
 from steindiff.cli.derive import options_of
 from steindiff.cli.options import Threads, use_threads
-from steindiff.errors import InputError
+from steindiff.errors import require
 from steindiff.models import Model
 from steindiff.models.datasets import ImageSet, load_pair
 from steindiff.report.evaluate import blocks, write
@@ -55,8 +55,6 @@ def load_data(model: Model, data: str, held_out: str, progress: bool = False) ->
         InputError: the model's images are not square, or neither grey nor RGB.
     """
     channels, height, width = model.event_shape
-    if height != width or channels not in (1, 3):
-        raise InputError(
-            f"model {model.name} makes images of shape {model.event_shape}: only square ones, grey or RGB, are loaded"
-        )
+    square = height == width and channels in (1, 3)
+    require(square, "only square ones, grey or RGB, are loaded", model=model.name, images=model.event_shape)
     return load_pair(data, held_out, height, channels == 1, progress)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -24,11 +24,8 @@ from steindiff.errors import InputError
 from steindiff.models.datasets import ImageSet
 from steindiff.models.networks import UNetConfig
 from steindiff.report.blocks import Block, Markup, Text
-from steindiff.train.plan import PRESETS, SETTINGS, Plan
+from steindiff.train.plan import PRESETS, SETTINGS, Options, Plan
 from steindiff.train.recipe import Recipe
-
-if TYPE_CHECKING:
-    from steindiff.train.loop import Options
 
 
 @options_of(Plan)
@@ -59,11 +56,6 @@ def train_command(
 
     Also under `accelerate launch -m steindiff train …` or `torchrun -m steindiff train …`, on several processes.
     """
-    try:
-        from steindiff.train.loop import Options
-    except ModuleNotFoundError as error:
-        raise InputError(f"training needs {error.name}: pip install 'steindiff[cli,train]'") from error
-
     plan = Plan(preset, changes=tuple(changes or ()), **given)
     options = Options(
         log_every=log_every, report_every=report_every, checkpoint_seconds=checkpoint_seconds,
@@ -92,8 +84,12 @@ def run_training(
         InputError: settings, data or folders do not serve; this is said before any training.
         NonFiniteError: as `loop.train`.
     """
+    try:
+        from steindiff.train import loop
+    except ModuleNotFoundError as error:
+        raise InputError(f"training needs {error.name}: pip install 'steindiff[cli,train]'") from error
+
     from steindiff.report.card import write_card
-    from steindiff.train import loop
     from steindiff.train.export import describe, export
 
     try:

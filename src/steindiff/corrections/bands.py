@@ -15,6 +15,9 @@ from torch import Tensor
 from steindiff.errors import InputError, require
 from steindiff.specs import Registry
 
+_LUMA_CHROMA = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, 0.0], [1.0, 1.0, -2.0]], dtype=torch.float64)
+"""Rows, before they are normalised: the grey axis, then an orthogonal basis of the plane across it."""
+
 
 class Bands(ABC):
     """P_b, b = 0…n−1: orthogonal projections that sum to the identity."""
@@ -110,7 +113,7 @@ class Cosine(Bands):
 
     def _bases(self, event: torch.Size, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         channels, height, width = self._check(event)
-        rotation = torch.eye(1) if channels == 1 else _luma_chroma()
+        rotation = torch.eye(1) if channels == 1 else _LUMA_CHROMA / _LUMA_CHROMA.square().sum(1, keepdim=True).sqrt()
         return rotation.to(like), _cosine_basis(height).to(like), _cosine_basis(width).to(like)
 
     def _check(self, event: torch.Size) -> tuple[int, int, int]:
@@ -143,8 +146,7 @@ class RandomBands(Bands):
     def labels(self, event: torch.Size) -> Tensor:
         """Equal runs of coefficients."""
         d = math.prod(event)
-        if self.count > d:
-            raise InputError(f"{self.count} random bands for states of dimension {d}: ask for at most {d}")
+        require(self.count <= d, f"states of dimension {d} have at most {d} random bands", count=self.count)
         return torch.arange(d) * self.count // d
 
 
@@ -173,9 +175,3 @@ def _cosine_basis(n: int) -> Tensor:
     basis = torch.cos(math.pi * (2 * i + 1) * i[:, None] / (2 * n)) * math.sqrt(2 / n)
     basis[0] /= math.sqrt(2)
     return basis
-
-
-def _luma_chroma() -> Tensor:
-    """Rows: the grey axis, then an orthonormal basis of the plane across it."""
-    matrix = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, 0.0], [1.0, 1.0, -2.0]], dtype=torch.float64)
-    return matrix / matrix.square().sum(1, keepdim=True).sqrt()

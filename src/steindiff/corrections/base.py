@@ -62,11 +62,6 @@ class Run:
     x: Tensor
     """The first state, (B, *event)."""
 
-    @property
-    def levels(self) -> list[float]:
-        """The VE noise levels at which the corrected steps start."""
-        return [self.grid.levels[i] for i in self.steps]
-
 
 class Outcome(NamedTuple):
     """What a correction makes of one step."""
@@ -255,7 +250,7 @@ class Proposal:
                 "with FixedGamma"
             )
         estimate, aux = self.estimator.through(g, self.denoiser, self.x, self.interval.index, contract)
-        return estimate.over(self.gather), aux
+        return estimate._replace(values=self.gather(estimate.values, 1)), aux
 
 
 @dataclass(frozen=True, init=False)

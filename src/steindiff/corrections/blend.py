@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steindiff.corrections.base import Correction, Divergence, Outcome, Proposal, Reason, Run, strongest
+from steindiff.corrections.base import Correction, Outcome, Proposal, Reason, Run, strongest
 
 
 class Moments(NamedTuple):
@@ -59,13 +59,13 @@ class Blend(Correction):
 
     def differentiates(self, run: Run) -> bool:
         """Whether the full divergence is needed at any of the steps."""
-        return any(self.need(sigma) is Need.FULL for sigma in run.levels)
+        return any(self.need(run.grid.levels[i]) is Need.FULL for i in run.steps)
 
     def correct(self, proposal: Proposal, state: None) -> Outcome:
         """Measure, decide, blend."""
         interval = proposal.interval
         need = self.need(interval.grid.levels[interval.index])
-        m = _moments(proposal, _divergence(proposal, need))
+        m = _moments(proposal, need)
         decision = self.decide(m, interval.index)
         numbers = {"gamma": decision.gamma, "gamma_raw": decision.raw, **m._asdict()}
         if need is Need.FULL:
@@ -91,15 +91,11 @@ class PresetBlend(Blend):
         return Decision(gamma, gamma, torch.full_like(gamma, Reason.FIXED))
 
 
-def _divergence(proposal: Proposal, need: Need) -> Divergence:
-    if need is Need.NOTHING:
-        nan = torch.full_like(proposal.rho, float("nan"))
-        return Divergence(nan, nan)
-    return proposal.divergence if need is Need.FULL else proposal.linear_divergence
-
-
-def _moments(proposal: Proposal, div: Divergence) -> Moments:
+def _moments(proposal: Proposal, need: Need) -> Moments:
     """⟨u,x⟩ = α α' ⟨ρy − T, y⟩ and ‖u‖² = α'² ‖ρy − T‖², with y the VE state."""
+    div = (torch.full_like(proposal.rho, float("nan")),) * 2
+    if need is not Need.NOTHING:
+        div = proposal.divergence if need is Need.FULL else proposal.linear_divergence
     a, a_next, interval = proposal.alpha, proposal.alpha_next, proposal.interval
     ux, uu = _inner_products(proposal, proposal.rho)
     return Moments(a, a * interval.sigma, a_next, a_next * interval.sigma_next, a * a_next * ux, a_next**2 * uu, *div)

@@ -148,8 +148,7 @@ class Corrected(Solver):
         active, steps = self.active, range(grid.steps)
         if isinstance(active, Collection):
             beyond = [i for i in active if i not in steps]
-            if beyond:
-                raise InputError(f"active steps {beyond}: this run has steps 0 to {grid.steps - 1}")
+            require(not beyond, f"this run has steps 0 to {grid.steps - 1}", active=beyond)
             return tuple(i for i in steps if i in active)
         return tuple(i for i in steps if active is None or active(i, grid.levels[i]))
 

@@ -14,11 +14,6 @@ from steindiff.specs import Registry
 NONE = "none"
 
 
-def _chain(*parts: Correction | str) -> Chain:
-    """One correction after another."""
-    return Chain(*(_REGISTRY.make(part) for part in parts))
-
-
 def _self_consistent(eta: float = 0.5, scale: float = 1.0, proposal: Correction | str = "clamped") -> Correction:
     """The paper's Algorithm 2: the look-ahead is blended with the proposal, which is itself corrected."""
     first, second = make(proposal), SelfConsistent(eta, scale)
@@ -41,7 +36,7 @@ _REGISTRY: Registry[Correction] = Registry(
         "epsilon_scaling": EpsilonScaling,
         "dcw": DCW,
         "fixed": FixedGamma.load,
-        "chain": _chain,
+        "chain": lambda *parts: Chain(*map(_REGISTRY.make, parts)),
     },
 )
 

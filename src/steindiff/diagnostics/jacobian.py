@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from steindiff.denoisers import Denoiser, expand
-from steindiff.divergence.products import Options, dot, linearise
+from steindiff.divergence.products import Options, Vjp, dot, linearise
 from steindiff.errors import NonFiniteError, SteindiffError, require
 from steindiff.noise import mix
 
@@ -52,23 +52,16 @@ def linearize(f: Map, x: Tensor, method: Push = "auto") -> Linearization:
         SteindiffError: f(x) has no gradient, or no method gives Jv.
     """
     require(method in ("auto", *_PUSHES), "choose auto, double, forward or fd", method=method)
-    if torch.is_inference_mode_enabled():
-        raise SteindiffError("inside torch.inference_mode no gradient exists: use torch.no_grad")
-    with torch.enable_grad():
-        z = x.detach().clone().requires_grad_(True)  # a clone: x may have been made in inference mode
-        value = f(z)
+    reverse = Vjp(lambda z: (f(z), None), x, Options())
+    value = reverse.value
     if not value.requires_grad:
         raise SteindiffError("f(x) carries no gradient: is a part of the network under torch.no_grad, or outside torch?")
-
-    def pull(w: Tensor) -> Tensor:
-        return torch.autograd.grad(value, z, w, retain_graph=True)[0].detach()
-
     notes: dict[str, str] = {}
     for name in _PUSHES if method == "auto" else (method,):
         try:
-            push = _PUSHES[name](f, z, value)
-            _check_adjoint(push, pull, x)
-            return Linearization(value.detach(), push, pull, name)
+            push = _PUSHES[name](f, reverse.z, value)
+            _check_adjoint(push, reverse.one, x)
+            return Linearization(value.detach(), push, reverse.one, name)
         except (RuntimeError, SteindiffError) as error:  # NotImplementedError is a RuntimeError
             notes[name] = str(error).partition("\n")[0]
     raise SteindiffError(f"no Jacobian-vector product of this map: {notes}; try method='auto', or a float64 model")

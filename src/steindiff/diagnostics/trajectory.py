@@ -24,7 +24,7 @@ from steindiff.analytic.integrate import runge_kutta
 from steindiff.denoisers import Denoiser
 from steindiff.diagnostics.jacobian import Map, linearize, lipschitz, norms, random_directions
 from steindiff.divergence import choose
-from steindiff.errors import InputError, require
+from steindiff.errors import require
 from steindiff.solvers import Grid, Interval, Solver
 
 
@@ -159,8 +159,7 @@ def discrepancy_amplification(
     x̄ is the reference flow at the same noise level and from the same noise, (B, *event) as x; InputError for another shape.
     NaN where ‖x − x̄‖ is not above `floor` (the uncertainty of x̄), or within 100 roundings of ‖x‖. `value` is f(x), if known.
     """
-    if x.shape != reference.shape:
-        raise InputError(f"reference of shape {tuple(reference.shape)} for a state of shape {tuple(x.shape)}: need the same")
+    require(x.shape == reference.shape, "need the same shape", state=tuple(x.shape), reference=tuple(reference.shape))
     with torch.no_grad():
         size = norms(x - reference)
         gain = norms((f(x) if value is None else value) - f(reference)) / size
@@ -183,8 +182,7 @@ class Reference:
     def at(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """State and error at a level. Raises InputError where the level is not on the grid."""
         gap, i = (self.sigmas / sigma.to(self.sigmas) - 1).abs().min(0)
-        if gap > 1e-9:
-            raise InputError(f"sigma = {float(sigma):g} is not on the reference's grid: pass all levels to reference_flow")
+        require(bool(gap <= 1e-9), "not on the reference's grid: pass all levels to reference_flow", sigma=float(sigma))
         return self.states[i], self.errors[i]
 
 

@@ -15,7 +15,6 @@ from steindiff.denoisers import Denoiser
 from steindiff.divergence.choosing import Choice, choose, priced_batched
 from steindiff.divergence.products import METHODS, Contract, Map, Options, Products, dot, linearise
 from steindiff.errors import InputError, SteindiffError, require
-from steindiff.io.processes import Gather
 from steindiff.noise import mix
 
 Method = Literal["auto", "jvp", "vjp", "fd"]
@@ -36,10 +35,6 @@ class Estimate(NamedTuple):
     vjps: int
     share: float = 1.0
     """m/B where all but the first evaluation, and every product, are of m of the B images."""
-
-    def over(self, gather: Gather) -> "Estimate":
-        """The estimates of all processes' images together."""
-        return self._replace(values=gather(self.values, 1))
 
     @property
     def mean(self) -> Tensor:

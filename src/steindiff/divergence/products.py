@@ -62,7 +62,7 @@ class Products(ABC, Generic[A]):
         return torch.stack([self.one(v) for v in block])
 
 
-class _Vjp(Products[A]):
+class Vjp(Products[A]):
     """One evaluation with a graph, one backward pass per probe or per block."""
 
     def __init__(self, g: Map[A], x: Tensor, options: Options) -> None:
@@ -76,10 +76,12 @@ class _Vjp(Products[A]):
         self.primals = 1
 
     def one(self, v: Tensor) -> Tensor:
+        """Jᵀv."""
         self.vjps += 1
         return torch.autograd.grad(self.value, self.z, v, retain_graph=True)[0]
 
     def block(self, block: Tensor) -> Tensor:
+        """Jᵀv for every v, in one pass."""
         self.vjps += len(block)
         grads = torch.autograd.grad(self.value, self.z, block, retain_graph=True, is_grads_batched=True)
         return torch.as_tensor(grads[0])
@@ -152,7 +154,7 @@ class _Fd(Products[A]):
 
 def linearise(method: str, g: Map[A], x: Tensor, options: Options) -> Products[A]:
     """Products with ∂g/∂x at x by "vjp", "jvp" or "fd"."""
-    kinds: dict[str, type[Products[A]]] = {"vjp": _Vjp, "jvp": _Jvp, "fd": _Fd}
+    kinds: dict[str, type[Products[A]]] = {"vjp": Vjp, "jvp": _Jvp, "fd": _Fd}
     return kinds[method](g, x, options)
 
 

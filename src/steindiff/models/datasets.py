@@ -139,8 +139,7 @@ def load_images(path: str | Path, resolution: int | None = None, grey: bool = Fa
         (h, w), (h0, w0) = found[-1][1].shape[:2], found[0][1].shape[:2]
         if (h, w) != (h0, w0):
             raise InputError(f"{path}: {name} has {h}×{w} pixels, {found[0][0]} {h0}×{w0}: give a resolution to resize all to")
-    if not found:
-        raise InputError(f"{path} holds no images ({', '.join(SUFFIXES)}): name a folder or archive that does")
+    require(bool(found), f"holds no images ({', '.join(SUFFIXES)}): name a folder or archive that does", path=str(path))
     found.sort(key=lambda entry: entry[0])
     pixels = torch.from_numpy(np.stack([array for _, array in found])).permute(0, 3, 1, 2).contiguous()
     labels, classes = _classes([name for name, _ in found], table)
@@ -171,10 +170,8 @@ def _entries(place: Path) -> Iterator[tuple[str, bytes]]:
         for file in sorted(p for p in place.rglob("*") if p.is_file() and _wanted(p.name) and p != sheet):
             yield file.relative_to(place).as_posix(), file.read_bytes()
         return
-    if not place.is_file():
-        raise InputError(f"no such folder or archive: {place}")
-    if not place.name.lower().endswith(ARCHIVES):
-        raise InputError(f"{place} is neither a folder nor one of {', '.join(ARCHIVES)}, .npz")
+    require(place.is_file(), "no such folder or archive", path=str(place))
+    require(place.name.lower().endswith(ARCHIVES), f"neither a folder nor one of {', '.join(ARCHIVES)}, .npz", path=str(place))
     try:
         if place.suffix.lower() == ".zip":
             with zipfile.ZipFile(place) as zipped:
@@ -220,8 +217,7 @@ def _fitted(opened: Image.Image, resolution: int | None, grey: bool) -> np.ndarr
 
 def _read_array(place: Path) -> np.ndarray:
     """arr_0 of an .npz file, (N, H, W, 1 or 3) uint8; objects are never unpickled."""
-    if not zipfile.is_zipfile(place):
-        raise InputError(f"{place} is not a .npz file, or not all of one: it may be truncated; copy or make it again")
+    require(zipfile.is_zipfile(place), "not a whole .npz file: it may be truncated; copy or make it again", path=str(place))
     try:
         with open(place, "rb") as file, np.load(file, allow_pickle=False) as entries:
             held = list(entries)

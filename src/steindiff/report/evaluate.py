@@ -13,10 +13,8 @@ from steindiff.report.markdown import escape, markdown
 from steindiff.report.numbers import NONE, show, tree
 from steindiff.study.evaluation import Evaluation, Settings
 
-_OPTIONS = {
-    "n_few": "n-few", "first_seed": "seed", "fine_steps": "fine-steps", "checked": "checked", "groups": "groups",
-    "runs": "runs", "features": "features", "precision": "precision",
-}  # fmt: skip
+_OPTIONS = ("n_few", "first_seed", "fine_steps", "checked", "groups", "runs", "features", "precision")
+_FLAGS = {"first_seed": "seed"}
 _KINDS = {"energy": "energy distance", "pixels": "pixel Fréchet", "features": "feature Fréchet"}
 
 
@@ -57,8 +55,8 @@ def command(found: Evaluation) -> str:
     if found.train.name != "digits":
         parts.append(f"--held-out {found.held.images if found.split else quote(found.held.name)}")
     parts.append(f"--n {s.n}")
-    for name, option in _OPTIONS.items():
-        value = getattr(s, name)
+    for name in _OPTIONS:
+        value, option = getattr(s, name), _FLAGS.get(name, name.replace("_", "-"))
         if value != getattr(default, name):
             parts.append(f"--{option} {quote(','.join(value) if isinstance(value, tuple) else Path(str(value)).name)}")
     return " ".join([*parts, f"--outdir outputs/quality-{found.model.name}"])

@@ -15,7 +15,7 @@ from steindiff.report.blocks import Block, Bullets, Code, Details, Heading, Part
 from steindiff.report.published import published_blocks
 from steindiff.report.study_figures import AXES, image_strips, overview, quality, shown_solvers, spectra, traces
 from steindiff.report.tables import best_table, cost_table, count_table, counts, gamma_table, losing_table, quality_table, short
-from steindiff.study.compare import HEADLINE, Study, Verdict, against_best, equal_cost, tally
+from steindiff.study.compare import HEADLINE, Study, Verdict, against_best, equal_cost
 from steindiff.study.grid import FLAGS, PRESETS, Cell, Config
 from steindiff.study.store import BedSummary
 
@@ -59,7 +59,7 @@ def _facts(study: Study) -> list[Block]:
         f"numbers. By {TITLES[HEADLINE]}, every corrected run against the plain run of the same solver, grid, NFE and "
         f"seeds, {_ORDER}: {rules or 'no corrections'}; all together {_counts(study, HEADLINE)}. "
         "Against the plain run of the same solver that costs as many forward-equivalents, or the next fewer: "
-        f"{counts(tally(v for v, _ in at_cost.values()))}; in {short_of} of these every such plain run of the study "
+        f"{counts(Counter(v for v, _ in at_cost.values()))}; in {short_of} of these every such plain run of the study "
         "costs at least two evaluations less."
     )
     counted = _counted(study, {cell: found for cell, (found, _) in at_cost.items()})
@@ -89,7 +89,7 @@ def _counted(study: Study, at_cost: Mapping[Cell, Verdict]) -> list[Block]:
 
 
 def _counts(study: Study, metric: str, correction: str = "") -> str:
-    return counts(tally(study.verdicts(metric, correction)))
+    return counts(Counter(study.verdicts(metric, correction)))
 
 
 def _tables(study: Study) -> list[Block]:
@@ -154,7 +154,7 @@ def _losses(study: Study) -> list[Block]:
     text = f"By {TITLES[HEADLINE]} at equal NFE: worse by more than two standard errors, or diverged."
     blocks: list[Block] = [Heading("Losses, cell by cell"), Text(text)]
     for rule in study.corrections:
-        found = tally(study.verdicts(HEADLINE, rule))
+        found = Counter(study.verdicts(HEADLINE, rule))
         title = f"{short(rule)}: {found['loss']} losses, {found['diverged']} diverged"
         table = losing_table(study, rule)
         blocks.append(Details(title, (table,)) if table.rows else Text(f"{title}."))

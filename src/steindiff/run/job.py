@@ -61,8 +61,8 @@ class Job:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if (self.steps is None) == (self.nfe is None):
-            raise InputError(f"steps={self.steps}, nfe={self.nfe}: give exactly one of --steps and --nfe")
+        one = (self.steps is None) != (self.nfe is None)
+        require(one, "give exactly one of --steps and --nfe", steps=self.steps, nfe=self.nfe)
         at_least(self, self.LEAST)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(f"{len(self.seeds)} seeds, {len(set(self.seeds))} different: need at least one, and none twice")

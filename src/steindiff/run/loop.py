@@ -13,7 +13,6 @@ from torch import Tensor
 
 from steindiff import models
 from steindiff.denoisers import Denoiser
-from steindiff.divergence import Choice
 from steindiff.errors import InputError, NonFiniteError
 from steindiff.io import processes
 from steindiff.io.images import to_uint8
@@ -104,10 +103,6 @@ class _Run:
             "device": torch.device(self.device).type,
         }
 
-    def priced(self, choice: Choice | None) -> "_Run":
-        """The same with what one batch has found about derivatives, so that no other batch probes the network anew."""
-        return replace(self, solver=self.job.prepare(choice)[0])
-
     def draw(self, batch: int) -> SampleResult:
         """Sample one batch. Raises NonFiniteError, which names the batch."""
         seeds, level = self.job.seeds_of(batch), float(self.sigmas[0])
@@ -139,7 +134,8 @@ def _draw_share(run: _Run, output: Output, progress: bool) -> None:
             seeds, result = run.job.seeds_of(batch), run.draw(batch)
             trace = [{"batch": batch, **record.as_json()} for record in result.trace]
             output.keep(batch, seeds, to_uint8(result.x), trace, asdict(result.stats))
-            run = run.priced(result.stats.choice) if batch == missing[0] else run
+            if batch == missing[0]:  # what it has found about derivatives serves the others too
+                run = replace(run, solver=run.job.prepare(result.stats.choice)[0])
             bar.update(len(seeds))
 
 

@@ -12,7 +12,6 @@ target and the noise.
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -112,11 +111,6 @@ def verdict(result: Result | None, plain: Result | None, metric: str) -> Verdict
         return "diverged"
     change = result.changes.get(metric)
     return "missing" if change is None or not math.isfinite(change.value) else weigh(change, metric)
-
-
-def tally(verdicts: Iterable[Verdict]) -> Counter[Verdict]:
-    """How many of each there are."""
-    return Counter(verdicts)
 
 
 def cost(result: Result | None) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from steindiff.denoisers import Denoiser
-from steindiff.errors import InputError, NonFiniteError
+from steindiff.errors import InputError, NonFiniteError, require
 from steindiff.io.files import digest, writable_folder
 from steindiff.io.images import to_uint8
 from steindiff.metrics import EnergyTarget, Features, FrechetTarget, Value, endpoint_rmse
@@ -73,13 +73,10 @@ def evaluate(
 
 def _check(model: Model, train: ImageSet, held: ImageSet) -> None:
     for what, images in (("training", train), ("held-out", held)):
-        if images.event_shape != model.event_shape:
-            raise InputError(
-                f"the {what} images of {images.source} have shape {images.event_shape}, those of model {model.name} "
-                f"{model.event_shape}: load them with its resolution and channels"
-            )
-        if len(images) < LEAST:
-            raise InputError(f"{len(images)} {what} images in {images.source}: need at least {LEAST}")
+        other = f"{what} images of shape {images.event_shape}, those of model {model.name} {model.event_shape}"
+        fit = images.event_shape == model.event_shape
+        require(fit, f"{other}: load them with its resolution and channels", source=images.source)
+        require(len(images) >= LEAST, f"{len(images)} {what} images: need at least {LEAST}", source=images.source)
     if model.classes and (train.labels is None or len(train.classes) != model.classes):
         raise InputError(
             f"model {model.name} has {model.classes} classes, {train.source} {len(train.classes)}: give the images it was "
@@ -200,7 +197,7 @@ class _Bench:
             if fine is not None:
                 count = min(len(fine.images), len(samples.images))
                 error = endpoint_rmse(samples.points(count), fine.points(count))
-            to_train, to_held = made.to(self._train), made.to(self._held)
+            to_train, to_held = map(made.to, self._real)
             return Row(run.name, run.nfe, run.n, to_train, to_held, error, samples.effect, samples.seconds)
 
         return self._kept(run.name, f"{keys[run.name]}, {keys[FINE] if fine else None}", measured)
@@ -210,13 +207,14 @@ class _Bench:
 
         def measured() -> Row:
             train, held = self.train.take(slice(n)), self.held.take(slice(n))
-            to_held = self._targets(train.points()).to(self._held)
+            real_train, real_held = self._real
+            to_held = self._targets(train.points()).to(real_held)
             if len(held) < n:
                 to_train = None
             elif len(self.train) == len(self.held) == n:
                 to_train = to_held
             else:
-                to_train = self._targets(held.points()).to(self._train)
+                to_train = self._targets(held.points()).to(real_train)
             return Row("real images (floor)", None, len(train), to_train, to_held)
 
         return self._kept("floor", f"the first {n} real images", measured)
@@ -228,12 +226,9 @@ class _Bench:
         return kept(self.folder, name, parts, Row, "it is measured again", measured)
 
     @cached_property
-    def _train(self) -> _Targets:
-        return self._targets(self.train.points())
-
-    @cached_property
-    def _held(self) -> _Targets:
-        return self._targets(self.held.points())
+    def _real(self) -> tuple[_Targets, _Targets]:
+        """The training and the held-out images."""
+        return self._targets(self.train.points()), self._targets(self.held.points())
 
     def _targets(self, points: Tensor) -> _Targets:
         """Images (n, C, H, W) in [−1, 1]; pixels are compared in float64, which Apple's devices do not have."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from steindiff import grids, solvers
-from steindiff.errors import InputError, at_least, require, unknown_name
+from steindiff.errors import at_least, require, unknown_name
 from steindiff.io.processes import local_device
 from steindiff.metrics import Features, Value
 from steindiff.models import Model
@@ -81,8 +81,7 @@ class Run:
         if name == FINE:
             return cls(name, solvers.make("heun"), grids.with_zero(grids.karras(settings.fine_steps)), settings.n)
         solver_name, dash, nfe = name.rpartition("-")
-        if not dash or not nfe.isdecimal():
-            raise InputError(f"run {name!r}: write {FINE!r}, or a solver and its evaluations such as 'heun-10'")
+        require(bool(dash) and nfe.isdecimal(), f"write {FINE!r}, or a solver and its evaluations such as 'heun-10'", run=name)
         solver, steps = solvers.make(solver_name).for_nfe(int(nfe))
         return cls(name, solver, grids.karras(steps), settings.n_few or settings.n)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from steindiff import corrections, grids, solvers
 from steindiff.corrections import Correction
 from steindiff.divergence import Choice, Estimator, Exact, Hutchinson
-from steindiff.errors import InputError, require, unknown_name
+from steindiff.errors import InputError, at_least, require, unknown_name
 from steindiff.solvers import Solver
 
 PLAIN, TWICE = "none", "twice"
@@ -110,8 +110,7 @@ class Config:
         require(all(type(v) is int for v in self.nfe), "need whole numbers", nfe=list(self.nfe))
         require(min(self.nfe) >= 2, "need nfe ≥ 2", nfe=min(self.nfe))
         require(self.n >= 40, "need n ≥ 40 (two images in each group of a jackknife)", n=self.n)
-        for name, low in {"batch": 1, "first_seed": 0, "probes": 1, "sub_batch": 0, "axes": 1, "checked": 0}.items():
-            require(getattr(self, name) >= low, f"need {name} ≥ {low}", **{name: getattr(self, name)})
+        at_least(self, {"batch": 1, "first_seed": 0, "probes": 1, "sub_batch": 0, "axes": 1, "checked": 0})
         self.estimator()
         for label in self.solvers:
             self.solver(label)

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from steindiff import corrections
 from steindiff.divergence import Choice
-from steindiff.errors import InputError
+from steindiff.errors import InputError, require
 from steindiff.io import processes
 from steindiff.io.files import digest, writable_folder
 from steindiff.io.images import to_uint8
@@ -179,8 +179,5 @@ def _check(config: Config, judges: Sequence[JudgeFiles]) -> None:
     if named and len(config.beds) > 1:
         raise InputError(f"reference {', '.join(named)} for {len(config.beds)} testbeds: run the one it is of, by --beds")
     world, rest = processes.world_size(), config.n % config.batch or config.batch
-    if min(config.batch, config.n, rest) < world:
-        raise InputError(
-            f"batches of {config.batch} and a last one of {rest} for {world} processes: every one needs an image of each; "
-            "choose n and batch so"
-        )
+    need = "every process needs an image of each batch; choose n and batch so"
+    require(min(config.batch, config.n, rest) >= world, need, processes=world, batch=config.batch, last_batch=rest)

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from steindiff import grids
 from steindiff.denoisers import Labelled
-from steindiff.errors import InputError, NonFiniteError, at_least, require
+from steindiff.errors import NonFiniteError, require
 from steindiff.io.files import plain, writable_folder, write_text
 from steindiff.io.images import contact_sheet, save_png, to_uint8
 from steindiff.models.datasets import ImageSet
@@ -31,38 +31,12 @@ from steindiff.sampling import sample
 from steindiff.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from steindiff.train.feed import Feed
 from steindiff.train.objective import loss_per_sigma, weighted_errors
+from steindiff.train.plan import Options
 from steindiff.train.recipe import Recipe, average_weight, learning_rate
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 _JUDGED = 1024  # images of either kind that the loss per noise level is reported on
 _TIMED = 40  # steps of a trial
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a run is carried out; the recipe holds none of it.
-
-    Args:
-        log_every: steps between log lines; checkpoints are written at such steps only.
-        report_every: steps between reports (loss per noise level, sample grid); 0: only at the end.
-        checkpoint_seconds: least time between checkpoints; 0: at every log line.
-        session_seconds: stop, with a checkpoint to go on from, at the first log line after this long.
-        compile: `torch.compile` the network.
-        cpu: stay on the CPU where there is another device.
-        progress: show a bar, on the first process.
-    """
-
-    log_every: int = 50
-    report_every: int = 1000
-    checkpoint_seconds: float = 120.0
-    session_seconds: float = math.inf
-    compile: bool = False
-    cpu: bool = False
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        at_least(self, {"log_every": 1, "report_every": 0, "checkpoint_seconds": 0})
-        require(self.session_seconds > 0, "must be positive", session_seconds=self.session_seconds)
 
 
 @dataclass(frozen=True)
@@ -120,11 +94,9 @@ class _Run:
     def __init__(
         self, data: ImageSet, held_out: ImageSet, config: UNetConfig, recipe: Recipe, outdir: Path, options: Options
     ) -> None:
-        if config.image_channels != data.event_shape[0] or held_out.event_shape != data.event_shape:
-            raise InputError(
-                f"training images {data.event_shape}, held-out images {held_out.event_shape}, a network of "
-                f"{config.image_channels} channels: all three must agree"
-            )
+        shapes, channels = {"training": data.event_shape, "held_out": held_out.event_shape}, config.image_channels
+        same = held_out.event_shape == data.event_shape and data.event_shape[0] == channels
+        require(same, "all three must agree", **shapes, channels_of_network=channels)
         self.recipe, self.options, self.outdir = recipe, options, outdir
         AcceleratorState._reset_state()  # of an earlier run in this process, whose precision would stay
         self.accelerator = Accelerator(mixed_precision=recipe.precision, cpu=options.cpu)

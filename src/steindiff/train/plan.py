@@ -2,11 +2,12 @@
 
 import ast
 import dataclasses
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from steindiff.errors import InputError, unknown_name
+from steindiff.errors import InputError, at_least, require, unknown_name
 from steindiff.models.datasets import ImageSet, load_pair
 from steindiff.models.networks import UNetConfig
 from steindiff.train.recipe import Recipe
@@ -125,6 +126,33 @@ class Plan:
         if recipe.steps != base.recipe.steps:
             changes.append(f"steps={recipe.steps}")
         return " ".join([*parts, *(f"--set {c}" for c in changes), f"--outdir outputs/{name}"])
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is carried out; the recipe holds none of it.
+
+    Args:
+        log_every: steps between log lines; checkpoints are written at such steps only.
+        report_every: steps between reports (loss per noise level, sample grid); 0: only at the end.
+        checkpoint_seconds: least time between checkpoints; 0: at every log line.
+        session_seconds: stop, with a checkpoint to go on from, at the first log line after this long.
+        compile: `torch.compile` the network.
+        cpu: stay on the CPU where there is another device.
+        progress: show a bar, on the first process.
+    """
+
+    log_every: int = 50
+    report_every: int = 1000
+    checkpoint_seconds: float = 120.0
+    session_seconds: float = math.inf
+    compile: bool = False
+    cpu: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        at_least(self, {"log_every": 1, "report_every": 0, "checkpoint_seconds": 0})
+        require(self.session_seconds > 0, "must be positive", session_seconds=self.session_seconds)
 
 
 def _changed(base: _Settings, changes: tuple[str, ...]) -> _Settings:

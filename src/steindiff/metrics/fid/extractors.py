@@ -209,10 +209,8 @@ def inception(path: str | Path, device: str | torch.device = "cpu", batch: int =
     Raises ModelFileError for what is not TorchScript, or not of the signature (images, return_features, no_output_bias).
     """
     path, device = Path(path), torch.device(device)
-    if not path.is_file():
-        raise InputError(
-            f"no TorchScript file at {path}: fetch inception-2015-12-05.pt from NVIDIA and name it; nothing is downloaded here"
-        )
+    need = "no such file: fetch inception-2015-12-05.pt from NVIDIA and name it; nothing is downloaded here"
+    require(path.is_file(), need, path=str(path))
     digest = sha256(path)
     try:
         with warnings.catch_warnings():  # torch 2.13 deprecates the format that these weights are published in

@@ -210,13 +210,10 @@ class UNet(nn.Module):
 
     def _check(self, x: Tensor, c_noise: Tensor) -> None:
         c, factor = self.config.image_channels, 2 ** (len(self.config.mults) - 1)
-        if x.ndim != 4 or x.shape[1] != c:
-            raise InputError(f"x has shape {tuple(x.shape)}: this network takes (B, {c}, H, W)")
-        if x.shape[2] % factor or x.shape[3] % factor:
-            need = f"H and W must be multiples of {factor} (2^(levels − 1) with mults = {self.config.mults})"
-            raise InputError(f"x is {x.shape[2]}×{x.shape[3]}: {need}; pad or resize the images")
-        if c_noise.shape != x.shape[:1]:
-            raise InputError(f"c_noise has shape {tuple(c_noise.shape)}: it must be ({x.shape[0]},), one per image")
+        require(x.ndim == 4 and x.shape[1] == c, f"this network takes (B, {c}, H, W)", x=tuple(x.shape))
+        need = f"H and W must be multiples of {factor}: pad or resize the images"
+        require(not (x.shape[2] % factor or x.shape[3] % factor), need, x=tuple(x.shape), mults=self.config.mults)
+        require(c_noise.shape == x.shape[:1], "need one per image", c_noise=tuple(c_noise.shape), images=len(x))
 
 
 def _zero(module: nn.Conv2d | nn.Linear) -> nn.Module:
