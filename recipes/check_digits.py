@@ -10,16 +10,14 @@ would reach. A model that copies its training digits reaches it too: hence the d
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from recipes.command import run
+from recipes.command import command
 from steindiff import grids, initial_noise, models, sample
 from steindiff.metrics import energy_distance, frechet_distance
 from steindiff.models.datasets import load_digits
@@ -41,9 +39,9 @@ def nearest(x: Tensor, train: Tensor) -> Tensor:
     return torch.cdist(x.flatten(1), train.flatten(1), compute_mode="donot_use_mm_for_euclid_dist").min(1).values
 
 
-def check(o: Options) -> None:
+@command
+def main(o: Options) -> None:
     """Sample, measure and print."""
-    torch.set_num_threads(1)
     model = models.load(o.model)
     train, held = (images.points().double() for images in load_digits())
     sigmas = grids.with_zero(grids.karras(o.steps - 1))
@@ -68,9 +66,3 @@ def check(o: Options) -> None:
         print(f"{name:10}" + "".join(f"{v:8.3f}" for v in d.quantile(levels).tolist()))
     share = float((near["samples"] < near["held-out"].quantile(0.01)).double().mean())
     print(f"samples nearer than the held-out digits' 1 % quantile: {100 * share:.2f} %")
-
-
-main = partial(run, Options, check, __doc__)
-
-if __name__ == "__main__":
-    sys.exit(main())

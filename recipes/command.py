@@ -1,7 +1,10 @@
 """The command line that recipes and research share: options are the fields of a dataclass, help is the module's docstring.
 
-A field is `name: Annotated[type, "its help"] = default`, with the least value it may have as a third part where there is one;
-`main = partial(run, Options, act, __doc__)` is the command.
+A field is `name: Annotated[type, "its help"] = default`, with the least value it may have as a third part where there is one.
+The last function of a script, which takes these options, is the command:
+
+    @command
+    def main(o: Options) -> None:
 """
 
 from __future__ import annotations
@@ -10,23 +13,39 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from functools import partial
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import torch
 
 from steindiff.errors import InputError, SteindiffError
 
 T = TypeVar("T")
 
 
-def run(options: type[T], action: Callable[[T], object], doc: str | None, argv: Sequence[str] | None = None) -> int:
-    """Parse, check and act. Returns 0, or 2 after one line on stderr that says what to change."""
+def command(action: Callable[[T], object]) -> Callable[..., int]:
+    """The command line of an action; where its module is the program, it runs at once."""
+    main = partial(_run, action)
+    if action.__module__ == "__main__":
+        sys.exit(main())
+    return main
+
+
+def _run(action: Callable[[T], object], argv: Sequence[str] | None = None) -> int:
+    """Parse, check and act. Returns 0, or 2 after one line on stderr that says what to change.
+
+    Torch computes with one CPU thread, or with as many as an option `threads` says: their number changes the last digits.
+    """
+    options, doc = next(iter(get_type_hints(action).values())), sys.modules[action.__module__].__doc__
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     hints = get_type_hints(options, include_extras=True)
-    for field in dataclasses.fields(cast("Any", options)):
+    for field in dataclasses.fields(options):
         _add(p, field, *get_args(hints[field.name]))
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in vars(p.parse_args(argv)).items()}
     try:
         for name, hint in hints.items():
             _check("--" + name.replace("_", "-"), values[name], *get_args(hint))
+        torch.set_num_threads(values.get("threads", 1))
         action(options(**values))
     except SteindiffError as error:
         print(f"{p.prog}: error: {error}", file=sys.stderr)

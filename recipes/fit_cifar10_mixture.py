@@ -16,24 +16,22 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from recipes.command import run
+from recipes.command import command
 from recipes.factor_em import INNER_STEPS, WARM_RANK, Factors, Fit, check_rank, fit, log_joint, mean_log_likelihood, mixture
 from steindiff import models
 from steindiff.analytic import ExactModel, FactorMixture, Gaussian
 from steindiff.errors import InputError
 from steindiff.io.files import sha256, writable_folder
-from steindiff.metrics import EnergyTarget, Value, energy_distance, frechet_distance
+from steindiff.metrics import EnergyTarget, SampleMoments, Value, energy_distance, frechet_distance
 from steindiff.models import Model
 from steindiff.models.datasets import load_images
 
@@ -41,7 +39,6 @@ EVENT_SHAPE = (3, 32, 32)
 LEVEL = 1 / 127.5  # distance between neighbouring grey levels after x = u8 / 127.5 − 1
 MAX_BYTES = 4_000_000
 HELD_OUT_SAMPLES = 2000  # most samples for the energy distance to held-out images
-CHUNK = 1000
 CHECKED = 1000  # test images on which two codes' densities are compared
 
 
@@ -189,20 +186,15 @@ def load(name: str) -> tuple[Model, FactorMixture]:
 
 def log_densities(law: ExactModel, points: Tensor) -> Tensor:
     """Log p(x_n) of points (n, 3072) in nats by the package, (n,) in float64."""
-    x = points.reshape(-1, *EVENT_SHAPE)
-    return torch.cat([law.log_density(c.to(law.dtype), 0.0).double() for c in x.split(CHUNK)])
+    return law.log_density(points.reshape(-1, *EVENT_SHAPE).to(law.dtype), 0.0).double()
 
 
 def full_gaussian(x: Tensor, floor: float, event_shape: Sequence[int] = EVENT_SHAPE) -> Gaussian:
     """The Gaussian of greatest likelihood whose covariance eigenvalues are at least floor."""
-    mean = x.double().mean(0)
-    S = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
-    for c in x.split(CHUNK):
-        xc = c.double() - mean
-        S.addmm_(xc.mT, xc)
-    eigenvalues, V = torch.linalg.eigh(S / len(x))
+    moments = SampleMoments.of(x)
+    eigenvalues, V = torch.linalg.eigh(moments.scatter / moments.n)
     covariance = (V * eigenvalues.clamp_min(floor)) @ V.mT
-    return Gaussian(mean.reshape(*event_shape), (covariance + covariance.mT) / 2)
+    return Gaussian(moments.mean.reshape(*event_shape), (covariance + covariance.mT) / 2)
 
 
 def evaluate(o: Options) -> None:
@@ -251,14 +243,8 @@ def print_agreement(law: FactorMixture, test: Tensor) -> None:
         print(f"log-density by steindiff.analytic in {dtype}: within {float(error):.2g} nats on {len(test)} test images")
 
 
-def act(o: Options) -> None:
+@command
+def main(o: Options) -> None:
     """Fit, or evaluate."""
     check_options(o)
-    torch.set_num_threads(o.threads)
     evaluate(o) if o.evaluate else fit_and_write(o)
-
-
-main = partial(run, Options, act, __doc__)
-
-if __name__ == "__main__":
-    sys.exit(main())

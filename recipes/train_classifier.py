@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +30,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from recipes.command import run
+from recipes.command import command
 from steindiff.errors import InputError
 from steindiff.io.files import manifest, writable_folder
 from steindiff.metrics.features import KIND, Classifier, ClassifierConfig
@@ -162,10 +160,10 @@ def check_options(o: Options) -> None:
     writable_folder(o.out.parent)
 
 
-def train_and_write(o: Options) -> None:
+@command
+def main(o: Options) -> None:
     """Trains, measures and writes the classifier file."""
     check_options(o)
-    torch.set_num_threads(o.threads)
     side = ClassifierConfig().side
     data, labels = load(o.data, side)
     test, test_labels = load(o.test, side, data.classes)
@@ -197,9 +195,3 @@ def train_and_write(o: Options) -> None:
     print(f"{o.out}: {o.out.stat().st_size} bytes, {count} parameters, trained in {seconds} s")
     for pixels, (share, se) in measured.items():
         print(f"  test accuracy at {pixels}×{pixels}: {100 * share:.2f} ± {100 * se:.2f} % ({len(test)} images)")
-
-
-main = partial(run, Options, train_and_write, __doc__)
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -17,8 +17,6 @@ study.json and this one does not measure is kept.
 from __future__ import annotations
 
 import math
-import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,18 +25,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from recipes.command import run
+from recipes.command import command
 from torch import Tensor
 from tqdm import tqdm
 
 from steindiff.analytic import ExactModel
 from steindiff.denoisers import Denoiser
 from steindiff.divergence import Hutchinson, HutchPlusPlus
+from steindiff.divergence.choosing import excess
 from steindiff.errors import InputError
 from steindiff.io.files import atomic, manifest, read_json, write_json, write_text
 from steindiff.report.blocks import Block, Figure, Heading, Markup, Table, Text
 from steindiff.report.figures import Line, Panel, charts
 from steindiff.report.markdown import markdown
+from steindiff.report.numbers import NONE
 from steindiff.report.palette import COLOURS, INK
 from steindiff.study import testbed
 
@@ -161,20 +161,9 @@ def rms(errors: Sequence[Errors]) -> Errors:
 
 
 def costs(law: ExactModel, batch: Batch, rounds: int) -> dict[str, float]:
-    """Forwards that a step with an estimate takes: its time over that of a forward just before, the least of each."""
-
-    def seconds(action: Callable[[], object]) -> float:
-        start = time.perf_counter()
-        action()
-        return time.perf_counter() - start
-
-    forwards, taken = [], defaultdict[str, list[float]](list)
-    for _ in tqdm(range(rounds + 1), desc="costs", unit="round"):
-        for name, estimator in rows_of(len(batch.y)).items():
-            forwards.append(seconds(lambda: law(batch.y, batch.sigma)))
-            taken[name].append(seconds(partial(batch.values, law, estimator)))
-    plain = min(forwards[len(taken) :])  # the first round warms up
-    return {name: min(times[1:]) / plain for name, times in taken.items()}
+    """Forwards that a step with an estimate takes: its time over that of a forward, timed in turns, the least of each."""
+    rows, plain = tqdm(rows_of(len(batch.y)).items(), desc="costs", unit="row"), partial(law, batch.y, batch.sigma)
+    return {name: 1 + excess(partial(batch.values, law, estimator), plain, batch.y, rounds) for name, estimator in rows}
 
 
 def study(name: str, o: Options) -> Rows:
@@ -204,16 +193,12 @@ def tables(name: str, rows: Rows, batch: int) -> list[Block]:
     def percent(value: float) -> str:
         return f"{100 * value:.2g} %"
 
-    def errors(*names: Any) -> str:
-        row = rows.get(label(*names))
-        return f"{percent(row['divergence'])} / {percent(row['gamma'])}" if row else "–"
-
-    def cost(*names: Any) -> str:
-        row = rows.get(label(*names))
-        return f"{row['cost']:.1f}" if row else "–"
+    def row(name: str, *keys: str) -> str:
+        found = rows.get(name, {})
+        return " / ".join(f"{found[k]:.1f}" if k == "cost" else percent(found[k]) for k in keys) if found else NONE
 
     def part(m: int, k: int) -> str:
-        return f"{errors('Rademacher, VJP', k, m)} / {cost('Rademacher, VJP', k, m)}"
+        return row(label("Rademacher, VJP", k, m), "divergence", "gamma", "cost")
 
     def table(corner: str, lines: Sequence[Any], columns: dict[str, Any], cell: Callable[[Any, Any], str]) -> Table:
         return Table((corner, *columns), tuple((str(line), *(cell(line, c) for c in columns.values())) for line in lines))
@@ -221,11 +206,11 @@ def tables(name: str, rows: Rows, batch: int) -> list[Block]:
     return [
         Heading(f"{name}, B = {batch}", 3),
         Text(Markup(f"Error of E[∇·u] / of γ; with the exact ∇·u: 0 / {percent(rows[EXACT]['gamma'])}.")),
-        table("estimator", measured, probes, errors),
+        table("estimator", measured, probes, lambda family, k: row(label(family, k), "divergence", "gamma")),
         Text("Cost of a step with the estimate, in forwards (1: no estimate)."),
-        table("estimator", list(FAMILIES), probes, cost),
+        table("estimator", list(FAMILIES), probes, lambda family, k: row(label(family, k), "cost")),
         Text(Markup("Error of E[∇·u] by noise level.")),
-        table("estimator", some, levels, lambda row, s: percent(rows[row]["divergence_by_sigma"][s])),
+        table("estimator", some, levels, lambda name, s: percent(rows[name]["divergence_by_sigma"][s])),
         Text(Markup("Sub-batches, Rademacher by VJP: error of E[∇·u] over the whole batch / of γ / cost.")),
         table("m", [m for m in PARTS if m <= batch], {f"k = {k}": k for k in SUB}, part),
     ]
@@ -252,9 +237,9 @@ def draw(results: dict[str, Rows]) -> Figure:
     return charts("divergence_accuracy", "error against cost", panels, **axes, abscissa=lambda axis: axis.set_xscale("log"))
 
 
-def act(o: Options) -> None:
+@command
+def main(o: Options) -> None:
     """Measure, write, print the tables."""
-    torch.set_num_threads(1)
     done = o.outdir / "study.json"
     laws: dict[str, Any] = read_json(done)["laws"] if done.exists() else {}
     laws |= {name: manifest(settings=asdict(o), results=study(name, o)) for name in o.laws}
@@ -265,9 +250,3 @@ def act(o: Options) -> None:
         temporary.write_bytes(draw({name: law["results"] for name, law in laws.items()}).png)
     write_json(done, {"sigmas": SIGMAS, "laws": laws})
     print(text)
-
-
-main = partial(run, Options, act, __doc__)
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -25,7 +25,9 @@ import torch
 from torch import Tensor
 
 from steindiff.analytic.integrate import runge_kutta
-from steindiff.solvers import DEIS, IPNDM, DPMpp2M, DPMpp3M, Grid, Solver, UniPC, make, names
+from steindiff.report.blocks import Table
+from steindiff.report.markdown import markdown
+from steindiff.solvers import DEIS, DPMpp2M, DPMpp3M, Grid, Solver, UniPC, make, names
 
 COUNTS = (64, 96, 128, 192)
 FINE = math.lcm(*COUNTS)
@@ -100,17 +102,13 @@ def error(solver: Solver, ramp: str, n: int, exact_history: bool) -> float:
 
 
 def _history(solver: Solver, grid: Grid, states: Tensor) -> object:
-    """The state this solver would have at node PAST if every step before had been exact; values newest first."""
-    recent, sigmas = range(PAST, -1, -1), grid.sigmas
-    denoised = tuple(denoiser(states[j], sigmas[j]) for j in recent)
-    match solver:
-        case UniPC(corrector=True):
-            return denoised[: solver.order]
-        case UniPC() | DPMpp2M() | DPMpp3M():
-            return denoised[1 : solver.order]
-        case DEIS() | IPNDM():
-            return tuple((states[j] - d) / sigmas[j] for j, d in zip(recent, denoised, strict=True))[1 : solver.order]
-    return solver.init(denoiser, states[PAST], grid)
+    """The state this solver would have at node PAST if every step before had been exact."""
+    if isinstance(solver, UniPC) and solver.corrector:  # its own steps would end with a value at a state that is not exact
+        return tuple(denoiser(states[j], grid.sigmas[j]) for j in range(PAST, PAST - solver.order, -1))
+    state = solver.init(denoiser, states[0], grid)
+    for j in range(PAST):
+        state = solver.step(denoiser, states[j], grid.interval(j), state).state
+    return state
 
 
 @cache
@@ -120,15 +118,13 @@ def order(case: str, ramp: str, exact_history: bool) -> float:
     return -float(np.polyfit(np.log(COUNTS), np.log(errors), 1)[0])
 
 
-def table() -> str:
-    """Every case, both orders, as a Markdown table."""
-    columns = [(kind, ramp, kind == "own") for kind in ("own", "run") for ramp in RAMPS]
-    lines = ["| solver | " + " | ".join(f"{kind}, {ramp}" for kind, ramp, _ in columns) + " |", "|---" * 7 + "|"]
-    for case in CASES:
-        lines.append(f"| {case} | " + " | ".join(f"{order(case, ramp, exact):.2f}" for _, ramp, exact in columns) + " |")
-    return "\n".join(lines)
+def table() -> Table:
+    """Every case, both orders."""
+    columns = {f"{kind}, {ramp}": (ramp, kind == "own") for kind in ("own", "run") for ramp in RAMPS}
+    rows = ((case, *(f"{order(case, *column):.2f}" for column in columns.values())) for case in CASES)
+    return Table(("solver", *columns), tuple(rows))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(table())
+    print(markdown([table()]), end="")

@@ -9,7 +9,7 @@ one core.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, product
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from recipes.command import run
+from recipes.command import command
 from tqdm.auto import tqdm
 
 from research.theory import runs
@@ -98,7 +98,7 @@ def edm_values(n: int, seed: int) -> Values:
     rows = []
     for name, level in product(LAWS, (0, 1)):
         case = Case(name, level=level)
-        s, s_next = (float(z) for z in case.sigmas[1:])
+        s, s_next = case.sigmas[1:].tolist()
         sample, m = sample_of(case, n, seed), runs.second(name, s)
         measured = (sample.estimate(f) for f in (lambda m: m.gamma, lambda m: m.ee, lambda m: m.loss(m.gamma)))
         rows.append([name, f"{s:g} → {s_next:g}", 1 / (1 - s_next / s), *measured, m.yD - m.DD, s_next**2 * DIM])
@@ -144,7 +144,7 @@ def bounds(n: int, seed: int) -> tuple[Values, Figure]:
         lines, ends = [], (min(s.bound for group in found.values() for s in group), sizes[-1])
         for (name, shifts), colour in zip(found.items(), COLOURS, strict=False):
             shown = [(s.measured, s.bound) for s in shifts if s.measured > 1e-12]
-            lines += [Line(name, {"marker": "o", "ms": 4, "color": colour}, *zip(*shown, strict=True))] if shown else []
+            lines += [Line(name, {**LOOKS[0], "ms": 4, "color": colour}, *zip(*shown, strict=True))] if shown else []
         panels.append(Panel(title, [*lines, Line("equality", EQUAL, ends, ends)], level=math.nan))
     picture = _figure("shift", "bounds", panels, x="bound", y="measured", abscissa=_log)
     return {"shift_table": rows, "lipschitz_table": lip}, picture
@@ -184,7 +184,15 @@ def behaviour(n: int, seed: int) -> tuple[Values, Figure]:
             for j, (rule, look) in enumerate(zip(RULES, LOOKS, strict=True))
         ]
         panels.append(Panel(name, lines, level=math.nan))
-    picture = _figure("literal", "runs", panels, x="steps, EDM grid", y="RMS distance to the flow", share=True, abscissa=_steps)
+    picture = _figure(
+        "literal",
+        "runs",
+        panels,
+        x="steps, EDM grid",
+        y="RMS distance to the flow",
+        share=True,
+        abscissa=partial(_log, ticks=STEPS),
+    )
     return {
         "run_table": rows,
         "run_cells": len(found),
@@ -242,14 +250,11 @@ def _figure(name: str, caption: str, panels: list[Panel], *, y: str, **settings:
     return charts(f"images/theory_{name}", caption, [panels], y=[y], width=4.2, **settings)
 
 
-def _log(axis: Any) -> None:
+def _log(axis: Any, ticks: Sequence[int] = ()) -> None:
     axis.set_xscale("log")
-
-
-def _steps(axis: Any) -> None:
-    axis.set_xscale("log")
-    axis.set_xticks(STEPS, [str(k) for k in STEPS])
-    axis.minorticks_off()
+    if ticks:
+        axis.set_xticks(ticks)
+        axis.minorticks_off()
 
 
 # ---------------------------------------------------------------- the page
@@ -290,9 +295,9 @@ class Options:
     seed: Annotated[int, "seed of the first draw"] = 1
 
 
-def write(o: Options) -> None:
+@command
+def main(o: Options) -> None:
     """Compute everything, then write."""
-    torch.set_num_threads(1)
     n, seed = o.samples, o.seed
     values, figures = {"samples": n, "seed": seed}, []
     for part in (identities, hypotheses, frames, edm_values):
@@ -304,6 +309,3 @@ def write(o: Options) -> None:
     for picture in figures:
         with atomic(o.outdir / f"{picture.name}.png") as temporary:
             temporary.write_bytes(picture.png)
-
-
-main = partial(run, Options, write, __doc__)

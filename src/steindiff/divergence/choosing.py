@@ -63,7 +63,7 @@ def choose(
             value = product(method)
             if method != "fd":
                 _confirm(value, *quotients)
-            costs[method] = _excess(partial(product, method), partial(denoiser, z, sigma), z, repeats)
+            costs[method] = excess(partial(product, method), partial(denoiser, z, sigma), z, repeats)
             values[method] = value
         except Exception as error:  # the plain forward works, so whatever is raised here is about the derivative
             costs[method], notes[method] = None, _first_line(error)
@@ -95,7 +95,7 @@ def priced_batched(choice: Choice, denoiser: Denoiser, x: Tensor, sigma: Tensor,
     costs, notes, key = dict(choice.costs), dict(choice.notes), f"{method}_batched"
     try:
         torch.testing.assert_close(run(True), run(False), rtol=1e-3, atol=1e-3)
-        together, single = (_excess(partial(run, b), partial(denoiser, z, sigma), z, REPEATS) for b in (True, False))
+        together, single = (excess(partial(run, b), partial(denoiser, z, sigma), z, REPEATS) for b in (True, False))
     except Exception as error:  # products one by one work, so whatever is raised here is about vmap
         costs[key], notes[key] = None, _first_line(error)
         return choice._replace(costs=costs, notes=notes, batched=False)
@@ -130,7 +130,7 @@ def _confirm(value: Tensor, near: Tensor, far: Tensor) -> None:
         )
 
 
-def _excess(product: Callable[[], object], plain: Callable[[], object], x: Tensor, repeats: int) -> float:
+def excess(product: Callable[[], object], plain: Callable[[], object], x: Tensor, repeats: int) -> float:
     """The cost of `product` beyond `plain`, in units of `plain`; both are timed in turns, and the least of each counts.
 
     Other work on the machine can only add time, and taking turns makes it add to both. Each turn leaves the device idle.
