@@ -1,1 +1,1 @@
-"""The theory behind the correction on laws whose denoiser is exact: `core` the identities, `runs` the rest, `page` the page."""
+"""The theory, on laws whose denoiser is exact: `core` has the identities, `runs` all else, and `__main__` writes the page."""

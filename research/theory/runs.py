@@ -18,7 +18,7 @@ from steindiff import grids
 from steindiff.analytic import ExactModel
 from steindiff.corrections import CleanTarget, Corrected, FixedGamma
 from steindiff.denoisers import Denoiser
-from steindiff.diagnostics import noise_mismatch
+from steindiff.diagnostics import certificate_threshold, noise_mismatch, step_bound
 from steindiff.divergence import Exact
 from steindiff.errors import NonFiniteError
 from steindiff.metrics import Value
@@ -199,14 +199,13 @@ def lipschitz(case: Case, n: int, seed: int) -> Lipschitz:
     maps = (lambda y: model.denoise(y, s) / a_s, lambda y: d.step(y) * a_t / a_s, lambda y: flow(model, y, s, t) * a_t / a_s)
     JD, JT, exact = (jacobian(lambda y, f=f: f(y).sum(0), d.y).movedim(1, 0) for f in maps)
     LD, LT = matrix_norm(JD, 2), matrix_norm(JT, 2)
-    sigma_s, sigma_t = a_s * s, a_t * t
-    h = a_t / sigma_t - a_s / sigma_s
-    threshold = (sigma_s - sigma_t) / (a_t * sigma_s - a_s * sigma_t)
+    step = tuple(map(float, (a_s * s, a_t * t, a_s, a_t)))
+    threshold = certificate_threshold(*step)
     lost = threshold <= LD
     v = torch.randn(n, DIM, generator=torch.Generator().manual_seed(seed + 1), dtype=D64)
     amplified = (JT @ v[..., None])[..., 0].norm(dim=1) / v.norm(dim=1)
     random = amplified[lost].median() if lost.any() else float("nan")
-    gap = (LT - sigma_t / sigma_s - sigma_t * h * LD).max()
+    gap = max(got - step_bound(bound, *step) for got, bound in zip(LT.tolist(), LD.tolist(), strict=True))
     found = (LD.max(), threshold, lost.double().mean(), LT.max(), gap, random, matrix_norm(exact, 2).max())
     return Lipschitz(*map(float, found))
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from research.theory import core, page, runs
+from research.theory import __main__ as page
+from research.theory import core, runs
 
 from steindiff import grids
 from steindiff.corrections import CleanTarget, Corrected, FixedGamma
