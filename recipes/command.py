@@ -14,7 +14,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -44,7 +44,7 @@ def _run(action: Callable[[T], object], argv: Sequence[str] | None = None) -> in
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in vars(p.parse_args(argv)).items()}
     try:
         for name, hint in hints.items():
-            _check("--" + name.replace("_", "-"), values[name], *get_args(hint))
+            _check(name, values[name], *get_args(hint)[2:])
         torch.set_num_threads(values.get("threads", 1))
         action(options(**values))
     except SteindiffError as error:
@@ -53,25 +53,21 @@ def _run(action: Callable[[T], object], argv: Sequence[str] | None = None) -> in
     return 0
 
 
-def _add(p: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: Any, text: str, least: float | None = None) -> None:
-    flag = "--" + field.name.replace("_", "-")
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _add(p: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: Any, text: str, *_: float) -> None:
     if hint is bool:
-        p.add_argument(flag, action="store_true", help=text)
+        p.add_argument(_flag(field.name), action="store_true", help=text)
         return
-    several, required = get_origin(hint) is tuple, field.default is dataclasses.MISSING
-    (kind, *_) = get_args(hint) or (hint,)
-    default = None if required else field.default
+    (kind, *_), required = get_args(hint) or (hint,), field.default is dataclasses.MISSING
+    default, several = None if required else field.default, "+" if get_origin(hint) is tuple else None
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
     text = text if default is None else f"{text}; default: {shown}"
-    kind = str if get_origin(kind) is Literal else kind
-    p.add_argument(flag, type=kind, nargs="+" if several else None, default=default, required=required, help=text)
+    p.add_argument(_flag(field.name), type=kind, nargs=several, default=default, required=required, help=text)
 
 
-def _check(flag: str, value: Any, hint: Any, text: str, least: float | None = None) -> None:
-    each = value if isinstance(value, tuple) else (value,)
-    given = f"{flag} {' '.join(map(str, each))}"
-    allowed = next((get_args(part) for part in get_args(hint) if get_origin(part) is Literal), None)
-    if allowed and not set(each) <= set(allowed):
-        raise InputError(f"{given}: choose from {', '.join(allowed)}")
-    if least is not None and any(v is not None and not v >= least for v in each):
-        raise InputError(f"{given}: {'each ' if len(each) > 1 else ''}must be at least {least}")
+def _check(name: str, value: Any, least: float | None = None) -> None:
+    if least is not None and value is not None and not value >= least:
+        raise InputError(f"{_flag(name)} {value}: must be at least {least}")
