@@ -26,7 +26,8 @@ def options_of(
     """A command's `**given` become options, one for each field of a configuration that the command does not name itself.
 
     The help is the field's line under Args, in which `field` becomes its flag; `LEAST` of the configuration has the least
-    values. Lists are separated by commas. Fields that are objects have no option, and what is None is not in `given`.
+    values. Lists are separated by commas. Fields that are objects or have no line have no option, and what is None is not in
+    `given`. A command of two configurations has two such decorators.
 
     Args:
         config: the dataclass.
@@ -51,9 +52,10 @@ def options_of(
         return Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=hint)
 
     def derive(command: Command) -> Command:
-        *own, _ = inspect.signature(command, eval_str=True).parameters.values()
+        parameters = inspect.signature(command, eval_str=True).parameters.values()
+        own = [p for p in parameters if p.kind is not Parameter.VAR_KEYWORD]
         named = {p.name for p in own}
-        derived = [option(f) for f in fields(config) if kinds[f.name] and f.name not in named]
+        derived = [option(f) for f in fields(config) if kinds[f.name] and f.name in lines.keys() - named]
 
         @wraps(command)
         def run(**values: Any) -> None:

@@ -11,7 +11,7 @@ Killed at any moment, the same command goes on from the last checkpoint, with th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +29,7 @@ from steindiff.train.recipe import Recipe
 
 
 @options_of(Plan)
+@options_of(Options)
 def train_command(
     outdir: Annotated[Path, typer.Option(help="Checkpoint, log, samples, model and card go into this folder.")],
     preset: Annotated[str, typer.Option(help="; ".join(f"{k}: {v.about}" for k, v in PRESETS.items()))] = "cifar10",
@@ -44,11 +45,6 @@ def train_command(
         float | None, typer.Option(help="Choose the number of steps from a short trial, to fill this time.", min=0.1)
     ] = None,
     session_minutes: Annotated[float, typer.Option(help="Stop after this; the same command goes on.", min=0.01)] = math.inf,
-    report_every: Annotated[int, typer.Option(help="Steps between reports; 0 reports at the end.", min=0)] = 1000,
-    log_every: Annotated[int, typer.Option(help="Steps between log lines.", min=1)] = 50,
-    checkpoint_seconds: Annotated[float, typer.Option(help="The least time between checkpoints.", min=0)] = 120.0,
-    compile_network: Annotated[bool, typer.Option("--compile", help="Use torch.compile on the network.")] = False,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where --outdir holds a run.")] = False,
     **given: Any,
 ) -> None:
@@ -56,11 +52,8 @@ def train_command(
 
     Also under `accelerate launch -m steindiff train …` or `torchrun -m steindiff train …`, on several processes.
     """
-    plan = Plan(preset, changes=tuple(changes or ()), **given)
-    options = Options(
-        log_every=log_every, report_every=report_every, checkpoint_seconds=checkpoint_seconds,
-        session_seconds=60 * session_minutes, compile=compile_network, cpu=cpu,
-    )  # fmt: skip
+    how = {f.name: given.pop(f.name) for f in fields(Options) if f.name in given}
+    plan, options = Plan(preset, changes=tuple(changes or ()), **given), Options(session_seconds=60 * session_minutes, **how)
     output = Output(name=name or outdir.resolve().name, notes=notes, samples=evaluate, features=features)
     run_training(plan, outdir, options, output, budget_minutes=budget_minutes, overwrite=overwrite)
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steindiff.errors import InputError, require
+from steindiff.errors import InputError
 from steindiff.io import files
 from steindiff.io.files import atomic, read_json, write_text
 from steindiff.io.images import Image, contact_sheet, save_png
@@ -48,7 +48,8 @@ class Output:
     npz: bool = True
 
     def __post_init__(self) -> None:
-        require(self.png or self.npz, "--no-png and --no-npz keep no image; leave one of them out", png=self.png, npz=self.npz)
+        if not (self.png or self.npz):
+            raise InputError("--no-png and --no-npz: no image would be kept; leave one of them out")
 
     @cached_property
     def key(self) -> str:

@@ -132,15 +132,18 @@ class Plan:
 class Options:
     """How a run is carried out; the recipe holds none of it.
 
+    A run stops after `session_seconds`, at the first log line from then on, with a checkpoint to go on from. Its first process
+    shows a bar where there is to be `progress`.
+
     Args:
         log_every: steps between log lines; checkpoints are written at such steps only.
         report_every: steps between reports (loss per noise level, sample grid); 0: only at the end.
         checkpoint_seconds: least time between checkpoints; 0: at every log line.
-        session_seconds: stop, with a checkpoint to go on from, at the first log line after this long.
-        compile: `torch.compile` the network.
+        compile: use torch.compile on the network.
         cpu: stay on the CPU where there is another device.
-        progress: show a bar, on the first process.
     """
+
+    LEAST: ClassVar[Any] = {"log_every": 1, "report_every": 0, "checkpoint_seconds": 0}
 
     log_every: int = 50
     report_every: int = 1000
@@ -151,7 +154,7 @@ class Options:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        at_least(self, {"log_every": 1, "report_every": 0, "checkpoint_seconds": 0})
+        at_least(self, self.LEAST)
         require(self.session_seconds > 0, "must be positive", session_seconds=self.session_seconds)
 
 
