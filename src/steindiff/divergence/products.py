@@ -68,7 +68,7 @@ class Vjp(Products[A]):
     def __init__(self, g: Map[A], x: Tensor, options: Options) -> None:
         super().__init__(g, x, options)
         if torch.is_inference_mode_enabled():
-            raise SteindiffError("inside torch.inference_mode no gradient exists: use torch.no_grad, or method='fd'")
+            raise SteindiffError("inside torch.inference_mode no gradient exists: use torch.no_grad (estimators have 'fd' too)")
         with torch.enable_grad():
             self.z = fresh(x).requires_grad_(True)
             self.value, aux = g(self.z)
