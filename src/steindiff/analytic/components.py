@@ -247,4 +247,68 @@ class LowRankNoisy:
         return (p[..., None] * coordinates).flatten(1) @ self.scaled.flatten(0, 1)
 
 
-Noisy = DenseNoisy | LowRankNoisy
+@dataclass(frozen=True, eq=False)
+class Diagonal(Components):
+    """Σ_k = diag(v_k), v_k ≥ 0 (K, d): every step of a call is one product of matrices, and no (K, B, d) array is made."""
+
+    variances: Tensor
+    per_sample: ClassVar[bool] = False
+
+    def at(self, sigma: Tensor) -> "DiagonalNoisy":
+        """v_k + σ², in float64."""
+        v, dtype = wide(self.variances), self.means.dtype
+        total = v + wide(sigma).square()
+        inverse, log_scale = total.reciprocal(), -0.5 * total.log().sum(-1)
+        return DiagonalNoisy(self.means, (v * inverse).to(dtype), inverse, log_scale[None])
+
+    def traces(self) -> Tensor:
+        """Σ_i v_ki."""
+        return self.variances.sum(-1)
+
+    def least_variance(self) -> float:
+        """min v."""
+        return float(self.variances.min())
+
+    def draw(self, k: int, n: int, generator: torch.Generator | None) -> Tensor:
+        """μ + √v ξ."""
+        return self.means[k] + normal(self.means, n, self.means.shape[-1], generator=generator) * self.variances[k].sqrt()
+
+
+@dataclass(frozen=True, eq=False)
+class DiagonalNoisy:
+    """z = (x − μ)/S, q = x²·(1/S) − 2 x·(μ/S) + μ²·(1/S) in float64, m = μ + v z; the coordinates are x itself, (B, 1, d).
+
+    `gain` is v/S in the law's dtype and `inverse` 1/S in float64, (K, d), S = v + σ².
+    """
+
+    centres: Tensor
+    gain: Tensor
+    inverse: Tensor
+    log_scale: Tensor
+
+    def traces(self) -> Tensor:
+        """Σ_i v_ki/S_ki."""
+        return self.gain.sum(-1)[None]
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(x, q), (B, 1, d) and (B, K)."""
+        y, mu = wide(x), wide(self.centres)
+        shifted = mu * self.inverse
+        q = y.square() @ self.inverse.mT - 2 * (y @ shifted.mT) + (mu * shifted).sum(-1)
+        return x[:, None], q.to(x.dtype)
+
+    def mean(self, x: Tensor, coordinates: Tensor, p: Tensor) -> Tensor:
+        """Σ_k p_k ((1 − v/S) μ + (v/S) x)_k."""
+        return p @ (self.centres - self.gain * self.centres) + (p @ self.gain) * x
+
+    def whitened(self, x: Tensor, coordinates: Tensor, p: Tensor) -> Tensor:
+        """Σ_k p_k ((x − μ)/S)_k."""
+        inverse = self.inverse.to(x.dtype)
+        return (p @ inverse) * x - p @ (inverse * self.centres)
+
+    def means(self, x: Tensor, coordinates: Tensor) -> Tensor:
+        """μ_k + v_k (x − μ_k)/S_k."""
+        return self.centres + self.gain * (coordinates - self.centres)
+
+
+Noisy = DenseNoisy | LowRankNoisy | DiagonalNoisy

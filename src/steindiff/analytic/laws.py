@@ -1,11 +1,11 @@
-"""The public laws: `GaussianMixture` and `Gaussian` diagonalise Σ_k; `FactorMixture` keeps Σ_k = W_k W_kᵀ + diag(ψ_k)."""
+"""The public laws: mixtures of Gaussians whose covariances are full, low-rank plus diagonal, or diagonal."""
 
 from typing import final
 
 from torch import Tensor
 
 from steindiff.analytic.checks import check_covariances, check_parameters, check_shape, check_weights
-from steindiff.analytic.components import Dense, LowRank, wide
+from steindiff.analytic.components import Dense, Diagonal, LowRank, wide
 from steindiff.analytic.integrate import Flow
 from steindiff.analytic.mixture import ExactModel
 from steindiff.errors import InputError
@@ -52,6 +52,41 @@ class FactorMixture(ExactModel):
     def diagonal(self) -> Tensor:
         """ψ_k, (K, d)."""
         return self._components.diagonal
+
+
+@final
+class DiagonalMixture(ExactModel):
+    """x* ~ Σ_k w_k N(μ_k, diag(v_k)); a call costs O(B K d), three products of matrices.
+
+    A σ that differs between samples is treated one value at a time.
+
+    Args:
+        weights: w_k > 0 summing to one, (K,).
+        means: μ_k, (K, *event).
+        variances: v_k ≥ 0, (K, d), d = prod(event), in squared units of x.
+
+    Example:
+        >>> import torch
+        >>> model = DiagonalMixture(torch.ones(1), torch.zeros(1, 2), torch.tensor([[3.0, 0.0]]))
+        >>> model.denoise(torch.tensor([[1.0, 1.0]]), 1.0)  # v/(v + σ²) = 3/4 and 0
+        tensor([[0.7500, 0.0000]])
+    """
+
+    _components: Diagonal
+
+    def __init__(self, weights: Tensor, means: Tensor, variances: Tensor) -> None:
+        check_parameters(weights=weights, means=means, variances=variances)
+        check_weights(weights, means)
+        k, d = means.flatten(1).shape
+        check_shape("variances", variances, (k, d), "(K, d)")
+        if (least := float(variances.min())) < 0:
+            raise InputError(f"the least variance is {least:g}: need ≥ 0; clamp it")
+        super().__init__(weights, means, lambda centred: Diagonal(centred, variances))
+
+    @property
+    def variances(self) -> Tensor:
+        """v_k, (K, d)."""
+        return self._components.variances
 
 
 class _DenseMixture(ExactModel):

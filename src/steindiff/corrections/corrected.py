@@ -19,7 +19,7 @@ from steindiff.divergence import Choice, Estimator, Hutchinson
 from steindiff.errors import InputError, require
 from steindiff.io.processes import Gather, alone
 from steindiff.schedules import VE, Schedule
-from steindiff.solvers.base import Grid, Interval, Solver, State, Step
+from steindiff.solvers.base import USUAL, Grid, Interval, Setting, Solver, State, Step
 
 
 class Note(NamedTuple):
@@ -122,9 +122,14 @@ class Corrected(Solver):
         """The wrapped solver's, without what the estimator adds (forward-mode and finite differences evaluate again)."""
         return self._solver.nfe(sigmas)
 
-    def for_nfe(self, nfe: int) -> "tuple[Corrected, int]":
+    @property
+    def own_grid(self) -> Tensor | None:
+        """The wrapped solver's."""
+        return self._solver.own_grid
+
+    def for_nfe(self, nfe: int, setting: Setting = USUAL) -> "tuple[Corrected, int]":
         """As the wrapped solver does."""
-        solver, steps = self._solver.for_nfe(nfe)
+        solver, steps = self._solver.for_nfe(nfe, setting)
         return replace(self, solver=solver), steps
 
     def linear(self, interval: Interval, state: CorrectedState) -> Tensor:

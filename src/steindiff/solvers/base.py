@@ -13,6 +13,7 @@ from torch import Tensor
 
 from steindiff.denoisers import Denoiser
 from steindiff.errors import require
+from steindiff.grids import SIGMA_MAX, SIGMA_MIN
 from steindiff.solvers.coefficients import ddim
 
 State = Any
@@ -84,6 +85,27 @@ class Interval:
         return self.index == self.grid.steps - 1
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What a run is about, as far as a solver with numbers of its own needs to know it.
+
+    Args:
+        sigma_max: the first noise level.
+        sigma_min: the last noise level.
+        sigma_data: the standard deviation of the data's coordinates, in units of x.
+        guidance: the scale of classifier-free guidance; 1 is none.
+    """
+
+    sigma_max: float = SIGMA_MAX
+    sigma_min: float = SIGMA_MIN
+    sigma_data: float = 0.5
+    guidance: float = 1.0
+
+
+USUAL = Setting()
+"""EDM's range, its data, and no guidance."""
+
+
 class Step(NamedTuple):
     """What a step returns: the next state of the ODE, the denoised value it started from, and the solver's state."""
 
@@ -112,10 +134,15 @@ class Solver(ABC):
     def nfe(self, sigmas: Tensor) -> int:
         """Network evaluations over the grid `sigmas`, (n+1,)."""
 
-    def for_nfe(self, nfe: int) -> "tuple[Solver, int]":
+    @property
+    def own_grid(self) -> Tensor | None:
+        """The only grid that the method is for, float64; None where it runs on any."""
+        return None
+
+    def for_nfe(self, nfe: int, setting: Setting = USUAL) -> "tuple[Solver, int]":
         """The solver and the number of steps that spend `nfe` evaluations on a grid ending above σ = 0.
 
-        A method with one evaluation a step takes `nfe` ≥ 1 steps and stays as it is.
+        A method with one evaluation a step takes `nfe` ≥ 1 steps and stays as it is, whatever the setting.
         """
         require(nfe >= 1, "need at least one network evaluation", nfe=nfe)
         return self, nfe

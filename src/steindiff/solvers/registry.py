@@ -8,6 +8,7 @@ from steindiff.solvers.dpmpp import DPMpp2M, DPMpp3M
 from steindiff.solvers.multistep import DDIM
 from steindiff.solvers.singlestep import DPMpp2S, DPMpp3S, Heun
 from steindiff.solvers.unipc import UniPC
+from steindiff.solvers.universal import Universal
 from steindiff.specs import Registry
 
 SOLVERS: Registry[Solver] = Registry(
@@ -23,6 +24,7 @@ SOLVERS: Registry[Solver] = Registry(
         **{f"unipc_{k}": partial(UniPC, k) for k in (1, 2, 3)},
         **{f"deis_{k}": partial(DEIS, k) for k in (1, 2, 3, 4)},
         **{f"ipndm_{k}": partial(IPNDM, k) for k in (1, 2, 3, 4)},
+        "universal": Universal,
     },
 )
 

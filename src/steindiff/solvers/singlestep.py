@@ -8,7 +8,7 @@ from torch import Tensor
 
 from steindiff.denoisers import Denoiser
 from steindiff.errors import require
-from steindiff.solvers.base import Grid, Interval, Solver, Step
+from steindiff.solvers.base import USUAL, Grid, Interval, Setting, Solver, Step
 from steindiff.solvers.coefficients import ddim, noise_of, phi
 
 
@@ -39,7 +39,7 @@ class Heun(Solver):
         grid = Grid.of(sigmas)
         return 2 * grid.steps - self._ends_with_euler(grid)
 
-    def for_nfe(self, nfe: int) -> "tuple[Heun, int]":
+    def for_nfe(self, nfe: int, setting: Setting = USUAL) -> "tuple[Heun, int]":
         """nfe/2 whole steps; where nfe is odd, (nfe+1)/2 steps, the last of them Euler's (NFE = 2·steps − 1)."""
         super().for_nfe(nfe)
         return replace(self, euler_at_end=nfe % 2 == 1), (nfe + 1) // 2
@@ -72,7 +72,7 @@ class _Stages(Solver):
         """The sum of the intervals' orders."""
         return sum(self._orders(Grid.of(sigmas)))
 
-    def for_nfe(self, nfe: int) -> "tuple[_Stages, int]":
+    def for_nfe(self, nfe: int, setting: Setting = USUAL) -> "tuple[_Stages, int]":
         """⌈nfe/order⌉ intervals, the last of a lower order where `order` does not divide nfe."""
         super().for_nfe(nfe)
         rest = nfe % self.order

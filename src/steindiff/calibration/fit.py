@@ -1,0 +1,123 @@
+"""Rows of a table by closed-loop least squares, from the paper's γ to all that a run knows.
+
+The paper's coefficient solves a normal equation with one direction, γ* = E⟨u, x − x*⟩/E‖u‖². Here the target is y(σ'), the
+point to which the exact flow takes the same noise, and the directions are all that the run has: with r = σ'/σ,
+
+    x' = r x + (1−r) D_0 + c_D (1−r) D_0 + c_x r (x − D_0) + Σ_j c_j (D_j − D_{j+1}),
+    c = argmin Σ_laws weight E‖y(σ') − x'‖² + λ Σ_k G_kk c_k²,
+
+G the Gram matrix of the directions. Steps are fitted in order, each on the states that the fitted steps before it reach
+(closed loop), so that it repairs their errors. Gram matrices are in float64. The ridge λ is relative: directions are nearly
+collinear.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from steindiff.calibration.teacher import Trajectories, check
+from steindiff.errors import InputError, require
+from steindiff.solvers import Row, Tabulated
+
+RIDGE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run of a table on one law: the state and the values so far, newest first, about the mean."""
+
+    law: Trajectories
+    x: Tensor
+    values: tuple[Tensor, ...] = ()
+
+    def evaluated(self, sigma: float) -> "Run":
+        """The same with one more value, D(x, σ)."""
+        return replace(self, values=(self.law.denoise(self.x, sigma), *self.values))
+
+    def stepped(self, row: Row) -> "Run":
+        """The same after a step."""
+        return replace(self, x=weighted(row, self.x, self.values))
+
+
+def weighted(row: Row, x: Tensor, values: Sequence[Tensor]) -> Tensor:
+    """a x + Σ_j w_j v_j."""
+    out = row.a * x
+    for w, v in zip(row.values, values, strict=False):
+        out = out.add_(v, alpha=w)
+    return out
+
+
+def fit(
+    laws: Sequence[Trajectories],
+    levels: Sequence[float],
+    *,
+    told: Sequence[float] | None = None,
+    free: bool = True,
+    history: int | None = None,
+    ridge: float = RIDGE,
+) -> Tabulated:
+    """The rows for these levels that bring all laws nearest to their exact flows, step by step.
+
+    Args:
+        laws: trajectories of one or several laws over one range of levels; each has its weight.
+        levels: σ_0 > … > σ_n, the first and the last those of the trajectories.
+        told: q_i, one number a step: the network is told q_i σ_i; None is 1 everywhere.
+        free: whether the first step evaluates nothing.
+        history: the most values that a row uses; None is all.
+        ridge: λ, relative to the squares of the directions.
+
+    Raises:
+        InputError: no trajectories, levels that are not theirs, or normal equations that are not finite.
+    """
+    check(tuple(laws))
+    q = tuple(told or (1.0,) * (len(levels) - 1))
+    require(ridge > 0, "need a ridge above 0: the directions are nearly collinear", ridge=ridge)
+    require(len(q) == len(levels) - 1, f"need {len(levels) - 1} told levels, one a step", told=q)
+    runs, rows = [Run(law, law.noise) for law in laws], list[Row]()
+    for i, (sigma, target) in enumerate(pairwise(levels)):
+        if free and i == 0:
+            rows.append(_free_row(runs, target))
+        else:
+            runs = [run.evaluated(q[i] * sigma) for run in runs]
+            runs = [replace(run, values=run.values[:history]) for run in runs]
+            rows.append(_row(runs, target / sigma, target, ridge))
+        runs = [run.stepped(rows[-1]) for run in runs]
+    return Tabulated(tuple(levels), tuple(rows), q)
+
+
+def _free_row(runs: Sequence[Run], target: float) -> Row:
+    """a = Σ ⟨x, y⟩/Σ ‖x‖²."""
+    products = [(run.law.product(run.x, run.law.at(target)), run.law.product(run.x, run.x)) for run in runs]
+    return Row(float(sum(p for p, _ in products) / sum(s for _, s in products)), ())
+
+
+def _row(runs: Sequence[Run], r: float, target: float, ridge: float) -> Row:
+    """The row that the coefficients c make."""
+    gram, moment = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for run in runs:
+        g, m = _normal(run, r, target)
+        gram, moment = gram + g.cpu(), moment + m.cpu()
+    if not bool(gram.isfinite().all() & moment.isfinite().all()):
+        raise InputError(f"the normal equations of the step to sigma = {target:g} are not finite: a law or a network gives NaN")
+    loaded = gram + ridge * gram.diag().diag() + torch.finfo(torch.float64).tiny * torch.eye(len(gram), dtype=torch.float64)
+    of_d, of_x, *of_change = torch.linalg.solve(loaded, moment).tolist()
+    values = [0.0] * (len(of_change) + 1)
+    values[0] = (1 - r) * (1 + of_d) - r * of_x
+    for j, c in enumerate(of_change):
+        values[j] += c
+        values[j + 1] -= c
+    return Row(r * (1 + of_x), tuple(values))
+
+
+def _normal(run: Run, r: float, target: float) -> tuple[Tensor, Tensor]:
+    """The Gram matrix of the directions and their products with what the first-order step misses, one law's share of each."""
+    x, (d, *_) = run.x, run.values
+    changes = [new - old for new, old in zip(run.values, run.values[1:], strict=False)]
+    missed = run.law.at(target) - (r * x + (1 - r) * d)
+    root = run.law.weight.sqrt()
+    rows = torch.stack([(z.double() * root).flatten() for z in ((1 - r) * d, r * (x - d), *changes, missed)])
+    products = rows @ rows.mT
+    return products[:-1, :-1], products[:-1, -1]

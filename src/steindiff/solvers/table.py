@@ -1,0 +1,77 @@
+"""A table: a solver with its grid, made for one number of evaluations, and where its numbers come from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from steindiff.errors import ModelFileError
+from steindiff.grids import SIGMA_MAX, SIGMA_MIN
+from steindiff.solvers import table_files, universal
+from steindiff.solvers.base import Setting
+from steindiff.solvers.tabulated import Tabulated
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A solver with its grid, and what is known about where its numbers come from.
+
+    Attributes:
+        solver: the method; it runs on `sigmas` only.
+        report: provenance and scores, as JSON has them.
+    """
+
+    solver: Tabulated
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def sigmas(self) -> Tensor:
+        """The noise levels of its runs, (n+1,), float64."""
+        return self.solver.own_grid
+
+    @property
+    def nfe(self) -> int:
+        """The network evaluations of a run."""
+        return self.solver.nfe(self.sigmas)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the table to a .safetensors file, whole or not at all. Raises InputError where it cannot be written."""
+        return table_files.save(path, {"table": (self.solver, self.report)})
+
+    @staticmethod
+    def load(path: str | Path) -> "Table":
+        """The table of a file.
+
+        Raises:
+            ModelFileError: there is no such file, it is damaged, it is no table, or it holds several.
+        """
+        entries = table_files.load(path)
+        if len(entries) != 1:
+            raise ModelFileError(f"{path} holds {len(entries)} tables ({', '.join(entries)}): need a file of one")
+        (entry,) = entries.values()
+        return Table(*entry)
+
+    @staticmethod
+    def universal(
+        nfe: int,
+        sigma_max: float = SIGMA_MAX,
+        sigma_min: float = SIGMA_MIN,
+        sigma_data: float = 0.5,
+        mean: Tensor | None = None,
+    ) -> "Table":
+        """The shipped table for networks it has never seen.
+
+        Args:
+            nfe: the network evaluations of a run.
+            sigma_max: the first noise level; a rectified flow, whose first level is pure noise, starts at 1000 or more.
+            sigma_min: the last noise level; 0 is allowed.
+            sigma_data: the standard deviation of the data's coordinates.
+            mean: the data's mean, broadcastable to an event; None is zero, which costs little (`docs/universal.md`).
+
+        Raises:
+            InputError: there is no table for this number of evaluations or these levels; the error names what there is.
+        """
+        solver, report = universal.entry(nfe, Setting(sigma_max, sigma_min, sigma_data))
+        return Table(replace(solver, mean=mean), report)

@@ -1,0 +1,88 @@
+"""Files of tables: numbers in safetensors, and in the header where they come from. Loading one never executes code.
+
+One file holds one table or several by name; a table is `levels` (n+1), `told` (n), `a` (n), `weights` (n, most values in a row)
+and `values` (n), how many of a row's weights there are; and `mean` where it has one.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from steindiff.errors import InputError, ModelFileError
+from steindiff.io.files import read_tensors, write_tensors
+from steindiff.solvers.multistep import Row
+from steindiff.solvers.tabulated import Tabulated
+
+FORMAT = 1
+Entry = tuple[Tabulated, Mapping[str, Any]]
+"""A solver, and what is known about where its numbers come from: provenance and scores, as JSON has them."""
+_PARTS = ("levels", "told", "a", "weights", "values")
+
+
+def save(path: str | Path, tables: Mapping[str, Entry]) -> Path:
+    """Write tables by name to one file. Raises InputError where it cannot be written, or for a name with a slash at its end."""
+    tensors = {f"{name}/{part}": value for name, (solver, _) in tables.items() for part, value in _tensors(solver).items()}
+    about = {"format": FORMAT, "kind": "tables", "sha256": _digest(tensors)}
+    write_tensors(path, tensors, {**about, "reports": {name: dict(report) for name, (_, report) in tables.items()}})
+    return Path(path)
+
+
+def load(path: str | Path) -> dict[str, Entry]:
+    """The tables of a file, by name.
+
+    Raises:
+        ModelFileError: there is no such file, it is damaged, or it holds no tables that this version reads.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = tuple(file.keys())
+        about, found = read_tensors(path, *names)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelFileError(f"{path} is no readable table: {error}; fetch it again, or calibrate anew") from error
+    if about.get("format") != FORMAT or about.get("kind") != "tables" or not isinstance(about.get("reports"), dict):
+        got = f"format {about.get('format')!r}, kind {about.get('kind')!r}"
+        raise ModelFileError(f"{path} is of {got}: this version reads tables of format {FORMAT}")
+    tensors = dict(zip(names, found, strict=True))
+    if about.get("sha256") != _digest(tensors):
+        raise ModelFileError(f"{path}: the numbers are not those that its header names; fetch it again, or calibrate anew")
+    try:
+        return {name: (_solver(name, tensors), report) for name, report in about["reports"].items()}
+    except (KeyError, InputError, RuntimeError, ValueError, TypeError) as error:
+        raise ModelFileError(f"{path} holds no usable table: {error}; fetch it again, or calibrate anew") from error
+
+
+def _tensors(solver: Tabulated) -> dict[str, Tensor]:
+    longest = max(1, *(len(row.values) for row in solver.rows))
+    padded = [[*row.values, *[0.0] * (longest - len(row.values))] for row in solver.rows]
+    numbers = (solver.levels, solver.told, [row.a for row in solver.rows], padded)
+    tensors = {name: torch.tensor(part, dtype=torch.float64) for name, part in zip(_PARTS, numbers, strict=False)}
+    tensors["values"] = torch.tensor([len(row.values) for row in solver.rows])
+    return tensors if solver.mean is None else {**tensors, "mean": solver.mean.detach().cpu()}
+
+
+def _solver(name: str, tensors: Mapping[str, Tensor]) -> Tabulated:
+    """The solver of one table. Raises InputError, KeyError or TypeError where its parts are not what they should be."""
+    levels, told, a, weights, values = (tensors[f"{name}/{part}"].tolist() for part in _PARTS)
+    numbers = [*levels, *told, *a, *(w for row in weights for w in row)]
+    if not all(isinstance(v, float) and math.isfinite(v) for v in numbers):
+        raise InputError("a number is not finite")
+    if any(s <= t for s, t in pairwise(levels)) or levels[-1] < 0:
+        raise InputError(f"its levels {levels} are not decreasing")
+    rows = tuple(Row(x, tuple(row[:count])) for x, row, count in zip(a, weights, values, strict=True))
+    return Tabulated(tuple(levels), rows, tuple(told), tensors.get(f"{name}/mean"))
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

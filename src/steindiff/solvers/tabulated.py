@@ -1,0 +1,113 @@
+"""A solver whose every number is in a table: levels, weights, and the noise level that the network is told.
+
+    x' − m = a (x − m) + Σ_j w_j (D_j − m),        D_j = D(x_j, q_j σ_j) of this step and of earlier ones, newest first
+
+It is a linear multistep method like the others, with rows that were fitted instead of derived. m is the data's mean. A row
+without values is a *free* step, x' − m = a (x − m), which evaluates nothing: at σ₀ the denoised value is nearly m.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from steindiff.denoisers import Denoiser, TimeShifted
+from steindiff.errors import InputError, require
+from steindiff.solvers.base import USUAL, Grid, Interval, Setting, Solver, Step
+from steindiff.solvers.multistep import History, Multistep, Row
+
+TOLERANCE = 1e-6
+"""How far, relatively, a level of a grid may be from the table's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tabulated(Multistep):
+    """x' = a x + Σ_j w_j D_j + (1 − a − Σ_j w_j) m, with the numbers of a table, on the table's own grid.
+
+    Args:
+        levels: σ_0 > … > σ_n, the only grid that the rows are for.
+        rows: one row a step; one without values costs no evaluation.
+        told: q_i, one number a step: the network is told q_i σ_i.
+        mean: m, the data's mean, broadcastable to an event; None is zero.
+
+    Raises:
+        InputError: the parts do not fit each other, or a step uses a value that the steps before it have not evaluated.
+    """
+
+    levels: tuple[float, ...]
+    rows: tuple[Row, ...]
+    told: tuple[float, ...]
+    mean: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.levels) - 1
+        fits = n >= 1 and len(self.rows) == n and len(self.told) == n
+        counts = {"levels": len(self.levels), "rows": len(self.rows), "told": len(self.told)}
+        require(fits, "n + 1 ≥ 2 levels need n rows and n told levels", **counts)
+        require(all(q > 0 for q in self.told), "need told levels above 0", told=self.told)
+        known = 0
+        for i, row in enumerate(self.rows):
+            known += bool(row.values)
+            require(len(row.values) <= known, f"step {i} has {known} values by then", values=len(row.values))
+
+    @classmethod
+    def of(cls, solver: Multistep, sigmas: Sequence[float]) -> "Tabulated":
+        """The table of a published method in data prediction on this grid."""
+        grid = Grid.of(torch.tensor(sigmas, dtype=torch.float64))
+        return cls(grid.levels, tuple(solver.weights(grid, i) for i in range(grid.steps)), (1.0,) * grid.steps)
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """The number of values in the longest row."""
+        return max(1, *(len(row.values) for row in self.rows))
+
+    def weights(self, grid: Grid, index: int) -> Row:
+        """The row of step `index`.
+
+        Raises:
+            InputError: the grid is not the table's.
+        """
+        own, given = self.levels[index : index + 2], grid.levels[index : index + 2]
+        if grid.steps != len(self.rows) or any(abs(s - t) > TOLERANCE * max(t, 1e-3) for s, t in zip(given, own, strict=True)):
+            raise InputError(
+                f"the grid has {grid.steps} steps, from {given[0]:g} to {given[1]:g} at step {index}, and the table "
+                f"{len(self.rows)}, from {own[0]:g} to {own[1]:g}: a table's rows are for its own grid, table.sigmas"
+            )
+        return self.rows[index]
+
+    def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: History) -> Step:
+        """The row's weighted sum of what the network says at the told level; without an evaluation where the row is free."""
+        row = self.weights(interval.grid, interval.index)
+        if not row.values:
+            return Step(self._centred(row, row.a * x), self._at_mean(x), state)
+        step = super().step(TimeShifted(denoiser, self.told[interval.index] - 1), x, interval, state)
+        return step._replace(x=self._centred(row, step.x))
+
+    def nfe(self, sigmas: Tensor) -> int:
+        """One for each row with values; `sigmas` is the table's own grid."""
+        return sum(bool(row.values) for row in self.rows)
+
+    @property
+    def own_grid(self) -> Tensor:
+        """The table's levels, float64."""
+        return torch.tensor(self.levels, dtype=torch.float64)
+
+    def for_nfe(self, nfe: int, setting: Setting = USUAL) -> tuple[Solver, int]:
+        """This solver and its number of steps. Raises InputError where the table is for another number of evaluations."""
+        own = sum(bool(row.values) for row in self.rows)
+        require(nfe == own, f"the table is for {own} evaluations: take the table of that number", nfe=nfe)
+        return self, len(self.rows)
+
+    def scaled(self, factor: float) -> "Tabulated":
+        """The same table for data that are `factor` times as large: σ and m scale, the weights stay."""
+        mean = None if self.mean is None else factor * self.mean
+        return replace(self, levels=tuple(factor * s for s in self.levels), mean=mean)
+
+    def _centred(self, row: Row, x: Tensor) -> Tensor:
+        """Add (1 − a − Σ w) m."""
+        return x if self.mean is None else x + (1 - row.a - sum(row.values)) * self.mean.to(x)
+
+    def _at_mean(self, x: Tensor) -> Tensor:
+        """What stands for the denoised value of a free step: m."""
+        return x.new_zeros(x.shape) if self.mean is None else self.mean.to(x).expand_as(x)
