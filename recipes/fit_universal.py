@@ -3,7 +3,7 @@
 The shipped file, about an hour on two cores in all; a stopped run goes on with the tables that are missing:
 
     python -m recipes.fit_universal --work outputs/universal
-    python -m recipes.fit_universal --work outputs/universal --rungs 14.6 40 --nfe 1 2 3 4 5 6 7 8 9 10
+    python -m recipes.fit_universal --work outputs/universal --rung 14.6 --nfe 1-10
     python -m recipes.fit_universal --work outputs/universal --out src/steindiff/solvers/universal.safetensors
 
 A pilot in half a minute:
@@ -17,11 +17,9 @@ the error on held-out laws is refined by Gauss–Newton; the best of these is ke
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,11 +27,12 @@ from typing import Annotated, Any
 import torch
 from tqdm import tqdm
 
-from recipes.command import run as command
+from recipes.command import command
 from recipes.random_laws import Family, draw
 from steindiff.calibration import Settings, Trajectories, errors, fit, refine, renamed, trajectories
 from steindiff.errors import InputError
 from steindiff.io.files import manifest, writable_folder
+from steindiff.run import parse_seeds
 from steindiff.solvers import Tabulated, table_files
 
 LAST = 0.004
@@ -52,8 +51,8 @@ class Options:
     """The command line; the defaults are those of the shipped file."""
 
     work: Annotated[Path, "the folder of finished tables, one file each"]
-    nfe: Annotated[tuple[int, ...], "numbers of evaluations", 1] = tuple(range(1, 21))
-    rungs: Annotated[tuple[float, ...], "first levels, in units of sigma_data", 1] = (160.0,)
+    nfe: Annotated[str, "numbers of evaluations, such as 3,5-10"] = "1-20"
+    rung: Annotated[float, "the first level, in units of sigma_data", 1] = 160.0
     laws: Annotated[int, "laws that are fitted", 1] = 160
     held: Annotated[int, "laws that choose grids, histories and when to stop; as many others give the scores", 1] = 96
     steps: Annotated[int, "steps of the fine runs", 1] = 96
@@ -102,31 +101,8 @@ def report(table: Tabulated, laws: Sequence[Trajectories], options: Options, sec
     """Where the table comes from, and its relative errors on laws that had no part in it."""
     relative = errors(table, laws).sqrt()
     scores = {"median": float(relative.median()), "mean_log": float(relative.log().mean()), "worst": float(relative.max())}
-    settings = {**asdict(options), "work": None, "out": None, "nfe": None, "rungs": None}
+    settings = {**asdict(options), "work": None, "out": None, "nfe": None}
     return manifest(family=asdict(Family()), settings=settings, scores=scores, seconds=round(seconds, 1))
-
-
-def make(options: Options) -> None:
-    """Fit what is missing, or write all to one file."""
-    torch.set_num_threads(options.threads)
-    folder = writable_folder(options.work)
-    if options.out is not None:
-        gather(folder, options.out)
-        return
-    for rung in options.rungs:
-        missing = [n for n in options.nfe if not _file(folder, rung, n).exists()]
-        if not missing:
-            continue
-        seeds = [1_000_000 * options.seed + i for i in range(3)]
-        counts = (options.laws, options.held, options.held)
-        names = ("laws to fit", "laws to choose by", "laws for the scores")
-        laws, held, others = (family(n, rung, s, options.steps, name) for n, s, name in zip(counts, seeds, names, strict=True))
-        for nfe in tqdm(missing, desc=f"tables from {rung:g}", disable=None):
-            start = time.perf_counter()
-            table = best(nfe, rung, laws, held, options)
-            about = report(table, others, options, time.perf_counter() - start)
-            table_files.save(_file(folder, rung, nfe), {f"{rung:g}/{nfe}": (table, about)})
-            print(f"{rung:g} N={nfe}: {about['scores']} in {about['seconds']} s", flush=True)
 
 
 def gather(folder: Path, out: Path) -> None:
@@ -143,7 +119,24 @@ def _file(folder: Path, rung: float, nfe: int) -> Path:
     return folder / f"{rung:g}-{nfe:02d}.safetensors"
 
 
-main = partial(command, Options, make, __doc__)
-
-if __name__ == "__main__":
-    sys.exit(main())
+@command
+def main(options: Options) -> None:
+    """Fit what is missing, or write all to one file."""
+    folder = writable_folder(options.work)
+    if options.out is not None:
+        gather(folder, options.out)
+        return
+    rung = options.rung
+    missing = [n for n in parse_seeds(options.nfe) if not _file(folder, rung, n).exists()]
+    if not missing:
+        return
+    seeds = [1_000_000 * options.seed + i for i in range(3)]
+    counts = (options.laws, options.held, options.held)
+    names = ("laws to fit", "laws to choose by", "laws for the scores")
+    laws, held, others = (family(n, rung, s, options.steps, name) for n, s, name in zip(counts, seeds, names, strict=True))
+    for nfe in tqdm(missing, desc=f"tables from {rung:g}", disable=None):
+        start = time.perf_counter()
+        table = best(nfe, rung, laws, held, options)
+        about = report(table, others, options, time.perf_counter() - start)
+        table_files.save(_file(folder, rung, nfe), {f"{rung:g}/{nfe}": (table, about)})
+        print(f"{rung:g} N={nfe}: {about['scores']} in {about['seconds']} s", flush=True)

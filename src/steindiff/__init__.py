@@ -7,11 +7,12 @@ from steindiff.divergence import Hutchinson
 from steindiff.errors import InputError, ModelFileError, NonFiniteError, SteindiffError
 from steindiff.noise import generators, initial_noise
 from steindiff.sampling import SampleResult, sample, steps
+from steindiff.solvers import Table
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Chain", "Corrected", "Denoiser", "Hutchinson", "InputError", "ModelFileError", "NonFiniteError", "SampleResult",
-    "SteindiffError", "analytic", "corrections", "denoisers", "divergence", "generators", "grids", "initial_noise", "models",
-    "rules", "sample", "schedules", "solvers", "steps",
+    "SteindiffError", "Table", "analytic", "corrections", "denoisers", "divergence", "generators", "grids", "initial_noise",
+    "models", "rules", "sample", "schedules", "solvers", "steps",
 ]  # fmt: skip

@@ -82,6 +82,18 @@ def forwards_per_call(denoiser: Denoiser) -> int:
     return next((forwards for forwards in stated if isinstance(forwards, int)), 1)
 
 
+def sigma_data_of(denoiser: Denoiser) -> float | None:
+    """The standard deviation of the data that a layer of the denoiser states (`sigma_data`); None where none does."""
+    stated = (getattr(layer, "sigma_data", None) for layer in _layers(denoiser))
+    return next((float(sigma) for sigma in stated if isinstance(sigma, float) and sigma > 0), None)
+
+
+def guidance_of(denoiser: Denoiser) -> float:
+    """The scale of classifier-free guidance that a layer of the denoiser states (`guidance`); 1 where none does."""
+    stated = (getattr(layer, "guidance", None) for layer in _layers(denoiser))
+    return next((float(scale) for scale in stated if isinstance(scale, float | int)), 1.0)
+
+
 class _Wrapper:
     """A denoiser made of another, whose schedule (None where it is unknown) and cost it passes on."""
 
@@ -189,6 +201,11 @@ class Guided(_Wrapper):
     def denoiser(self) -> Denoiser:  # type: ignore[override]
         """The conditional one, whose schedule both share."""
         return self.conditional
+
+    @property
+    def guidance(self) -> float:
+        """The scale."""
+        return self.scale
 
     @property
     def forwards(self) -> int:

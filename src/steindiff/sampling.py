@@ -18,13 +18,13 @@ from steindiff import grids
 from steindiff.corrections.base import Reason
 from steindiff.corrections.blend import Moments
 from steindiff.corrections.corrected import Note
-from steindiff.denoisers import Counter, Denoiser, forwards_per_call
+from steindiff.denoisers import Counter, Denoiser, forwards_per_call, guidance_of, sigma_data_of
 from steindiff.divergence import Choice
 from steindiff.divergence.products import fresh
-from steindiff.errors import InputError, NonFiniteError, StateWarning
+from steindiff.errors import InputError, NonFiniteError, StateWarning, require
 from steindiff.io import processes
 from steindiff.noise import fresh_seed
-from steindiff.solvers import Grid, Interval, Solver, Step, make
+from steindiff.solvers import USUAL, Grid, Interval, Setting, Solver, Step, make
 
 
 class Event(NamedTuple):
@@ -115,6 +115,8 @@ class SampleResult:
     x: Tensor
     trace: tuple[Record, ...]
     stats: Stats
+    solver: str = ""
+    """What ran, in words or as Python would write it."""
 
 
 class _Watched(Counter):
@@ -203,28 +205,41 @@ def sample(
     solver: Solver | str,
     denoiser: Denoiser,
     x: Tensor,
-    sigmas: Tensor,
+    sigmas: Tensor | None = None,
     *,
+    nfe: int | None = None,
+    setting: Setting | None = None,
     generator: Generators = None,
     on_step: Observer | Iterable[Observer] | None = None,
     progress: bool = False,
 ) -> SampleResult:
     """Integrate the probability-flow ODE from σ₀ to σₙ.
 
+    Example:
+        >>> from steindiff.analytic import Gaussian
+        >>> law = Gaussian(torch.zeros(2), 0.25 * torch.eye(2))
+        >>> sample("auto", law, 80 * torch.ones(1, 2), nfe=4).solver
+        'universal table of 4 evaluations'
+
     Args:
-        solver: a solver, or its name or spec.
+        solver: a solver, or its name or spec; "auto" takes the best known choice for `nfe` evaluations.
         denoiser: D(x, sigma), in VE coordinates.
         x: the noisy state at sigmas[0] in VE coordinates, (B, *event), float32 or float64; σ₀ ε starts from noise.
-        sigmas: strictly decreasing noise levels, (n+1,); the last may be 0.
+        sigmas: strictly decreasing noise levels, (n+1,); the last may be 0. None: `nfe` decides, and the grid is the solver's
+            own, or EDM's.
+        nfe: the network evaluations to spend; give either this or `sigmas`.
+        setting: the noise levels, σ_data and guidance to plan for. None: EDM's levels, and what the denoiser says.
         generator: seeds the probes of a divergence estimator, and nothing else: the noise is x. One generator, or one per
             image; None is a fixed seed.
         on_step: observers of every step; they get copies of the states and cannot change what happens.
         progress: whether to show a tqdm bar on stderr.
 
     Raises:
-        InputError: x, sigmas or the denoiser's output is malformed; the solver is unknown.
+        InputError: x, sigmas or the denoiser's output is malformed; the solver is unknown; both or neither of sigmas and nfe
+            are given.
         NonFiniteError: the network's output or the last state is not finite; the error names the step and σ.
     """
+    solver, sigmas = _planned(make(solver), denoiser, sigmas, nfe, setting)
     watched = _Watched(denoiser)
     observers = (on_step,) if callable(on_step) else tuple(on_step or ())
     events = steps(solver, watched, x, sigmas, generator=generator)
@@ -235,7 +250,20 @@ def sample(
         for observe in observers:
             observe(_copied(event))
         final = event.step.x
-    return SampleResult(final, _trace(kept), _stats(watched, [note for _, note in kept], len(x)))
+    return SampleResult(final, _trace(kept), _stats(watched, [note for _, note in kept], len(x)), str(solver))
+
+
+def _planned(
+    solver: Solver, denoiser: Denoiser, sigmas: Tensor | None, nfe: int | None, setting: Setting | None
+) -> tuple[Solver, Tensor]:
+    """The method and the grid of a run."""
+    require((sigmas is None) != (nfe is None), "give exactly one of sigmas and nfe", sigmas=sigmas, nfe=nfe)
+    if sigmas is not None:
+        return solver, sigmas
+    setting = setting or Setting(sigma_data=sigma_data_of(denoiser) or USUAL.sigma_data, guidance=guidance_of(denoiser))
+    solver, steps = solver.for_nfe(nfe or 0, setting)
+    own = solver.own_grid
+    return solver, grids.karras(steps, setting.sigma_min, setting.sigma_max) if own is None else own
 
 
 def _check_state(x: Tensor, sigma: float) -> None:

@@ -335,7 +335,7 @@ def test_a_state_that_fits_passes_without_a_word(x, sigmas):
         (torch.tensor(2.0), r"shape \(\)"),
         (torch.ones(2, 2), r"shape \(2, 2\)"),
         ([2.0, 1.0], "shape list"),
-        (None, "shape NoneType"),
+        (None, "exactly one of sigmas and nfe"),
     ],
 )
 @pytest.mark.parametrize("progress", [False, True])

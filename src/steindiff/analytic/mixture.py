@@ -112,6 +112,12 @@ class ExactModel:
         """E x* = Σ_k w_k μ_k, (*event)."""
         return self._center.reshape(self.event_shape)
 
+    @property
+    def sigma_data(self) -> float:
+        """The standard deviation of a coordinate, √(E‖x* − E x*‖²/d)."""
+        spread = self.second_moment() - self.mean.square().sum()
+        return math.sqrt(max(float(spread), 0.0) / self.dim)
+
     def second_moment(self) -> Tensor:
         """E‖x*‖² = Σ_k w_k (‖μ_k‖² + tr Σ_k), ()."""
         return self.weights @ (self.means.flatten(1).square().sum(-1) + self._components.traces())

@@ -1,6 +1,6 @@
 """Solvers of the probability-flow ODE: state in, state out. `make("dpmpp_2m")` builds one by name."""
 
-from steindiff.solvers.base import Grid, Interval, Setting, Solver, State, Step
+from steindiff.solvers.base import USUAL, Grid, Interval, Setting, Solver, State, Step
 from steindiff.solvers.deis import DEIS, IPNDM
 from steindiff.solvers.dpmpp import DPMpp2M, DPMpp3M
 from steindiff.solvers.multistep import DDIM, Multistep, NoiseMultistep, Row
@@ -9,9 +9,32 @@ from steindiff.solvers.singlestep import DPMpp2S, DPMpp3S, Heun
 from steindiff.solvers.table import Table
 from steindiff.solvers.tabulated import Tabulated
 from steindiff.solvers.unipc import UniPC
-from steindiff.solvers.universal import Universal
+from steindiff.solvers.universal import Auto, Universal
 
 __all__ = [
-    "DDIM", "DEIS", "IPNDM", "DPMpp2M", "DPMpp2S", "DPMpp3M", "DPMpp3S", "Grid", "Heun", "Interval", "Multistep",
-    "NoiseMultistep", "Row", "Setting", "Solver", "State", "Step", "Table", "Tabulated", "UniPC", "Universal", "make", "names",
+    "DDIM",
+    "DEIS",
+    "IPNDM",
+    "USUAL",
+    "Auto",
+    "DPMpp2M",
+    "DPMpp2S",
+    "DPMpp3M",
+    "DPMpp3S",
+    "Grid",
+    "Heun",
+    "Interval",
+    "Multistep",
+    "NoiseMultistep",
+    "Row",
+    "Setting",
+    "Solver",
+    "State",
+    "Step",
+    "Table",
+    "Tabulated",
+    "UniPC",
+    "Universal",
+    "make",
+    "names",
 ]  # fmt: skip

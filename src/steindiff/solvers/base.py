@@ -5,6 +5,7 @@ Because `step` has no side effects, `lambda z: solver.step(D, z, interval, state
 differentiated, evaluated twice, wrapped and interleaved.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -100,6 +101,11 @@ class Setting:
     sigma_min: float = SIGMA_MIN
     sigma_data: float = 0.5
     guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        ends = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
+        require(0 <= self.sigma_min < self.sigma_max < math.inf, "need 0 ≤ sigma_min < sigma_max < inf", **ends)
+        require(0 < self.sigma_data < math.inf, "need a positive standard deviation", sigma_data=self.sigma_data)
 
 
 USUAL = Setting()

@@ -7,8 +7,9 @@ from steindiff.solvers.deis import DEIS, IPNDM
 from steindiff.solvers.dpmpp import DPMpp2M, DPMpp3M
 from steindiff.solvers.multistep import DDIM
 from steindiff.solvers.singlestep import DPMpp2S, DPMpp3S, Heun
+from steindiff.solvers.table import load
 from steindiff.solvers.unipc import UniPC
-from steindiff.solvers.universal import Universal
+from steindiff.solvers.universal import Auto, Universal
 from steindiff.specs import Registry
 
 SOLVERS: Registry[Solver] = Registry(
@@ -24,9 +25,14 @@ SOLVERS: Registry[Solver] = Registry(
         **{f"unipc_{k}": partial(UniPC, k) for k in (1, 2, 3)},
         **{f"deis_{k}": partial(DEIS, k) for k in (1, 2, 3, 4)},
         **{f"ipndm_{k}": partial(IPNDM, k) for k in (1, 2, 3, 4)},
-        "universal": Universal,
     },
 )
 
+PLANS: Registry[Solver] = Registry(
+    "solver",
+    Solver,  # type: ignore[type-abstract]
+    {**SOLVERS.entries, "auto": Auto, "universal": Universal, "table": load},
+)
+"""The same, and those that have grids of their own: `for_nfe` makes a method of them."""
 
-make, names = SOLVERS.make, SOLVERS.names
+make, names = PLANS.make, SOLVERS.names

@@ -75,3 +75,8 @@ class Table:
         """
         solver, report = universal.entry(nfe, Setting(sigma_max, sigma_min, sigma_data))
         return Table(replace(solver, mean=mean), report)
+
+
+def load(path: str) -> Tabulated:
+    """The solver of a table's file, for specs: `table(file.safetensors)`. Raises ModelFileError as `Table.load`."""
+    return Table.load(path).solver

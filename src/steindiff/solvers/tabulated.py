@@ -30,6 +30,7 @@ class Tabulated(Multistep):
         rows: one row a step; one without values costs no evaluation.
         told: q_i, one number a step: the network is told q_i σ_i.
         mean: m, the data's mean, broadcastable to an event; None is zero.
+        name: what kind of table it is, in a word, for `str`.
 
     Raises:
         InputError: the parts do not fit each other, or a step uses a value that the steps before it have not evaluated.
@@ -39,6 +40,7 @@ class Tabulated(Multistep):
     rows: tuple[Row, ...]
     told: tuple[float, ...]
     mean: Tensor | None = None
+    name: str = "table"
 
     def __post_init__(self) -> None:
         n = len(self.levels) - 1
@@ -50,6 +52,9 @@ class Tabulated(Multistep):
         for i, row in enumerate(self.rows):
             known += bool(row.values)
             require(len(row.values) <= known, f"step {i} has {known} values by then", values=len(row.values))
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.nfe(self.own_grid)} evaluations"
 
     @classmethod
     def of(cls, solver: Multistep, sigmas: Sequence[float]) -> "Tabulated":

@@ -16,13 +16,18 @@ from pathlib import Path
 
 from torch import Tensor
 
+from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError, require
 from steindiff.solvers import table_files
-from steindiff.solvers.base import USUAL, Interval, Setting, Solver, Step
+from steindiff.solvers.base import USUAL, Interval, Setting, Solver, State, Step
+from steindiff.solvers.deis import IPNDM
+from steindiff.solvers.dpmpp import DPMpp2M
 from steindiff.solvers.multistep import Row
 from steindiff.solvers.tabulated import Tabulated
 
 FILE = Path(__file__).parent / "universal.safetensors"
+STRONG = 1.5
+"""Guidance of a larger scale than this is not what the tables were made for."""
 _HIGHEST, _LOWEST = 1e6, 0.25
 
 
@@ -39,9 +44,8 @@ def entry(nfe: int, setting: Setting = USUAL) -> table_files.Entry:
     Raises:
         InputError: there is no table for this number of evaluations or these levels; the error names what there is.
     """
-    s = setting.sigma_data
-    require(0 < s < math.inf, "need a positive standard deviation", sigma_data=s)
-    known, (top, bottom) = shipped(), (setting.sigma_max / s, setting.sigma_min / s)
+    s, known = setting.sigma_data, shipped()
+    top, bottom = setting.sigma_max / s, setting.sigma_min / s
     rungs = sorted({rung for rung, n in known if n == nfe})
     if not rungs:
         have = ", ".join(map(str, sorted({n for _, n in known})))
@@ -53,7 +57,8 @@ def entry(nfe: int, setting: Setting = USUAL) -> table_files.Entry:
             f"{_HIGHEST:g}; check sigma_data, or take a plain solver"
         )
     solver, report = known[below[-1], nfe]
-    return _ended(_started(solver, top), bottom).scaled(s), {**report, "setting": asdict(setting)}
+    named = replace(solver, name="universal table")
+    return _ended(_started(named, top), bottom).scaled(s), {**report, "setting": asdict(setting)}
 
 
 def _started(solver: Tabulated, top: float) -> Tabulated:
@@ -74,20 +79,60 @@ def _ended(solver: Tabulated, bottom: float) -> Tabulated:
 
 
 @dataclass(frozen=True)
-class Universal(Solver):
-    """The universal table of whatever number of evaluations is asked for: `for_nfe` gives it."""
+class _Planned(Solver):
+    """What becomes a method once the number of evaluations is known; it runs on no grid itself."""
 
     order = 1
 
-    def for_nfe(self, nfe: int, setting: Setting = USUAL) -> tuple[Solver, int]:
-        """The table for this setting, and its steps: one more than evaluations, since the first evaluates nothing."""
-        solver, _ = entry(nfe, setting)
-        return solver, len(solver.rows)
-
-    def step(self, denoiser: object, x: Tensor, interval: Interval, state: object) -> Step:
-        """Refused: rows belong to a number of evaluations."""
-        raise InputError("the universal solver has a table for each number of evaluations: give nfe=, not a grid")
+    def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: State) -> Step:
+        """Refused."""
+        raise self._refusal()
 
     def nfe(self, sigmas: Tensor) -> int:
         """Refused, as a step is."""
-        raise InputError("the universal solver has grids of its own: give nfe=, not a grid")
+        raise self._refusal()
+
+    def _refusal(self) -> InputError:
+        name = type(self).__name__.lower()
+        return InputError(f"the solver {name!r} has a grid for each number of evaluations: give nfe=, and no grid of your own")
+
+
+@dataclass(frozen=True)
+class Universal(_Planned):
+    """The universal table of whatever number of evaluations is asked for.
+
+    Args:
+        sigma_data: the standard deviation of the data's coordinates; None is what the setting says.
+    """
+
+    sigma_data: float | None = None
+
+    def for_nfe(self, nfe: int, setting: Setting = USUAL) -> tuple[Solver, int]:
+        """The table for this setting, and its steps: one more than evaluations, since the first evaluates nothing."""
+        super().for_nfe(nfe)
+        solver, _ = entry(nfe, setting if self.sigma_data is None else replace(setting, sigma_data=self.sigma_data))
+        return solver, len(solver.rows)
+
+
+@dataclass(frozen=True)
+class Auto(_Planned):
+    """The universal table where its test says that it wins, and the best published choice elsewhere.
+
+    A run takes DPM-Solver++ 2M under guidance of a scale above `STRONG`, and iPNDM-4 where there is no table for its number of
+    evaluations or its noise levels; otherwise the universal table (`docs/universal.md` has the test).
+
+    Args:
+        sigma_data: as for `Universal`.
+    """
+
+    sigma_data: float | None = None
+
+    def for_nfe(self, nfe: int, setting: Setting = USUAL) -> tuple[Solver, int]:
+        """The choice for this setting, and its steps."""
+        super().for_nfe(nfe)
+        if setting.guidance > STRONG:
+            return DPMpp2M(), nfe
+        try:
+            return Universal(self.sigma_data).for_nfe(nfe, setting)
+        except InputError:
+            return IPNDM(4), nfe
