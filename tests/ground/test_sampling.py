@@ -346,7 +346,7 @@ def test_bad_grids_are_refused(bad, message, progress):
 
 @pytest.mark.parametrize("name, guess", [("dpm_2m", "dpmpp_2m"), ("DDIM", "ddim"), ("unipc", "unipc_")])
 def test_an_unknown_solver_is_named_with_a_suggestion(name, guess):
-    with pytest.raises(InputError, match=rf"unknown solver '{name}'.*{guess}.*Known: ddim"):
+    with pytest.raises(InputError, match=rf"unknown solver '{name}'.*{guess}.*Known: auto, ddim"):
         sample(name, gaussian, start(), GRID)
 
 
