@@ -18,13 +18,13 @@ from steindiff import grids
 from steindiff.corrections.base import Reason
 from steindiff.corrections.blend import Moments
 from steindiff.corrections.corrected import Note
-from steindiff.denoisers import Counter, Denoiser, forwards_per_call, guidance_of, sigma_data_of
+from steindiff.denoisers import Counter, Denoiser, forwards_per_call
 from steindiff.divergence import Choice
 from steindiff.divergence.products import fresh
 from steindiff.errors import InputError, NonFiniteError, StateWarning, require
 from steindiff.io import processes
 from steindiff.noise import fresh_seed
-from steindiff.solvers import USUAL, Grid, Interval, Setting, Solver, Step, make
+from steindiff.solvers import Grid, Interval, Setting, Solver, Step, make
 
 
 class Event(NamedTuple):
@@ -260,10 +260,7 @@ def _planned(
     require((sigmas is None) != (nfe is None), "give exactly one of sigmas and nfe", sigmas=sigmas, nfe=nfe)
     if sigmas is not None:
         return solver, sigmas
-    setting = setting or Setting(sigma_data=sigma_data_of(denoiser) or USUAL.sigma_data, guidance=guidance_of(denoiser))
-    solver, steps = solver.for_nfe(nfe or 0, setting)
-    own = solver.own_grid
-    return solver, grids.karras(steps, setting.sigma_min, setting.sigma_max) if own is None else own
+    return solver.plan(nfe or 0, setting or Setting.of(denoiser))
 
 
 def _check_state(x: Tensor, sigma: float) -> None:

@@ -29,7 +29,7 @@ def test_sample_writes_everything(tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     code, text = run(
         monkeypatch, capsys, "sample", "--model", "digits", "--nfe", "5", "--seeds", "0-9,20", "--batch", "8",
-        "--correction", "clamped", "--outdir", str(out), "--subdirs",
+        "--solver", "dpmpp_2m", "--correction", "clamped", "--outdir", str(out), "--subdirs",
     )  # fmt: skip
     assert code == 0, text
     assert sorted(p.name for p in (out / "000000").glob("*.png")) == [f"{i:06d}.png" for i in [*range(10), 20]]
@@ -63,7 +63,7 @@ def test_the_command_line_and_python_give_the_same_image(tmp_path, monkeypatch, 
 def test_a_frozen_table_makes_images_independent_of_their_batch(tmp_path, monkeypatch, capsys):
     (tmp_path / "gamma.json").write_text("[1.0, 0.9, 0.9, 1.1, 1.0]")
     for name, seeds in (("a", "0-3"), ("b", "3")):
-        args = ["--model", "digits", "--nfe", "5", "--seeds", seeds, "--outdir", str(tmp_path / name)]
+        args = ["--model", "digits", "--solver", "dpmpp_2m", "--nfe", "5", "--seeds", seeds, "--outdir", str(tmp_path / name)]
         code, text = run(monkeypatch, capsys, "sample", *args, "--correction", str(tmp_path / "gamma.json"))
         assert code == 0, text
     a, b = (np.asarray(Image.open(tmp_path / n / "000003.png")).astype(int) for n in "ab")
@@ -90,7 +90,7 @@ BAD = {
     "steps and nfe": (["--steps", "5"], "exactly one of --steps and --nfe"),
     "seeds": (["--seeds", "5-2"], "write 0-63 or 1,2,5-10"),
     "seed twice": (["--seeds", "1,1"], "none twice"),
-    "sigma order": (["--sigma_min", "100"], "need 0 < sigma_min < sigma_max"),
+    "sigma order": (["--sigma_min", "100"], "need 0 ≤ sigma_min < sigma_max"),
     "bounds": (["--correction", "literal", "--gamma_max", "-1"], "gamma_min ≤ gamma_max"),
     "bounds without rule": (["--correction", "noise_consistent", "--gamma_max", "1"], "only the paper's rule takes bounds"),
     "class": (["--class", "3"], "leave --class out"),
@@ -134,7 +134,8 @@ def test_a_failing_network_leaves_no_finished_run(tmp_path, monkeypatch, capsys)
     path = tmp_path / "broken.safetensors"
     tensors = {k: torch.full_like(v, float("nan")) for k, v in models.read(good.path)[1].items()}
     models.save(path, tensors, good.info)
-    code, text = run(monkeypatch, capsys, "sample", "--model", str(path), "--nfe", "3", "--outdir", str(tmp_path / "out"))
+    args = ["--model", str(path), "--solver", "dpmpp_2m", "--nfe", "3", "--outdir", str(tmp_path / "out")]
+    code, text = run(monkeypatch, capsys, "sample", *args)
     assert code == 2
     assert "NaN or infinite at step 0, sigma = 80" in " ".join(text.split())
     assert not (tmp_path / "out").exists()
@@ -163,8 +164,8 @@ def test_any_text_is_seeds_or_a_clear_error(text):
 
 def test_the_trace_is_valid_json_whatever_the_numbers(tmp_path, monkeypatch, capsys):
     """An inactive or plain step has NaN fields, a still one an infinite raw γ: null, on either side of zero."""
-    args = ["--model", "digits", "--nfe", "5", "--seeds", "0-7", "--correction", "energy", "--outdir", str(tmp_path)]
-    assert run(monkeypatch, capsys, "sample", *args)[0] == 0
+    args = ["--model", "digits", "--solver", "dpmpp_2m", "--nfe", "5", "--seeds", "0-7", "--outdir", str(tmp_path)]
+    assert run(monkeypatch, capsys, "sample", *args, "--correction", "energy")[0] == 0
     rows = [json.loads(line) for line in (tmp_path / "trace.jsonl").read_text().splitlines()]
     assert len(rows) == 5
     assert rows[0]["noise_ratio"] is None

@@ -23,7 +23,7 @@ from steindiff.io import files
 from steindiff.run import Job, generate, loop, output
 from steindiff.run.output import PARTS, write_npz
 
-JOB = Job("digits", tuple(range(5)), nfe=3, batch=2, correction="clamped", divergence=Hutchinson(method="vjp"))
+JOB = Job("digits", tuple(range(5)), "dpmpp_2m", nfe=3, batch=2, correction="clamped", divergence=Hutchinson(method="vjp"))
 MANY = replace(JOB, seeds=tuple(range(80)))
 
 
@@ -133,7 +133,10 @@ def test_no_batch_is_drawn_twice(tmp_path, monkeypatch, capsys):
     assert "4/5 [00:00<" in capsys.readouterr().err  # the bar begins where the run was
 
 
-COMMAND = ["sample", "--model", "digits", "--nfe", "3", "--correction", "clamped", "--divergence", "vjp", "--batch", "2"]
+COMMAND = [
+    "sample", "--model", "digits", "--solver", "dpmpp_2m", "--nfe", "3", "--correction", "clamped", "--divergence", "vjp",
+    "--batch", "2",
+]  # fmt: skip
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 

@@ -2,7 +2,7 @@
 
 Examples:
   steindiff sample --model digits --nfe 5 --seeds 0-63 --outdir out/base
-  steindiff sample --model digits --nfe 5 --seeds 0-63 --correction clamped --outdir out/clamped
+  steindiff sample --model digits --nfe 5 --seeds 0-63 --solver ipndm_4 --correction clamped --outdir out/clamped
   steindiff sample --model digits --nfe 5 --solver 'dpmpp_3m(exact=True)' --grid 'karras(rho=5)' --outdir out/exact
   steindiff sample --model cifar10 --nfe 5 --correction 'energy(bands=8, moment=m.json)' --outdir out/energy
   steindiff sample --model cifar10_mixture --solver heun --steps 18 --to-zero --seeds 1,2,5-10 --outdir out/heun
@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from steindiff import corrections, grids, models, solvers
 from steindiff.cli.derive import options_of
@@ -25,18 +26,18 @@ from steindiff.corrections import CleanTarget
 from steindiff.divergence import Hutchinson, Method
 from steindiff.errors import InputError
 from steindiff.io import processes
+from steindiff.io.files import read_json
 from steindiff.run import Job, generate, parse_seeds
 from steindiff.specs import amend
 
-_RHO = 7.0
 ProbeKind = Literal["rademacher", "gaussian"]
 
 
-@options_of(Job, model=models.names(), solver=solvers.names(), grid=grids.names(), correction=corrections.names())
+@options_of(Job, model=models.names(), solver=solvers.plans(), grid=grids.names(), correction=corrections.names())
 def sample_command(
     outdir: Annotated[Path, typer.Option(help="The images go into this folder; it is made if need be.")],
     seeds: Annotated[str, typer.Option(help="Every seed makes one image: 0-63 or 1,2,5-10.")] = "0-63",
-    rho: Annotated[float, typer.Option(help="The exponent of the karras grid, as in --grid 'karras(rho=7)'.")] = _RHO,
+    rho: Annotated[float | None, typer.Option(help="The exponent of the karras grid, as in --grid 'karras(rho=7)'.")] = None,
     gamma_min: Annotated[
         float | None, typer.Option("--gamma_min", "--gamma-min", help="The least gamma of the paper's rule.")
     ] = None,
@@ -60,13 +61,14 @@ def sample_command(
     estimator = Hutchinson(probes=probes, kind=probe_kind, method=divergence)
     job = Job(seeds=parse_seeds(seeds), divergence=estimator, **given)
     job = replace(
-        job, grid=job.grid if rho == _RHO else amend(job.grid, {"rho": rho}),
+        job, grid=job.grid if rho is None else amend(job.grid or "karras", {"rho": rho}),
         correction=_bounded(job.correction, gamma_min, gamma_max),
     )  # fmt: skip
     with processes.joined():
         folder = generate(job, outdir, subdirs=subdirs, png=png, npz=npz, overwrite=overwrite, progress=True)
         if processes.rank() == 0:
-            text = f"{len(job.seeds)} images in [bold]{folder}[/bold] (grid.png, trace.jsonl, run.json)"
+            ran = escape(read_json(folder / "run.json")["solver"])
+            text = f"{len(job.seeds)} images in [bold]{escape(str(folder))}[/bold] (grid.png, trace.jsonl, run.json), by {ran}"
             Console().print(text, highlight=False)
 
 

@@ -92,6 +92,9 @@ class Corrected(Solver):
         known = self.active is None or callable(self.active) or indices
         require(known, "give step indices, or a predicate of (index, sigma)", active=self.active)
 
+    def __str__(self) -> str:
+        return f"{self.solver}, corrected by {self.rule}"
+
     @property
     def order(self) -> int:  # type: ignore[override]  # a wrapper's order is the wrapped solver's
         """The wrapped solver's."""
@@ -121,6 +124,11 @@ class Corrected(Solver):
     def nfe(self, sigmas: Tensor) -> int:
         """The wrapped solver's, without what the estimator adds (forward-mode and finite differences evaluate again)."""
         return self._solver.nfe(sigmas)
+
+    @property
+    def plans(self) -> bool:  # type: ignore[override]  # as for the order
+        """Whether the wrapped solver does."""
+        return self._solver.plans
 
     @property
     def own_grid(self) -> Tensor | None:

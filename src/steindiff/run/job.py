@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from steindiff import corrections, grids, solvers
+from steindiff.denoisers import Denoiser
 from steindiff.divergence import Choice, Hutchinson
 from steindiff.errors import InputError, at_least, require
-from steindiff.solvers import Solver
+from steindiff.solvers import Auto, DPMpp2M, Setting, Solver
 
 Frame = Literal["model", "ve"]
 
@@ -22,8 +23,9 @@ class Job:
     Args:
         model: the name of a shipped model, or a .safetensors file.
         seeds: every seed makes one image.
-        solver: a name, or a spec with options.
-        grid: a name or a spec, of noise levels from `sigma_max` to `sigma_min`.
+        solver: a name, or a spec with options. auto is the best known choice for `nfe`, with a grid of its own; where `steps`,
+            `grid` or `to_zero` names a grid, it is dpmpp_2m.
+        grid: a name or a spec, of noise levels from `sigma_max` to `sigma_min`; by default the solver's own grid, or karras.
         steps: the number of solver steps; either this or `nfe`.
         nfe: network evaluations to spend; either this or `steps`.
         sigma_min: the lowest noise level.
@@ -45,8 +47,8 @@ class Job:
 
     model: str
     seeds: tuple[int, ...]
-    solver: str = "dpmpp_2m"
-    grid: str = "karras"
+    solver: str = "auto"
+    grid: str | None = None
     steps: int | None = None
     nfe: int | None = None
     sigma_min: float = grids.SIGMA_MIN
@@ -83,22 +85,47 @@ class Job:
         """The seeds of one batch, counted from the first seed of the list; the last batch may be smaller."""
         return self.seeds[batch * self.batch : (batch + 1) * self.batch]
 
-    def prepare(self, choice: Choice | None = None) -> tuple[Solver, Tensor]:
+    def prepare(self, denoiser: Denoiser, choice: Choice | None = None) -> tuple[Solver, Tensor]:
         """The solver under its correction, and the noise levels.
 
         Args:
+            denoiser: says what a solver with a grid of its own plans for: σ_data, and the scale of guidance.
             choice: what an earlier probe of the network found; None: the solver probes the network anew.
 
         Raises:
-            InputError: a spec names nothing, or its options or the noise levels are out of range.
+            InputError: a spec names nothing, or its options or the noise levels are out of range; a grid for a solver that has
+                its own.
         """
-        solver, steps = solvers.make(self.solver), self.steps
-        if steps is None:
-            solver, steps = solver.for_nfe(self.nfe or 0)
-        sigmas = grids.make(self.grid, steps, self.sigma_min, self.sigma_max)
+        solver, sigmas = self._planned(Setting.of(denoiser, self.sigma_max, self.sigma_min))
         estimator = replace(self.divergence, choice=choice)
-        corrected = corrections.apply(self.correction, solver, divergence=estimator, frame=self.frame)
-        return corrected, grids.with_zero(sigmas) if self.to_zero else sigmas
+        return corrections.apply(self.correction, solver, divergence=estimator, frame=self.frame), sigmas
+
+    def _planned(self, setting: Setting) -> tuple[Solver, Tensor]:
+        solver = solvers.make(self.solver)
+        flags = {"--steps": self.steps, "--grid": self.grid, "--to-zero": self.to_zero}
+        said = [flag for flag, value in flags.items() if value]
+        if said and isinstance(solver, Auto):
+            solver = DPMpp2M()
+        if solver.plans and said:
+            raise InputError(
+                f"{' and '.join(said)} with solver {self.solver!r}, which has a grid of its own: give --nfe alone, or take a "
+                "solver that runs on any grid, such as dpmpp_2m"
+            )
+        if not said:
+            solver, sigmas = solver.plan(self.nfe or 0, setting)
+            self._check_ends(sigmas)
+            return solver, sigmas
+        solver, steps = (solver, self.steps) if self.steps else solver.for_nfe(self.nfe or 0, setting)
+        sigmas = grids.make(self.grid or "karras", steps, self.sigma_min, self.sigma_max)
+        return solver, grids.with_zero(sigmas) if self.to_zero else sigmas
+
+    def _check_ends(self, sigmas: Tensor) -> None:
+        """A table of one grid has its ends, whatever levels are asked for."""
+        for name, level in (("sigma_max", float(sigmas[0])), ("sigma_min", float(sigmas[-1]))):
+            asked, usual = getattr(self, name), getattr(grids, name.upper())
+            if asked != usual and abs(asked - level) > 1e-6 * asked:
+                whose = f"solver {self.solver!r}, whose own grid has {level:g}"
+                raise InputError(f"--{name} {asked:g} with {whose}: leave the flag out, or take a table of that level")
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

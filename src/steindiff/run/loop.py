@@ -85,10 +85,10 @@ class _Run:
 
     @classmethod
     def of(cls, job: Job) -> "_Run":
-        solver, sigmas = job.prepare()
         device = processes.local_device(job.device)
         model = models.load(job.model, dtype=job.state_dtype, device=device)
-        return cls(job, model, _conditioned(model, job.class_index), solver, sigmas, device)
+        denoiser = _conditioned(model, job.class_index)
+        return cls(job, model, denoiser, *job.prepare(denoiser), device)
 
     def about(self) -> dict[str, Any]:
         """All that determines the images; the device's number is left out, as it changes rounding at most."""
@@ -117,7 +117,8 @@ class _Run:
         channels, *size = self.model.event_shape
         model = {"name": self.model.name, "sha256": self.model.sha256, "info": self.model.info}
         shape = (len(self.job.seeds), *size, channels)
-        output.finish(self.job.batches, shape, job=asdict(self.job), sigmas=self.sigmas.tolist(), model=model)
+        ran, levels = str(self.solver), self.sigmas.tolist()
+        output.finish(self.job.batches, shape, job=asdict(self.job), solver=ran, sigmas=levels, model=model)
 
 
 def _draw_share(run: _Run, output: Output, progress: bool) -> None:
@@ -135,7 +136,7 @@ def _draw_share(run: _Run, output: Output, progress: bool) -> None:
             trace = [{"batch": batch, **record.as_json()} for record in result.trace]
             output.keep(batch, seeds, to_uint8(result.x), trace, asdict(result.stats))
             if batch == missing[0]:  # what it has found about derivatives serves the others too
-                run = replace(run, solver=run.job.prepare(result.stats.choice)[0])
+                run = replace(run, solver=run.job.prepare(run.denoiser, result.stats.choice)[0])
             bar.update(len(seeds))
 
 

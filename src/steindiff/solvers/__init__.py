@@ -4,7 +4,7 @@ from steindiff.solvers.base import USUAL, Grid, Interval, Setting, Solver, State
 from steindiff.solvers.deis import DEIS, IPNDM
 from steindiff.solvers.dpmpp import DPMpp2M, DPMpp3M
 from steindiff.solvers.multistep import DDIM, Multistep, NoiseMultistep, Row
-from steindiff.solvers.registry import make, names
+from steindiff.solvers.registry import make, names, plans
 from steindiff.solvers.singlestep import DPMpp2S, DPMpp3S, Heun
 from steindiff.solvers.table import Table
 from steindiff.solvers.tabulated import Tabulated
@@ -37,4 +37,5 @@ __all__ = [
     "Universal",
     "make",
     "names",
+    "plans",
 ]  # fmt: skip

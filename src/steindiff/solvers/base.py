@@ -8,13 +8,13 @@ differentiated, evaluated twice, wrapped and interleaved.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from steindiff.denoisers import Denoiser
+from steindiff.denoisers import Denoiser, guidance_of, sigma_data_of
 from steindiff.errors import require
-from steindiff.grids import SIGMA_MAX, SIGMA_MIN
+from steindiff.grids import SIGMA_MAX, SIGMA_MIN, karras
 from steindiff.solvers.coefficients import ddim
 
 State = Any
@@ -107,6 +107,11 @@ class Setting:
         require(0 <= self.sigma_min < self.sigma_max < math.inf, "need 0 ≤ sigma_min < sigma_max < inf", **ends)
         require(0 < self.sigma_data < math.inf, "need a positive standard deviation", sigma_data=self.sigma_data)
 
+    @classmethod
+    def of(cls, denoiser: Denoiser, sigma_max: float = SIGMA_MAX, sigma_min: float = SIGMA_MIN) -> "Setting":
+        """These noise levels, and what the denoiser says of itself; EDM's σ_data where it says nothing."""
+        return cls(sigma_max, sigma_min, sigma_data_of(denoiser) or cls.sigma_data, guidance_of(denoiser))
+
 
 USUAL = Setting()
 """EDM's range, its data, and no guidance."""
@@ -127,6 +132,9 @@ class Solver(ABC):
 
     order: int
     """The nominal order: the number in the method's name. `docs/solvers.md` has the orders it reaches."""
+
+    plans: ClassVar[bool] = False
+    """Whether the grid is the solver's to choose, for each number of evaluations: `plan` gives it, and it takes no other."""
 
     def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> State:
         """The state before the first step of a run over `grid`; None for a method that carries nothing."""
@@ -152,6 +160,12 @@ class Solver(ABC):
         """
         require(nfe >= 1, "need at least one network evaluation", nfe=nfe)
         return self, nfe
+
+    def plan(self, nfe: int, setting: Setting = USUAL) -> "tuple[Solver, Tensor]":
+        """The method and the noise levels of a run of `nfe` evaluations: its own levels, or EDM's. Errors as `for_nfe`."""
+        solver, steps = self.for_nfe(nfe, setting)
+        own = solver.own_grid
+        return solver, karras(steps, setting.sigma_min, setting.sigma_max) if own is None else own
 
     def linear(self, interval: Interval, state: State) -> Tensor:
         """∂T/∂x with every network output held fixed: r = σ'/σ for exponential integrators in data prediction."""

@@ -35,4 +35,4 @@ PLANS: Registry[Solver] = Registry(
 )
 """The same, and those that have grids of their own: `for_nfe` makes a method of them."""
 
-make, names = PLANS.make, SOLVERS.names
+make, names, plans = PLANS.make, SOLVERS.names, PLANS.names

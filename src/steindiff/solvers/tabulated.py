@@ -36,6 +36,8 @@ class Tabulated(Multistep):
         InputError: the parts do not fit each other, or a step uses a value that the steps before it have not evaluated.
     """
 
+    plans = True
+
     levels: tuple[float, ...]
     rows: tuple[Row, ...]
     told: tuple[float, ...]

@@ -83,6 +83,7 @@ class _Planned(Solver):
     """What becomes a method once the number of evaluations is known; it runs on no grid itself."""
 
     order = 1
+    plans = True
 
     def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: State) -> Step:
         """Refused."""
