@@ -11,6 +11,7 @@ G the Gram matrix of the directions. Steps are fitted in order, each on the stat
 collinear.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -70,12 +71,16 @@ def fit(
         ridge: λ, relative to the squares of the directions.
 
     Raises:
-        InputError: no trajectories, levels that are not theirs, or normal equations that are not finite.
+        InputError: no trajectories, levels that are not theirs or do not decrease, or normal equations that are not finite.
     """
-    check(tuple(laws))
+    falling = len(levels) > 1 and all(s > t for s, t in pairwise(levels))
+    require(falling, "need two or more levels that decrease", levels=tuple(levels))
+    check(laws, levels)
     q = tuple(told or (1.0,) * (len(levels) - 1))
-    require(ridge > 0, "need a ridge above 0: the directions are nearly collinear", ridge=ridge)
-    require(len(q) == len(levels) - 1, f"need {len(levels) - 1} told levels, one a step", told=q)
+    require(0 < ridge < math.inf, "need a finite ridge above 0: the directions are nearly collinear", ridge=ridge)
+    require(history is None or history >= 1, "need a history of at least one value, or None for all", history=history)
+    fits = len(q) == len(levels) - 1 and all(0 < each < math.inf for each in q)
+    require(fits, f"need {len(levels) - 1} finite told levels above 0, one a step", told=q)
     runs, rows = [Run(law, law.noise) for law in laws], list[Row]()
     for i, (sigma, target) in enumerate(pairwise(levels)):
         if free and i == 0:
@@ -103,7 +108,10 @@ def _row(runs: Sequence[Run], r: float, target: float, ridge: float) -> Row:
     if not bool(gram.isfinite().all() & moment.isfinite().all()):
         raise InputError(f"the normal equations of the step to sigma = {target:g} are not finite: a law or a network gives NaN")
     loaded = gram + ridge * gram.diag().diag() + torch.finfo(torch.float64).tiny * torch.eye(len(gram), dtype=torch.float64)
-    of_d, of_x, *of_change = torch.linalg.solve(loaded, moment).tolist()
+    solution, failed = torch.linalg.solve_ex(loaded, moment)
+    if failed or not bool(solution.isfinite().all()):
+        raise InputError(f"the normal equations of the step to sigma = {target:g} are singular: need a ridge above {ridge:g}")
+    of_d, of_x, *of_change = solution.tolist()
     values = [0.0] * (len(of_change) + 1)
     values[0] = (1 - r) * (1 + of_d) - r * of_x
     for j, c in enumerate(of_change):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from steindiff.calibration.fit import Run, weighted
-from steindiff.calibration.teacher import Trajectories
+from steindiff.calibration.teacher import Trajectories, check
 from steindiff.errors import InputError
 from steindiff.solvers import Row, Tabulated
 
@@ -79,8 +79,10 @@ def refine(
     """Of the tables that Gauss–Newton steps on `laws` reach, the best one on `held` laws or noises, which it never fits.
 
     Raises:
-        InputError: the table's end states are not finite.
+        InputError: no trajectories, levels that are not the table's, or end states of the table that are not finite.
     """
+    check(laws, table.levels)
+    check(held, table.levels)
     floor, mu, stale = settings.floor**2, settings.damping, 0
     kept, fitted, best = table, errors(table, laws), _mean_log(errors(table, held), floor)
     if not math.isfinite(best + _mean_log(fitted, floor)):
@@ -104,11 +106,16 @@ def _descended(
 ) -> tuple[Tabulated, Tensor, float]:
     """The table after a step that lowers F, its errors, and μ; the same table where eight dampings find none."""
     jtj, jtr = equations
+    if not bool(jtj.isfinite().all() & jtr.isfinite().all()):
+        raise InputError("the derivatives of the table's end states are not finite: a law or a network gives NaN near its runs")
+    idle = torch.finfo(torch.float64).tiny * torch.eye(len(jtj), dtype=torch.float64)  # a number that changes nothing stays
     for _ in range(8):
-        candidate = _moved(table, torch.linalg.solve(jtj + mu * jtj.diag().diag(), -jtr))
-        tried = errors(candidate, laws)
-        if _mean_log(tried, floor) < _mean_log(fitted, floor):
-            return candidate, tried, max(mu / 5, 1e-9)
+        delta = torch.linalg.solve(jtj + mu * jtj.diag().diag() + idle, -jtr)
+        if bool(delta.isfinite().all()):
+            candidate = _moved(table, delta)
+            tried = errors(candidate, laws)
+            if _mean_log(tried, floor) < _mean_log(fitted, floor):
+                return candidate, tried, max(mu / 5, 1e-9)
         mu *= 5
     return table, fitted, mu
 

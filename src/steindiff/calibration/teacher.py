@@ -1,8 +1,9 @@
 """Trajectories of the exact flow, with the state at any noise level: what a table is fitted to."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ class Trajectories:
         weight: what one squared coordinate of an error counts in a fit, (), or one number a coordinate, (*event).
         mean: the data's mean m, broadcastable to an event; states are y − m.
         stacked: whether the denoiser treats every image of a batch alike, so that several runs may be one batch.
+
+    Raises:
+        InputError: the levels do not decrease to one above 0, or states and slopes are not one a level.
     """
 
     denoiser: Denoiser
@@ -37,6 +41,13 @@ class Trajectories:
     weight: Tensor
     mean: Tensor
     stacked: bool = True
+
+    def __post_init__(self) -> None:
+        falling = len(self.levels) > 1 and all(math.inf > s > t > 0 for s, t in pairwise(self.levels))
+        require(falling, "need two or more finite levels that decrease and are above 0", levels=self.levels)
+        fits = len(self.levels) == len(self.states) and self.states.shape == self.slopes.shape
+        shapes = {"states": tuple(self.states.shape), "slopes": tuple(self.slopes.shape)}
+        require(fits, f"need a state and a slope at each of {len(self.levels)} levels", **shapes)
 
     @property
     def noise(self) -> Tensor:
@@ -121,14 +132,20 @@ def trajectories(
         slopes.append(last - denoiser(last, sigmas[-1].to(last.device)))
     ends = states[-1].double()
     spread = float((ends - ends.mean(0)).square().sum()) if len(ends) > 1 else float(ends.square().sum())
-    if not math.isfinite(spread) or spread <= 0:
-        raise NonFiniteError(f"the end states of a fine run have the spread {spread}: the denoiser's law is degenerate")
+    rounding = (16 * torch.finfo(noise.dtype).eps) ** 2 * float(ends.square().sum())
+    if not rounding < spread < math.inf:
+        raise NonFiniteError(f"the end states of a fine run have the spread {spread:g}: the denoiser's law is degenerate")
     weight = ends.new_tensor(1 / spread)
     return Trajectories(denoiser, tuple(sigmas.tolist()), torch.stack(states), torch.stack(slopes), weight, m, stacked)
 
 
-def check(sets: "list[Trajectories] | tuple[Trajectories, ...]") -> None:
-    """Trajectories for one fit share their first and last levels. Raises InputError where they do not, or there are none."""
-    ends = {(round(math.log(s.levels[0]), 6), round(math.log(s.levels[-1]), 6)) for s in sets}
-    if len(ends) != 1:
-        raise InputError(f"trajectories over {len(ends)} different ranges: a fit needs at least one, and all over one range")
+def check(sets: Sequence[Trajectories], levels: Sequence[float]) -> None:
+    """Raise InputError where there are no trajectories, or where one does not begin and end with these levels."""
+    require(len(sets) > 0, "need the trajectories of at least one law", laws=len(sets))
+    for law in sets:
+        own, given = (law.levels[0], law.levels[-1]), (levels[0], levels[-1])
+        if any(abs(s - t) > 1e-6 * s for s, t in zip(own, given, strict=True)):
+            raise InputError(
+                f"trajectories from {own[0]:g} to {own[1]:g} for levels from {given[0]:g} to {given[1]:g}: a table and all "
+                "trajectories it is fitted to need one range"
+            )

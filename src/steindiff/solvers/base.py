@@ -8,6 +8,7 @@ differentiated, evaluated twice, wrapped and interleaved.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
@@ -117,6 +118,11 @@ USUAL = Setting()
 """EDM's range, its data, and no guidance."""
 
 
+def whole(value: object) -> bool:
+    """Whether this is a whole number; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 class Step(NamedTuple):
     """What a step returns: the next state of the ODE, the denoised value it started from, and the solver's state."""
 
@@ -158,7 +164,7 @@ class Solver(ABC):
 
         A method with one evaluation a step takes `nfe` ≥ 1 steps and stays as it is, whatever the setting.
         """
-        require(nfe >= 1, "need at least one network evaluation", nfe=nfe)
+        require(whole(nfe) and nfe >= 1, "need a whole number of network evaluations, at least one", nfe=nfe)
         return self, nfe
 
     def plan(self, nfe: int, setting: Setting = USUAL) -> "tuple[Solver, Tensor]":

@@ -5,9 +5,7 @@ and `values` (n), how many of a row's weights there are; and `mean` where it has
 """
 
 import hashlib
-import math
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ _PARTS = ("levels", "told", "a", "weights", "values")
 
 
 def save(path: str | Path, tables: Mapping[str, Entry]) -> Path:
-    """Write tables by name to one file. Raises InputError where it cannot be written, or for a name with a slash at its end."""
+    """Write tables by name to one file. Raises InputError where it cannot be written."""
     tensors = {f"{name}/{part}": value for name, (solver, _) in tables.items() for part, value in _tensors(solver).items()}
     about = {"format": FORMAT, "kind": "tables", "sha256": _digest(tensors)}
     write_tensors(path, tensors, {**about, "reports": {name: dict(report) for name, (_, report) in tables.items()}})
@@ -46,14 +44,17 @@ def load(path: str | Path) -> dict[str, Entry]:
         about, found = read_tensors(path, *names)
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelFileError(f"{path} is no readable table: {error}; fetch it again, or calibrate anew") from error
-    if about.get("format") != FORMAT or about.get("kind") != "tables" or not isinstance(about.get("reports"), dict):
+    if about.get("format") != FORMAT or about.get("kind") != "tables":
         got = f"format {about.get('format')!r}, kind {about.get('kind')!r}"
-        raise ModelFileError(f"{path} is of {got}: this version reads tables of format {FORMAT}")
+        raise ModelFileError(f"{path} is of {got}: need a file that Table.save has written, of format {FORMAT}")
     tensors = dict(zip(names, found, strict=True))
     if about.get("sha256") != _digest(tensors):
         raise ModelFileError(f"{path}: the numbers are not those that its header names; fetch it again, or calibrate anew")
+    reports = about.get("reports")
+    if not isinstance(reports, dict) or not all(isinstance(report, dict) for report in reports.values()):
+        raise ModelFileError(f"{path}: its header has no report for each table; fetch it again, or calibrate anew")
     try:
-        return {name: (_solver(name, tensors), report) for name, report in about["reports"].items()}
+        return {name: (_solver(name, tensors), report) for name, report in reports.items()}
     except (KeyError, InputError, RuntimeError, ValueError, TypeError) as error:
         raise ModelFileError(f"{path} holds no usable table: {error}; fetch it again, or calibrate anew") from error
 
@@ -64,17 +65,16 @@ def _tensors(solver: Tabulated) -> dict[str, Tensor]:
     numbers = (solver.levels, solver.told, [row.a for row in solver.rows], padded)
     tensors = {name: torch.tensor(part, dtype=torch.float64) for name, part in zip(_PARTS, numbers, strict=False)}
     tensors["values"] = torch.tensor([len(row.values) for row in solver.rows])
-    return tensors if solver.mean is None else {**tensors, "mean": solver.mean.detach().cpu()}
+    return tensors if solver.mean is None else {**tensors, "mean": solver.mean.detach().cpu().clone()}
 
 
 def _solver(name: str, tensors: Mapping[str, Tensor]) -> Tabulated:
-    """The solver of one table. Raises InputError, KeyError or TypeError where its parts are not what they should be."""
+    """The solver of one table. Raises what `load` turns into a ModelFileError where its parts are not what they should be."""
     levels, told, a, weights, values = (tensors[f"{name}/{part}"].tolist() for part in _PARTS)
-    numbers = [*levels, *told, *a, *(w for row in weights for w in row)]
-    if not all(isinstance(v, float) and math.isfinite(v) for v in numbers):
-        raise InputError("a number is not finite")
-    if any(s <= t for s, t in pairwise(levels)) or levels[-1] < 0:
-        raise InputError(f"its levels {levels} are not decreasing")
+    if not all(isinstance(v, float) for v in (*levels, *told, *a, *(w for row in weights for w in row))):
+        raise InputError("a number is no float")
+    if not all(isinstance(count, int) and 0 <= count <= len(row) for count, row in zip(values, weights, strict=True)):
+        raise InputError(f"it counts {values} weights in rows of {len(weights[0]) if weights else 0}")
     rows = tuple(Row(x, tuple(row[:count])) for x, row, count in zip(a, weights, values, strict=True))
     return Tabulated(tuple(levels), rows, tuple(told), tensors.get(f"{name}/mean"))
 

@@ -6,8 +6,10 @@ It is a linear multistep method like the others, with rows that were fitted inst
 without values is a *free* step, x' − m = a (x − m), which evaluates nothing: at σ₀ the denoised value is nearly m.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from torch import Tensor
 from steindiff.denoisers import Denoiser, TimeShifted
 from steindiff.errors import InputError, require
 from steindiff.solvers.base import USUAL, Grid, Interval, Setting, Solver, Step
-from steindiff.solvers.multistep import History, Multistep, Row
+from steindiff.solvers.multistep import History, Multistep, NoiseMultistep, Row
 
 TOLERANCE = 1e-6
 """How far, relatively, a level of a grid may be from the table's."""
@@ -33,7 +35,8 @@ class Tabulated(Multistep):
         name: what kind of table it is, in a word, for `str`.
 
     Raises:
-        InputError: the parts do not fit each other, or a step uses a value that the steps before it have not evaluated.
+        InputError: the parts do not fit each other, a number is not finite, the levels do not decrease, or a step uses a value
+            that the steps before it have not evaluated.
     """
 
     plans = True
@@ -49,10 +52,15 @@ class Tabulated(Multistep):
         fits = n >= 1 and len(self.rows) == n and len(self.told) == n
         counts = {"levels": len(self.levels), "rows": len(self.rows), "told": len(self.told)}
         require(fits, "n + 1 ≥ 2 levels need n rows and n told levels", **counts)
-        require(all(q > 0 for q in self.told), "need told levels above 0", told=self.told)
+        falling = all(math.inf > s > t >= 0 for s, t in pairwise(self.levels))
+        require(falling, "need finite levels that decrease and are not negative", levels=self.levels)
+        require(all(0 < q < math.inf for q in self.told), "need finite told levels above 0", told=self.told)
+        finite = self.mean is None or (isinstance(self.mean, Tensor) and bool(self.mean.isfinite().all()))
+        require(finite, "the mean must be a tensor of finite numbers, or None", mean=self.mean)
         known = 0
         for i, row in enumerate(self.rows):
             known += bool(row.values)
+            require(all(map(math.isfinite, (row.a, *row.values))), f"the weights of step {i} are not finite", row=tuple(row))
             require(len(row.values) <= known, f"step {i} has {known} values by then", values=len(row.values))
 
     def __str__(self) -> str:
@@ -60,7 +68,9 @@ class Tabulated(Multistep):
 
     @classmethod
     def of(cls, solver: Multistep, sigmas: Sequence[float]) -> "Tabulated":
-        """The table of a published method in data prediction on this grid."""
+        """The table of a published method on this grid. Raises InputError where its values are noise predictions."""
+        if isinstance(solver, NoiseMultistep):
+            raise InputError(f"{solver} weighs noise predictions, and a table weighs denoised values: take a method that does")
         grid = Grid.of(torch.tensor(sigmas, dtype=torch.float64))
         return cls(grid.levels, tuple(solver.weights(grid, i) for i in range(grid.steps)), (1.0,) * grid.steps)
 
@@ -83,12 +93,20 @@ class Tabulated(Multistep):
             )
         return self.rows[index]
 
+    def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> History:
+        """No earlier values. Raises InputError where the mean does not fit the events of x."""
+        mean, event = () if self.mean is None else self.mean.shape, x.shape[1:]
+        fits = len(mean) <= len(event) and all(m in (1, n) for m, n in zip(reversed(mean), reversed(event), strict=False))
+        require(fits, f"the mean must be broadcastable to an event, {tuple(event)}", shape=tuple(mean))
+        return super().init(denoiser, x, grid)
+
     def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: History) -> Step:
         """The row's weighted sum of what the network says at the told level; without an evaluation where the row is free."""
         row = self.weights(interval.grid, interval.index)
         if not row.values:
             return Step(self._centred(row, row.a * x), self._at_mean(x), state)
-        step = super().step(TimeShifted(denoiser, self.told[interval.index] - 1), x, interval, state)
+        q = self.told[interval.index]
+        step = super().step(denoiser if q == 1 else TimeShifted(denoiser, q - 1), x, interval, state)
         return step._replace(x=self._centred(row, step.x))
 
     def nfe(self, sigmas: Tensor) -> int:
@@ -102,7 +120,8 @@ class Tabulated(Multistep):
 
     def for_nfe(self, nfe: int, setting: Setting = USUAL) -> tuple[Solver, int]:
         """This solver and its number of steps. Raises InputError where the table is for another number of evaluations."""
-        own = sum(bool(row.values) for row in self.rows)
+        super().for_nfe(nfe)
+        own = self.nfe(self.own_grid)
         require(nfe == own, f"the table is for {own} evaluations: take the table of that number", nfe=nfe)
         return self, len(self.rows)
 

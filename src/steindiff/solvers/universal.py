@@ -19,7 +19,7 @@ from torch import Tensor
 from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError, require
 from steindiff.solvers import table_files
-from steindiff.solvers.base import USUAL, Interval, Setting, Solver, State, Step
+from steindiff.solvers.base import USUAL, Interval, Setting, Solver, State, Step, whole
 from steindiff.solvers.deis import IPNDM
 from steindiff.solvers.dpmpp import DPMpp2M
 from steindiff.solvers.multistep import Row
@@ -46,7 +46,7 @@ def entry(nfe: int, setting: Setting = USUAL) -> table_files.Entry:
     """
     s, known = setting.sigma_data, shipped()
     top, bottom = setting.sigma_max / s, setting.sigma_min / s
-    rungs = sorted({rung for rung, n in known if n == nfe})
+    rungs = sorted({rung for rung, n in known if whole(nfe) and n == nfe})
     if not rungs:
         have = ", ".join(map(str, sorted({n for _, n in known})))
         raise InputError(f"nfe={nfe}: there are universal tables for {have} evaluations; take one of them, or a plain solver")
@@ -80,10 +80,19 @@ def _ended(solver: Tabulated, bottom: float) -> Tabulated:
 
 @dataclass(frozen=True)
 class _Planned(Solver):
-    """What becomes a method once the number of evaluations is known; it runs on no grid itself."""
+    """What becomes a method once the number of evaluations is known; it runs on no grid itself.
 
+    Args:
+        sigma_data: the standard deviation of the data's coordinates; None is what the setting says.
+    """
+
+    sigma_data: float | None = None
     order = 1
     plans = True
+
+    def __post_init__(self) -> None:
+        positive = self.sigma_data is None or 0 < self.sigma_data < math.inf
+        require(positive, "need a positive standard deviation, or None", sigma_data=self.sigma_data)
 
     def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: State) -> Step:
         """Refused."""
@@ -100,13 +109,7 @@ class _Planned(Solver):
 
 @dataclass(frozen=True)
 class Universal(_Planned):
-    """The universal table of whatever number of evaluations is asked for.
-
-    Args:
-        sigma_data: the standard deviation of the data's coordinates; None is what the setting says.
-    """
-
-    sigma_data: float | None = None
+    """The universal table of whatever number of evaluations is asked for."""
 
     def for_nfe(self, nfe: int, setting: Setting = USUAL) -> tuple[Solver, int]:
         """The table for this setting, and its steps: one more than evaluations, since the first evaluates nothing."""
@@ -121,12 +124,7 @@ class Auto(_Planned):
 
     A run takes DPM-Solver++ 2M under guidance of a scale above `STRONG`, and iPNDM-4 where there is no table for its number of
     evaluations or its noise levels; otherwise the universal table (`docs/universal.md` has the test).
-
-    Args:
-        sigma_data: as for `Universal`.
     """
-
-    sigma_data: float | None = None
 
     def for_nfe(self, nfe: int, setting: Setting = USUAL) -> tuple[Solver, int]:
         """The choice for this setting, and its steps."""
