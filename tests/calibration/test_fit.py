@@ -175,15 +175,15 @@ def test_directions_that_vanish_or_coincide_leave_the_first_order_step(value, fr
     torch.testing.assert_close(end, path.ends, rtol=1e-6, atol=1e-6 + (1 - first) * value * 0.2)
 
 
-@pytest.mark.parametrize("ridge", [1e-30, 1e-300])
-def test_a_ridge_below_all_rounding_gives_finite_rows_or_says_so(ridge):
-    path = closed_form((10.0, 3.0, 0.5, 0.1))
+@pytest.mark.parametrize("ridge", [1e-16, 1e-20, 1e-300])
+def test_a_ridge_below_all_rounding_gives_a_good_table_or_says_so(ridge):
+    """Which of the two is a matter of rounding: here all directions are one."""
+    path, message, table = closed_form((10.0, 3.0, 0.5, 0.1)), "", None
     try:
         table = fit([path], path.levels, ridge=ridge)
     except InputError as error:
-        assert "singular: need a ridge above" in str(error)
-    else:
-        assert float(errors(table, [path])) < 1e-6
+        message = str(error)
+    assert "singular: need a ridge above" in message if table is None else float(errors(table, [path])) < 1e-6
 
 
 def test_one_image_of_one_coordinate_is_enough():
