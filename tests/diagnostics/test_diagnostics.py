@@ -219,6 +219,16 @@ def test_actual_amplification_of_a_linear_step_is_exact():
         assert report.discrepancy == pytest.approx((e.norm(dim=1) / 2).tolist(), rel=1e-3)
 
 
+def test_a_free_step_stretches_by_its_weight():
+    table = solvers.Table.universal(3).solver
+    sigmas, x = table.own_grid, states(scale=80.0)
+    reference = reference_flow(MODEL, x, sigmas)
+    reports = list(along_trajectory(table, MODEL, x, sigmas, reference=reference, tol=1e-8))
+    assert reports[0].lipschitz == pytest.approx([table.rows[0].a] * 3)
+    assert reports[0].random == pytest.approx([table.rows[0].a] * len(reports[0].random))
+    assert all(v == v for report in reports[1:] for v in report.actual)
+
+
 def test_no_number_where_the_error_is_not_known():
     x = states()
     assert bool(discrepancy_amplification(lambda z: 2 * z, x, x).isnan().all())

@@ -65,7 +65,7 @@ def test_cells_are_every_combination_with_the_plain_run_first():
         ({"solvers": ["dpmp_2m"]}, "did you mean 'dpmpp_2m'"),
         ({"corrections": ["clampd"]}, "did you mean 'clamped'"),
         ({"grids": ["carras"]}, "did you mean 'karras'"),
-        ({"nfe": [1]}, "nfe ≥ 2"),
+        ({"nfe": [0]}, "nfe ≥ 1"),
         ({"nfe": ["five"]}, "whole numbers"),
         ({"n": 10}, "n ≥ 40"),
         ({"divergence": "vpj"}, "did you mean 'vjp'"),
@@ -307,9 +307,9 @@ def test_a_study_goes_on_without_loss_or_repeat(study, tmp_path, monkeypatch):
     gone[0].unlink()
     ran = []
 
-    def watched(cell, config, *rest):
+    def watched(cell, config, setting, *rest):
         ran.extend([str(cell)] if rest else [])  # without a price it is only described, for its key
-        return build(cell, config, *rest)
+        return build(cell, config, setting, *rest)
 
     monkeypatch.setattr(running, "build", watched)
     again = run_study(SMALL, folder, progress=False).results.values()

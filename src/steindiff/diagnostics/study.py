@@ -20,13 +20,13 @@ from steindiff.diagnostics.setup import Setup
 from steindiff.diagnostics.toy import run_toy
 from steindiff.diagnostics.trajectory import Reference, along_trajectory, reference_flow
 from steindiff.divergence import Hutchinson, choose
-from steindiff.errors import NonFiniteError
+from steindiff.errors import NonFiniteError, require
 from steindiff.grids import SIGMA_MAX, SIGMA_MIN
 from steindiff.io.files import manifest, writable_folder, write_json
 from steindiff.models import Model
 from steindiff.noise import initial_noise
 from steindiff.sampling import Event, Record, sample
-from steindiff.solvers import Solver, UniPC
+from steindiff.solvers import Setting, Solver, UniPC
 
 RULES = ("none", "clamped", "literal")
 _TRACED = ("dpmpp_2m", "heun")
@@ -66,12 +66,14 @@ def run_diagnose(setup: Setup, outdir: str | Path) -> Diagnosis:
     return found
 
 
-def _runs(setup: Setup) -> Iterator[tuple[str, int, Solver, Tensor]]:
+def _runs(setup: Setup, model: Model) -> Iterator[tuple[str, int, Solver, Tensor]]:
     for name, nfe in product(setup.solvers, setup.nfe):
-        solver, steps = solvers.make(name).for_nfe(nfe)
+        solver, sigmas = solvers.make(name).plan(nfe, Setting.of(model.denoiser))
+        first = float(sigmas[0])
+        require(abs(first / SIGMA_MAX - 1) < 1e-9, f"need a solver that starts at {SIGMA_MAX:g}", solver=name, sigma=first)
         if isinstance(solver, UniPC):  # with a stored evaluation a step is hardly a function of its state
             solver = replace(solver, stored="refresh")
-        yield name, nfe, solver, grids.karras(steps)
+        yield name, nfe, solver, sigmas
 
 
 def _noise(model: Model, setup: Setup, count: int) -> Tensor:
@@ -83,7 +85,7 @@ def _flow(model: Model, setup: Setup) -> Flow:
     noise = _noise(model, setup, setup.trajectories(math.prod(model.event_shape)))
     rough = reference_flow(model.denoiser, noise, grids.log_snr(_PROFILE_LEVELS - 1), max_step=0.5)
     profile = _profile(model, rough, setup)
-    levels = [s[_chosen(s, profile, setup)] for *_, s in _runs(setup)]
+    levels = [s[_chosen(s, profile, setup)] for *_, s in _runs(setup, model)]
     wanted = torch.cat([torch.tensor([SIGMA_MAX, SIGMA_MIN], dtype=torch.float64), *levels]).sort(descending=True).values
     distinct = torch.cat([wanted[:1], wanted[1:][wanted[1:] < wanted[:-1] * (1 - 1e-10)]])  # others differ by rounding
     return Flow(model, noise, reference_flow(model.denoiser, noise, distinct, max_step=0.3), profile)
@@ -112,7 +114,7 @@ def _chosen(sigmas: Tensor, profile: Profile, setup: Setup) -> list[int]:
 
 def _step_runs(flow: Flow, setup: Setup) -> Iterator[StepRun]:
     options: dict[str, Any] = {"reference": flow.reference, "tol": setup.tol, "directions": setup.directions}
-    for i, (name, nfe, solver, sigmas) in enumerate(_runs(setup)):
+    for i, (name, nfe, solver, sigmas) in enumerate(_runs(setup, flow.model)):
         only = _chosen(sigmas, flow.profile, setup)
         reports = along_trajectory(solver, flow.model.denoiser, flow.noise, sigmas, only=only, check=i == 0, **options)
         yield StepRun(flow.name, name, nfe, len(sigmas) - 1, tuple(reports))

@@ -16,7 +16,7 @@ from steindiff.report.published import published_blocks
 from steindiff.report.study_figures import AXES, image_strips, overview, quality, shown_solvers, spectra, traces
 from steindiff.report.tables import best_table, cost_table, count_table, counts, gamma_table, losing_table, quality_table, short
 from steindiff.study.compare import HEADLINE, Study, Verdict, against_best, equal_cost
-from steindiff.study.grid import FLAGS, PRESETS, Cell, Config
+from steindiff.study.grid import FLAGS, OWN, PRESETS, Cell, Config
 from steindiff.study.store import BedSummary
 
 _ORDER = "wins / losses / ties / diverged"
@@ -98,8 +98,8 @@ def _tables(study: Study) -> list[Block]:
     blocks: list[Block] = [Heading(f"{_title(HEADLINE)} in the layout of the paper's Table 2"), Text(text)]
     for bed in study.config.beds:
         blocks += [Heading(short(bed), 3), Text(_described(study.bed(bed)))]
-        for grid in study.config.grids:
-            blocks += [*_one_table(study, bed, grid, HEADLINE), Code(command(study.config, beds=[bed], grids=[grid]))]
+        for grid in study.config.used_grids:
+            blocks += [*_one_table(study, bed, grid, HEADLINE), Code(command(study.config, beds=[bed], **_on(study, grid)))]
     return blocks
 
 
@@ -110,6 +110,11 @@ def _one_table(study: Study, bed: str, grid: str, metric: str) -> list[Block]:
     title = f"{short(bed)}, grid {grid}: {TITLES.get(metric, metric)}, {direction}."
     note = f" {missing} of {len(cells)} runs are missing." if missing else ""
     return [Text(title + note), quality_table(study, bed, grid, metric)]
+
+
+def _on(study: Study, grid: str) -> dict[str, Any]:
+    """The entries of a study that leave this grid only."""
+    return {"solvers": study.config.solvers_on(grid)} if grid == OWN else {"grids": [grid]}
 
 
 def _title(metric: str) -> str:
@@ -139,7 +144,7 @@ def _figures(study: Study) -> list[Block]:
     blocks: list[Block] = [Heading("Figures"), *(overview(study, axis) for axis in AXES)]
     for bed in (b for b in study.config.beds if any(cell.bed == b for cell in study.results)):
         blocks.append(Heading(f"{short(bed)}: figures", 3))
-        solver_by_solver = tuple(quality(study, bed, grid, axis) for grid in study.config.grids for axis in AXES)
+        solver_by_solver = tuple(quality(study, bed, grid, axis) for grid in study.config.used_grids for axis in AXES)
         blocks.append(Details(f"{short(bed)}: {TITLES[HEADLINE]}, solver by solver", solver_by_solver))
         blocks += filter(None, (traces(study, bed), spectra(study, bed)))
         first, *others = [image_strips(study, bed, solver) for solver in shown_solvers(study)]

@@ -47,7 +47,7 @@ def overview(study: Study, axis: str) -> Figure:
         for bed, grid in study.places
     ]
     at = "at each NFE" if axis == "nfe" else "up to each cost"
-    caption = f"{TITLES[HEADLINE]} of the best of {len(study.config.solvers)} solvers {at}, against {AXES[axis]}; {_LEGEND}"
+    caption = f"{TITLES[HEADLINE]} of the best of a grid's solvers {at}, against {AXES[axis]}; {_LEGEND}"
     return _curves(study, _file("overview", axis), caption, panels, axis)
 
 
@@ -55,7 +55,7 @@ def quality(study: Study, bed: str, grid: str, axis: str) -> Figure:
     """A panel per solver, a line per correction."""
     panels = [
         (solver, bed, {rule: study.found(study.row(bed, solver, grid, rule)) for rule in study.rules})
-        for solver in study.config.solvers
+        for solver in study.config.solvers_on(grid)
     ]
     caption = f"{TITLES[HEADLINE]} on {short(bed)}, {grid}, against {AXES[axis]}, solver by solver; {_LEGEND}{_CROSSES}"
     return _curves(study, _file(bed, grid, axis), caption, panels, axis)
@@ -63,8 +63,8 @@ def quality(study: Study, bed: str, grid: str, axis: str) -> Figure:
 
 def traces(study: Study, bed: str) -> Figure | None:
     """γ per step above, σ̂/σ below, at the largest NFE of `shown_nfe` on the first grid; None without any trace."""
-    nfe, grid = shown_nfe(study)[-1], study.config.grids[0]
-    runs = {s: study.found(Cell(bed, s, grid, nfe, rule) for rule in study.corrections) for s in shown_solvers(study)}
+    nfe, grid = shown_nfe(study)[-1], study.config.used_grids[0]
+    runs = {s: study.found(_cell(study, bed, s, nfe, rule) for rule in study.corrections) for s in shown_solvers(study)}
     if not any(run.trace for some in runs.values() for run in some):
         return None
     caption = (
@@ -79,8 +79,8 @@ def traces(study: Study, bed: str) -> Figure | None:
 
 def spectra(study: Study, bed: str) -> Figure | None:
     """Log ratio of power to the target's per band, per solver, at the NFE of `shown_nfe`; None where there are no spectra."""
-    grid, solvers, rows = study.config.grids[0], shown_solvers(study), shown_nfe(study)
-    runs = {(n, s): study.found(Cell(bed, s, grid, n, rule) for rule in study.rules) for n in rows for s in solvers}
+    grid, solvers, rows = study.config.used_grids[0], shown_solvers(study), shown_nfe(study)
+    runs = {(n, s): study.found(_cell(study, bed, s, n, rule) for rule in study.rules) for n in rows for s in solvers}
     if not any(run.spectrum for some in runs.values() for run in some):
         return None
     summary = study.bed(bed)
@@ -93,7 +93,7 @@ def spectra(study: Study, bed: str) -> Figure | None:
 
 def image_strips(study: Study, bed: str, solver: str) -> Strips | None:
     """One row per correction and the reference flow last, the same seeds everywhere; None where there are no images."""
-    grid, nfe = study.config.grids[0], shown_nfe(study)
+    grid, nfe = study.config.grids_of(solver)[0], shown_nfe(study)
     rows: list[tuple[str, list[Image | None]]] = []
     for rule in study.rules:
         results = [study.results.get(Cell(bed, solver, grid, n, rule)) for n in nfe]
@@ -185,6 +185,11 @@ def _spectrum(study: Study, runs: Sequence[Result], colour: bool) -> list[Line]:
         for part in np.array_split(np.arange(len(values)), 2 if colour else 1):
             lines.append(Line(_title(rule), _look(study, rule), values[part].tolist(), part.tolist()))
     return lines
+
+
+def _cell(study: Study, bed: str, solver: str, nfe: int, rule: str) -> Cell:
+    """A run on the first grid that its solver has."""
+    return Cell(bed, solver, study.config.grids_of(solver)[0], nfe, rule)
 
 
 def _diverged(study: Study, run: Result) -> bool:

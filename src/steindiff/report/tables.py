@@ -82,7 +82,7 @@ def best_table(study: Study, bed: str, grid: str) -> Table:
         more: list[str | Entry] = [NONE] * (len(columns) - 3)
         if corrected is not None:
             more = [_difference(corrected, plain), f"{cost(corrected):.1f}"]
-            for solvers in ([corrected.cell.solver], study.config.solvers):
+            for solvers in ([corrected.cell.solver], study.config.solvers_on(grid)):
                 other = rival(study, corrected, solvers)
                 dagger = " †" if other is not None and capped(study, corrected, solvers) else ""
                 more += [f"{_named(other, nfe=True)}{dagger}", _difference(corrected, other)]
@@ -94,7 +94,7 @@ def losing_table(study: Study, correction: str) -> Table:
     """Where a correction loses or diverges by the headline metric: one row per testbed, grid and solver."""
     rows = []
     for bed, grid in study.places:
-        for solver in study.config.solvers:
+        for solver in study.config.solvers_on(grid):
             found = {cell: study.verdict(cell, HEADLINE) for cell in study.row(bed, solver, grid, correction)}
             losses = {cell.nfe: study.results[cell].changes[HEADLINE] for cell, verdict in found.items() if verdict == "loss"}
             lost = "; ".join(f"{nfe}: {show(change, signed=True)}" for nfe, change in losses.items())
@@ -122,7 +122,7 @@ def gamma_table(study: Study) -> Table:
 def _layout(study: Study, bed: str, grid: str, entry: Callable[[Cell], str | Entry]) -> Table:
     """A row for each solver and correction, a column for each NFE."""
     rows: list[tuple[str | Entry, ...]] = []
-    for solver in study.config.solvers:
+    for solver in study.config.solvers_on(grid):
         for rule in study.rules:
             cells = study.row(bed, solver, grid, rule)
             rows.append((label(cells[0]), *map(entry, cells)))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from steindiff.denoisers import Denoiser, TimeShifted
 from steindiff.errors import InputError, require
+from steindiff.io.files import digest
 from steindiff.solvers.base import USUAL, Grid, Interval, Setting, Solver, Step
 from steindiff.solvers.multistep import History, Multistep, NoiseMultistep, Row
 
@@ -62,6 +63,12 @@ class Tabulated(Multistep):
             known += bool(row.values)
             require(all(map(math.isfinite, (row.a, *row.values))), f"the weights of step {i} are not finite", row=tuple(row))
             require(len(row.values) <= known, f"step {i} has {known} values by then", values=len(row.values))
+
+    def __repr__(self) -> str:
+        """Every number as it is, since results are kept under this text; a mean, which may be an image, by its digest."""
+        mean = None if self.mean is None else digest(shape=tuple(self.mean.shape), numbers=self.mean.flatten().tolist())
+        rows = [(row.a, *row.values) for row in self.rows]
+        return f"Tabulated(levels={self.levels}, rows={rows}, told={self.told}, mean={mean})"
 
     def __str__(self) -> str:
         return f"{self.name} of {self.nfe(self.own_grid)} evaluations"

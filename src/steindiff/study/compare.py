@@ -63,8 +63,8 @@ class Study:
 
     @property
     def places(self) -> list[tuple[str, str]]:
-        """Every testbed with every grid."""
-        return [(bed, grid) for bed in self.config.beds for grid in self.config.grids]
+        """Every testbed with every grid that a solver has runs on."""
+        return [(bed, grid) for bed in self.config.beds for grid in self.config.used_grids]
 
     def row(self, bed: str, solver: str, grid: str, rule: str) -> list[Cell]:
         """One cell for each NFE."""
@@ -158,7 +158,7 @@ def against_best(study: Study, cell: Cell) -> Verdict:
 
 def best(study: Study, bed: str, grid: str, nfe: int, rules: Sequence[str]) -> Result | None:
     """The lowest headline metric of all solvers, among the runs that did not diverge."""
-    cells = (Cell(bed, solver, grid, nfe, rule) for solver in study.config.solvers for rule in rules)
+    cells = (Cell(bed, solver, grid, nfe, rule) for solver in study.config.solvers_on(grid) for rule in rules)
     return min(_sound(study, cells), key=_headline, default=None)
 
 
@@ -167,7 +167,7 @@ def front(study: Study, bed: str, grid: str, rule: str, by_cost: bool) -> list[R
     if not by_cost:
         runs = (best(study, bed, grid, nfe, [rule]) for nfe in study.nfe)
         return [run for run in runs if run is not None]
-    cells = (cell for solver in study.config.solvers for cell in study.row(bed, solver, grid, rule))
+    cells = (cell for solver in study.config.solvers_on(grid) for cell in study.row(bed, solver, grid, rule))
     found: list[Result] = []
     for run in sorted(_sound(study, cells), key=lambda r: (cost(r), _headline(r))):
         if not found or _headline(run) < _headline(found[-1]):

@@ -51,7 +51,7 @@ def evaluate(
     features = None if settings.features == "none" else features_for(model.event_shape, settings.features, settings.device)
     bed, exact = (_testbed(model, train, precision, settings.device) for precision in (settings.precision, "no"))
     sampler = _Sampler(bed, exact, settings, folder / "samples")
-    runs = [Run.of(name, settings) for name in settings.runs]
+    runs = [Run.of(name, settings, bed.setting) for name in settings.runs]
     drawn, failures = _draw(sampler, runs, progress)
     used = train.shuffled(settings.n), held.shuffled(settings.n)
     bench = _Bench(*used, features, settings, min([len(used[0]), len(used[1]), *(run.n for run in runs)]), folder / "distances")

@@ -10,7 +10,7 @@ from steindiff.errors import at_least, require, unknown_name
 from steindiff.io.processes import local_device
 from steindiff.metrics import Features, Value
 from steindiff.models import Model
-from steindiff.solvers import Solver
+from steindiff.solvers import USUAL, Setting, Solver
 
 FINE = "fine"
 RUNS = (FINE, *(f"{solver}-{nfe}" for solver in ("dpmpp_2m", "unipc_3", "ipndm_3", "heun") for nfe in (5, 6, 8, 10)))
@@ -76,14 +76,13 @@ class Run:
     n: int
 
     @classmethod
-    def of(cls, name: str, settings: Settings) -> "Run":
-        """The run of a name. Raises InputError for one that is neither "fine" nor SOLVER-NFE."""
+    def of(cls, name: str, settings: Settings, setting: Setting = USUAL) -> "Run":
+        """The run of a name, planned for this setting. Raises InputError for one that is neither "fine" nor SOLVER-NFE."""
         if name == FINE:
             return cls(name, solvers.make("heun"), grids.with_zero(grids.karras(settings.fine_steps)), settings.n)
         solver_name, dash, nfe = name.rpartition("-")
         require(bool(dash) and nfe.isdecimal(), f"write {FINE!r}, or a solver and its evaluations such as 'heun-10'", run=name)
-        solver, steps = solvers.make(solver_name).for_nfe(int(nfe))
-        return cls(name, solver, grids.karras(steps), settings.n_few or settings.n)
+        return cls(name, *solvers.make(solver_name).plan(int(nfe), setting), settings.n_few or settings.n)
 
     @property
     def nfe(self) -> int:

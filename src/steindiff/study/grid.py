@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from importlib import import_module
 from itertools import product, starmap
 from pathlib import Path
@@ -16,7 +17,7 @@ from steindiff.divergence import Choice, Estimator, Exact, Hutchinson
 from steindiff.errors import InputError, at_least, require, unknown_name
 from steindiff.solvers import Solver
 
-PLAIN, TWICE = "none", "twice"
+PLAIN, TWICE, OWN = "none", "twice", "own"
 Derivative = Literal["vjp", "jvp", "fd", "exact"]
 METRICS = ("energy", "frechet", "features", "sliced", "spectrum", "precision", "recall", "coverage", "components", "endpoint")
 """All that a study measures by itself; see `measure.Ruler`."""
@@ -30,7 +31,7 @@ _NFE = (5, 6, 8, 10, 12, 15, 20, 25)
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the study; solver, grid and correction by their labels in its `Config`."""
+    """One run of the study; solver, grid and correction by their labels in its `Config`. The grid "own" is the solver's."""
 
     bed: str
     solver: str
@@ -59,6 +60,9 @@ class Config:
     Solvers, grids and corrections are specs (`heun`, `dpmpp_3m(exact=True)`, `energy(bands=8)`), or labels of `objects`. The
     correction `twice` is the plain solver at twice the NFE: about what the derivatives of a correction would have paid for.
 
+    A solver with grids of its own (`universal`, `auto`, `table(file.safetensors)`) has one run for each NFE, whose grid is
+    "own", and plans for the testbed's σ_data and guidance. It has no runs at an NFE for which it has no grid.
+
     Args:
         beds: names of testbeds, or model files.
         solvers: specs of solvers; each has a plain run too, which its corrections are compared with.
@@ -78,7 +82,7 @@ class Config:
         objects: what labels stand for that are no specs: solvers, corrections, and grids as functions (n, σ_min, σ_max) → σ.
 
     Raises:
-        InputError: an empty or repeated entry, an unknown name, or a number outside its range.
+        InputError: an empty or repeated entry, an unknown name, a number outside its range, or a solver without any run.
     """
 
     beds: tuple[str, ...] = ("digits_mixture", "digits", "cifar10_mixture", "cifar10")
@@ -108,12 +112,13 @@ class Config:
         if self.divergence not in get_args(Derivative):
             raise unknown_name("divergence", self.divergence, get_args(Derivative))
         require(all(type(v) is int for v in self.nfe), "need whole numbers", nfe=list(self.nfe))
-        require(min(self.nfe) >= 2, "need nfe ≥ 2", nfe=min(self.nfe))
+        require(min(self.nfe) >= 1, "need nfe ≥ 1", nfe=min(self.nfe))
         require(self.n >= 40, "need n ≥ 40 (two images in each group of a jackknife)", n=self.n)
         at_least(self, {"batch": 1, "first_seed": 0, "probes": 1, "sub_batch": 0, "axes": 1, "checked": 0})
         self.estimator()
+        require(OWN not in self.grids, f"{OWN} is what a solver's own grid is called: choose another", grids=list(self.grids))
         for label in self.solvers:
-            self.solver(label)
+            require(any(self.runs(label, nfe) for nfe in self.nfe), f"{label} has no run with so many", nfe=list(self.nfe))
         for label in self.grids:
             self.grid(label, 2)
         for label in self.corrections:
@@ -128,6 +133,29 @@ class Config:
     def solver(self, label: str) -> Solver:
         """What a label stands for. Raises InputError as `solvers.make`."""
         return solvers.make(self.objects.get(label, label))
+
+    def grids_of(self, label: str) -> tuple[str, ...]:
+        """The grids that a solver's runs have: those of the study, or its own."""
+        return (OWN,) if self.solver(label).plans else self.grids
+
+    @property
+    def used_grids(self) -> tuple[str, ...]:
+        """The grids that any solver's runs have."""
+        used = {grid for label in self.solvers for grid in self.grids_of(label)}
+        return tuple(grid for grid in (*self.grids, OWN) if grid in used)
+
+    def solvers_on(self, grid: str) -> tuple[str, ...]:
+        """The solvers that have runs on a grid."""
+        return tuple(label for label in self.solvers if grid in self.grids_of(label))
+
+    def runs(self, label: str, nfe: int) -> bool:
+        """Whether a solver can spend so many evaluations on EDM's range of noise levels."""
+        solver = self.solver(label)
+        try:
+            solver.for_nfe(nfe)
+        except InputError:
+            return False
+        return True
 
     def correction(self, label: str) -> Correction | None:
         """What a label stands for, None for a plain run. Raises InputError as `corrections.make`."""
@@ -147,7 +175,15 @@ class Config:
     def cells(self) -> Iterator[Cell]:
         """Every cell, a testbed's together, the plain run of a solver before its corrections."""
         rules = (PLAIN, *(c for c in self.corrections if c != PLAIN))
-        return starmap(Cell, product(self.beds, self.solvers, self.grids, self.nfe, rules))
+        for bed, solver in product(self.beds, self.solvers):
+            cells = starmap(Cell, product((bed,), (solver,), self.grids_of(solver), self.nfe, rules))
+            yield from (cell for cell in cells if cell.evaluations in self._able[solver])
+
+    @cached_property
+    def _able(self) -> dict[str, set[int]]:
+        """The numbers of evaluations that each solver can spend."""
+        counts = {n for nfe in self.nfe for n in (nfe, 2 * nfe)}
+        return {label: {n for n in counts if self.runs(label, n)} for label in self.solvers}
 
     def but(self, changes: Mapping[str, Any]) -> "Config":
         """With some entries changed; lists become tuples. Raises InputError for entries that a study does not have."""

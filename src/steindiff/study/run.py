@@ -17,7 +17,7 @@ from steindiff.io import processes
 from steindiff.io.files import digest, writable_folder
 from steindiff.io.images import to_uint8
 from steindiff.metrics import JudgeFiles
-from steindiff.solvers import Solver
+from steindiff.solvers import USUAL, Setting, Solver
 from steindiff.study import store
 from steindiff.study.compare import Study
 from steindiff.study.draw import Drawn, draw
@@ -77,14 +77,20 @@ def run_study(
     return Study.of(config, results, summaries)
 
 
-def build(cell: Cell, config: Config, choice: Choice | None = None, clean: Tensor | None = None) -> tuple[Solver, Tensor]:
+def build(
+    cell: Cell, config: Config, setting: Setting = USUAL, choice: Choice | None = None, clean: Tensor | None = None
+) -> tuple[Solver, Tensor]:
     """The cell's solver, corrected, and its grid.
 
-    A run needs `choice`, the price of a derivative, and `clean`, samples of the testbed's law, of which a correction may take
-    constants; without them the solver is only described.
+    A solver with a grid of its own plans for `setting`, the testbed's. A run needs `choice`, the price of a derivative, and
+    `clean`, samples of the testbed's law, of which a correction may take constants; without them the solver is only described.
     """
-    solver, steps = config.solver(cell.solver).for_nfe(cell.evaluations)
-    sigmas, correction = config.grid(cell.grid, steps), config.correction(cell.correction)
+    solver, correction = config.solver(cell.solver), config.correction(cell.correction)
+    if solver.plans:
+        solver, sigmas = solver.plan(cell.evaluations, setting)
+    else:
+        solver, steps = solver.for_nfe(cell.evaluations, setting)
+        sigmas = config.grid(cell.grid, steps)
     if correction is None:
         return solver, sigmas
     given = correction if clean is None else correction.given(clean)
@@ -93,7 +99,7 @@ def build(cell: Cell, config: Config, choice: Choice | None = None, clean: Tenso
 
 def key_of(cell: Cell, bed: Testbed, config: Config, judges: Sequence[str] = ()) -> str:
     """A digest of all that determines a cell's numbers, with those of the judges. Refuses objects whose text is an address."""
-    solver, sigmas = build(cell, config)
+    solver, sigmas = build(cell, config, bed.setting)
     text = repr(solver)
     if " at 0x" in text:
         raise InputError(f"{text}: a cell is kept under the text of its solver, and an address says nothing; define __repr__")
@@ -128,7 +134,7 @@ class _Part:
         plain: Measures | None = None
         for cell in dict.fromkeys([first, *missing]) if missing else ():
             self.tell(str(cell))
-            solver, sigmas = build(cell, self.config, self._price, self._clean)
+            solver, sigmas = build(cell, self.config, self.bed.setting, self._price, self._clean)
             drawn = draw(solver, self.bed, sigmas, self.config.seeds, batch=self.config.batch, together=True)
             if self.ruler is not None:
                 measured = None if drawn.x is None else self.ruler.measure(drawn.x)

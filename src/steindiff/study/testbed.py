@@ -17,6 +17,7 @@ from steindiff.grids import SIGMA_MAX
 from steindiff.io.files import digest
 from steindiff.models.datasets import load_digits
 from steindiff.noise import initial_noise
+from steindiff.solvers import Setting
 from steindiff.study.store import kept
 
 REPEATS = 10
@@ -50,6 +51,11 @@ class Testbed:
     def is_image(self) -> bool:
         """Whether samples are grey or RGB images."""
         return len(self.event_shape) == 3 and self.event_shape[0] in (1, 3)
+
+    @property
+    def setting(self) -> Setting:
+        """What a solver with a grid of its own plans for: EDM's range, and the σ_data and guidance that the denoiser states."""
+        return Setting.of(self.denoiser)
 
     def denoiser_for(self, seeds: Sequence[int]) -> Denoiser:
         """The denoiser of a batch whose images have these seeds."""
