@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import hessian, jacrev, jvp, vjp, vmap
 
-from steindiff.analytic import ExactModel, FactorMixture, Flow, Gaussian, GaussianMixture
+from steindiff.analytic import DiagonalMixture, ExactModel, FactorMixture, Flow, Gaussian, GaussianMixture
 from steindiff.analytic import integrate as integrate_module
 from steindiff.analytic import mixture as mixture_module
 from steindiff.errors import InputError
@@ -51,7 +51,18 @@ def gaussian(d: int = 4) -> Gaussian:
     return Gaussian(randn(d, seed=10), root @ root.mT)
 
 
-MODELS: dict[str, ExactModel] = {"dense": dense(), "event": dense(2, (2, 2), 3), "factor": factor(), "gaussian": gaussian()}
+def diagonal(k: int = 3, event: tuple[int, ...] = (2, 3), seed: int = 7) -> DiagonalMixture:
+    weights = torch.arange(1.0, k + 1, dtype=F64) / (k * (k + 1) / 2)
+    return DiagonalMixture(weights, randn(k, *event, seed=seed), 0.2 * randn(k, math.prod(event), seed=seed + 1).exp())
+
+
+MODELS: dict[str, ExactModel] = {
+    "dense": dense(),
+    "event": dense(2, (2, 2), 3),
+    "factor": factor(),
+    "diagonal": diagonal(),
+    "gaussian": gaussian(),
+}
 each_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
 
 
@@ -143,6 +154,18 @@ def test_moments_of_samples(model: ExactModel) -> None:
     within((d * (x - clean)).flatten(1).sum(1) - sigma**2 * model.divergence(x, sigma), 0.0)
 
 
+@each_model
+def test_the_standard_deviation_of_a_coordinate(model: ExactModel) -> None:
+    clean = model.sample(40_000, torch.Generator().manual_seed(3)).flatten(1)
+    within((clean - model.mean.flatten()).square().mean(1), model.sigma_data**2)
+
+
+def test_an_offset_changes_no_standard_deviation() -> None:
+    model = diagonal(3, (8,)).to(torch.float32)
+    moved = DiagonalMixture(model.weights, model.means + 1024, model.variances)
+    assert moved.sigma_data == pytest.approx(model.sigma_data, rel=1e-4)
+
+
 def test_samples_are_reproducible_and_have_the_covariance() -> None:
     model = factor(1, (4,), 2)
     one, two = (model.sample(20_000, torch.Generator().manual_seed(3)) for _ in range(2))
@@ -160,9 +183,15 @@ def test_log_density_at_zero_is_the_law() -> None:
 
 
 @pytest.mark.parametrize("sigma", [0.002, 0.3, 80.0])
-def test_factor_equals_dense(sigma: float) -> None:
-    low = factor(4, (3, 4), 3)
-    full = as_dense(low)
+@pytest.mark.parametrize("kind", ["factor", "diagonal", "points"])
+def test_factor_and_diagonal_equal_dense(kind: str, sigma: float) -> None:
+    if kind == "factor":
+        low: ExactModel = factor(4, (3, 4), 3)
+        full = as_dense(low)
+    else:
+        wide = diagonal(4, (3, 4))
+        low = wide if kind == "diagonal" else DiagonalMixture(wide.weights, wide.means, 0 * wide.variances)
+        full = GaussianMixture(low.weights, low.means, torch.diag_embed(low.variances))
     _, x = noised(low, 16, sigma)
     for method in ("denoise", "score", "divergence", "posterior_trace", "responsibilities", "log_density"):
         a, b = getattr(low, method)(x, sigma), getattr(full, method)(x, sigma)
@@ -195,10 +224,16 @@ PRECISION = {"denoise": 3e-5, "score": 1e-3, "divergence": 1e-5, "log_density": 
 
 
 @pytest.mark.parametrize("sigma", [0.002, 0.02, 0.3, 3.0, 80.0])
-@pytest.mark.parametrize("kind", ["dense", "factor", "large"])
+@pytest.mark.parametrize("kind", ["dense", "factor", "diagonal", "large", "large diagonal"])
 def test_float32_against_float64(kind: str, sigma: float) -> None:
     """Errors relative to the RMS value; the score's (x − D)/σ² inherits x's own rounding over the residual, 1e-3 at 0.002."""
-    models = {"dense": dense(4, (12,)), "factor": factor(4, (3, 8), 5), "large": factor(4, (600,), 20)}
+    models = {
+        "dense": dense(4, (12,)),
+        "factor": factor(4, (3, 8), 5),
+        "diagonal": diagonal(4, (24,)),
+        "large": factor(4, (600,), 20),
+        "large diagonal": diagonal(4, (600,)),
+    }
     single = models[kind].to(torch.float32)
     double = single.to(F64)
     _, x = noised(single, 32, sigma)
@@ -210,11 +245,14 @@ def test_float32_against_float64(kind: str, sigma: float) -> None:
 
 
 def test_common_offset_costs_no_digits() -> None:
-    model = factor(3, (8,), 2).to(torch.float32)
-    moved = FactorMixture(model.weights, model.means + 64, model.loadings, model.diagonal)
-    _, x = noised(model, 16, 0.5)
-    x = (x + 64) - 64  # what float32 keeps of x at that offset
-    torch.testing.assert_close(moved(x + 64, 0.5) - 64, model(x, 0.5), rtol=0, atol=3e-5)
+    low, flat = factor(3, (8,), 2).to(torch.float32), diagonal(3, (8,)).to(torch.float32)
+    for model, moved in (
+        (low, FactorMixture(low.weights, low.means + 64, low.loadings, low.diagonal)),
+        (flat, DiagonalMixture(flat.weights, flat.means + 64, flat.variances)),
+    ):
+        _, x = noised(model, 16, 0.5)
+        x = (x + 64) - 64  # what float32 keeps of x at that offset
+        torch.testing.assert_close(moved(x + 64, 0.5) - 64, model(x, 0.5), rtol=0, atol=3e-5)
 
 
 @each_model
@@ -441,6 +479,22 @@ def test_factor_mixture_refuses(arguments: tuple[Tensor, ...], message: str) -> 
         FactorMixture(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((W2, M2, D2[:, :2]), r"variances has shape \(2, 2\): need \(K, d\) = \(2, 3\)"),
+        ((W2, M2, D2[0]), r"variances has shape \(3,\): need \(K, d\)"),
+        ((W2, M2, -D2), "least variance is -1: need ≥ 0; clamp it"),
+        ((W2, M2, D2 * math.nan), "variances has non-finite entries: 6 of 6"),
+        ((W2, M2, D2.int()), "variances has dtype torch.int32"),
+        ((W2, M2[:1], D2), r"means has shape \(1, 3\)"),
+    ],
+)
+def test_diagonal_mixture_refuses(arguments: tuple[Tensor, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        DiagonalMixture(*arguments)
+
+
 def test_gaussian_refuses() -> None:
     with pytest.raises(InputError, match=r"covariance has shape \(2, 2\): need \(d, d\) = \(3, 3\)"):
         Gaussian(torch.zeros(3), torch.eye(2))
@@ -464,7 +518,7 @@ def test_gaussian_refuses() -> None:
 )
 @pytest.mark.parametrize("method", ["denoise", "score", "divergence", "posterior_trace", "responsibilities", "log_density"])
 def test_calls_refuse(method: str, x: Tensor, sigma: float | Tensor, message: str) -> None:
-    for model in (GaussianMixture(W2, M2, C2), FactorMixture(W2, M2, L2, D2)):
+    for model in (GaussianMixture(W2, M2, C2), FactorMixture(W2, M2, L2, D2), DiagonalMixture(W2, M2, D2)):
         with pytest.raises(InputError, match=message):
             getattr(model, method)(x, sigma)
 

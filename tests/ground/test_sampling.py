@@ -344,6 +344,76 @@ def test_bad_grids_are_refused(bad, message, progress):
         sample("ddim", gaussian, start(), bad, progress=progress)
 
 
+# ---------------------------------------------------------------- a number of evaluations instead of a grid
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_3m", "unipc_2", "ipndm_4", "heun", "dpmpp_2s", "dpmpp_3s"])
+@pytest.mark.parametrize("nfe", [1, 4, 7])
+def test_without_levels_a_solver_spends_its_evaluations_on_edms_grid(name, nfe):
+    planned = sample(name, gaussian, start(sigma=80.0), nfe=nfe)
+    assert planned.stats.nfe == nfe
+    assert (planned.trace[0].sigma, planned.trace[-1].sigma_next) == (80.0, 0.002)
+    solver, n = solvers.make(name).for_nfe(nfe)
+    assert torch.equal(planned.x, sample(solver, gaussian, start(sigma=80.0), grids.karras(n)).x)
+
+
+def test_a_setting_says_the_levels():
+    setting = solvers.Setting(sigma_max=10.0, sigma_min=0.1)
+    planned = sample("dpmpp_2m", gaussian, start(), nfe=3, setting=setting)
+    assert torch.equal(planned.x, sample("dpmpp_2m", gaussian, start(), grids.karras(3, 0.1, 10.0)).x)
+
+
+def test_the_denoiser_says_what_a_planning_solver_needs_to_know():
+    """σ_data of the law, through whatever wraps it; a setting overrides it."""
+    x = start(sigma=80.0)
+    spread = LAW.sigma_data
+    for denoiser in (LAW, Counter(LAW)):
+        planned = sample("auto", denoiser, x, nfe=30, setting=None)
+        assert planned.stats.nfe == 30
+        named = [record.sigma for record in sample("universal(sigma_data=0.25)", denoiser, x, nfe=4).trace]
+        told = [r.sigma for r in sample("universal", denoiser, x, nfe=4, setting=solvers.Setting(sigma_data=0.25)).trace]
+        assert named == told
+    assert solvers.Setting.of(Counter(LAW)).sigma_data == spread
+    assert solvers.Setting.of(Guided(gaussian, gaussian, 2.5)).guidance == 2.5
+    assert solvers.Setting.of(gaussian) == solvers.USUAL
+
+
+@pytest.mark.parametrize("solver", ["dpmpp_2m", "universal"])
+def test_a_correction_spends_the_evaluations_of_what_it_wraps(solver):
+    x, corrected = start(sigma=80.0, batch=8), Corrected(solver, CLAMPED, divergence=Hutchinson(method="vjp"))
+    run = sample(corrected, gaussian, x, nfe=4)
+    assert (run.stats.nfe, run.stats.vjps) == (4, 4)
+    assert len(run.trace) == 4 + (solver == "universal")
+
+
+@pytest.mark.parametrize("both", [{}, {"sigmas": GRID, "nfe": 4}])
+def test_a_run_has_either_levels_or_a_number_of_evaluations(both):
+    with pytest.raises(InputError, match="give exactly one of sigmas and nfe"):
+        sample("ddim", gaussian, start(), **both)
+
+
+@pytest.mark.parametrize("nfe", [0, -1, True, 2.5, "4", math.nan])
+def test_what_is_no_number_of_evaluations_is_refused(nfe):
+    for solver in ("ddim", "heun", "dpmpp_3s", "auto", Corrected("universal", CLAMPED)):
+        with pytest.raises(InputError, match="whole number of network evaluations, at least one"):
+            sample(solver, gaussian, start(sigma=80.0), nfe=nfe)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"sigma_max": 0.001}, {"sigma_max": math.inf}, {"sigma_min": -1.0}, {"sigma_data": 0.0}, {"sigma_data": math.nan}]
+)
+def test_a_setting_that_is_none_is_refused(bad):
+    with pytest.raises(InputError, match="need"):
+        solvers.Setting(**bad)
+
+
+def test_a_plain_solver_plans_no_grid_to_zero():
+    with pytest.raises(InputError, match="need 0 < sigma_min"):
+        sample("ddim", gaussian, start(sigma=80.0), nfe=4, setting=solvers.Setting(sigma_min=0.0))
+    end = sample("universal", gaussian, start(sigma=80.0), nfe=4, setting=solvers.Setting(sigma_min=0.0))
+    assert end.trace[-1].sigma_next == 0
+
+
 @pytest.mark.parametrize("name, guess", [("dpm_2m", "dpmpp_2m"), ("DDIM", "ddim"), ("unipc", "unipc_")])
 def test_an_unknown_solver_is_named_with_a_suggestion(name, guess):
     with pytest.raises(InputError, match=rf"unknown solver '{name}'.*{guess}.*Known: auto, ddim"):

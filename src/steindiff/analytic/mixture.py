@@ -115,8 +115,8 @@ class ExactModel:
     @property
     def sigma_data(self) -> float:
         """The standard deviation of a coordinate, √(E‖x* − E x*‖²/d)."""
-        spread = self.second_moment() - self.mean.square().sum()
-        return math.sqrt(max(float(spread), 0.0) / self.dim)
+        about = self._components.means.square().sum(-1) + self._components.traces()  # centred: an offset costs no digits
+        return math.sqrt(float((self.weights * about).sum()) / self.dim)
 
     def second_moment(self) -> Tensor:
         """E‖x*‖² = Σ_k w_k (‖μ_k‖² + tr Σ_k), ()."""

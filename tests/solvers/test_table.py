@@ -1,0 +1,601 @@
+"""Tables: a method of numbers alone, its runs, its files, and the choice among the shipped ones."""
+
+import json
+import math
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from problems import MODEL, PROPERTY, gaussian, mixture, noisy_state, run
+from steindiff import corrections, grids, solvers
+from steindiff.analytic import GaussianMixture
+from steindiff.corrections import Corrected
+from steindiff.denoisers import Counter, Guided
+from steindiff.divergence import Hutchinson
+from steindiff.errors import InputError, ModelFileError
+from steindiff.io.files import write_tensors
+from steindiff.sampling import sample, steps
+from steindiff.solvers import DDIM, DPMpp2M, DPMpp3M, Grid, Row, Setting, Table, Tabulated, table_files, universal
+
+D64 = torch.float64
+LEVELS = (10.0, 4.0, 1.5, 0.6, 0.2)
+SMALL = Tabulated(
+    LEVELS,
+    (Row(0.45, ()), Row(0.4, (0.55,)), Row(0.45, (0.8, -0.2)), Row(0.4, (0.7, -0.1, 0.05))),
+    (1.0, 0.9, 0.8, 1.3),
+    torch.tensor([0.2, -0.1, 0.3], dtype=D64),
+)
+"""Four steps of three evaluations: one free, then one, two and three values."""
+NFE = range(1, 21)
+VJP = Hutchinson(method="vjp")
+SETTING = Setting(sigma_max=160.0, sigma_min=0.004, sigma_data=1.0)
+"""EDM's range in units of the data, which MODEL's are nearly."""
+UNITS = {"sigma_max": 160.0, "sigma_min": 0.004, "sigma_data": 1.0}
+
+
+def drawn(batch=6, seed=0, sigma=10.0, dtype=D64):
+    return noisy_state(sigma, batch, seed).to(dtype)
+
+
+def scaled_law(factor):
+    return GaussianMixture(MODEL.weights, factor * MODEL.means, factor**2 * MODEL.covariances)
+
+
+# ---------------------------------------------------------------- a method of numbers
+
+
+@pytest.mark.parametrize("solver", [DDIM(), DPMpp2M(), DPMpp3M(), DPMpp3M(exact=True)], ids=str)
+@pytest.mark.parametrize("sigmas", [torch.tensor(LEVELS, dtype=D64), grids.karras(7), grids.with_zero(grids.karras(4))])
+def test_the_table_of_a_method_runs_as_the_method_does(solver, sigmas):
+    table, x = Tabulated.of(solver, sigmas.tolist()), drawn(sigma=float(sigmas[0]))
+    torch.testing.assert_close(sample(table, MODEL, x, sigmas).x, sample(solver, MODEL, x, sigmas).x, rtol=1e-12, atol=1e-12)
+    assert table.nfe(sigmas) == solver.nfe(sigmas)
+    planned = sample(table, MODEL, x, nfe=len(sigmas) - 1)  # it brings its grid
+    torch.testing.assert_close(planned.x, sample(table, MODEL, x, sigmas).x, rtol=0, atol=0)
+
+
+def test_a_method_in_noise_prediction_has_no_table():
+    with pytest.raises(InputError, match=r"IPNDM.* weighs noise predictions"):
+        Tabulated.of(solvers.make("ipndm_3"), LEVELS)
+
+
+def test_a_run_is_the_formula():
+    """x' − m = a (x − m) + Σ w_j (D_j − m), D_j = D(x_j, q_j σ_j), written out."""
+    x, m, values = drawn(), SMALL.mean, []
+    y = x - m
+    for sigma, q, row in zip(SMALL.levels, SMALL.told, SMALL.rows, strict=False):
+        if row.values:
+            values.insert(0, MODEL(y + m, torch.tensor(q * sigma, dtype=D64)) - m)
+        y = row.a * y + sum(w * v for w, v in zip(row.values, values, strict=False))
+    torch.testing.assert_close(sample(SMALL, MODEL, x, SMALL.own_grid).x, y + m, rtol=1e-12, atol=1e-12)
+
+
+@given(factor=st.floats(1e-3, 1e3))
+@PROPERTY
+def test_scaling_data_and_levels_together_scales_the_result(factor):
+    x, law, table = drawn(3), scaled_law(factor), SMALL.scaled(factor)
+    end = sample(SMALL, MODEL, x, SMALL.own_grid).x
+    torch.testing.assert_close(sample(table, law, factor * x, table.own_grid).x, factor * end, rtol=1e-12, atol=1e-12 * factor)
+
+
+def test_an_image_alone_is_the_image_in_a_batch():
+    x = drawn(64)
+    together = sample(SMALL, MODEL, x, SMALL.own_grid).x
+    for i in (0, 17, 63):
+        alone = sample(SMALL, MODEL, x[i : i + 1], SMALL.own_grid).x
+        torch.testing.assert_close(alone, together[i : i + 1], rtol=1e-12, atol=1e-12)
+
+
+def test_a_free_step_evaluates_nothing_and_the_network_is_told_the_tables_levels():
+    told = []
+
+    def network(x, sigma):
+        told.append(float(sigma))
+        return MODEL(x, sigma)
+
+    calls = [event.calls for event in steps(SMALL, network, drawn(), SMALL.own_grid)]
+    assert calls == [0, 1, 2, 3]
+    assert told == pytest.approx([0.9 * 4.0, 0.8 * 1.5, 1.3 * 0.6], rel=1e-15)
+    assert SMALL.nfe(SMALL.own_grid) == 3
+    assert SMALL.for_nfe(3) == (SMALL, 4)
+    assert str(SMALL) == "table of 3 evaluations"
+
+
+def test_float32_follows_float64_and_keeps_its_dtype():
+    x = drawn()
+    single = sample(SMALL, mixture, x.float(), SMALL.own_grid).x
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), sample(SMALL, mixture, x, SMALL.own_grid).x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", [name for name in corrections.names() if name not in ("none", "fixed", "chain")])
+def test_a_table_runs_under_every_correction(rule):
+    """Finite, with an honest count: the table's evaluations, and what the correction adds."""
+    table, x = Table.universal(4, **UNITS), noisy_state(160.0, 8)
+    image = GaussianMixture(torch.ones(1, dtype=D64), torch.zeros(1, 1, 4, 4, dtype=D64), torch.eye(16, dtype=D64)[None])
+    law = image if "bands" in rule else MODEL
+    x = 160.0 * torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(1), dtype=D64) if "bands" in rule else x
+    counter, plain = Counter(law), sample(table.solver, law, x, table.sigmas)
+    corrected = sample(Corrected(table.solver, rule), counter, x, nfe=4)
+    assert bool(torch.isfinite(corrected.x).all())
+    assert len(corrected.trace) == len(plain.trace) == 5
+    assert plain.stats.nfe == 4
+    assert 4 <= corrected.stats.nfe <= counter.calls
+    assert counter.calls - corrected.stats.nfe == probe_calls(table, rule, law, x)
+
+
+def probe_calls(table, rule, law, x):
+    """What the first look at the network costs, which no run counts."""
+    counter = Counter(law)
+    Corrected(table.solver, rule).init(counter, x, Grid.of(table.sigmas))
+    return counter.calls
+
+
+def test_a_blend_under_vjp_costs_no_evaluation_and_a_free_step_no_derivative():
+    table, x = Table.universal(4, **UNITS), noisy_state(160.0, 8)
+    stats = sample(Corrected(table.solver, "clamped", divergence=VJP), MODEL, x, table.sigmas).stats
+    assert (stats.nfe, stats.vjps, stats.jvps) == (4, 4, 0)
+
+
+def test_a_table_that_tells_no_other_level_shares_its_evaluation_with_a_correction():
+    """Energy measures at the first step from the value that the step itself uses, as with the method of the table."""
+    own, x = Tabulated.of(DPMpp2M(), LEVELS), drawn(16)
+    runs = [sample(Corrected(s, "energy", divergence=VJP), MODEL, x, own.own_grid) for s in (own, DPMpp2M())]
+    assert [(r.stats.nfe, r.stats.vjps) for r in runs] == [(4, 1)] * 2
+    torch.testing.assert_close(runs[0].x, runs[1].x, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_run_is_the_run(backend):
+    """The steps of a run, compiled as one function of the state; these backends need no compiler."""
+    torch._dynamo.reset()
+    sigmas, x = SMALL.own_grid, drawn()
+    grid = Grid.of(sigmas)
+
+    def whole(x):
+        state = ()
+        for i in range(grid.steps):
+            x, _, state, _ = SMALL.step(gaussian, x, grid.interval(i), state)
+        return x
+
+    compiled = torch.compile(whole, backend=backend)
+    torch.testing.assert_close(compiled(x), run(SMALL, gaussian, x, sigmas), rtol=1e-12, atol=1e-12)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"levels": LEVELS[:-1]}, "levels=4, rows=4, told=4: n \\+ 1 ≥ 2 levels need n rows"),
+        ({"told": (1.0,) * 3}, "told=3"),
+        ({"levels": (10.0, 4.0, 5.0, 0.6, 0.2)}, "levels that decrease"),
+        ({"levels": (*LEVELS[:-1], -0.1)}, "not negative"),
+        ({"levels": (math.inf, *LEVELS[1:])}, "finite levels"),
+        ({"levels": (math.nan, *LEVELS[1:])}, "finite levels"),
+        ({"told": (1.0, 0.9, 0.0, 1.3)}, "finite told levels above 0"),
+        ({"told": (1.0, 0.9, math.nan, 1.3)}, "finite told levels above 0"),
+        ({"rows": (*SMALL.rows[:-1], Row(math.nan, (1.0,)))}, "the weights of step 3 are not finite"),
+        ({"rows": (*SMALL.rows[:-1], Row(1.0, (math.inf,)))}, "the weights of step 3 are not finite"),
+        ({"rows": (*SMALL.rows[:-1], Row(1.0, (0.1,) * 4))}, "values=4: step 3 has 3 values by then"),
+        ({"mean": torch.tensor([math.nan])}, "the mean must be a tensor of finite numbers"),
+        ({"mean": 0.5}, "the mean must be a tensor"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        replace(SMALL, **change)
+
+
+@pytest.mark.parametrize(
+    "sigmas",
+    [
+        grids.karras(4, 0.2, 10.0),
+        grids.karras(3),
+        torch.tensor([*LEVELS, 0.1], dtype=D64),
+        torch.tensor(LEVELS[:-1], dtype=D64),
+    ],
+)
+def test_a_grid_that_is_not_the_tables_is_refused(sigmas):
+    with pytest.raises(InputError, match=r"a table's rows are for its own grid, table\.sigmas"):
+        sample(SMALL, MODEL, drawn(sigma=float(sigmas[0])), sigmas)
+
+
+def test_a_grid_rounded_to_float32_is_the_tables():
+    end = sample(SMALL, MODEL, drawn(), SMALL.own_grid.float()).x
+    torch.testing.assert_close(end, sample(SMALL, MODEL, drawn(), SMALL.own_grid).x, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("nfe", [2, 4, 0, True, 3.5])
+def test_a_table_is_for_one_number_of_evaluations(nfe):
+    with pytest.raises(InputError, match=r"the table is for 3 evaluations|whole number of network evaluations"):
+        sample(SMALL, MODEL, drawn(), nfe=nfe)
+
+
+@pytest.mark.parametrize("mean", [torch.zeros(2), torch.zeros(5, 3), torch.zeros(1, 1, 3)])
+def test_a_mean_that_fits_no_event_is_refused(mean):
+    with pytest.raises(InputError, match=r"the mean must be broadcastable to an event, \(3,\)"):
+        sample(replace(SMALL, mean=mean), MODEL, drawn(), SMALL.own_grid)
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, math.nan, math.inf])
+def test_data_of_no_size_are_refused(factor):
+    with pytest.raises(InputError, match="finite"):
+        SMALL.scaled(factor)
+
+
+# ---------------------------------------------------------------- files
+
+
+def weights_of(solver):
+    return solver.levels, solver.told, solver.rows
+
+
+def test_a_table_saved_and_loaded_is_the_same_to_the_last_bit(tmp_path):
+    report = {"seeds": [1, 2], "scores": {"median": 0.1}, "text": "ä"}
+    path = Table(SMALL, report).save(tmp_path / "a.safetensors")
+    loaded = Table.load(path)
+    assert weights_of(loaded.solver) == weights_of(SMALL)
+    assert torch.equal(loaded.solver.mean, SMALL.mean)
+    assert loaded.report == report
+    assert (loaded.nfe, loaded.sigmas.tolist()) == (3, list(LEVELS))
+    x = drawn()
+    assert torch.equal(sample(loaded.solver, MODEL, x, loaded.sigmas).x, sample(SMALL, MODEL, x, SMALL.own_grid).x)
+    named = sample(f"table({path})", MODEL, x, nfe=3)
+    assert torch.equal(named.x, sample(SMALL, MODEL, x, nfe=3).x)
+    Table(SMALL, report).save(tmp_path / "b.safetensors")
+    assert (tmp_path / "b.safetensors").read_bytes() == path.read_bytes()
+
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False, width=64)
+
+
+@st.composite
+def tables(draw):
+    """Any table that a file can hold."""
+    n = draw(st.integers(1, 5))
+    numbers = draw(st.lists(st.floats(0, 1e300), min_size=n + 1, max_size=n + 1, unique=True))
+    rows, known = [], 0
+    for _ in range(n):
+        known += draw(st.booleans())
+        count = draw(st.integers(1, known)) if known and (not rows or rows[-1].values or known == 1) else 0
+        known = max(known, count) if count else 0
+        rows.append(Row(draw(FINITE), tuple(draw(st.lists(FINITE, min_size=count, max_size=count)))))
+    told = draw(st.lists(st.floats(1e-300, 1e300), min_size=n, max_size=n))
+    mean = draw(st.none() | st.lists(FINITE, min_size=1, max_size=3).map(lambda m: torch.tensor(m, dtype=D64)))
+    return Tabulated(tuple(sorted(numbers, reverse=True)), tuple(rows), tuple(told), mean)
+
+
+@given(parts=st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=5), tables(), min_size=1, max_size=3))
+@PROPERTY
+def test_any_tables_go_through_a_file(tmp_path_factory, parts):
+    path = tmp_path_factory.mktemp("tables") / "t.safetensors"
+    table_files.save(path, {name: (solver, {"name": name}) for name, solver in parts.items()})
+    loaded = table_files.load(path)
+    assert loaded.keys() == parts.keys()
+    for name, solver in parts.items():
+        found, report = loaded[name]
+        assert report == {"name": name}
+        assert weights_of(found) == weights_of(solver)
+        assert (found.mean is None) == (solver.mean is None)
+        assert solver.mean is None or torch.equal(found.mean, solver.mean)
+
+
+def test_tables_may_share_a_mean(tmp_path):
+    mean = torch.zeros(1, dtype=D64).expand(3)
+    two = {name: (replace(SMALL, mean=mean), {}) for name in "ab"}
+    assert torch.equal(table_files.load(table_files.save(tmp_path / "t.safetensors", two))["b"][0].mean, mean)
+
+
+def test_a_file_of_several_tables_is_none_of_one(tmp_path):
+    path = table_files.save(tmp_path / "t.safetensors", {"a": (SMALL, {}), "b": (SMALL, {})})
+    with pytest.raises(ModelFileError, match=r"holds 2 tables \(a, b\): need a file of one"):
+        Table.load(path)
+    empty = table_files.save(tmp_path / "e.safetensors", {})
+    with pytest.raises(ModelFileError, match="holds 0 tables"):
+        Table.load(empty)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return Table(SMALL, {"seeds": [1]}).save(tmp_path / "t.safetensors")
+
+
+def test_a_truncated_file_is_refused_wherever_it_ends(saved):
+    whole = saved.read_bytes()
+    for size in (0, 1, 7, 8, 60, len(whole) // 2, len(whole) - 1):
+        saved.write_bytes(whole[:size])
+        with pytest.raises(ModelFileError, match=r"fetch it again, or calibrate anew"):
+            Table.load(saved)
+
+
+def test_a_flipped_bit_is_seen_wherever_it_is(saved):
+    """In the numbers always; in the header it may be in a report's text, which says nothing about the numbers."""
+    whole = saved.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for at in range(start, len(whole), 7):
+        saved.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(ModelFileError, match="the numbers are not those that its header names; fetch it again"):
+            Table.load(saved)
+    for at in range(0, start, 5):
+        saved.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        try:
+            loaded = Table.load(saved)
+        except ModelFileError:
+            continue
+        assert weights_of(loaded.solver) == weights_of(SMALL), f"byte {at}"
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    for path in (tmp_path / "none.safetensors", tmp_path):
+        with pytest.raises(ModelFileError, match="is no readable table"):
+            Table.load(path)
+
+
+def test_another_programs_file_is_refused(tmp_path):
+    path = tmp_path / "foreign.safetensors"
+    for metadata in (None, {"format": "pt"}, {"steindiff": "no json"}, {"steindiff": "[1]"}, {"steindiff": "{}"}):
+        save_file({"weight": torch.zeros(2)}, path, metadata)
+        with pytest.raises(ModelFileError, match=r"fetch it again|need a file that Table\.save has written"):
+            Table.load(path)
+    with pytest.raises(ModelFileError, match=r"need a file that Table\.save has written"):
+        Table.load(Path(solvers.__file__).parents[1] / "models" / "weights" / "digits.safetensors")
+
+
+def test_nothing_in_a_file_is_executed(tmp_path):
+    marker = tmp_path / "executed"
+
+    class Bomb:
+        def __reduce__(self):
+            return marker.touch, ()
+
+    path = tmp_path / "t.safetensors"
+    for write in (lambda: path.write_bytes(pickle.dumps(Bomb())), lambda: torch.save({"table": Bomb()}, path)):
+        write()
+        with pytest.raises(ModelFileError):
+            Table.load(path)
+        with pytest.raises(ModelFileError):
+            solvers.make(f"table({path})")
+    assert not marker.exists()
+
+
+def rewritten(path, about=None, **changed):
+    """The file with other parts, under a header that names their numbers."""
+    tensors = {**load_file(path), **{f"table/{name}": torch.as_tensor(value) for name, value in changed.items()}}
+    header = {"format": 1, "kind": "tables", "sha256": table_files._digest(tensors), "reports": {"table": {}}}
+    write_tensors(path, tensors, {**header, **(about or {})})
+
+
+TOLD, WEIGHTS = torch.tensor(SMALL.told, dtype=D64), torch.zeros(4, 3, dtype=D64)
+
+
+@pytest.mark.parametrize(
+    "about, changed, message",
+    [
+        ({"kind": "network"}, {}, "format 1, kind 'network': need a file that Table.save has written"),
+        ({"format": 2}, {}, "format 2, kind 'tables'"),
+        ({"reports": None}, {}, "no report for each table"),
+        ({"reports": [1]}, {}, "no report for each table"),
+        ({"reports": {"table": 5}}, {}, "no report for each table"),
+        ({"reports": {"other": {}}}, {}, "holds no usable table: .*other/levels"),
+        ({"sha256": "0" * 64}, {}, "the numbers are not those"),
+        ({}, {"levels": torch.tensor(LEVELS[::-1], dtype=D64)}, "levels that decrease"),
+        ({}, {"levels": torch.tensor(LEVELS[:-1], dtype=D64)}, "levels=4, rows=4"),
+        ({}, {"levels": torch.zeros(0, dtype=D64)}, "levels=0"),
+        ({}, {"levels": torch.tensor(1.0, dtype=D64)}, "holds no usable table"),
+        ({}, {"levels": torch.tensor([10, 4, 2, 1, 0])}, "a number is no float"),
+        ({}, {"told": -TOLD}, "told levels above 0"),
+        ({}, {"told": TOLD * math.nan}, "told levels above 0"),
+        ({}, {"a": TOLD[:3]}, "holds no usable table"),
+        ({}, {"a": TOLD * math.inf}, "weights of step 0 are not finite"),
+        ({}, {"weights": WEIGHTS * math.nan}, "weights of step 1 are not finite"),
+        ({}, {"weights": WEIGHTS[:, 0]}, "holds no usable table"),
+        ({}, {"weights": WEIGHTS[:2]}, "holds no usable table"),
+        ({}, {"values": torch.tensor([0, 2, 2, 3])}, "values=2: step 1 has 1 values by then"),
+        ({}, {"values": torch.tensor([0, 1, 2, 7])}, r"counts \[0, 1, 2, 7\] weights in rows of 3"),
+        ({}, {"values": torch.tensor([0, 1, 2, -1])}, r"counts \[0, 1, 2, -1\] weights in rows of 3"),
+        ({}, {"values": torch.tensor([0.0, 1.0, 2.0, 3.0])}, "weights in rows of 3"),
+        ({}, {"mean": torch.tensor([0.0, math.nan, 0.0])}, "the mean must be a tensor of finite numbers"),
+    ],
+)
+def test_a_file_whose_parts_are_not_a_table_is_refused(saved, about, changed, message):
+    rewritten(saved)
+    assert weights_of(Table.load(saved).solver) == weights_of(SMALL)
+    rewritten(saved, about, **changed)
+    with pytest.raises(ModelFileError, match=message) as found:
+        Table.load(saved)
+    assert str(saved) in str(found.value)
+    assert any(remedy in str(found.value) for remedy in ("fetch it again, or calibrate anew", "need a file"))
+
+
+def test_a_report_keeps_its_numbers_and_loses_what_json_lacks(tmp_path):
+    path = Table(SMALL, {"worst": math.inf, "pair": (1, 2)}).save(tmp_path / "t.safetensors")
+    assert Table.load(path).report == {"worst": None, "pair": [1, 2]}
+    json.dumps(dict(Table.load(path).report))
+
+
+# ---------------------------------------------------------------- the shipped tables
+
+
+@pytest.mark.parametrize("nfe", NFE)
+def test_there_is_a_universal_table_for_every_number_of_evaluations(nfe):
+    table, counter = Table.universal(nfe, **UNITS), Counter(MODEL)
+    assert (table.nfe, len(table.sigmas)) == (nfe, nfe + 2)
+    assert (float(table.sigmas[0]), float(table.sigmas[-1])) == (160.0, 0.004)
+    assert table.report
+    result = sample(table.solver, counter, noisy_state(160.0), table.sigmas)
+    assert counter.calls == result.stats.nfe == nfe
+    assert result.solver == f"universal table of {nfe} evaluations"
+    named = sample("universal", MODEL, noisy_state(160.0), nfe=nfe, setting=SETTING)
+    assert torch.equal(named.x, result.x)
+
+
+def test_the_shipped_file_is_small_and_every_table_begins_with_a_free_step():
+    assert universal.FILE.stat().st_size < 500_000
+    for (rung, nfe), (solver, report) in universal.shipped().items():
+        assert solver.levels[0] == rung
+        assert [bool(row.values) for row in solver.rows] == [False] + [True] * nfe
+        assert solver.mean is None
+        json.dumps(report)
+
+
+@given(s=st.floats(1e-3, 1e3))
+@PROPERTY
+def test_a_universal_table_in_other_units_is_the_table(s):
+    own = Table.universal(4)
+    other = Table.universal(4, sigma_max=80 * s / 0.5, sigma_min=0.002 * s / 0.5, sigma_data=s)
+    assert other.sigmas.tolist() == pytest.approx([s / 0.5 * level for level in own.sigmas.tolist()], rel=1e-12)
+    assert other.solver.told == own.solver.told
+    for mine, theirs in zip(other.solver.rows, own.solver.rows, strict=True):
+        assert (mine.a, *mine.values) == pytest.approx((theirs.a, *theirs.values), rel=1e-9, abs=1e-9)
+
+
+def test_on_a_gaussian_of_any_size_a_universal_table_is_near_the_flow():
+    """In units of σ_data every such Gaussian is one, so that the relative error is one number."""
+    gaps = []
+    for s in (0.01, 0.5, 20.0):
+        table = Table.universal(6, sigma_max=160 * s, sigma_min=0.004 * s, sigma_data=s)
+        x = 160 * s * torch.randn(32, 5, generator=torch.Generator().manual_seed(0), dtype=D64)
+        end = sample(table.solver, lambda x, sigma, s=s: gaussian(x, sigma, 0.0, s * s), x, table.sigmas).x
+        gaps.append(float((end / x * 160).mean()) * math.sqrt((1 + 160.0**-2) / (1 + 0.004**2)) - 1)
+    assert gaps == pytest.approx([gaps[0]] * 3, abs=1e-9)
+    assert abs(gaps[0]) < 0.02
+
+
+def test_a_longer_first_step_is_stretched_by_the_flow_of_a_gaussian():
+    """From above a rung: as if the run had begun on the rung, with noise that a Gaussian of variance one brings there."""
+    top = max(rung for rung, nfe in universal.shipped() if nfe == 4)
+    x = top * torch.randn(5, 3, generator=torch.Generator().manual_seed(2), dtype=D64)
+    on = Table.universal(4, sigma_max=top, sigma_min=0.004, sigma_data=1.0)
+    for factor in (1.0, 1.7, 60.0):
+        above = Table.universal(4, sigma_max=factor * top, sigma_min=0.004, sigma_data=1.0)
+        assert float(above.sigmas[0]) == factor * top
+        start = x * math.sqrt((1 + (factor * top) ** 2) / (1 + top**2))
+        end = sample(above.solver, MODEL, start, above.sigmas).x
+        torch.testing.assert_close(end, sample(on.solver, MODEL, x, on.sigmas).x, rtol=1e-9, atol=1e-9)
+
+
+def test_between_rungs_the_one_below_is_taken():
+    rungs = sorted({rung for rung, nfe in universal.shipped() if nfe == 4})
+    for rung, above in zip(rungs, [*rungs[1:], 4 * rungs[-1]], strict=True):
+        for top in (rung, 0.5 * (rung + above)):
+            solver, _ = universal.entry(4, Setting(top, 0.004, 1.0))
+            assert solver.rows[1:-1] == universal.shipped()[rung, 4][0].rows[1:-1]
+            assert solver.levels[0] == top
+
+
+def test_the_last_level_is_reached_by_the_noise_that_the_last_evaluation_sees():
+    x, ends = noisy_state(160.0), {}
+    for sigma_min in (0.0, 0.004, 0.02):
+        table, seen = Table.universal(5, **{**UNITS, "sigma_min": sigma_min}), []
+        assert float(table.sigmas[-1]) == sigma_min
+        for event in steps(table.solver, MODEL, x, table.sigmas):
+            seen.append((event.x_before, event.step.denoised))
+        ends[sigma_min] = event.step.x
+    before, denoised = seen[-1]
+    told = float(table.sigmas[-2]) * table.solver.told[-1]
+    for sigma_min in (0.004, 0.02):
+        noise = sigma_min * (before - denoised) / told
+        torch.testing.assert_close(ends[sigma_min] - ends[0.0], noise, rtol=1e-9, atol=1e-9)
+
+
+def test_the_mean_of_the_data_may_be_told():
+    m, x = torch.tensor([5.0, -5.0, 2.0], dtype=D64), noisy_state(160.0)
+
+    def there(x, sigma):
+        return m + MODEL(x - m, sigma)
+
+    table = Table.universal(4, **UNITS)
+    moved = Table.universal(4, **UNITS, mean=m)
+    end, shifted = sample(table.solver, MODEL, x, table.sigmas).x, sample(moved.solver, there, x + m, moved.sigmas).x
+    torch.testing.assert_close(shifted, end + m, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("nfe", [0, -1, 21, True, 4.0, 3.5, "4", None])
+def test_a_number_of_evaluations_without_a_table_is_refused(nfe):
+    with pytest.raises(InputError, match=r"there are universal tables for 1, 2, .*, 20 evaluations; take one of them"):
+        Table.universal(nfe)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"sigma_max": 1.0}, r"sigma_max/sigma_data = 2: universal tables with 4 evaluations start between"),
+        ({"sigma_max": 1e7}, "and 1e\\+06; check sigma_data, or take a plain solver"),
+        ({"sigma_data": 50.0}, "check sigma_data"),
+        ({"sigma_max": math.nan}, "need 0 ≤ sigma_min < sigma_max < inf"),
+        ({"sigma_max": math.inf}, "need 0 ≤ sigma_min < sigma_max < inf"),
+        ({"sigma_min": math.nan}, "need 0 ≤ sigma_min < sigma_max < inf"),
+        ({"sigma_min": -0.1}, "need 0 ≤ sigma_min < sigma_max < inf"),
+        ({"sigma_min": 10.0}, "sigma_min_in_units=20.0: need sigma_min/sigma_data between 0 and"),
+        ({"sigma_data": 0.0}, "need a positive standard deviation"),
+        ({"sigma_data": math.nan}, "need a positive standard deviation"),
+        ({"mean": torch.tensor(math.nan)}, "the mean must be a tensor of finite numbers"),
+    ],
+)
+def test_noise_levels_without_a_table_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        Table.universal(4, **options)
+
+
+def test_a_damaged_shipped_file_is_said_to_be(tmp_path, monkeypatch):
+    broken = tmp_path / "universal.safetensors"
+    broken.write_bytes(universal.FILE.read_bytes()[:-5])
+    monkeypatch.setattr(universal, "FILE", broken)
+    universal.shipped.cache_clear()
+    try:
+        for use in (lambda: Table.universal(4), lambda: sample("auto", mixture, noisy_state(80.0), nfe=4)):
+            with pytest.raises(ModelFileError, match="fetch it again"):
+                use()
+    finally:
+        universal.shipped.cache_clear()
+
+
+# ---------------------------------------------------------------- the solvers by name
+
+
+def test_auto_takes_the_table_and_elsewhere_the_best_published_choice():
+    x = noisy_state(80.0)
+    assert sample("auto", mixture, x, nfe=4).solver == "universal table of 4 evaluations"
+    beyond = sample("auto", mixture, x, nfe=25)
+    assert (beyond.solver, beyond.stats.nfe) == (str(solvers.make("ipndm_4")), 25)
+    low = sample("auto", mixture, noisy_state(0.5), nfe=4, setting=Setting(sigma_max=0.5))
+    assert low.solver == str(solvers.make("ipndm_4"))
+    assert torch.equal(low.x, sample("ipndm_4", mixture, noisy_state(0.5), grids.karras(4, sigma_max=0.5)).x)
+    strong = sample("auto", Guided(mixture, mixture, 3.0), x, nfe=4)
+    assert strong.solver == str(solvers.make("dpmpp_2m"))
+    assert sample("auto", Guided(mixture, mixture, 1.2), x, nfe=4).solver == "universal table of 4 evaluations"
+
+
+@pytest.mark.parametrize("name", ["auto", "universal"])
+def test_a_solver_that_plans_takes_no_grid(name):
+    with pytest.raises(InputError, match=f"the solver '{name}' has a grid for each number of evaluations: give nfe="):
+        sample(name, mixture, drawn(), torch.tensor(LEVELS, dtype=D64))
+    with pytest.raises(InputError, match="give nfe="):
+        solvers.make(name).nfe(torch.tensor(LEVELS))
+
+
+@pytest.mark.parametrize("name", ["auto", "universal", "ddim", "heun"])
+@pytest.mark.parametrize("nfe", [0, -2, True, 2.5, "4"])
+def test_what_is_no_number_of_evaluations_is_refused(name, nfe):
+    with pytest.raises(InputError, match="need a whole number of network evaluations, at least one"):
+        sample(name, mixture, noisy_state(80.0), nfe=nfe)
+
+
+@pytest.mark.parametrize("name", ["auto", "universal"])
+def test_the_size_of_the_data_may_be_told_by_the_name(name):
+    x = noisy_state(80.0)
+    told = sample(f"{name}(sigma_data=0.25)", mixture, x, nfe=4)
+    assert torch.equal(told.x, sample(name, mixture, x, nfe=4, setting=Setting(sigma_data=0.25)).x)
+    assert not torch.equal(told.x, sample(name, mixture, x, nfe=4).x)
+    for bad in ("0", "-1", "inf", "'x'"):
+        with pytest.raises(InputError, match=r"standard deviation|takes sigma_data"):
+            solvers.make(f"{name}(sigma_data={bad})")
