@@ -30,7 +30,7 @@ from tqdm import tqdm
 from recipes.command import command
 from recipes.random_laws import Family, draw
 from steindiff.calibration import Settings, Trajectories, errors, fit, refine, renamed, trajectories
-from steindiff.errors import InputError
+from steindiff.errors import InputError, require
 from steindiff.io.files import manifest, writable_folder
 from steindiff.run import parse_seeds
 from steindiff.solvers import Tabulated, table_files
@@ -127,7 +127,9 @@ def main(options: Options) -> None:
         gather(folder, options.out)
         return
     rung = options.rung
-    missing = [n for n in parse_seeds(options.nfe) if not _file(folder, rung, n).exists()]
+    wanted = parse_seeds(options.nfe)
+    require(min(wanted) >= 1, "a table needs at least one evaluation", nfe=options.nfe)
+    missing = [n for n in wanted if not _file(folder, rung, n).exists()]
     if not missing:
         return
     seeds = [1_000_000 * options.seed + i for i in range(3)]

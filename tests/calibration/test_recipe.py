@@ -1,0 +1,163 @@
+"""The recipe of the universal tables: the laws it draws, a pilot of seconds, and how it goes on after a stop."""
+
+from dataclasses import asdict, replace
+from itertools import pairwise
+
+import pytest
+import torch
+from recipes import fit_universal
+from recipes.fit_universal import LAST, Options, best, family, grids, score
+from recipes.random_laws import Family, draw
+
+from steindiff.analytic import GaussianMixture
+from steindiff.solvers import table_files, universal
+
+D64 = torch.float64
+SMALL = ["--laws", "4", "--held", "3", "--steps", "24", "--iterations", "2"]
+
+
+def laws(n, seed=0, **ranges):
+    generator = torch.Generator().manual_seed(seed)
+    return [draw(Family(**{"dims": (2, 40), **ranges}), generator) for _ in range(n)]
+
+
+# ---------------------------------------------------------------- the laws
+
+
+def test_every_law_has_mean_zero_and_a_mean_variance_of_one():
+    for law in laws(40):
+        assert 2 <= law.dim <= 40
+        assert 1 <= len(law.weights) <= 30
+        assert float(law.weights.sum()) == pytest.approx(1)
+        assert float(law.mean.norm()) < 1e-9
+        assert float(law.second_moment()) / law.dim == pytest.approx(1)
+        assert law.sigma_data == pytest.approx(1)
+
+
+def test_a_seed_is_a_sequence_of_laws():
+    for mine, again, other in zip(laws(5), laws(5), laws(5, seed=1), strict=True):
+        assert torch.equal(mine.variances, again.variances)
+        assert torch.equal(mine.means, again.means)
+        assert mine.means.shape != other.means.shape or not torch.allclose(mine.means, other.means)
+
+
+def test_the_ranges_of_a_family_are_kept():
+    single = laws(
+        5, clusters=(1, 1), leading=(1.0, 1.0), tail=(1.0, 1.0), spread=(0, 0), sizes=(0, 0), dims=(16, 16), mixed=0.0
+    )
+    for law in single:
+        spectrum = 1 / torch.arange(1, 17, dtype=D64)
+        torch.testing.assert_close(law.variances[0], spectrum / spectrum.mean())
+        assert float(law.means.norm()) == 0
+    shared = laws(20, between=(0.5, 0.5), clusters=(3, 9))
+    for law in shared:
+        assert float((law.weights @ law.means.square()).mean()) == pytest.approx(0.5)
+    assert all(law.sigma_data == pytest.approx(3) for law in laws(5, scale=(3.0, 3.0)))
+    sizes = [float(law.variances.max()) for law in laws(60, dims=(64, 64))]
+    assert min(sizes) < 6 < 40 < max(sizes), "flat laws and laws with large leading modes"
+
+
+def test_a_law_is_the_mixture_of_its_numbers():
+    for law in laws(4):
+        full = GaussianMixture(law.weights, law.means, torch.diag_embed(law.variances))
+        x = 2 * torch.randn(5, law.dim, generator=torch.Generator().manual_seed(1), dtype=D64)
+        torch.testing.assert_close(law(x, 0.7), full(x, 0.7), rtol=1e-8, atol=1e-8)
+
+
+# ---------------------------------------------------------------- the choice
+
+
+@pytest.mark.parametrize("nfe", [2, 4])
+def test_every_grid_runs_from_the_rung_to_the_last_level(nfe):
+    found = list(grids(nfe, 160.0))
+    assert len(set(found)) == len(found) >= 9
+    for levels in found:
+        assert len(levels) == nfe + 2
+        assert (levels[0], levels[-1]) == (160.0, LAST)
+        assert all(s > t for s, t in pairwise(levels))
+
+
+def test_the_best_table_is_scored_on_laws_that_it_was_not_fitted_to():
+    options = Options(work=None, iterations=2)
+    fitted, held, others = (family(4, 40.0, seed, 24, "laws") for seed in range(3))
+    table = best(5, 40.0, fitted, held, options)
+    assert table.nfe(table.own_grid) == 5
+    rough = best(5, 40.0, fitted, held, replace(options, iterations=0))
+    assert score(table, held) <= score(rough, held)
+    about = fit_universal.report(table, others, options, 1.23)
+    assert about["family"] == asdict(Family())
+    assert about["settings"]["iterations"] == 2
+    assert 0 < about["scores"]["median"] <= about["scores"]["worst"] < 1
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.fixture(scope="module")
+def pilot(tmp_path_factory):
+    """A folder with the tables of two numbers of evaluations."""
+    work = tmp_path_factory.mktemp("universal")
+    assert fit_universal.main(["--work", str(work), "--nfe", "1,3", *SMALL]) == 0
+    return work
+
+
+def numbers(path):
+    return {name: (solver.levels, solver.told, solver.rows) for name, (solver, _) in table_files.load(path).items()}
+
+
+def test_a_pilot_writes_a_file_for_each_table(pilot):
+    assert sorted(path.name for path in pilot.iterdir()) == ["160-01.safetensors", "160-03.safetensors"]
+    (name, (solver, about)), *rest = table_files.load(pilot / "160-03.safetensors").items()
+    assert (name, rest) == ("160/3", [])
+    assert solver.nfe(solver.own_grid) == 3
+    assert (solver.levels[0], solver.levels[-1]) == (160.0, LAST)
+    assert about["settings"]["laws"] == 4
+    assert about["family"] == {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(Family()).items()}
+    assert {"steindiff", "torch", "scores", "seconds"} <= about.keys()
+
+
+def test_the_same_seed_makes_the_same_tables_and_another_seed_others(pilot, tmp_path):
+    for seed, same in (("0", True), ("1", False)):
+        work = tmp_path / seed
+        assert fit_universal.main(["--work", str(work), "--nfe", "1", "--seed", seed, *SMALL]) == 0
+        assert (numbers(work / "160-01.safetensors") == numbers(pilot / "160-01.safetensors")) == same
+
+
+def test_a_stopped_run_makes_what_is_missing_only(pilot, tmp_path):
+    kept = tmp_path / "160-01.safetensors"
+    kept.write_bytes((pilot / "160-01.safetensors").read_bytes())
+    before = kept.stat().st_mtime_ns
+    assert fit_universal.main(["--work", str(tmp_path), "--nfe", "1-2", *SMALL]) == 0
+    assert kept.stat().st_mtime_ns == before
+    assert (tmp_path / "160-02.safetensors").exists()
+
+
+def test_all_finished_tables_make_one_file_that_the_solver_reads(pilot, tmp_path, monkeypatch):
+    out = tmp_path / "universal.safetensors"
+    assert fit_universal.main(["--work", str(pilot), "--out", str(out)]) == 0
+    assert numbers(out) == {**numbers(pilot / "160-01.safetensors"), **numbers(pilot / "160-03.safetensors")}
+    monkeypatch.setattr(universal, "FILE", out)
+    universal.shipped.cache_clear()
+    try:
+        assert sorted(universal.shipped()) == [(160.0, 1), (160.0, 3)]
+        solver, about = universal.entry(3)
+        assert solver.levels[0] == 160.0 * 0.5
+        assert about["settings"]["laws"] == 4
+    finally:
+        universal.shipped.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--out", "x.safetensors"], "holds no finished table: fit some first"),
+        (["--nfe", "0", *SMALL], "at least one evaluation"),
+        (["--nfe", "a", *SMALL], "a"),
+        (["--rung", "0.5"], "--rung 0.5: must be at least 1"),
+        (["--laws", "0"], "--laws 0: must be at least 1"),
+    ],
+)
+def test_what_no_table_can_be_made_of_is_refused(tmp_path, capsys, options, message):
+    assert fit_universal.main(["--work", str(tmp_path), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
