@@ -471,11 +471,12 @@ def test_on_a_gaussian_of_any_size_a_universal_table_is_near_the_flow():
 
 
 def test_a_longer_first_step_is_stretched_by_the_flow_of_a_gaussian():
-    """From above a rung: as if the run had begun on the rung, with noise that a Gaussian of variance one brings there."""
-    top = max(rung for rung, nfe in universal.shipped() if nfe == 4)
-    x = top * torch.randn(5, 3, generator=torch.Generator().manual_seed(2), dtype=D64)
-    on = Table.universal(4, sigma_max=top, sigma_min=0.004, sigma_data=1.0)
-    for factor in (1.0, 1.7, 60.0):
+    """From above or below a rung: as if the run had begun on it, with noise that a Gaussian of variance one brings there."""
+    rungs = [rung for rung, nfe in universal.shipped() if nfe == 4]
+    for factor in (1.0, 1.7, 60.0, 0.6):
+        top = min(rungs) if factor < 1 else max(rungs)
+        x = top * torch.randn(5, 3, generator=torch.Generator().manual_seed(2), dtype=D64)
+        on = Table.universal(4, sigma_max=top, sigma_min=0.004, sigma_data=1.0)
         above = Table.universal(4, sigma_max=factor * top, sigma_min=0.004, sigma_data=1.0)
         assert float(above.sigmas[0]) == factor * top
         start = x * math.sqrt((1 + (factor * top) ** 2) / (1 + top**2))
@@ -483,13 +484,26 @@ def test_a_longer_first_step_is_stretched_by_the_flow_of_a_gaussian():
         torch.testing.assert_close(end, sample(on.solver, MODEL, x, on.sigmas).x, rtol=1e-9, atol=1e-9)
 
 
-def test_between_rungs_the_one_below_is_taken():
-    rungs = sorted({rung for rung, nfe in universal.shipped() if nfe == 4})
-    for rung, above in zip(rungs, [*rungs[1:], 4 * rungs[-1]], strict=True):
-        for top in (rung, 0.5 * (rung + above)):
-            solver, _ = universal.entry(4, Setting(top, 0.004, 1.0))
-            assert solver.rows[1:-1] == universal.shipped()[rung, 4][0].rows[1:-1]
-            assert solver.levels[0] == top
+def test_the_nearest_rung_is_taken(monkeypatch):
+    """Of the rungs 10, 40 and 160: half a rung reaches down, and between two the logarithm decides."""
+    rows = (Row(0.2, ()), *(Row(0.2, (0.8,)) for _ in range(4)))
+    own = Tabulated((160.0, 32.0, 8.0, 2.0, 0.4, 0.004), rows, (1.0,) * 5)
+    tables = {rung: own.scaled(rung / 160.0) for rung in (10.0, 40.0, 160.0)}
+    monkeypatch.setattr(universal, "shipped", lambda: {(rung, 4): (table, {}) for rung, table in tables.items()})
+    for top, rung in ((5.0, 10), (10, 10), (19, 10), (21, 40), (40, 40), (79, 40), (81, 160), (160, 160), (1e5, 160)):
+        solver, _ = universal.entry(4, Setting(top, 1e-9, 1.0))
+        assert solver.levels[0] == top
+        assert solver.levels[1:-1] == tables[rung].levels[1:-1]
+    with pytest.raises(InputError, match="universal tables with 4 evaluations start between 5 and"):
+        universal.entry(4, Setting(4.9, 0.004, 1.0))
+
+
+def test_the_first_step_is_never_shorter_than_a_fifth_of_its_level(monkeypatch):
+    late = Tabulated((160.0, 100.0, 8.0, 0.004), (Row(0.6, ()), Row(0.1, (0.9,)), Row(0.0, (1.0,))), (1.0,) * 3)
+    monkeypatch.setattr(universal, "shipped", lambda: {(160.0, 2): (late, {})})
+    assert universal.entry(2, Setting(125.0, 0.004, 1.0))[0].levels[0] == 125.0
+    with pytest.raises(InputError, match="start between 125 and"):
+        universal.entry(2, Setting(124.0, 0.004, 1.0))
 
 
 def test_the_last_level_is_reached_by_the_noise_that_the_last_evaluation_sees():

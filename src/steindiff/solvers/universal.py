@@ -1,10 +1,10 @@
 """The universal tables: fitted on random exact laws alone, for networks they have never seen (`docs/universal.md`).
 
 A table is in units of σ_data: data, noise levels and states scale together, and weights have no unit. There are tables for a
-few first levels, the *rungs*; a run starts on the nearest rung below its own first level, with its first step, which evaluates
-nothing, stretched by the flow of a Gaussian of variance one,
+few first levels, the *rungs*; a run takes the rung nearest its own first level s_0 = σ_max/σ_data, with its first step, which
+evaluates nothing, stretched by the flow of a Gaussian of variance one,
 
-    a ← a √((1 + rung²)/(1 + s_0²)),      s_0 = σ_max/σ_data,
+    a ← a √((1 + rung²)/(1 + s_0²)),      s_0 ≥ rung/2 and s_0 ≥ 5/4 of the level after that step,
 
 and it ends at its own last level s, by the noise that the last evaluation sees: x ← x + (s − s_n)(x_N − D_N)/told level.
 """
@@ -50,15 +50,21 @@ def entry(nfe: int, setting: Setting = USUAL) -> table_files.Entry:
     if not rungs:
         have = ", ".join(map(str, sorted({n for _, n in known})))
         raise InputError(f"nfe={nfe}: there are universal tables for {have} evaluations; take one of them, or a plain solver")
-    below = [rung for rung in rungs if rung <= top * (1 + 1e-6)]
-    if not below or not top <= _HIGHEST:
+    lowest = {rung: _lowest(known[rung, nfe][0]) for rung in rungs}
+    usable = [rung for rung in rungs if lowest[rung] <= top * (1 + 1e-6)]
+    if not usable or not top <= _HIGHEST:
         raise InputError(
-            f"sigma_max/sigma_data = {top:g}: universal tables with {nfe} evaluations start between {rungs[0]:g} and "
-            f"{_HIGHEST:g}; check sigma_data, or take a plain solver"
+            f"sigma_max/sigma_data = {top:g}: universal tables with {nfe} evaluations start between {min(lowest.values()):g} "
+            f"and {_HIGHEST:g}; check sigma_data, or take a plain solver"
         )
-    solver, report = known[below[-1], nfe]
+    solver, report = known[min(usable, key=lambda rung: abs(math.log(rung / top))), nfe]
     named = replace(solver, name="universal table")
     return _ended(_started(named, top), bottom).scaled(s), {**report, "setting": asdict(setting)}
+
+
+def _lowest(solver: Tabulated) -> float:
+    """The lowest first level to which the first step may be stretched."""
+    return max(solver.levels[0] / 2, 1.25 * solver.levels[1])
 
 
 def _started(solver: Tabulated, top: float) -> Tabulated:
