@@ -35,6 +35,7 @@ from steindiff.io.files import manifest, writable_folder
 from steindiff.run import parse_seeds
 from steindiff.solvers import Tabulated, table_files
 
+COMMAND = "python -m recipes.fit_universal"
 LAST = 0.004
 """The last level, in units of σ_data: 0.002 of 0.5."""
 FIRSTS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
@@ -107,7 +108,9 @@ def report(table: Tabulated, laws: Sequence[Trajectories], options: Options, sec
 
 def gather(folder: Path, out: Path) -> None:
     """Write every finished table to one file. Raises InputError where there is none."""
-    entries = {name: entry for path in folder.glob("*.safetensors") for name, entry in table_files.load(path).items()}
+    found = [item for path in folder.glob("*.safetensors") for item in table_files.load(path).items()]
+    # A report has its settings; the folders of the machine that made it are nobody's business.
+    entries = {name: (solver, {**about, "command": COMMAND}) for name, (solver, about) in found}
     if not entries:
         raise InputError(f"{folder} holds no finished table: fit some first, without --out")
     key = {name: (entry[0].levels[0], len(entry[0].rows)) for name, entry in entries.items()}

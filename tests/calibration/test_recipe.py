@@ -143,6 +143,7 @@ def test_all_finished_tables_make_one_file_that_the_solver_reads(pilot, tmp_path
         solver, about = universal.entry(3)
         assert solver.levels[0] == 160.0 * 0.5
         assert about["settings"]["laws"] == 4
+        assert str(tmp_path.parent) not in out.read_bytes().decode("latin-1"), "no folder of this machine"
     finally:
         universal.shipped.cache_clear()
 
