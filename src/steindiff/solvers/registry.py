@@ -5,6 +5,7 @@ from functools import partial
 from steindiff.solvers.base import Solver
 from steindiff.solvers.deis import DEIS, IPNDM
 from steindiff.solvers.dpmpp import DPMpp2M, DPMpp3M
+from steindiff.solvers.free import Free
 from steindiff.solvers.multistep import DDIM
 from steindiff.solvers.singlestep import DPMpp2S, DPMpp3S, Heun
 from steindiff.solvers.table import load
@@ -28,10 +29,15 @@ SOLVERS: Registry[Solver] = Registry(
     },
 )
 
+
+def _free(solver: Solver | str = "dpmpp_2m", sigma_data: float | None = None) -> Solver:
+    return Free(sigma_data, SOLVERS.make(solver))
+
+
 PLANS: Registry[Solver] = Registry(
     "solver",
     Solver,  # type: ignore[type-abstract]
-    {**SOLVERS.entries, "auto": Auto, "universal": Universal, "table": load},
+    {**SOLVERS.entries, "auto": Auto, "universal": Universal, "table": load, "free": _free},
 )
 """The same, and those that have grids of their own: `for_nfe` makes a method of them."""
 

@@ -85,7 +85,7 @@ def _ended(solver: Tabulated, bottom: float) -> Tabulated:
 
 
 @dataclass(frozen=True)
-class _Planned(Solver):
+class Planned(Solver):
     """What becomes a method once the number of evaluations is known; it runs on no grid itself.
 
     Args:
@@ -114,7 +114,7 @@ class _Planned(Solver):
 
 
 @dataclass(frozen=True)
-class Universal(_Planned):
+class Universal(Planned):
     """The universal table of whatever number of evaluations is asked for."""
 
     def for_nfe(self, nfe: int, setting: Setting = USUAL) -> tuple[Solver, int]:
@@ -125,7 +125,7 @@ class Universal(_Planned):
 
 
 @dataclass(frozen=True)
-class Auto(_Planned):
+class Auto(Planned):
     """The universal table where its test says that it wins, and the best published choice elsewhere.
 
     A run takes DPM-Solver++ 2M under guidance of a scale above `STRONG`, and iPNDM-4 where there is no table for its number of
