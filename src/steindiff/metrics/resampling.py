@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from steindiff.errors import require
-from steindiff.metrics.values import Paired, Value
+from steindiff.metrics.values import Paired, Value, centred
 
 Statistic = Callable[[Tensor, Tensor], float]
 """A number computed from samples x (n, …) and y (m, …)."""
@@ -52,6 +52,12 @@ class Replicates(Paired):
         sets = [v for v in (self.without_x, self.without_y) if len(v)]
         return Value(self.statistic, math.sqrt(sum((len(v) - 1) / len(v) * float((v - v.mean()).square().sum()) for v in sets)))
 
+    @property
+    def spread(self) -> Tensor:
+        """√((g−1)/g) (θ_(i) − θ̄) of both sets."""
+        sets = [v for v in (self.without_x, self.without_y) if len(v)]
+        return torch.cat([math.sqrt((len(v) - 1) / len(v)) * centred(v) for v in sets])
+
 
 @dataclass(frozen=True, eq=False)
 class Halves(Paired):
@@ -65,6 +71,11 @@ class Halves(Paired):
     def value(self) -> Value:
         """The statistic with its standard error."""
         return Value(self.statistic, float(self.gaps.square().mean().sqrt() / 2))
+
+    @property
+    def spread(self) -> Tensor:
+        """(θ_S − θ_S')/(2 √splits)."""
+        return self.gaps.detach().to("cpu", torch.float64) / (2 * math.sqrt(len(self.gaps)))
 
 
 def dealt(n: int, groups: int) -> Tensor:

@@ -1,10 +1,12 @@
 """Numbers with standard errors, the samples' shares in them, differences of pairs, and whether those are beyond noise."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 from steindiff.errors import require
@@ -80,6 +82,15 @@ class Paired(ABC):
     def value(self) -> Value:
         """The statistic with its standard error."""
 
+    @property
+    @abstractmethod
+    def spread(self) -> Tensor:
+        """Numbers (k,), linear in the statistic's tensors, whose norm is the standard error.
+
+        Of two runs from the same seeds against the same reference they subtract: the norm of the difference is the paired
+        standard error. A study keeps them, so that any two of its runs can be compared.
+        """
+
     def minus(self: T, other: T) -> Value:
         """This statistic less another's against the same reference, with the paired standard error.
 
@@ -107,3 +118,14 @@ class Shares(Paired):
     def value(self) -> Value:
         """√(Var of_x/n + Var of_y/m) is the standard error."""
         return Value(self.distance, float((self.of_x.var() / len(self.of_x) + self.of_y.var() / len(self.of_y)).sqrt()))
+
+    @property
+    def spread(self) -> Tensor:
+        """(s − s̄)/√(n (n−1)) of both sets."""
+        return torch.cat([centred(shares) / math.sqrt(len(shares) * (len(shares) - 1)) for shares in (self.of_x, self.of_y)])
+
+
+def centred(values: Tensor) -> Tensor:
+    """Values (n,) less their mean, float64 on the CPU."""
+    wide = values.detach().to("cpu", torch.float64)
+    return wide - wide.mean()

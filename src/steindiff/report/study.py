@@ -12,6 +12,7 @@ from typing import Any
 from steindiff.metrics import HIGHER, TITLES
 from steindiff.report import write
 from steindiff.report.blocks import Block, Bullets, Code, Details, Heading, Part, Table, Text, notes
+from steindiff.report.contest import contest_blocks
 from steindiff.report.published import published_blocks
 from steindiff.report.study_figures import AXES, image_strips, overview, quality, shown_solvers, spectra, traces
 from steindiff.report.tables import best_table, cost_table, count_table, counts, gamma_table, losing_table, quality_table, short
@@ -27,7 +28,7 @@ def write_report(folder: Path, study: Study, about: Mapping[str, Any] | None = N
 
     `about` is a `files.manifest(…)`; its "rerun", where given, is the command that makes the study. Raises as `report.write`.
     """
-    blocks = [*_facts(study), *_tables(study), *_best(study), *_figures(study), *_losses(study)]
+    blocks = [*_facts(study), *contest_blocks(study), *_tables(study), *_best(study), *_figures(study), *_losses(study)]
     blocks += [Heading("As published, not ours"), *published_blocks(), *_how(study, about or {}), *_appendix(study)]
     write(folder, "steindiff bench", blocks)
 
@@ -51,20 +52,23 @@ def _facts(study: Study) -> list[Block]:
     """What was found, counted."""
     have, cells = len(study.results), len(list(study.config.cells()))
     failed = sum(bool(r.failure) for r in study.results.values())
+    text = f"{have} of {cells} cells have a result, {cells - have} are missing; {failed} of the results ended without numbers. "
+    reading: list[Block] = [Heading("How to read the numbers", 3), Bullets(notes("bench"))]
+    if not study.corrections:
+        return [Heading("What was found"), Text(text.strip()), *reading]
     at_cost = {cell: equal_cost(study, cell) for cell in study.corrected}
     short_of = sum(c for _, c in at_cost.values())
     rules = "; ".join(f"{short(c)} {_counts(study, HEADLINE, c)}" for c in study.corrections)
-    text = (
-        f"{have} of {cells} cells have a result, {cells - have} are missing; {failed} of the results ended without "
-        f"numbers. By {TITLES[HEADLINE]}, every corrected run against the plain run of the same solver, grid, NFE and "
-        f"seeds, {_ORDER}: {rules or 'no corrections'}; all together {_counts(study, HEADLINE)}. "
+    text += (
+        f"By {TITLES[HEADLINE]}, every corrected run against the plain run of the same solver, grid, NFE and "
+        f"seeds, {_ORDER}: {rules}; all together {_counts(study, HEADLINE)}. "
         "Against the plain run of the same solver that costs as many forward-equivalents, or the next fewer: "
         f"{counts(Counter(v for v, _ in at_cost.values()))}; in {short_of} of these every such plain run of the study "
         "costs at least two evaluations less."
     )
     counted = _counted(study, {cell: found for cell, (found, _) in at_cost.items()})
     blocks = [Heading("What was found"), Text(text), *counted, *map(Text, notes("bench gamma")), gamma_table(study)]
-    return [*blocks, Heading("How to read the numbers", 3), Bullets(notes("bench"))]
+    return [*blocks, *reading]
 
 
 def _counted(study: Study, at_cost: Mapping[Cell, Verdict]) -> list[Block]:
@@ -125,13 +129,16 @@ def _title(metric: str) -> str:
 def _described(bed: BedSummary | None) -> str:
     if bed is None:
         return "Not looked at yet."
-    kind = {"exact": "an exact law", "network": "a trained network"}.get(bed.kind, bed.kind)
+    kinds = {"exact": "an exact law", "network": "a trained network", "guided": "an exact law under guidance"}
+    kind = kinds.get(bed.kind, bed.kind)
     shape = "×".join(map(str, bed.event_shape))
     return f"{bed.name}: {kind}, shape {shape}, {bed.n_target} samples in the target. Reference: {bed.reference}."
 
 
 def _best(study: Study) -> list[Block]:
     """The fair question: does a correction beat the best that needs none?"""
+    if not study.corrections:
+        return []
     title = Heading("The best plain solver against the best corrected one")
     blocks: list[Block] = [title, *map(Text, notes("bench best"))]
     for bed, grid in study.places:
@@ -157,7 +164,7 @@ def _figures(study: Study) -> list[Block]:
 def _losses(study: Study) -> list[Block]:
     """Every cell where a correction hurts."""
     text = f"By {TITLES[HEADLINE]} at equal NFE: worse by more than two standard errors, or diverged."
-    blocks: list[Block] = [Heading("Losses, cell by cell"), Text(text)]
+    blocks: list[Block] = [Heading("Losses, cell by cell"), Text(text)] if study.corrections else []
     for rule in study.corrections:
         found = Counter(study.verdicts(HEADLINE, rule))
         title = f"{short(rule)}: {found['loss']} losses, {found['diverged']} diverged"

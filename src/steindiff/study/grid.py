@@ -25,6 +25,10 @@ AXES = 64
 """Principal axes of a pixel Fréchet distance where there are more pixels."""
 _PAPER = ("dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "heun")
 _FURTHER = ("ddim", "deis_3", "ipndm_3", "ipndm_4")
+_PLAIN = (
+    "ddim", "heun", "dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "deis_2", "deis_3", "deis_4", "ipndm_2", "ipndm_3", "ipndm_4",
+)  # fmt: skip
+_ON_LEVELS = ("ddim", "dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "deis_3", "ipndm_3", "ipndm_4")
 _RULES = ("none", "literal", "clamped", "analytical", "self_consistent", "fast_km", "energy", "energy_bands")
 _NFE = (5, 6, 8, 10, 12, 15, 20, 25)
 
@@ -211,6 +215,15 @@ PRESETS: dict[str, Config] = {
         n=256,
     ),
     "paper": Config(),
+    "universal": Config(
+        beds=("digits_mixture", "digits", "cifar10_mixture", "cifar10", "wine_mixture"),
+        solvers=(*_PLAIN, *(f"free({name})" for name in _ON_LEVELS), "universal"),
+        grids=("karras", "log_snr", "karras(rho=5)", "karras(rho=10)"),
+        nfe=(*range(1, 11), 12, 16, 20),
+        corrections=(PLAIN,),
+        n=256,
+        checked=64,
+    ),
     "full": Config(nfe=(3, 4, *_NFE), corrections=(*_RULES, "adaptive", "noise_consistent"), n=2048),
 }
 

@@ -40,7 +40,6 @@ from steindiff.study.grid import AXES, METRICS
 from steindiff.study.store import kept
 from steindiff.study.testbed import Testbed
 
-FINE_STEPS = 50
 _TARGET_SEED, _FLOOR_SEED = 1_000_000_000, 2_000_000_000
 _NEAR = ("precision", "recall", "coverage")
 
@@ -74,7 +73,7 @@ def references(bed: Testbed, seeds: Sequence[int], folder: Path | None = None, c
     def new() -> References:
         return _exact(bed, bed.law, seeds) if bed.law else _fine_runs(bed, seeds, checked)
 
-    how = {"steps": FINE_STEPS, "sigmas": (SIGMA_MIN, SIGMA_MAX), "checked": 0 if bed.law else checked}
+    how = {"steps": bed.fine_steps, "sigmas": (SIGMA_MIN, SIGMA_MAX), "checked": 0 if bed.law else checked}
     parts = {"bed": bed.digest, "first": seeds[0], "n": len(seeds), **how}
     return kept(folder and folder / "references", bed.name, parts, References, "they are made again", new)
 
@@ -98,14 +97,14 @@ def _noisy(law: ExactModel, count: int, seed: int) -> Tensor:
 
 
 def _fine_runs(bed: Testbed, seeds: Sequence[int], checked: int) -> References:
-    """A network's own samples by UniPC-3, the most accurate solver per evaluation on smooth networks."""
-    n, run, sigmas = len(seeds), partial(draw, solvers.make("unipc_3"), bed), grids.karras(FINE_STEPS)
+    """A denoiser's own samples by UniPC-3, the most accurate solver per evaluation on smooth networks."""
+    n, run, sigmas = len(seeds), partial(draw, solvers.make("unipc_3"), bed), grids.karras(bed.fine_steps)
     others = (range(first, first + n) for first in (_TARGET_SEED, _FLOOR_SEED))
     endpoints, target, floor = (run(sigmas, some).samples for some in (seeds, *others))
-    how = f"{n} of the network's own {FINE_STEPS}-step UniPC-3 samples, other seeds; flow by the same solver"
+    how = f"{n} of its own {bed.fine_steps}-step UniPC-3 samples, other seeds; flow by the same solver"
     if not checked:
         return References(endpoints, target, floor, how)
-    finer = run(grids.karras(2 * FINE_STEPS), seeds[:checked]).samples
+    finer = run(grids.karras(2 * bed.fine_steps), seeds[:checked]).samples
     error = endpoint_rmse(finer, endpoints[:checked]).value
     return References(endpoints, target, floor, f"{how}, off by about {error:.1e} RMS", error)
 
@@ -121,6 +120,11 @@ class Measures:
     def values(self) -> dict[str, Value]:
         """The numbers by metric."""
         return {name: s.value for name, s in self.statistics.items()}
+
+    @property
+    def spread(self) -> dict[str, Tensor]:
+        """What the standard error of a difference follows from, by metric."""
+        return {name: s.spread for name, s in self.statistics.items()}
 
 
 def changes(run: Measures, base: Measures) -> dict[str, Value]:

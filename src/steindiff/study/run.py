@@ -159,7 +159,7 @@ class _Part:
 def _summary(ruler: Ruler) -> BedSummary:
     bed, refs = ruler.bed, ruler.references
     how = "; ".join([refs.how, *(f"{', '.join(j.names)}: extractor {j.extractor.sha256[:16]}" for j in ruler.judges)])
-    floors, kind = ruler.measure(refs.floor, paired=False).values, "exact" if bed.law else "network"
+    floors, kind = ruler.measure(refs.floor, paired=False).values, "exact" if bed.law else bed.kind
     shown, perfect = _shown(bed, refs.endpoints), ruler.perfect.values
     return BedSummary(bed.name, kind, bed.event_shape, how, len(refs.target), floors, perfect, shown, refs.error)
 
@@ -168,9 +168,11 @@ def _result(cell: Cell, key: str, drawn: Drawn, measured: Measures | None, plain
     if measured is None or drawn.x is None:
         return Result(cell, key, 0, failure=drawn.failure, seconds=drawn.seconds)
     change = changes(measured, plain) if plain and cell.correction != PLAIN else {}
+    spread = measured.spread
     return Result(
         cell, key, len(drawn.x), measured.values, change, drawn.stats, drawn.trace, measured.spectrum, seconds=drawn.seconds,
         shown=_shown(ruler.bed, drawn.x), excess=changes(measured, ruler.perfect),
+        spread=torch.cat([torch.empty(0), *map(Tensor.float, spread.values())]), lengths={k: len(v) for k, v in spread.items()},
     )  # fmt: skip
 
 

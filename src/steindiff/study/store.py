@@ -4,6 +4,7 @@
 with a remedy, and never overwritten.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -110,6 +111,8 @@ class Result:
         spectrum: the log ratio of power to the target's by band, from low to high frequency.
         shown: the first images, uint8 (k, H, W, C); empty for points that are no images.
         excess: this run less the exact flow's end points, paired over seeds, by metric: what the few steps lose.
+        spread: `Paired.spread` of every metric, one after the other, float32.
+        lengths: how many of these numbers each metric has.
     """
 
     cell: Cell
@@ -124,6 +127,21 @@ class Result:
     seconds: float = 0.0
     shown: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
     excess: dict[str, Value] = field(default_factory=dict)
+    spread: Tensor = field(default_factory=lambda: torch.empty(0))
+    lengths: dict[str, int] = field(default_factory=dict)
+
+    def minus(self, other: "Result", metric: str) -> Value:
+        """This run less another of the same testbed and seeds, paired; as if independent where a run has no spread."""
+        a, b = self.values[metric], other.values[metric]
+        ours, theirs = self._spread_of(metric), other._spread_of(metric)
+        paired = 0 < len(ours) == len(theirs)
+        return Value(a.value - b.value, float((ours - theirs).norm()) if paired else math.hypot(a.se, b.se))
+
+    def _spread_of(self, metric: str) -> Tensor:
+        """Empty where there is none."""
+        names = list(self.lengths)
+        start = sum(self.lengths[name] for name in names[: names.index(metric)]) if metric in names else 0
+        return self.spread[start : start + self.lengths.get(metric, 0)].double()
 
 
 @dataclass(frozen=True)
@@ -131,7 +149,7 @@ class BedSummary:
     """What a report says of a testbed.
 
     Attributes:
-        kind: "exact" or "network".
+        kind: "exact", "network" or "guided".
         reference: how endpoints and target were made.
         floors: independent samples of the law, as many as a cell has, against the target.
         perfect: the reference flow's own end points against the target.

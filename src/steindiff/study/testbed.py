@@ -3,25 +3,35 @@
 Any denoiser makes a testbed: `Testbed(name, denoiser, event_shape, digest)`.
 """
 
+import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from steindiff import models
-from steindiff.analytic import ExactModel, GaussianMixture
-from steindiff.denoisers import Denoiser
+from steindiff.analytic import ExactModel, Gaussian, GaussianMixture
+from steindiff.denoisers import Denoiser, Guided
 from steindiff.divergence import Choice, choose
+from steindiff.errors import InputError, require
 from steindiff.grids import SIGMA_MAX
 from steindiff.io.files import digest
 from steindiff.models.datasets import load_digits
-from steindiff.noise import initial_noise
+from steindiff.noise import initial_noise, mix
+from steindiff.schedules import VE, Schedule
 from steindiff.solvers import Setting
 from steindiff.study.store import kept
 
 REPEATS = 10
 """Timings of a derivative and of a forward, in turns; the least of each counts."""
+FINE_STEPS, GUIDED_STEPS = 50, 200
+"""Steps of the fine runs of a network, and of a guided law, whose flow is less smooth."""
+GUIDED = tuple(f"digits_guided_{w}" for w in (1, 2, 3, 5, 8))
+"""Guided testbeds; another scale in the place of these makes another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +43,8 @@ class Testbed:
         digest: a hash of all that determines the denoiser; results are kept under it.
         device: where the denoiser computes; it changes speed and rounding only.
         conditioned: gives the denoiser for images of these seeds, where they have classes; None where one serves all.
+        fine_steps: steps of the fine runs that stand for the flow of a denoiser whose law is not known.
+        kind: what a report calls the denoiser where its law is not known: network or guided.
     """
 
     name: str
@@ -41,6 +53,8 @@ class Testbed:
     digest: str
     device: str = "cpu"
     conditioned: Callable[[Sequence[int]], Denoiser] | None = None
+    fine_steps: int = FINE_STEPS
+    kind: str = "network"
 
     @property
     def law(self) -> ExactModel | None:
@@ -64,15 +78,19 @@ class Testbed:
 
 def names() -> tuple[str, ...]:
     """The testbeds that are always there."""
-    return ("digits_mixture", *models.names())
+    return ("digits_mixture", "wine_mixture", *models.names(), *GUIDED)
 
 
 def make(name: str, device: str = "cpu") -> Testbed:
     """The testbed of a name or of a model file. Raises InputError as `models.load`."""
+    # Keys are of the data and the recipe, since the fitted numbers' last digits depend on the machine and its threads.
     if name == "digits_mixture":
-        # The key is of the data and the recipe, since the fitted numbers' last digits depend on the machine and its threads.
-        key = digest(law=name, version=1, data=[part.sha256 for part in load_digits()])
-        return Testbed(name, digits_mixture().to(torch.float32, device), (1, 8, 8), key, device)
+        return Testbed(name, digits_mixture().to(torch.float32, device), (1, 8, 8), _digits_key(name), device)
+    if name == "wine_mixture":
+        key = digest(law=name, version=1, data=hashlib.sha256(_wine()[0].numpy().tobytes()).hexdigest())
+        return Testbed(name, wine_mixture().to(torch.float32, device), (13,), key, device)
+    if scale := re.fullmatch(r"digits_guided_(\d+(?:\.\d+)?)", name):
+        return guided(name, digits_mixture().to(torch.float32, device), float(scale[1]), _digits_key("digits_guided"))
     model = models.load(name, device=device)
     return Testbed(model.name, model.denoiser, model.event_shape, digest(file=model.sha256), device)
 
@@ -82,10 +100,72 @@ def digits_mixture() -> GaussianMixture:
     parts = load_digits()
     pixels = torch.cat([part.points() for part in parts]).double().flatten(1)
     labels = torch.cat([part.labels for part in parts if part.labels is not None])
-    groups = [pixels[labels == c] for c in range(10)]
+    return _by_class(pixels, labels, (1, 8, 8), 0.01)
+
+
+def wine_mixture() -> GaussianMixture:
+    """One Gaussian per class of scikit-learn's wine data, each coordinate of deviation 0.5, covariances + 0.01·0.25."""
+    points, labels = _wine()
+    return _by_class(0.5 * (points - points.mean(0)) / points.std(0), labels, (13,), 0.0025)
+
+
+def guided(name: str, mixture: GaussianMixture, scale: float, key: str) -> Testbed:
+    """A mixture guided to the component that a seed names: D + w (D_c − D), exact, classes mixed in every batch.
+
+    Its own law is not known; the flow is that of fine runs of the guided denoiser.
+    """
+    parts = zip(mixture.means, mixture.covariances, strict=True)
+    laws = tuple(Gaussian(mean, covariance) for mean, covariance in parts)
+
+    def conditioned(seeds: Sequence[int]) -> Denoiser:
+        labels = torch.tensor([mix(seed) % len(laws) for seed in seeds])
+        return Guided(OfClasses(laws, labels, mixture.sigma_data), mixture, scale)
+
+    whole = Guided(mixture, mixture, scale)  # it says σ_data and the scale; images have classes
+    key = digest(law=key, guidance=scale)
+    return Testbed(name, whole, mixture.event_shape, key, str(mixture.device), conditioned, GUIDED_STEPS, "guided")
+
+
+@dataclass(frozen=True, eq=False)
+class OfClasses:
+    """A denoiser whose image i has the law of label i; `sigma_data` is that of all classes together."""
+
+    laws: tuple[Gaussian, ...]
+    labels: Tensor
+    sigma_data: float
+    schedule: ClassVar[Schedule] = VE()
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """D(x, sigma), each image by its own law. Raises InputError for another number of images than labels."""
+        require(len(x) == len(self.labels), "need an image for each label", images=len(x), labels=len(self.labels))
+        order = self.labels.argsort(stable=True)
+        classes, counts = self.labels.unique(return_counts=True)
+        rows = zip(classes.tolist(), order.split(counts.tolist()), strict=True)
+        parts = [self.laws[c](x[i], sigma[i] if sigma.ndim else sigma) for c, i in rows]
+        return torch.cat(parts)[order.argsort()]
+
+
+def _digits_key(name: str) -> str:
+    return digest(law=name, version=1, data=[part.sha256 for part in load_digits()])
+
+
+def _wine() -> tuple[Tensor, Tensor]:
+    """The points, (178, 13) float64, and their classes."""
+    try:
+        from sklearn.datasets import load_wine
+    except ModuleNotFoundError as error:
+        raise InputError("the wine data are scikit-learn's: pip install 'steindiff[metrics]'") from error
+    bunch = load_wine()
+    return torch.from_numpy(bunch.data), torch.from_numpy(bunch.target)
+
+
+def _by_class(points: Tensor, labels: Tensor, shape: tuple[int, ...], ridge: float) -> GaussianMixture:
+    """One Gaussian per class of points (n, d), its covariance + ridge."""
+    groups = [points[labels == c] for c in range(int(labels.max()) + 1)]
     weights = torch.tensor([len(g) for g in groups], dtype=torch.float64)
-    covariances = torch.stack([g.T.cov() + 0.01 * torch.eye(64, dtype=torch.float64) for g in groups])
-    means = torch.stack([g.mean(0) for g in groups]).reshape(10, 1, 8, 8)
+    identity = torch.eye(points.shape[1], dtype=torch.float64)
+    covariances = torch.stack([g.T.cov() + ridge * identity for g in groups])
+    means = torch.stack([g.mean(0) for g in groups]).reshape(len(groups), *shape)
     return GaussianMixture(weights / weights.sum(), means, covariances)
 
 

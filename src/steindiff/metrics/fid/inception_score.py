@@ -7,13 +7,14 @@ parts hold the same seeds, and differences are taken part by part.
 Source: Salimans et al., "Improved techniques for training GANs" (2016), section 4.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from steindiff.errors import require
-from steindiff.metrics.values import Paired, Value
+from steindiff.metrics.values import Paired, Value, centred
 
 TOLERANCE = 1e-3
 """By which class probabilities may miss a sum of one: networks in half precision do."""
@@ -30,6 +31,11 @@ class InceptionScore(Paired):
     def value(self) -> Value:
         """Their mean and its standard error; papers state the standard deviation, √splits times larger."""
         return Value(float(self.scores.mean()), float(self.scores.std()) / len(self.scores) ** 0.5)
+
+    @property
+    def spread(self) -> Tensor:
+        """(score − mean)/√(splits (splits−1))."""
+        return centred(self.scores) / math.sqrt(len(self.scores) * (len(self.scores) - 1))
 
 
 def inception_score(probabilities: Tensor, splits: int = 10) -> InceptionScore:
