@@ -5,6 +5,12 @@ import math
 import runpy
 from pathlib import Path
 
+import pytest
+import torch
+from recipes import pages
+
+import steindiff as sd
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -55,6 +61,36 @@ def test_a_solver_of_ones_own_is_of_second_order(capsys):
 def test_the_testbed_of_ones_own_stands_on_the_page_too():
     text = (ROOT / "examples" / "own_testbed.py").read_text()
     assert text.split('"""', 2)[2].strip() in (ROOT / "docs" / "extending.md").read_text()
+
+
+@pytest.mark.parametrize("path", pages.pages())
+def test_generated_numbers_are_those_of_the_shipped_tables(path):
+    assert path.read_text() == pages.pages()[path], "python -m recipes.pages brings the page up to date"
+
+
+def test_twenty_lines_stand_alone_and_on_the_page(capsys):
+    path = ROOT / "examples" / "twenty_lines.py"
+    runpy.run_path(str(path), run_name="__main__")
+    found = [float(v) for v in capsys.readouterr().out.split("[")[1].split("]")[0].split(",")]
+    assert found == pytest.approx([0.50, 0.44], abs=0.04)
+    body = path.read_text().split('"""', 2)[2].strip()
+    assert "steindiff" not in body
+    assert body in (ROOT / "docs" / "universal.md").read_text()
+    assert len([line for line in body.splitlines() if line and '"""' not in line]) <= 20
+
+
+@pytest.mark.parametrize("nfe", pages.COUNTS)
+def test_the_printed_tables_end_where_the_solver_ends(nfe, capsys):
+    printed, example = {}, runpy.run_path(str(ROOT / "examples" / "twenty_lines.py"))
+    exec((ROOT / "docs" / "universal.md").read_text().split("<!-- coefficients -->\n```python")[1].split("```")[0], printed)
+    x, denoiser = torch.randn(64, 2, generator=torch.Generator().manual_seed(1)), example["denoiser"]
+    if nfe == pages.SHOWN:
+        assert example["STEPS"] == printed["TABLES"][nfe]
+    example["sample"].__globals__["STEPS"] = printed["TABLES"][nfe]
+    calls = sd.denoisers.Counter(denoiser)
+    ours = sd.sample("universal", denoiser, 80 * x, nfe=nfe)
+    torch.testing.assert_close(example["sample"](calls, x, 0.5), ours.x, rtol=0, atol=1e-5)
+    assert calls.calls == ours.stats.nfe == nfe
 
 
 def test_readme_names_only_what_exists():

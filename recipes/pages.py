@@ -1,0 +1,154 @@
+"""Rewrites what the pages show of files that other programs make, so that no number is copied by hand.
+
+The universal tables in docs/universal.md and examples/twenty_lines.py, from the shipped file:
+
+    python -m recipes.pages
+
+The tables of README.md and docs/correction.md and their pictures too, from a run of `make demo`:
+
+    python -m recipes.pages --demo outputs/demo
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from recipes.command import command
+from steindiff.errors import InputError
+from steindiff.io.files import write_text
+from steindiff.report.blocks import Table
+from steindiff.report.markdown import markdown
+from steindiff.solvers import table_files, universal
+
+ROOT = Path(__file__).parents[1]
+PAGE, EXAMPLE = ROOT / "docs" / "universal.md", ROOT / "examples" / "twenty_lines.py"
+RUNG, COUNTS = 160.0, (3, 4, 5, 6, 7, 8)
+"""The rung and the numbers of evaluations of the tables that are printed."""
+SHOWN = 5
+"""The number of evaluations in the example."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    demo: Annotated[Path | None, "the folder of a finished demo, for its tables and pictures"] = None
+
+
+def pages() -> dict[Path, str]:
+    """The texts of the pages that show universal tables, as the shipped file wants them."""
+    example = _example(EXAMPLE.read_text(encoding="utf-8"))
+    text = PAGE.read_text(encoding="utf-8")
+    for name, body in {
+        "coefficients": _python("TABLES = {\n" + "".join(f"    {n}: [\n{_steps(n, ' ' * 8)}    ],\n" for n in COUNTS) + "}"),
+        "example": _python(example.split('"""', 2)[2].strip()),
+        "levels": markdown([_levels()]),
+        "rungs": markdown([_rungs()]),
+        "family": markdown([_family()]),
+    }.items():
+        text = block(text, name, body)
+    return {PAGE: text, EXAMPLE: example}
+
+
+def block(text: str, name: str, body: str) -> str:
+    """The text with another body between `<!-- name -->` and `<!-- end of name -->`. Raises InputError without these marks."""
+    start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise InputError(f"the page needs the marks {start.strip()} and {end} once each: put them where the block belongs")
+    before, rest = text.split(start)
+    return before + start + body.strip() + "\n" + end + rest.split(end)[1]
+
+
+def _python(code: str) -> str:
+    return f"```python\n{code}\n```"
+
+
+def _entry(nfe: int, rung: float = RUNG) -> table_files.Entry:
+    return universal.shipped()[rung, nfe]
+
+
+def _short(value: float) -> str:
+    """Six digits: end states then agree with the file's to 1e-5."""
+    return repr(float(f"{value:.6g}"))
+
+
+def _steps(nfe: int, indent: str) -> str:
+    """A step a line: told level, weight of the state, weights of the values; the free step has the level where it starts."""
+    solver, _ = _entry(nfe)
+    rows = zip(solver.levels, solver.told, solver.rows, strict=False)
+    lines = (f"({_short(q * s)}, {_short(row.a)}, [{', '.join(map(_short, row.values))}])," for s, q, row in rows)
+    return "".join(f"{indent}{line}\n" for line in lines)
+
+
+def _example(text: str) -> str:
+    """The example with the numbers of its table."""
+    found, count = re.subn(r"^(STEPS = \[.*\n)(?:    \(.*\n)*\]", rf"\g<1>{_steps(SHOWN, '    ')}]", text, flags=re.MULTILINE)
+    if count != 1:
+        raise InputError(f"{EXAMPLE} assigns STEPS {count} times: need one such assignment")
+    return found
+
+
+def _levels() -> Table:
+    """Where the tables go, and what they tell the network there."""
+    rows = list[tuple[str, ...]]()
+    for nfe in COUNTS:
+        solver, report = _entry(nfe)
+        levels, told = ", ".join(f"{s:.3g}" for s in solver.levels), solver.told[1:]
+        scores = (f"{report['scores'][name]:.2g}" for name in ("median", "worst"))
+        rows.append((f"{nfe}", levels, f"{min(told):.2f} to {max(told):.2f}", *scores))
+    return Table(("N", "levels σ_i/σ_data", "told/nominal", "error on new random laws, median", "worst"), tuple(rows))
+
+
+def _rungs() -> Table:
+    """For which first levels and numbers of evaluations there are tables."""
+    known = sorted(universal.shipped())
+    rungs = dict.fromkeys(rung for rung, _ in known)
+    rows = [(f"{rung:g}", f"{0.5 * rung:g}", _spans([n for r, n in known if r == rung])) for rung in rungs]
+    return Table(("first level, in units of σ_data", "σ_max at σ_data = 0.5", "N"), tuple(rows))
+
+
+def _spans(numbers: list[int]) -> str:
+    """Whole numbers in ascending order, runs of them as ranges.
+
+    Example:
+        >>> _spans([1, 2, 3, 5])
+        '1–3, 5'
+    """
+    spans = list[list[int]]()
+    for n in numbers:
+        if spans and n == spans[-1][1] + 1:
+            spans[-1][1] = n
+        else:
+            spans.append([n, n])
+    return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in spans)
+
+
+_RANGES = {
+    "dims": "coordinates",
+    "clusters": "clusters",
+    "leading": "exponent of the spectrum before its break",
+    "tail": "exponent after it",
+    "between": "share of the variance between clusters",
+    "spread": "spread of the logarithm of a variance, coordinate by coordinate",
+    "sizes": "the same for a whole cluster",
+    "scale": "standard deviation of a coordinate, in units of σ_data",
+}
+
+
+def _family() -> Table:
+    """The ranges that the random laws come from."""
+    family = _entry(SHOWN)[1]["family"]
+    ranges = ((text, dict.fromkeys(family[name])) for name, text in _RANGES.items())
+    rows = [(text, " to ".join(f"{v:g}" for v in ends)) for text, ends in ranges]
+    return Table(("a random law's", "range"), tuple(rows))
+
+
+@command
+def main(options: Options) -> None:
+    """Write the pages."""
+    for path, text in pages().items():
+        write_text(path, text)
+        print(path.relative_to(ROOT))
