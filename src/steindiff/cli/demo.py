@@ -1,4 +1,4 @@
-"""`steindiff demo`: base and corrected solvers side by side, in a few minutes.
+"""`steindiff demo`: the universal solver at few evaluations, and the paper's correction, in a few minutes.
 
 Examples:
   steindiff demo --outdir outputs/demo
@@ -14,11 +14,14 @@ from steindiff.cli.options import ReportFolder
 
 def demo_command(
     outdir: ReportFolder = Path("outputs/demo"),
-    nfe: Annotated[int, typer.Option(help="Every run spends this many network evaluations.", min=2)] = 5,
-    samples: Annotated[int, typer.Option(help="Images in a run; more of them give smaller standard errors.", min=64)] = 512,
+    nfe: Annotated[int, typer.Option(help="Every run of the correction spends this many network evaluations.", min=2)] = 5,
+    samples: Annotated[int, typer.Option(help="Images in a run; more of them give smaller standard errors.", min=64)] = 256,
     seed: Annotated[int, typer.Option(help="Image i comes from this seed plus i.", min=0)] = 0,
 ) -> None:
-    """Compare base and corrected solvers on both embedded models, from the same seeds: pictures, gammas and a table."""
+    """Compare the universal solver with plain ones, and corrected solvers with plain ones, on the embedded models.
+
+    All runs are from the same seeds. There are tables, pictures, and the gammas of the corrections.
+    """
     from steindiff.report import console
     from steindiff.report.demo import write_report
     from steindiff.study.demo import run_demo

@@ -6,28 +6,76 @@ from pathlib import Path
 
 from rich.console import Console
 
-from steindiff.metrics import Value
 from steindiff.report import show, write
-from steindiff.report.blocks import Block, Bullets, Figure, Heading, Markup, Table, Text, notes
+from steindiff.report.blocks import Block, Bullets, Figure, Heading, Markup, Strips, Table, Text, notes
 from steindiff.report.figures import Line, Panel, charts, strips
 from steindiff.report.palette import COLOURS
 from steindiff.study.compare import Study
-from steindiff.study.demo import verdict, worth
+from steindiff.study.demo import Demo, best_plain, excess, universal, verdict, worth
 from steindiff.study.grid import PLAIN, TWICE, Cell
 from steindiff.study.store import BedSummary, Result
 
 _LABELS = {PLAIN: "plain", "literal": "Eq. 11 as printed", "clamped": "Eq. 11, γ ≤ 1", TWICE: "plain, twice the NFE"}
 _COLUMNS = ("solver", "correction", "NFE", "fwd-eq.", "energy distance", "excess", "Fréchet", "endpoint RMSE", "verdict")
+_FEW = (
+    "model", "NFE", "endpoint RMSE: best plain", "endpoint RMSE: universal", "nearer by", "excess: best plain",
+    "excess: universal",
+)  # fmt: skip
+_PICTURED = 2
+"""So many of the numbers of evaluations are in a picture, the lowest: five rows with the exact flow's."""
 
 
-def write_report(folder: Path, study: Study, console: Console) -> None:
+def write_report(folder: Path, demo: Demo, console: Console) -> None:
     """Write report.md, report.html and the pictures; print the tables and what they show. Raises as `report.write`."""
+    study, few = demo.paper, [Text(_taken(demo)), few_table(demo)]
+    first = Heading("The universal solver at few evaluations")
+    second = Heading(f"The paper's correction, {study.config.nfe[0]} evaluations")
     tables = [block for bed in study.beds.values() for block in _tables(study, bed)]
-    findings: list[Block] = [Heading("What this shows"), Bullets(tuple(_findings(study)))]
-    show(console, [*tables, *findings])
-    title = f"steindiff demo: {study.config.nfe[0]} network evaluations, {study.config.n} images per run, same seeds"
+    findings: list[Block] = [Heading("What the corrections do"), Bullets(tuple(_findings(study)))]
+    show(console, [first, *few, second, *tables, *findings])
+    title = f"steindiff demo: {study.config.n} images per run, same seeds"
+    pictures = [_picture(study, bed) for study in demo.few for bed in study.beds.values()]
     gammas = (Heading("γ per step"), _gammas(study))
-    write(folder, title, [*tables, *gammas, *findings, Heading("How to read the numbers"), Bullets(notes("demo"))])
+    meaning = (Heading("How to read the numbers"), Bullets(notes("demo")))
+    write(folder, title, [first, *few, *pictures, second, *tables, *gammas, *findings, *meaning])
+
+
+def few_table(demo: Demo) -> Table:
+    """The universal solver against the best plain one, which is another for each metric, a row for each model and NFE."""
+    rows = list[tuple[str, ...]]()
+    for study in demo.few:
+        for bed, nfe in ((bed, nfe) for bed in study.beds for nfe in study.nfe):
+            plain, ours = best_plain(study, bed, nfe, "endpoint"), universal(study, bed, nfe)
+            ends = worth(plain, "endpoint"), worth(ours, "endpoint")
+            distances = ["–", "–"]
+            if "energy" in study.config.metrics:
+                nearest = best_plain(study, bed, nfe, "excess")
+                distances = [f"{excess(nearest)} ({_named(nearest)})", str(excess(ours))]
+            factor = f"{ends[0].value / ends[1].value:.1f}×"
+            rows.append((bed, f"{nfe}", f"{ends[0]} ({_named(plain)})", str(ends[1]), factor, *distances))
+    return Table(_FEW, tuple(rows))
+
+
+def _taken(demo: Demo) -> str:
+    """What ran, in one line."""
+    return f'steindiff.sample("auto", denoiser, noise, nfe=N) takes: {"; ".join(demo.taken)}.'
+
+
+def _named(result: Result) -> str:
+    return f"{result.cell.solver}, {result.cell.grid}"
+
+
+def _picture(study: Study, bed: BedSummary) -> Strips:
+    """The same seeds by the best plain solver and the universal one, and where the exact flow takes them."""
+    runs = [
+        (f"{name}, {nfe} evaluations", result)
+        for nfe in study.nfe[:_PICTURED]
+        for plain in (best_plain(study, bed.name, nfe, "endpoint"),)
+        for name, result in ((f"best plain ({plain.cell.solver})", plain), ("universal", universal(study, bed.name, nfe)))
+    ]
+    images = [(label, [result.shown.numpy() if len(result.shown) else None]) for label, result in runs]
+    caption = f"{bed.name}: the best plain solver, the universal one, and the exact flow; one column per seed"
+    return strips(bed.name, caption, ("",), [*images, ("exact flow", [bed.shown.numpy()])])
 
 
 def _tables(study: Study, bed: BedSummary) -> list[Block]:
@@ -35,17 +83,16 @@ def _tables(study: Study, bed: BedSummary) -> list[Block]:
     results = [study.results[cell] for cell in study.config.cells() if cell.bed == bed.name]
     images = [(f"{r.cell.solver}, {_LABELS[r.cell.correction]}", [r.shown.numpy() if len(r.shown) else None]) for r in results]
     images.append(("reference flow", [bed.shown.numpy()]))
-    picture = strips(bed.name, f"samples of {bed.name}, one column per seed", ("",), images)
+    picture = strips(f"correction-{bed.name}", f"samples of {bed.name}, one column per seed", ("",), images)
     perfect = (bed.perfect["energy"], "0", bed.perfect["frechet"], f"{bed.error:.1e} (est.)")
     rows = [*(_row(study, result) for result in results), ("reference flow", "", "", "", *map(str, perfect), "floor")]
-    return [Heading(bed.name), Text(f"Reference: {bed.reference}."), picture, Table(_COLUMNS, tuple(rows))]
+    return [Heading(bed.name, 3), Text(f"Reference: {bed.reference}."), picture, Table(_COLUMNS, tuple(rows))]
 
 
 def _row(study: Study, result: Result) -> tuple[str, ...]:
     cell, stats = result.cell, result.stats
     cost = (f"{stats['nfe']:g}", f"{stats['forward_equivalents']:.1f}") if stats else ("–", "–")
-    excess = result.excess.get("energy", Value(math.inf, math.nan))
-    numbers = (worth(result, "energy"), excess, worth(result, "frechet"), worth(result, "endpoint"))
+    numbers = (worth(result, "energy"), excess(result), worth(result, "frechet"), worth(result, "endpoint"))
     return cell.solver, _LABELS[cell.correction], *cost, *map(str, numbers), verdict(study, cell)
 
 
