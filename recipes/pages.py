@@ -12,6 +12,7 @@ The tables of README.md and docs/correction.md and their pictures too, from a ru
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +28,13 @@ ROOT = Path(__file__).parents[1]
 PAGE, EXAMPLE = ROOT / "docs" / "universal.md", ROOT / "examples" / "twenty_lines.py"
 RUNG, COUNTS = 160.0, (3, 4, 5, 6, 7, 8)
 """The rung and the numbers of evaluations of the tables that are printed."""
+DEMO = {
+    ROOT / "README.md": ("The universal solver at few evaluations",),
+    ROOT / "docs" / "correction.md": ("The paper's correction", "What the corrections do"),
+}
+"""The sections of a demo's report by the page that shows them."""
+PICTURES = ("cifar10", "cifar10_mixture", "digits", "correction-digits", "gamma")
+_PICTURE = re.compile(r"!\[.*?\]\(.*?\)\n\n.*\n")
 SHOWN = 5
 """The number of evaluations in the example."""
 
@@ -64,6 +72,22 @@ def block(text: str, name: str, body: str) -> str:
 
 def _python(code: str) -> str:
     return f"```python\n{code}\n```"
+
+
+def shown(folder: Path) -> dict[Path, str]:
+    """The texts of the pages that show a demo's report. Raises InputError where the folder holds no such report."""
+    try:
+        report = (folder / "report.md").read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{folder} holds no finished demo ({error}): run make demo") from error
+    sections = {head.split(",")[0]: body for head, _, body in (s.partition("\n") for s in report.split("\n## ")[1:])}
+    found = dict[Path, str]()
+    for path, names in DEMO.items():
+        if missing := [name for name in names if name not in sections]:
+            raise InputError(f"{folder / 'report.md'} has no section {missing[0]!r}: run make demo of this version")
+        body = "\n\n".join(_PICTURE.sub("", sections[name]).strip() for name in names)
+        found[path] = block(path.read_text(encoding="utf-8"), "demo", body)
+    return found
 
 
 def _entry(nfe: int, rung: float = RUNG) -> table_files.Entry:
@@ -149,6 +173,11 @@ def _family() -> Table:
 @command
 def main(options: Options) -> None:
     """Write the pages."""
-    for path, text in pages().items():
+    texts = pages()
+    if options.demo is not None:
+        texts |= shown(options.demo)
+        for name in PICTURES:
+            shutil.copyfile(options.demo / f"{name}.png", ROOT / "docs" / "images" / f"{name}.png")
+    for path, text in texts.items():
         write_text(path, text)
         print(path.relative_to(ROOT))

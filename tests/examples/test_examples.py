@@ -18,10 +18,23 @@ def test_quickstart_runs_and_is_the_one_in_the_readme(capsys):
     path = ROOT / "examples" / "quickstart.py"
     runpy.run_path(str(path), run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
+    assert all("5 evaluations" in line for line in lines)
+    *plain, auto = [float(line.split("RMSE to the exact flow ")[1].split(":")[0]) for line in lines]
+    assert len(plain) == 3
+    assert 0 < auto < min(plain)
+    assert lines[-1].endswith("universal table of 5 evaluations")
+    body = path.read_text().split('"""', 2)[2].strip()
+    assert body in (ROOT / "README.md").read_text()
+
+
+def test_the_corrected_run_is_the_one_in_the_docs(capsys):
+    path = ROOT / "examples" / "corrected.py"
+    runpy.run_path(str(path), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6
     assert "5 NFE" in lines[-1]
     body = path.read_text().split('"""', 2)[2].strip()
-    assert body in (ROOT / "README.md").read_text()
+    assert body in (ROOT / "docs" / "correction.md").read_text()
 
 
 def test_a_testbed_of_ones_own_runs_and_is_the_one_in_the_docs(tmp_path, capsys, monkeypatch):
