@@ -34,7 +34,7 @@ DEMO = {
 }
 """The sections of a demo's report by the page that shows them."""
 PICTURES = ("cifar10", "cifar10_mixture", "digits", "correction-digits", "gamma")
-_PICTURE = re.compile(r"!\[.*?\]\(.*?\)\n\n.*\n")
+_PICTURE = re.compile(r"!\[.*?\]\(.*?\)\n\n.*\n+")
 SHOWN = 5
 """The number of evaluations in the example."""
 

@@ -1,27 +1,78 @@
 """The demo, small: every cell is there, the report holds the numbers of results.json, and its sentences follow from them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from recipes import pages
 from rich.console import Console
 
+from steindiff.errors import InputError
 from steindiff.report.demo import write_report
-from steindiff.study.demo import MODELS, RUNS, SOLVERS, run_demo
+from steindiff.study import demo
+
+MODELS, STRONG = ("digits", "cifar10_mixture"), ("dpmpp_2m", "ipndm_4")
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    study = run_demo(folder, nfe=5, samples=64, first_seed=100)
+    with pytest.MonkeyPatch.context() as patch:  # the larger network and all solvers would take minutes
+        for name, value in {"MODELS": ("digits",), "LARGER": ("cifar10_mixture",), "STRONG": STRONG}.items():
+            patch.setattr(demo, name, value)
+        found = demo.run_demo(folder, nfe=5, samples=64, first_seed=100)
     with open(folder / "console.txt", "w") as file:
-        write_report(folder, study, Console(file=file, width=200))
+        write_report(folder, found, Console(file=file, width=200))
     return folder
 
 
+def _cells(folder, of_auto=False):
+    """The cells of the paper's study, or those of the first one, which come before them."""
+    cells = json.loads((folder / "results.json").read_text())
+    first = len(MODELS) * len(demo.FEW) * (1 + len(STRONG) * len(demo.GRIDS))
+    return cells[:first] if of_auto else cells[first:]
+
+
+def test_every_cell_of_auto_and_of_the_strong_solvers_is_measured(report):
+    cells = _cells(report, of_auto=True)
+    plain = {(m, s, g, n) for m in MODELS for s in STRONG for g in demo.GRIDS for n in demo.FEW}
+    ours = {(m, "auto", "own", n) for m in MODELS for n in demo.FEW}
+    assert {(c["model"], c["solver"], c["grid"], c["nfe"]) for c in cells} == plain | ours
+    for cell in cells:
+        assert cell["stats"]["nfe"] == cell["stats"]["forward_equivalents"] == cell["nfe"]
+        assert 0 < cell["endpoint"]["value"] < 2
+        assert ("energy" in cell) == (cell["model"] == "digits")
+
+
+def test_the_table_has_the_best_plain_solver_and_how_much_nearer_auto_is(report):
+    cells, text, factors = _cells(report, of_auto=True), (report / "report.md").read_text(), []
+    for model in MODELS:
+        for nfe in demo.FEW:
+            of = [c for c in cells if (c["model"], c["nfe"]) == (model, nfe)]
+            best = min((c for c in of if c["solver"] != "auto"), key=lambda c: c["endpoint"]["value"])
+            (ours,) = (c for c in of if c["solver"] == "auto")
+            factors.append(best["endpoint"]["value"] / ours["endpoint"]["value"])
+            theirs, own = (f"{c['endpoint']['value']:.4f} ± {c['endpoint']['se']:.4f}" for c in (best, ours))
+            assert f"| {model} | {nfe} | {theirs} ({best['solver']}, {best['grid']}" in text
+            assert f") | {own} | {factors[-1]:.1f}× |" in text
+    said = f"in {sum(f > 1 for f in factors)} of 6 rows: {min(factors):.1f} to {max(factors):.1f} times as near"
+    assert said in text
+    assert said in (report / "console.txt").read_text()
+    assert min(factors[3:]) > 1, "the universal table is known to win on the mixture"
+
+
+def test_the_report_says_what_auto_took(report):
+    line = next(line for line in (report / "report.md").read_text().splitlines() if line.startswith("steindiff.sample"))
+    assert all(f"universal table of {n} evaluations" in line for n in demo.FEW)
+    assert "cifar10_mixture" in line
+
+
 def test_every_cell_is_measured(report):
-    cells = json.loads((report / "results.json").read_text())
-    assert {(c["model"], c["solver"], c["run"]) for c in cells} == {(m, s, r) for m in MODELS for s in SOLVERS for r in RUNS}
+    cells = _cells(report)
+    assert {(c["model"], c["solver"], c["run"]) for c in cells} == {
+        (m, s, r) for m in MODELS for s in demo.SOLVERS for r in demo.RUNS
+    }
     plain = {(c["model"], c["solver"]): c["endpoint"]["value"] for c in cells if c["run"] == "plain"}
     for cell in cells:
         assert cell["verdict"] in ("", "better", "worse", "within noise", "diverged")
@@ -31,7 +82,7 @@ def test_every_cell_is_measured(report):
             assert 0 < cell["energy"]["se"] < 10
             assert 0 < cell["endpoint"]["value"] < 2
         if cell["run"] == "plain_double":
-            assert cell["stats"]["nfe"] == 10
+            assert cell["stats"]["nfe"] == cell["nfe"] == 10
             assert cell["endpoint"]["value"] < plain[cell["model"], cell["solver"]]
         if cell["run"] == "clamped":
             assert max(t["gamma"] for t in cell["trace"]) <= 1
@@ -40,8 +91,7 @@ def test_every_cell_is_measured(report):
 
 
 def test_the_report_says_where_the_printed_rule_diverges(report):
-    cells = json.loads((report / "results.json").read_text())
-    text = (report / "report.md").read_text()
+    cells, text = _cells(report), (report / "report.md").read_text()
     plain = {(c["model"], c["solver"]): c["endpoint"]["value"] for c in cells if c["run"] == "plain"}
     diverged = [
         c for c in cells
@@ -53,17 +103,30 @@ def test_the_report_says_where_the_printed_rule_diverges(report):
     for name in MODELS:
         assert f"## {name}" in text
         assert (report / f"{name}.png").stat().st_size > 10_000
+        assert (report / f"correction-{name}.png").stat().st_size > 10_000
     assert (report / "gamma.png").stat().st_size > 5_000
     assert json.loads((report / "run.json").read_text())["config"]["nfe"] == 5
     assert "reference flow" in (report / "console.txt").read_text()
 
 
+def test_the_pages_take_the_tables_of_the_report(report, tmp_path):
+    text = (report / "report.md").read_text()
+    readme, correction = (found for found in pages.shown(report).values())
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len([row for row in rows if row in readme]) == 1 + 2 * len(demo.FEW) + 1  # with the columns, and one rule
+    assert all(row in correction for row in rows if "Eq. 11" in row)
+    assert "![" not in correction.split("<!-- demo -->")[1].split("<!-- end of demo -->")[0]
+    with pytest.raises(InputError, match="make demo"):
+        pages.shown(tmp_path)
+
+
 def test_the_same_seeds_give_the_same_numbers(report, tmp_path, monkeypatch):
     torch.manual_seed(123)  # the global generator must not matter
-    monkeypatch.setattr("steindiff.study.demo.MODELS", ("digits",))
-    run_demo(tmp_path, nfe=5, samples=64, first_seed=100)
-    first, second = (json.loads((f / "results.json").read_text()) for f in (report, tmp_path))
-    assert len(second) == len(SOLVERS) * len(RUNS)
+    *_, paper = demo._configs(5, 64, 100)
+    monkeypatch.setattr(demo, "_configs", lambda *_: (replace(paper, beds=("digits",)),))
+    demo.run_demo(tmp_path, nfe=5, samples=64, first_seed=100)
+    first, second = _cells(report), json.loads((tmp_path / "results.json").read_text())
+    assert len(second) == len(demo.SOLVERS) * len(demo.RUNS)
     for a, b in zip(first, second, strict=False):
         if a["run"] != "literal":  # a diverging run amplifies the last bit
             assert a["energy"]["value"] == pytest.approx(b["energy"]["value"], rel=1e-3)

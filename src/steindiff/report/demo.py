@@ -1,6 +1,7 @@
 """The demo's report: tables, image grids, γ per step, and a plain account of what they show."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,15 +12,15 @@ from steindiff.report.blocks import Block, Bullets, Figure, Heading, Markup, Str
 from steindiff.report.figures import Line, Panel, charts, strips
 from steindiff.report.palette import COLOURS
 from steindiff.study.compare import Study
-from steindiff.study.demo import Demo, best_plain, excess, universal, verdict, worth
+from steindiff.study.demo import Demo, auto, best_plain, excess, verdict, worth
 from steindiff.study.grid import PLAIN, TWICE, Cell
 from steindiff.study.store import BedSummary, Result
 
 _LABELS = {PLAIN: "plain", "literal": "Eq. 11 as printed", "clamped": "Eq. 11, γ ≤ 1", TWICE: "plain, twice the NFE"}
 _COLUMNS = ("solver", "correction", "NFE", "fwd-eq.", "energy distance", "excess", "Fréchet", "endpoint RMSE", "verdict")
 _FEW = (
-    "model", "NFE", "endpoint RMSE: best plain", "endpoint RMSE: universal", "nearer by", "excess: best plain",
-    "excess: universal",
+    "model", "NFE", "endpoint RMSE: best plain", "endpoint RMSE: auto", "nearer by", "excess: best plain",
+    "excess: auto",
 )  # fmt: skip
 _PICTURED = 2
 """So many of the numbers of evaluations are in a picture, the lowest: five rows with the exact flow's."""
@@ -27,25 +28,26 @@ _PICTURED = 2
 
 def write_report(folder: Path, demo: Demo, console: Console) -> None:
     """Write report.md, report.html and the pictures; print the tables and what they show. Raises as `report.write`."""
-    study, few = demo.paper, [Text(_taken(demo)), Text(_nearer(demo)), few_table(demo)]
+    study = demo.paper
+    few: list[Block] = [Text(_taken(demo)), Text(_nearer(demo)), few_table(demo)]
     first = Heading("The universal solver at few evaluations")
     second = Heading(f"The paper's correction, {study.config.nfe[0]} evaluations")
     tables = [block for bed in study.beds.values() for block in _tables(study, bed)]
     findings: list[Block] = [Heading("What the corrections do"), Bullets(tuple(_findings(study)))]
     show(console, [first, *few, second, *tables, *findings])
     title = f"steindiff demo: {study.config.n} images per run, same seeds"
-    pictures = [_picture(study, bed) for study in demo.few for bed in study.beds.values()]
+    pictures = [_picture(demo, study, bed) for study in demo.few for bed in study.beds.values()]
     gammas = (Heading("γ per step"), _gammas(study))
     meaning = (Heading("How to read the numbers"), Bullets(notes("demo")))
     write(folder, title, [first, *few, *pictures, second, *tables, *gammas, *findings, *meaning])
 
 
 def few_table(demo: Demo) -> Table:
-    """The universal solver against the best plain one, which is another for each metric, a row for each model and NFE."""
+    """`auto` against the best plain solver, which is another for each metric, a row for each model and NFE."""
     rows = list[tuple[str, ...]]()
     for study in demo.few:
         for bed, nfe in ((bed, nfe) for bed in study.beds for nfe in study.nfe):
-            plain, ours = best_plain(study, bed, nfe, "endpoint"), universal(study, bed, nfe)
+            plain, ours = best_plain(study, bed, nfe, "endpoint"), auto(study, bed, nfe)
             ends = worth(plain, "endpoint"), worth(ours, "endpoint")
             distances = ["–", "–"]
             if "energy" in study.config.metrics:
@@ -58,7 +60,14 @@ def few_table(demo: Demo) -> Table:
 
 def _taken(demo: Demo) -> str:
     """What ran, in one line."""
-    return f'steindiff.sample("auto", denoiser, noise, nfe=N) takes: {"; ".join(demo.taken)}.'
+    runs: defaultdict[str, list[str]] = defaultdict(list)
+    for (model, _), name in demo.taken.items():
+        runs[model].append(name)
+    alike: defaultdict[str, list[str]] = defaultdict(list)
+    for model, names in runs.items():
+        alike[", ".join(names)].append(model)
+    taken = "; ".join(f"{names} ({', '.join(models)})" for names, models in alike.items())
+    return f'steindiff.sample("auto", denoiser, noise, nfe=N) took: {taken}.'
 
 
 def _nearer(demo: Demo) -> str:
@@ -66,14 +75,14 @@ def _nearer(demo: Demo) -> str:
     factors = [_factor(study, bed, nfe) for study in demo.few for bed in study.beds for nfe in study.nfe]
     won = sum(factor > 1 for factor in factors)
     return (
-        f"The universal solver ends nearer the exact flow than the best plain one in {won} of {len(factors)} rows: "
-        f"{min(factors):.1f} to {max(factors):.1f} times as near."
+        f"It ends nearer the exact flow than the best plain solver in {won} of {len(factors)} rows: {min(factors):.1f} to "
+        f"{max(factors):.1f} times as near."
     )
 
 
 def _factor(study: Study, bed: str, nfe: int) -> float:
-    """The best plain solver's endpoint error over the universal one's."""
-    plain, ours = best_plain(study, bed, nfe, "endpoint"), universal(study, bed, nfe)
+    """The endpoint error of the best plain solver over that of `auto`."""
+    plain, ours = best_plain(study, bed, nfe, "endpoint"), auto(study, bed, nfe)
     return worth(plain, "endpoint").value / worth(ours, "endpoint").value
 
 
@@ -81,16 +90,19 @@ def _named(result: Result) -> str:
     return f"{result.cell.solver}, {result.cell.grid}"
 
 
-def _picture(study: Study, bed: BedSummary) -> Strips:
-    """The same seeds by the best plain solver and the universal one, and where the exact flow takes them."""
+def _picture(demo: Demo, study: Study, bed: BedSummary) -> Strips:
+    """The same seeds by the best plain solver and by `auto`, and where the exact flow takes them."""
     runs = [
-        (f"{name}, {nfe} evaluations", result)
+        (label, result)
         for nfe in study.nfe[:_PICTURED]
         for plain in (best_plain(study, bed.name, nfe, "endpoint"),)
-        for name, result in ((f"best plain ({plain.cell.solver})", plain), ("universal", universal(study, bed.name, nfe)))
+        for label, result in (
+            (f"best plain solver, {plain.cell.solver}\n{nfe} evaluations", plain),
+            (demo.taken[bed.name, nfe].replace(" of ", "\n"), auto(study, bed.name, nfe)),
+        )
     ]
     images = [(label, [result.shown.numpy() if len(result.shown) else None]) for label, result in runs]
-    caption = f"{bed.name}: the best plain solver, the universal one, and the exact flow; one column per seed"
+    caption = f"{bed.name}: the best plain solver, what auto took, and the exact flow; one column per seed"
     return strips(bed.name, caption, ("",), [*images, ("exact flow", [bed.shown.numpy()])])
 
 

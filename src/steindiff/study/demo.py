@@ -1,7 +1,7 @@
 """The demo: two small studies on shipped models, from the same seeds.
 
-The first has the universal solver beside strong plain ones, at few evaluations. The second has the paper's correction at one
-number of evaluations: Eq. 11 as printed, with γ ≤ 1, and with its fair rival.
+The first has `auto`, which takes the universal table, beside strong plain solvers, at few evaluations. The second has the
+paper's correction at one number of evaluations: Eq. 11 as printed, with γ ≤ 1, and with its fair rival.
 """
 
 import time
@@ -16,14 +16,16 @@ from steindiff.study.compare import Study
 from steindiff.study.grid import PLAIN, TWICE, Cell, Config
 from steindiff.study.run import run_study
 from steindiff.study.store import Result
+from steindiff.study.testbed import make
 
-MODELS = ("digits", "cifar10_mixture")
-LARGER = "cifar10"
-"""A network whose runs take longest: it has an eighth of the images, and takes part in the first study only."""
+MODELS = PAPER_MODELS = ("digits", "cifar10_mixture")
+"""The models of the first study, and of the second."""
+LARGER = ("cifar10",)
+"""A model of the first study whose runs take longest: it has an eighth of the images."""
 FEW = (3, 5, 8)
-STRONG = ("dpmpp_2m", "unipc_2", "deis_4", "ipndm_4")
-"""The plain solvers of the first study, on both grids: the strongest at few evaluations, and the most used."""
-UNIVERSAL = "universal"
+STRONG, GRIDS = ("dpmpp_2m", "unipc_2", "deis_4", "ipndm_4"), ("karras", "log_snr")
+"""The plain solvers of the first study, each on both grids: the strongest at few evaluations, and the most used."""
+AUTO = "auto"
 SOLVERS = ("dpmpp_2m", "heun", "ipndm_3")
 RUNS = {"plain": PLAIN, "literal": "literal", "clamped": "clamped", "plain_double": TWICE}
 """Each run of a solver and its correction; the last costs about what the corrected runs do."""
@@ -37,14 +39,14 @@ class Demo:
     """What the demo found.
 
     Attributes:
-        few: the universal solver beside strong plain ones, a study for each number of images.
+        few: `auto` beside strong plain solvers, a study for each number of images.
         paper: the paper's correction.
-        taken: what `auto` takes at the numbers of evaluations of the first study, in words.
+        taken: what `auto` takes by model and number of evaluations, in words.
     """
 
     few: tuple[Study, ...]
     paper: Study
-    taken: tuple[str, ...]
+    taken: dict[tuple[str, int], str]
 
 
 def run_demo(outdir: str | Path, *, nfe: int, samples: int, first_seed: int) -> Demo:
@@ -56,8 +58,24 @@ def run_demo(outdir: str | Path, *, nfe: int, samples: int, first_seed: int) -> 
         samples: the images of a run.
         first_seed: image i comes from this seed plus i.
     """
+    start, folder = time.perf_counter(), writable_folder(outdir)
+    *few, paper = studies = [run_study(config, folder) for config in _configs(nfe, samples, first_seed)]
+    seconds = time.perf_counter() - start
+    summaries = [_summary(study, cell) for study in studies for cell in study.config.cells()]
+    write_json(folder / "results.json", summaries)
+    summarised = {bed.name: bed for study in studies for bed in study.beds.values()}
+    about = {name: {"sha256": models.load(name).sha256, "reference": bed.reference} for name, bed in summarised.items()}
+    settings = {"nfe": nfe, "few": FEW, "samples": samples, "first_seed": first_seed, "models": list(about)}
+    write_json(folder / "run.json", manifest(config=settings, models=about, seconds=round(seconds, 1)))
+    made_for = {name: make(name).setting for name in about}
+    taken = {(name, n): str(solvers.make(AUTO).plan(n, setting)[0]) for name, setting in made_for.items() for n in FEW}
+    return Demo(tuple(few), paper, taken)
+
+
+def _configs(nfe: int, samples: int, first_seed: int) -> tuple[Config, Config, Config]:
+    """`auto` on the models, the same on the larger one, and the paper's correction."""
     paper = Config(
-        beds=MODELS,
+        beds=PAPER_MODELS,
         solvers=SOLVERS,
         grids=("karras",),
         nfe=(nfe,),
@@ -69,24 +87,9 @@ def run_demo(outdir: str | Path, *, nfe: int, samples: int, first_seed: int) -> 
         axes=min(32, samples // 4),
         checked=min(64, samples),
     )
-    few = replace(paper, solvers=(UNIVERSAL, *STRONG), grids=("karras", "log_snr"), nfe=FEW, corrections=(PLAIN,))
+    few = replace(paper, beds=MODELS, solvers=(AUTO, *STRONG), grids=GRIDS, nfe=FEW, corrections=(PLAIN,))
     less = max(64, samples // 8)
-    larger = replace(few, beds=(LARGER,), n=less, batch=less, metrics=("endpoint",), checked=0)
-    start = time.perf_counter()
-    folder = writable_folder(outdir)
-    studies = [run_study(config, folder) for config in (few, larger, paper)]
-    seconds = time.perf_counter() - start
-    summaries = [_summary(study, cell) for study in studies for cell in study.config.cells()]
-    write_json(folder / "results.json", summaries)
-    settings = {"nfe": nfe, "few": FEW, "samples": samples, "first_seed": first_seed, "models": (*MODELS, LARGER)}
-    about = {
-        bed.name: {"sha256": models.load(bed.name).sha256, "reference": bed.reference}
-        for study in studies
-        for bed in study.beds.values()
-    }
-    write_json(folder / "run.json", manifest(config=settings, models=about, seconds=round(seconds, 1)))
-    taken = tuple(str(solvers.make("auto").for_nfe(n)[0]) for n in FEW)
-    return Demo((studies[0], studies[1]), studies[2], taken)
+    return few, replace(few, beds=LARGER, n=less, batch=less, metrics=("endpoint",), checked=0), paper
 
 
 def best_plain(study: Study, bed: str, nfe: int, metric: Literal["endpoint", "excess"]) -> Result:
@@ -98,15 +101,15 @@ def best_plain(study: Study, bed: str, nfe: int, metric: Literal["endpoint", "ex
     return min(_few(study, bed, nfe, plain=True), key=distance)
 
 
-def universal(study: Study, bed: str, nfe: int) -> Result:
-    """The run of the universal solver."""
+def auto(study: Study, bed: str, nfe: int) -> Result:
+    """The run of `auto`."""
     (result,) = _few(study, bed, nfe, plain=False)
     return result
 
 
 def _few(study: Study, bed: str, nfe: int, plain: bool) -> list[Result]:
     cells = (cell for cell in study.config.cells() if (cell.bed, cell.nfe) == (bed, nfe))
-    return study.found(cell for cell in cells if (cell.solver != UNIVERSAL) == plain)
+    return study.found(cell for cell in cells if (cell.solver != AUTO) == plain)
 
 
 def verdict(study: Study, cell: Cell) -> str:
