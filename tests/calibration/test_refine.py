@@ -143,6 +143,17 @@ def test_numbers_that_change_nothing_stay():
     assert float(errors(after, [path])) < float(errors(start, [path]))
 
 
+def test_a_network_in_float32_is_refined_too(table, laws, held):
+    single = [
+        replace(
+            law, denoiser=MODEL.to(torch.float32), states=law.states.float(), slopes=law.slopes.float(), mean=law.mean.float()
+        )
+        for law in (*laws, *held)
+    ]
+    better = refine(table, single[:1], single[1:])
+    assert score(better, held) < score(table, held) - math.log(2)
+
+
 def test_easy_and_hard_laws_count_alike(table, laws, held):
     """F is a mean of logarithms: a law in other units, or heavier, is no other law."""
     heavy = [replace(laws[0], weight=100 * laws[0].weight)]
@@ -203,6 +214,12 @@ def test_a_wrong_name_is_righted():
         told=tuple(q / f for f, q in zip(factors, right.told, strict=True)),
     )
     assert renamed(wrong, [path]).levels == pytest.approx(LEVELS, rel=0.01)
+
+
+def test_a_table_of_one_step_has_no_level_to_rename(laws):
+    table = fit(laws, (80.0, 0.002), free=False)
+    assert renamed(table, laws) is table
+    assert score(refine(table, laws, laws), laws) < score(table, laws)
 
 
 def test_levels_that_would_not_decrease_keep_their_names(laws):

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from problems import MODEL, PROPERTY, gaussian, mixture, noisy_state, run
-from steindiff import corrections, grids, solvers
+from steindiff import calibration, corrections, grids, solvers
 from steindiff.analytic import GaussianMixture
+from steindiff.calibration import Trajectories
 from steindiff.corrections import Corrected
 from steindiff.denoisers import Counter, Guided
-from steindiff.divergence import Hutchinson
+from steindiff.divergence import Exact, Hutchinson
 from steindiff.errors import InputError, ModelFileError
 from steindiff.io.files import write_tensors
 from steindiff.sampling import sample, steps
@@ -74,6 +75,56 @@ def test_a_run_is_the_formula():
             values.insert(0, MODEL(y + m, torch.tensor(q * sigma, dtype=D64)) - m)
         y = row.a * y + sum(w * v for w, v in zip(row.values, values, strict=False))
     torch.testing.assert_close(sample(SMALL, MODEL, x, SMALL.own_grid).x, y + m, rtol=1e-12, atol=1e-12)
+
+
+@st.composite
+def methods(draw):
+    """Tables that a run survives: free steps anywhere, histories of any length, told levels near the own."""
+    rows, known, small = [], 0, st.floats(-1.0, 1.0)
+    for _ in range(draw(st.integers(1, 6))):
+        free = draw(st.booleans())
+        known += not free
+        count = 0 if free else draw(st.integers(1, known))
+        rows.append(Row(draw(small), tuple(draw(st.lists(small, min_size=count, max_size=count)))))
+    told = draw(st.lists(st.floats(0.5, 2.0), min_size=len(rows), max_size=len(rows)))
+    return Tabulated(tuple(torch.logspace(1, -1, len(rows) + 1, dtype=D64).tolist()), tuple(rows), tuple(told))
+
+
+@given(table=methods())
+@PROPERTY
+def test_a_fit_and_a_run_mean_the_same_by_a_table(table):
+    """The closed loop of calibration, without the loop of `sample`, ends where `sample` ends; the count is honest."""
+    x, counter = drawn(3), Counter(MODEL)
+    flat = torch.zeros(2, 3, 3, dtype=D64)
+    law = Trajectories(MODEL, (10.0, 0.1), torch.stack([x, x]), flat, torch.ones((), dtype=D64), torch.zeros((), dtype=D64))
+    result = sample(table, counter, x, table.own_grid)
+    torch.testing.assert_close(result.x, calibration.run(table, law), rtol=1e-10, atol=1e-10)
+    assert result.stats.nfe == counter.calls == table.nfe(table.own_grid) == sum(bool(row.values) for row in table.rows)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_the_derivatives_of_a_step(index):
+    """`linear` is the part that no network output carries; forward mode and the exact divergence are those of the Jacobian."""
+    interval, x = Grid.of(SMALL.own_grid).interval(index), drawn(1)
+    history = tuple(drawn(1, seed=j) for j in range(1, max(1, len(SMALL.rows[index].values))))
+
+    def step(denoiser, x):
+        return SMALL.step(denoiser, x, interval, history).x
+
+    fixed = torch.autograd.functional.jacobian(lambda z: step(lambda z, s: 0.1 * drawn(1, seed=9), z)[0], x)[:, 0]
+    torch.testing.assert_close(fixed, float(SMALL.linear(interval, history)) * torch.eye(3, dtype=D64), rtol=1e-12, atol=1e-12)
+    jacobian = torch.autograd.functional.jacobian(lambda z: step(MODEL, z)[0], x)[:, 0]
+    tangent = torch.tensor([[0.3, -1.0, 0.5]], dtype=D64)
+    _, forward = torch.func.jvp(lambda z: step(MODEL, z), (x,), (tangent,))
+    torch.testing.assert_close(forward, tangent @ jacobian.mT, rtol=1e-9, atol=1e-12)
+    exact = Exact().through(lambda network, z: (step(network, z), None), MODEL, x, index)[0]
+    torch.testing.assert_close(exact.values.flatten(), jacobian.trace()[None], rtol=1e-9, atol=1e-12)
+
+
+def test_a_table_runs_in_inference_mode():
+    with torch.inference_mode():
+        inside = sample(SMALL, MODEL, drawn(), SMALL.own_grid).x
+    torch.testing.assert_close(inside.clone(), sample(SMALL, MODEL, drawn(), SMALL.own_grid).x, rtol=0, atol=0)
 
 
 @given(factor=st.floats(1e-3, 1e3))

@@ -180,6 +180,8 @@ def renamed(table: Tabulated, laws: Sequence[Trajectories], points: int = 400) -
 
     argmin over σ of Σ_laws E‖x_i − y(σ)‖² / E‖y(σ)‖². A correction around the table, or a plot of it, goes by these levels.
     """
+    if len(table.rows) == 1:
+        return table
     first, last = table.levels[0], table.levels[-1]
     candidates = torch.logspace(math.log10(first), math.log10(last), points, dtype=torch.float64)[1:-1].tolist()
     gaps = torch.zeros(len(table.rows) - 1, len(candidates), dtype=torch.float64)
