@@ -41,8 +41,10 @@ LAST = 0.004
 FIRSTS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
 """The level after the free step, as a fraction of the rung."""
 RHOS = (4.0, 5.0, 7.0)
-SIZE, MOST = 4096, 64
+SIZE, MOST = 6144, 64
 """Numbers in the noise of one law, and the most noises of it."""
+SCANNED = 48
+"""Laws that choose a grid; the rows on it are then fitted to all."""
 REFINED = 12
 """Tables of more evaluations than this keep their closed form: more numbers than these laws can tell apart."""
 
@@ -58,6 +60,7 @@ class Options:
     held: Annotated[int, "laws that choose grids, histories and when to stop; as many others give the scores", 1] = 96
     steps: Annotated[int, "steps of the fine runs", 1] = 96
     iterations: Annotated[int, "most Gauss-Newton steps"] = 40
+    along: Annotated[float, "what errors on the way count in a refinement", 0] = 0.2
     seed: Annotated[int, "seed of the laws and their noise"] = 0
     threads: Annotated[int, "CPU threads; they change the last digits", 1] = 1
     out: Annotated[Path | None, "write all finished tables of --work to this file, and fit nothing"] = None
@@ -90,10 +93,12 @@ def best(nfe: int, rung: float, laws: Sequence[Trajectories], held: Sequence[Tra
     """The best table on held-out laws."""
     found = list[tuple[float, Tabulated]]()
     for history in (None, 4) if nfe > 4 else (None,):
-        fitted = [fit(laws, levels, history=history) for levels in grids(nfe, rung)]
-        chosen = min(fitted, key=lambda table: score(table, held))
+        tried = [fit(laws[:SCANNED], levels, history=history) for levels in grids(nfe, rung)]
+        chosen = min(tried, key=lambda table: score(table, held[:SCANNED]))
+        chosen = fit(laws, chosen.levels, history=history)
         if nfe <= REFINED:
-            chosen = refine(chosen, laws, held, Settings(iterations=options.iterations))
+            settings = Settings(iterations=options.iterations, patience=6, gain=1e-4, along=options.along)
+            chosen = refine(chosen, laws, held, settings)
         found.append((score(chosen, held), chosen))
     return renamed(min(found, key=lambda pair: pair[0])[1], laws)
 

@@ -33,6 +33,11 @@ class Family:
         sizes: the same for a whole cluster.
         mixed: how often the means have their spectrum in another order than the clusters.
         scale: the standard deviation of a coordinate, where σ_data is 1.
+        thin: how often a law lies near a subspace.
+        thickness: by what the variances outside that subspace are multiplied.
+        kept: the share of the coordinates that span it.
+        off: how often the law's mean is not zero: a table has to do without knowing it.
+        offset: the root mean square of that mean's coordinates.
     """
 
     dims: Range = (8, 3072)
@@ -44,6 +49,11 @@ class Family:
     sizes: Range = (0.0, 0.7)
     mixed: float = 0.25
     scale: Range = (1.0, 1.0)
+    thin: float = 0.3
+    thickness: Range = (1e-6, 1e-3)
+    kept: Range = (0.05, 0.8)
+    off: float = 0.5
+    offset: Range = (0.0, 0.8)
 
 
 def draw(family: Family, generator: torch.Generator) -> DiagonalMixture:
@@ -52,6 +62,8 @@ def draw(family: Family, generator: torch.Generator) -> DiagonalMixture:
     within, between = _spectrum(family, d, generator), _spectrum(family, d, generator)
     if _uniform(generator, (0, 1)) < family.mixed:
         between = between[torch.randperm(d, generator=generator)]
+    thickness = _thickness(family, d, generator)
+    within, between = within * thickness / (within * thickness).mean(), between * thickness
     weights = 0.02 - torch.rand(k, generator=generator, dtype=torch.float64).log()
     weights = weights / weights.sum()
     share = _uniform(generator, family.between) if k > 1 else 0.0
@@ -63,6 +75,9 @@ def draw(family: Family, generator: torch.Generator) -> DiagonalMixture:
     logs = logs + _uniform(generator, family.sizes) * _normal(generator, k, 1)
     variances = within * logs.exp()
     variances = variances * ((1 - share) / (weights @ variances).mean())
+    if _uniform(generator, (0, 1)) < family.off:
+        mean = _normal(generator, d) * _spectrum(family, d, generator).sqrt()
+        means = means + mean * (_uniform(generator, family.offset) / mean.square().mean().sqrt())
     scale = _log_uniform(generator, family.scale)
     return DiagonalMixture(weights, scale * means, scale**2 * variances)
 
@@ -73,6 +88,14 @@ def _spectrum(family: Family, d: int, generator: torch.Generator) -> Tensor:
     s, t = _uniform(generator, family.leading), _uniform(generator, family.tail)
     variances = torch.where(index < at, index**-s, at ** (t - s) * index**-t)
     return variances / variances.mean()
+
+
+def _thickness(family: Family, d: int, generator: torch.Generator) -> Tensor:
+    """One on the leading coordinates, and what a thin law has on the others."""
+    factor, share = _log_uniform(generator, family.thickness), _log_uniform(generator, family.kept)
+    if _uniform(generator, (0, 1)) >= family.thin:
+        return torch.ones(d, dtype=torch.float64)
+    return torch.where(torch.arange(d) < max(1, round(share * d)), 1.0, factor).double()
 
 
 def _uniform(generator: torch.Generator, bounds: Range) -> float:

@@ -24,14 +24,28 @@ def laws(n, seed=0, **ranges):
 # ---------------------------------------------------------------- the laws
 
 
-def test_every_law_has_mean_zero_and_a_mean_variance_of_one():
+def test_every_law_has_a_mean_variance_of_one():
     for law in laws(40):
         assert 2 <= law.dim <= 40
         assert 1 <= len(law.weights) <= 30
         assert float(law.weights.sum()) == pytest.approx(1)
+        assert law.sigma_data == pytest.approx(1)
+
+
+def test_a_mean_is_off_zero_by_what_the_family_says():
+    for law in laws(10, off=0.0):
         assert float(law.mean.norm()) < 1e-9
         assert float(law.second_moment()) / law.dim == pytest.approx(1)
-        assert law.sigma_data == pytest.approx(1)
+    for law in laws(10, off=1.0, offset=(0.5, 0.5)):
+        assert float(law.mean.square().mean().sqrt()) == pytest.approx(0.5)
+
+
+def test_a_thin_law_lies_near_a_subspace():
+    for law in laws(10, thin=1.0, thickness=(1e-9, 1e-9), kept=(0.5, 0.5), mixed=0.0, off=0.0, spread=(0, 0), dims=(10, 40)):
+        spread = law.weights @ (law.variances + (law.means - law.mean).square())
+        half = round(law.dim / 2)
+        assert float(spread[half:].sum() / spread.sum()) < 1e-6
+        assert float(spread[:half].min()) > 0
 
 
 def test_a_seed_is_a_sequence_of_laws():
@@ -43,13 +57,22 @@ def test_a_seed_is_a_sequence_of_laws():
 
 def test_the_ranges_of_a_family_are_kept():
     single = laws(
-        5, clusters=(1, 1), leading=(1.0, 1.0), tail=(1.0, 1.0), spread=(0, 0), sizes=(0, 0), dims=(16, 16), mixed=0.0
+        5,
+        clusters=(1, 1),
+        leading=(1.0, 1.0),
+        tail=(1.0, 1.0),
+        spread=(0, 0),
+        sizes=(0, 0),
+        dims=(16, 16),
+        mixed=0.0,
+        thin=0.0,
+        off=0.0,
     )
     for law in single:
         spectrum = 1 / torch.arange(1, 17, dtype=D64)
         torch.testing.assert_close(law.variances[0], spectrum / spectrum.mean())
         assert float(law.means.norm()) == 0
-    shared = laws(20, between=(0.5, 0.5), clusters=(3, 9))
+    shared = laws(20, between=(0.5, 0.5), clusters=(3, 9), off=0.0)
     for law in shared:
         assert float((law.weights @ law.means.square()).mean()) == pytest.approx(0.5)
     assert all(law.sigma_data == pytest.approx(3) for law in laws(5, scale=(3.0, 3.0)))

@@ -10,7 +10,7 @@ import torch
 from exact_paths import D64, LEVELS, closed_form, normal
 from problems import MODEL
 from steindiff.calibration import Settings, errors, fit, refine, renamed, run, trajectories
-from steindiff.calibration.refine import _moved, jacobian, parameters
+from steindiff.calibration.refine import _moved, _normal_equations, _run, jacobian, parameters
 from steindiff.errors import InputError
 from steindiff.solvers import Row
 
@@ -55,6 +55,40 @@ def test_a_column_of_the_jacobian_is_the_difference_that_its_parameter_makes(tab
         there = _moved(table, change)
         assert parameters(there)[k] == pytest.approx(theta[k] + h, rel=1e-12)
         torch.testing.assert_close(tangents[k], (run(there, laws[0]) - end) / h, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("along", [0.0, 0.5])
+def test_the_normal_equations_have_the_gradient_of_what_is_minimised(table, laws, along):
+    """Jᵀr is half the derivative of the squares, by central differences, the shares of the told levels held fixed."""
+    settings = Settings(along=along, difference=1e-6)
+    _, jtr = _normal_equations(table, laws, torch.ones(1), settings)
+    stops = [q * sigma for sigma, q, row in zip(table.levels, table.told, table.rows, strict=False) if row.values]
+
+    def squares(change):
+        (law,), moved = laws, _moved(table, change)
+        end, seen = _run(moved, law)
+        total = law.product(end - law.ends, end - law.ends)
+        for fixed, (tau, x) in zip(stops, seen, strict=True):
+            share = law.variance / (law.variance + fixed**2)
+            total = total + along * share * law.product(x - law.at(tau), x - law.at(tau))
+        return float(total)
+
+    h = 1e-5
+    for k in range(len(jtr)):
+        change = torch.zeros(len(jtr), dtype=D64)
+        change[k] = h
+        assert float(jtr[k]) == pytest.approx((squares(change) - squares(-change)) / (4 * h), rel=1e-3, abs=1e-6)
+
+
+def test_errors_on_the_way_count_as_far_as_they_are_told_to(table, laws, held):
+    """With β the states that the network sees lie nearer the exact flow than without."""
+    free, near = (refine(table, laws, held, Settings(iterations=4, along=along)) for along in (0.0, 10.0))
+    (law,) = laws
+
+    def off(each):
+        return sum(float(law.product(x - law.at(tau), x - law.at(tau))) / (1 + tau**2) for tau, x in _run(each, law)[1])
+
+    assert off(near) < off(free)
 
 
 def test_the_jacobian_is_that_of_automatic_differentiation(table):

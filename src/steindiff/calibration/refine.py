@@ -1,11 +1,14 @@
 """Gauss–Newton on the end-point error, over all numbers of a table at once.
 
-    minimise over θ    F(θ) = ½ Σ_laws log E‖x_n(θ) − y(σ_n)‖²,      θ = all a_i and w_ij, and the logarithms of told levels
+    minimise over θ    F(θ) = ½ Σ_laws log( E‖x_n − y(σ_n)‖² + β Σ_i v/(v + τ_i²) E‖x_i − y(τ_i)‖² ),
+    θ = all a_i and w_ij, and the logarithms of the told levels τ_i = q_i σ_i; v the data's variance
 
 A law counts by the logarithm of its error, so that easy and hard laws count alike. The nominal levels σ_i are no parameters: a
-run depends on them through the told levels only. The steps are those of Levenberg and Marquardt, (JᵀJ + μ diag JᵀJ) δ = −Jᵀr.
-J is taken by forward differences, without derivatives of the network: a number of step i changes nothing before that step, so
-its run branches off there. Of all tables on the way, the one with the lowest F on held-out laws or noises is kept.
+run depends on them through the told levels only. With β = 0 the states on the way may go where they like; β > 0 keeps them near
+the exact flow, so that a table decides as the flow does where a law has clusters. The steps are those of Levenberg and
+Marquardt, (JᵀJ + μ diag JᵀJ) δ = −Jᵀr. J is taken by forward differences, without derivatives of the network: a number of step
+i changes nothing before that step, so its run branches off there. Of all tables on the way, the one with the lowest error on
+held-out laws or noises is kept.
 """
 
 import math
@@ -35,6 +38,7 @@ class Settings:
         gain: stop where a step lowers F on the fitted laws by less.
         damping: the first μ.
         floor: errors below this fraction of a law's spread (RMS) are all as good as none.
+        along: β, what the errors of the states on the way count.
         difference: the step of a forward difference.
     """
 
@@ -43,6 +47,7 @@ class Settings:
     gain: float = 2e-4
     damping: float = 1e-3
     floor: float = 3e-4
+    along: float = 0.0
     difference: float = DIFFERENCE
 
 
@@ -57,16 +62,42 @@ class Progress:
 
 def run(table: Tabulated, law: Trajectories) -> Tensor:
     """The end states of a run from the law's noise, about the mean, (B, *event)."""
-    state = Run(law, law.noise)
-    for sigma, q, row in zip(table.levels, table.told, table.rows, strict=False):
-        state = (state.evaluated(q * sigma) if row.values else state).stepped(row)
-    return state.x
+    return _run(table, law)[0]
 
 
 def errors(table: Tabulated, laws: Sequence[Trajectories]) -> Tensor:
-    """The squared error of each law, as a fraction of its spread, float64."""
-    gaps = ((law, run(table, law) - law.ends) for law in laws)
-    return torch.stack([law.product(gap, gap).cpu() for law, gap in gaps])
+    """The squared error of each law's end states, as a fraction of its spread, float64."""
+    return _misses(table, laws, 0.0)
+
+
+def _misses(table: Tabulated, laws: Sequence[Trajectories], along: float) -> Tensor:
+    """The squares whose mean logarithm F is, one a law."""
+    return torch.stack([_miss(law, *_run(table, law), along).cpu() for law in laws])
+
+
+def _miss(law: Trajectories, end: Tensor, stops: list[tuple[float, Tensor]], along: float) -> Tensor:
+    gap = end - law.ends
+    total = law.product(gap, gap)
+    for tau, x in stops if along else ():
+        gap = x - law.at(tau)
+        total = total + along * _share(law, tau) * law.product(gap, gap)
+    return total
+
+
+def _run(table: Tabulated, law: Trajectories) -> tuple[Tensor, list[tuple[float, Tensor]]]:
+    """The end states, and every told level with the states that it is told for."""
+    state, stops = Run(law, law.noise), list[tuple[float, Tensor]]()
+    for sigma, q, row in zip(table.levels, table.told, table.rows, strict=False):
+        if row.values:
+            stops.append((q * sigma, state.x))
+            state = state.evaluated(q * sigma)
+        state = state.stepped(row)
+    return state.x, stops
+
+
+def _share(law: Trajectories, tau: float) -> float:
+    """v/(v + τ²), v the mean variance of a coordinate of the data: a state's error counts as a fraction of its own size."""
+    return law.variance / (law.variance + tau**2)
 
 
 def refine(
@@ -84,15 +115,15 @@ def refine(
     check(laws, table.levels)
     check(held, table.levels)
     floor, mu, stale = settings.floor**2, settings.damping, 0
-    kept, fitted, best = table, errors(table, laws), _mean_log(errors(table, held), floor)
+    kept, fitted, best = table, _misses(table, laws, settings.along), _mean_log(errors(table, held), floor)
     if not math.isfinite(best + _mean_log(fitted, floor)):
         raise InputError(
             "the table's end states are not finite on a law: fit it, or give it other levels, before it is refined"
         )
     for iteration in range(settings.iterations):
-        equations = _normal_equations(table, laws, fitted + floor, settings.difference)
+        equations = _normal_equations(table, laws, fitted + floor, settings)
         before = _mean_log(fitted, floor)
-        table, fitted, mu = _descended(table, laws, equations, fitted, mu, floor)
+        table, fitted, mu = _descended(table, laws, equations, fitted, mu, settings)
         here = _mean_log(errors(table, held), floor)
         kept, best, stale = (table, here, 0) if here < best else (kept, best, stale + 1)
         tell(Progress(iteration, _mean_log(fitted, floor), here))
@@ -102,10 +133,15 @@ def refine(
 
 
 def _descended(
-    table: Tabulated, laws: Sequence[Trajectories], equations: tuple[Tensor, Tensor], fitted: Tensor, mu: float, floor: float
+    table: Tabulated,
+    laws: Sequence[Trajectories],
+    equations: tuple[Tensor, Tensor],
+    fitted: Tensor,
+    mu: float,
+    settings: Settings,
 ) -> tuple[Tabulated, Tensor, float]:
     """The table after a step that lowers F, its errors, and μ; the same table where eight dampings find none."""
-    jtj, jtr = equations
+    (jtj, jtr), floor = equations, settings.floor**2
     if not bool(jtj.isfinite().all() & jtr.isfinite().all()):
         raise InputError("the derivatives of the table's end states are not finite: a law or a network gives NaN near its runs")
     idle = torch.finfo(torch.float64).tiny * torch.eye(len(jtj), dtype=torch.float64)  # a number that changes nothing stays
@@ -113,7 +149,7 @@ def _descended(
         delta = torch.linalg.solve(jtj + mu * jtj.diag().diag() + idle, -jtr)
         if bool(delta.isfinite().all()):
             candidate = _moved(table, delta)
-            tried = errors(candidate, laws)
+            tried = _misses(candidate, laws, settings.along)
             if _mean_log(tried, floor) < _mean_log(fitted, floor):
                 return candidate, tried, max(mu / 5, 1e-9)
         mu *= 5
@@ -126,24 +162,45 @@ def _mean_log(squares: Tensor, floor: float) -> float:
     return value if math.isfinite(value) else math.inf
 
 
-def _normal_equations(table: Tabulated, laws: Sequence[Trajectories], scale: Tensor, h: float) -> tuple[Tensor, Tensor]:
-    """JᵀJ and Jᵀr, each law divided by its squared error."""
-    jtj, jtr = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+def _normal_equations(
+    table: Tabulated, laws: Sequence[Trajectories], scale: Tensor, settings: Settings
+) -> tuple[Tensor, Tensor]:
+    """JᵀJ and Jᵀr, each law divided by its F."""
+    count, h = len(parameters(table)), settings.difference
+    jtj, jtr = torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
     for law, square in zip(laws, scale.tolist(), strict=True):
-        root = (law.weight / square).sqrt()
-        end, tangents = jacobian(table, law, h)
-        gap = ((end - law.ends).double() * root).flatten()
-        slopes = (tangents.double() * root).flatten(1)
-        jtj, jtr = jtj + (slopes @ slopes.mT).cpu(), jtr + (slopes @ gap).cpu()
+        end, stops = _branches(table, law, h)
+        misses = [((end - law.ends).double() / square**0.5, None)]
+        for tau, x in stops if settings.along else ():
+            factor = (settings.along * _share(law, tau) / square) ** 0.5
+            misses.append(((x - law.at(tau)).double() * factor, (law.at(tau) - law.at(tau * math.exp(h))).double() * factor))
+        for miss, own in misses:
+            slopes = torch.cat([miss[1:] - miss[0], *(() if own is None else (own[None],))]).div(h)
+            both = torch.cat([slopes, miss[:1]]) * law.weight.sqrt()
+            products = (both.flatten(1) @ both.flatten(1).mT).cpu()
+            known = len(slopes)
+            jtj[:known, :known] += products[:-1, :-1]
+            jtr[:known] += products[:-1, -1]
     return jtj, jtr
 
 
 def jacobian(table: Tabulated, law: Trajectories, h: float = DIFFERENCE) -> tuple[Tensor, Tensor]:
     """The end states (B, *event), and their derivatives by every parameter, (P, B, *event), in the order of `parameters`."""
-    x, values = law.noise[None], tuple[Tensor, ...]()  # the run itself, and a branch for each parameter so far
+    x, _ = _branches(table, law, h)
+    return x[0], (x[1:] - x[0]) / h
+
+
+def _branches(table: Tabulated, law: Trajectories, h: float) -> tuple[Tensor, list[tuple[float, Tensor]]]:
+    """A run, and one branch of it for each parameter: their end states (1+P, B, *event), and what they pass on the way.
+
+    That is every told level, with the states that it is told for, of the run and of the branches so far. The first parameter
+    after those is the told level itself.
+    """
+    x, values, stops = law.noise[None], tuple[Tensor, ...](), list[tuple[float, Tensor]]()
     for sigma, q, row in zip(table.levels, table.told, table.rows, strict=False):
         here, told = x[:1], list[Tensor]()
         if row.values:
+            stops.append((q * sigma, x))
             shifted = law.denoise(here, q * sigma * math.exp(h))
             values = (law.denoise(x, q * sigma), *values)
             told = [row.values[0] * (shifted - values[0][:1])]
@@ -154,7 +211,7 @@ def jacobian(table: Tabulated, law: Trajectories, h: float = DIFFERENCE) -> tupl
         if row.values:
             values[0][len(x)] = shifted[0]
         x = torch.cat([after, branches])
-    return x[0], (x[1:] - x[0]) / h
+    return x, stops
 
 
 def parameters(table: Tabulated) -> list[float]:

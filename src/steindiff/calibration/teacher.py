@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -81,6 +82,12 @@ class Trajectories:
         rise, out, into = u * u * (3 - 2 * u), u * (1 - u) ** 2, u * u * (u - 1)
         value = (1 - rise) * self.states[i] + rise * self.states[i + 1]
         return value + h * (out * self.slopes[i] + into * self.slopes[i + 1])
+
+    @cached_property
+    def variance(self) -> float:
+        """The mean variance of a coordinate of the end states; of one image, its mean square."""
+        ends = self.ends.double()
+        return float((ends - ends.mean(0)).square().mean() if len(ends) > 1 else ends.square().mean())
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         """The weighted inner product of two fields (B, *event), ()."""
