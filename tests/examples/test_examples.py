@@ -106,6 +106,18 @@ def test_the_printed_tables_end_where_the_solver_ends(nfe, capsys):
     assert calls.calls == ours.stats.nfe == nfe
 
 
+def test_the_calls_on_the_page_of_the_universal_solver_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    law = sd.analytic.Gaussian(torch.zeros(3), 0.25 * torch.eye(3))
+    page = (ROOT / "docs" / "universal.md").read_text()
+    names = {"denoiser": law, "x": 80 * torch.randn(8, 3)}
+    exec(page.split("## How to use it\n\n```python")[1].split("```")[0], names)
+    assert sd.solvers.Table.load("table.safetensors").nfe == 5
+    names |= {"mine": [(law, names["x"])], "others": [(law, 80 * torch.randn(8, 3))], "sigmas": [80.0, 10.0, 1.0, 0.002]}
+    exec("from steindiff.calibration" + page.split("```python\nfrom steindiff.calibration")[1].split("```")[0], names)
+    assert names["table"].nfe(names["table"].own_grid) == 2
+
+
 def test_readme_names_only_what_exists():
     """Every path the README links to is there."""
     import re
