@@ -102,7 +102,7 @@ def test_every_grid_runs_from_the_rung_to_the_last_level(nfe):
 
 def test_the_best_table_is_scored_on_laws_that_it_was_not_fitted_to():
     options = Options(work=None, iterations=2)
-    fitted, held, others = (family(4, 40.0, seed, 24, "laws") for seed in range(3))
+    fitted, held, others = (family(3, 40.0, seed, 16, "laws") for seed in range(3))
     table = best(5, 40.0, fitted, held, options)
     assert table.nfe(table.own_grid) == 5
     rough = best(5, 40.0, fitted, held, replace(options, iterations=0))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -33,6 +33,7 @@ SMALL = Tabulated(
     torch.tensor([0.2, -0.1, 0.3], dtype=D64),
 )
 """Four steps of three evaluations: one free, then one, two and three values."""
+FEW = settings(PROPERTY, max_examples=25)
 NFE = range(1, 21)
 VJP = Hutchinson(method="vjp")
 SETTING = Setting(sigma_max=160.0, sigma_min=0.004, sigma_data=1.0)
@@ -91,7 +92,7 @@ def methods(draw):
 
 
 @given(table=methods())
-@PROPERTY
+@FEW
 def test_a_fit_and_a_run_mean_the_same_by_a_table(table):
     """The closed loop of calibration, without the loop of `sample`, ends where `sample` ends; the count is honest."""
     x, counter = drawn(3), Counter(MODEL)
@@ -128,7 +129,7 @@ def test_a_table_runs_in_inference_mode():
 
 
 @given(factor=st.floats(1e-3, 1e3))
-@PROPERTY
+@FEW
 def test_scaling_data_and_levels_together_scales_the_result(factor):
     x, law, table = drawn(3), scaled_law(factor), SMALL.scaled(factor)
     end = sample(SMALL, MODEL, x, SMALL.own_grid).x
@@ -326,7 +327,7 @@ def tables(draw):
 
 
 @given(parts=st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=5), tables(), min_size=1, max_size=3))
-@PROPERTY
+@FEW
 def test_any_tables_go_through_a_file(tmp_path_factory, parts):
     path = tmp_path_factory.mktemp("tables") / "t.safetensors"
     table_files.save(path, {name: (solver, {"name": name}) for name, solver in parts.items()})
@@ -499,7 +500,7 @@ def test_the_shipped_file_is_small_and_every_table_begins_with_a_free_step():
 
 
 @given(s=st.floats(1e-3, 1e3))
-@PROPERTY
+@FEW
 def test_a_universal_table_in_other_units_is_the_table(s):
     own = Table.universal(4)
     other = Table.universal(4, sigma_max=80 * s / 0.5, sigma_min=0.002 * s / 0.5, sigma_data=s)
