@@ -92,6 +92,7 @@ def test_the_report_names_every_losing_cell(study):
     assert f"- ring, NFE 1, endpoint RMSE: {fought.own.values['endpoint'].value:.3g}"[:30] in wild
     assert "best corrected" not in text  # there is none
     assert (folder / "metrics" / "universal-contest.md").is_file()
+    assert (folder / "figures" / "universal-contest.png").is_file()
 
 
 def test_a_study_of_tables_alone_has_no_contest(tmp_path):

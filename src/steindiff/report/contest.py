@@ -4,8 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from steindiff.metrics import HIGHER, TITLES, Value
-from steindiff.report.blocks import Block, Bullets, Details, Entry, Heading, Part, Table, Text, notes
+from steindiff.report.blocks import Block, Bullets, Details, Entry, Figure, Heading, Part, Table, Text, notes, slug
+from steindiff.report.figures import Line, Panel, charts
 from steindiff.report.numbers import MARKS, NONE, number, show
+from steindiff.report.palette import look
 from steindiff.report.tables import counts, short
 from steindiff.study.compare import Study, Verdict
 from steindiff.study.contest import Duel, contenders, duels, on_grids, on_levels
@@ -13,6 +15,7 @@ from steindiff.study.grid import OWN
 
 RATIO = "endpoint"
 """The metric whose ratio is reported beside its change."""
+_PANELS = 5
 
 
 def contest_blocks(study: Study) -> list[Block]:
@@ -25,7 +28,7 @@ def contest_blocks(study: Study) -> list[Block]:
 def _section(study: Study, contender: str, rivals: Sequence[str]) -> list[Block]:
     found = {(bed, m): duels(study, bed, contender, m, rivals) for bed in study.config.beds for m in study.metrics[bed]}
     blocks: list[Block] = [Heading(f"{short(contender)}, on its own grid, against the best of the others")]
-    blocks += [*map(Text, notes("bench contest")), Text(_said(found)), _count_table(study, found)]
+    blocks += [*map(Text, notes("bench contest")), Text(_said(found)), *_figures(study, contender), _count_table(study, found)]
     for bed in (bed for bed, metric in found if metric == RATIO):
         blocks += [Text(f"{short(bed)}: {TITLES[RATIO]}."), _ratios(study, bed, contender)]
     others: list[Block] = []
@@ -46,6 +49,33 @@ def _said(found: dict[tuple[str, str], list[Duel]]) -> str:
     return f"{text} The best other {TITLES[RATIO]} is {low} to {high} times as large, {middle} times in the median."
 
 
+def _figures(study: Study, contender: str) -> list[Figure]:
+    """How many times as large the errors of the best others are, a panel per testbed."""
+    beds = [bed for bed in study.config.beds if RATIO in study.metrics[bed]]
+    figures = []
+    for i in range(0, len(beds), _PANELS):
+        panels = [_panel(study, bed, contender) for bed in beds[i : i + _PANELS]]
+        name = f"figures/{slug(contender)}-contest{i // _PANELS or ''}"
+        caption = f"{TITLES[RATIO]} of the best of the others over that of {short(contender)}; above 1 the latter is nearer."
+        figures.append(charts(name, caption, [panels], x="NFE", y=["times as large"]))
+    return figures
+
+
+def _panel(study: Study, bed: str, contender: str) -> Panel:
+    """A line for each kind of others."""
+    lines = []
+    for place, (title, kind) in enumerate(_kinds(study).items()):
+        some = [d for d in duels(study, bed, contender, RATIO, kind) if d.ratio > 0]
+        lines.append(Line(title, look(place), [d.ratio for d in some], [d.cell.nfe for d in some]))
+    return Panel(short(bed), lines)
+
+
+def _kinds(study: Study) -> dict[str, list[str]]:
+    """The others by kind, as far as there are any."""
+    kinds = {"best on a grid": on_grids(study), "best after a free step": on_levels(study)}
+    return {title: kind for title, kind in kinds.items() if kind}
+
+
 def _count_table(study: Study, found: dict[tuple[str, str], list[Duel]]) -> Table:
     """Wins, losses and ties by testbed and metric."""
     metrics = [m for m in study.all_metrics if any((bed, m) in found for bed in study.config.beds)]
@@ -60,11 +90,9 @@ def _count_table(study: Study, found: dict[tuple[str, str], list[Duel]]) -> Tabl
 
 def _ratios(study: Study, bed: str, contender: str) -> Table:
     """Per NFE the contender, the best other on the study's grids, and the best on the contender's own levels."""
-    kinds = [kind for kind in (on_grids(study), on_levels(study)) if kind]
-    columns = ["NFE", short(contender)]
-    for kind in kinds:
-        columns += ["best on a grid" if kind == on_grids(study) else "best after a free step", "times as large", "change"]
-    runs = zip(*(duels(study, bed, contender, RATIO, kind) for kind in kinds), strict=True)
+    kinds = _kinds(study)
+    columns = ["NFE", short(contender), *(column for title in kinds for column in (title, "times as large", "change"))]
+    runs = zip(*(duels(study, bed, contender, RATIO, kind) for kind in kinds.values()), strict=True)
     rows = [(str(some[0].cell.nfe), _value(some[0]), *(e for duel in some for e in _against(duel))) for some in runs]
     return Table(tuple(columns), tuple(rows))
 
