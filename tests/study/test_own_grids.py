@@ -5,13 +5,17 @@ import dataclasses
 import pytest
 import torch
 
-from steindiff import grids
+from steindiff import grids, models
 from steindiff.analytic import GaussianMixture
 from steindiff.errors import InputError
+from steindiff.models.datasets import load_digits
+from steindiff.report.evaluate import blocks, write
+from steindiff.report.markdown import markdown
 from steindiff.report.study import write_report
 from steindiff.solvers import DDIM, IPNDM, DPMpp2M, Table, Tabulated
 from steindiff.solvers.multistep import Row
 from steindiff.study import testbed
+from steindiff.study.evaluate import evaluate
 from steindiff.study.evaluation import Run, Settings
 from steindiff.study.grid import OWN, PLAIN, Cell, Config
 from steindiff.study.run import build, key_of, run_study
@@ -93,3 +97,14 @@ def test_evaluate_plans_them_for_the_model(tmp_path):
     assert torch.equal(ddim.sigmas, grids.karras(4))
     with pytest.raises(InputError, match="for 4 evaluations"):
         Settings(runs=(f"table({file})-5",))
+
+
+def test_an_evaluation_says_whose_levels_are_others(tmp_path):
+    train, held = load_digits()
+    settings = Settings(n=8, runs=("universal-2", "ddim-2"), features="none")
+    found = evaluate(models.load("digits"), train, held, settings, tmp_path, progress=False)
+    assert [(row.name, row.nfe, row.failure) for row in found.rows] == [("universal-2", 2, ""), ("ddim-2", 2, "")]
+    write(tmp_path, found)
+    assert "with ρ = 7, but for `universal-2`, whose solvers choose their own; `fine`" in (tmp_path / "quality.md").read_text()
+    plain = dataclasses.replace(found, rows=found.rows[1:])
+    assert "with ρ = 7; `fine`" in markdown(blocks(plain))

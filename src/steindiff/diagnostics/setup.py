@@ -12,7 +12,7 @@ FAMILIES = ("ddim", "heun", "dpmpp_2m", "unipc_3", "ipndm_3")
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything that determines the numbers of one run; the grid is EDM's, σ 80 → 0.002.
+    """Everything that determines the numbers of one run; the grid is EDM's or the solver's own, σ 80 → 0.002.
 
     Args:
         models: embedded models or .safetensors files.

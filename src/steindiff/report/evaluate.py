@@ -5,13 +5,14 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from steindiff import solvers
 from steindiff.io.files import atomic, manifest, sha256, write_json, write_text
 from steindiff.models.store import WEIGHTS
 from steindiff.report.blocks import Block, Bullets, Code, Heading, Markup, Table, Text, notes
 from steindiff.report.figures import strips
 from steindiff.report.markdown import escape, markdown
 from steindiff.report.numbers import NONE, show, tree
-from steindiff.study.evaluation import Evaluation, Settings
+from steindiff.study.evaluation import FINE, Evaluation, Settings
 
 _OPTIONS = ("n_few", "first_seed", "fine_steps", "checked", "groups", "runs", "features", "precision")
 _FLAGS = {"first_seed": "seed"}
@@ -90,10 +91,18 @@ def _setting(found: Evaluation) -> str:
         )
     return (
         f"{s.n:,} samples{few}, image by image from seeds {s.first_seed}–{last}, the same in every run. Noise levels "
-        f"80 → 0.002 with ρ = 7; `fine` is Heun's method on {s.fine_steps} such steps and one more to 0. {precision} "
+        f"80 → 0.002 with ρ = 7{_own_levels(found)}; `fine` is Heun's method on {s.fine_steps} such steps and one more to 0. "
+        f"{precision} "
         "Samples are clipped to [−1, 1] and rounded to 8 bits, as they would be saved, and measured so. "
         f"Training images: {training}, held-out images: {other}. All have shape {'×'.join(map(str, found.model.event_shape))}."
     )
+
+
+def _own_levels(found: Evaluation) -> str:
+    """Which runs have other levels than the rest."""
+    named = {row.name: row.name.rpartition("-")[0] for row in found.rows if row.name != FINE}
+    own = [name for name, solver in named.items() if solvers.make(solver).plans]
+    return f", but for {', '.join(f'`{name}`' for name in own)}, whose solvers choose their own" if own else ""
 
 
 def _table(found: Evaluation) -> Table:
