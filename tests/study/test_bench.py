@@ -173,14 +173,17 @@ def test_every_estimator_of_a_divergence_is_an_entry(changes, estimator):
 def test_results_survive_the_disk(tmp_path):
     cell = Cell("bed", "heun", "karras", 5, "none")
     shown = torch.arange(24, dtype=torch.uint8).reshape(2, 2, 2, 3)
-    result = Result(cell, "abc", 7, {"energy": Value(0.5, 0.1)}, {}, {"nfe": 5.0}, [{"gamma": 1.0}], [0.1], "", 1.5, shown)
+    result = Result(
+        cell, "abc", 7, {"energy": Value(0.5, 0.1)}, {}, {"nfe": 5.0}, [{"gamma": 1.0}], [0.1], "", 1.5, shown,
+        spread=torch.tensor([0.06, 0.08]), lengths={"energy": 2},
+    )  # fmt: skip
     store.write(tmp_path, result)
     again = store.read(tmp_path, cell, "abc")
     assert again is not None
     assert torch.equal(again.shown, shown)
-    assert {f.name: getattr(again, f.name) for f in dataclasses.fields(Result) if f.name != "shown"} == {
-        f.name: getattr(result, f.name) for f in dataclasses.fields(Result) if f.name != "shown"
-    }
+    assert torch.equal(again.spread, result.spread)
+    names = {f.name for f in dataclasses.fields(Result)} - {"shown", "spread"}
+    assert {name: getattr(again, name) for name in names} == {name: getattr(result, name) for name in names}
     assert store.read(tmp_path, cell, "abd") is None
 
 

@@ -136,7 +136,7 @@ class Config:
 
     def solver(self, label: str) -> Solver:
         """What a label stands for. Raises InputError as `solvers.make`."""
-        return solvers.make(self.objects.get(label, label))
+        return self._solvers.get(label) or solvers.make(label)
 
     def grids_of(self, label: str) -> tuple[str, ...]:
         """The grids that a solver's runs have: those of the study, or its own."""
@@ -182,6 +182,11 @@ class Config:
         for bed, solver in product(self.beds, self.solvers):
             cells = starmap(Cell, product((bed,), (solver,), self.grids_of(solver), self.nfe, rules))
             yield from (cell for cell in cells if cell.evaluations in self._able[solver])
+
+    @cached_property
+    def _solvers(self) -> dict[str, Solver]:
+        """The study's solvers; a table's file is read once."""
+        return {label: solvers.make(self.objects.get(label, label)) for label in self.solvers}
 
     @cached_property
     def _able(self) -> dict[str, set[int]]:
