@@ -45,8 +45,10 @@ SIZE, MOST = 6144, 64
 """Numbers in the noise of one law, and the most noises of it."""
 SCANNED = 48
 """Laws that choose a grid; the rows on it are then fitted to all."""
-REFINED = 12
-"""Tables of more evaluations than this keep their closed form: more numbers than these laws can tell apart."""
+REFINED, PATIENT = 10, 6
+"""Tables of more evaluations than the first keep their closed form; those of more than the second are refined for `LATE`
+steps at most, since most of the gain is in the first ones."""
+LATE = 10
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def best(nfe: int, rung: float, laws: Sequence[Trajectories], held: Sequence[Tra
         chosen = min(tried, key=lambda table: score(table, held[:SCANNED]))
         chosen = fit(laws, chosen.levels, history=history)
         if nfe <= REFINED:
-            settings = Settings(iterations=options.iterations, patience=6, gain=1e-4, along=options.along)
+            iterations = options.iterations if nfe <= PATIENT else min(LATE, options.iterations)
+            settings = Settings(iterations=iterations, patience=6, gain=1e-4, along=options.along)
             chosen = refine(chosen, laws, held, settings)
         found.append((score(chosen, held), chosen))
     return renamed(min(found, key=lambda pair: pair[0])[1], laws)
