@@ -638,9 +638,17 @@ def test_auto_takes_the_table_and_elsewhere_the_best_published_choice():
     low = sample("auto", mixture, noisy_state(0.5), nfe=4, setting=Setting(sigma_max=0.5))
     assert low.solver == str(solvers.make("ipndm_4"))
     assert torch.equal(low.x, sample("ipndm_4", mixture, noisy_state(0.5), grids.karras(4, sigma_max=0.5)).x)
-    strong = sample("auto", Guided(mixture, mixture, 3.0), x, nfe=4)
-    assert strong.solver == str(solvers.make("dpmpp_2m"))
-    assert sample("auto", Guided(mixture, mixture, 1.2), x, nfe=4).solver == "universal table of 4 evaluations"
+    for scale, nfe, table in (
+        (1.2, 3, True),
+        (1.2, 2, False),
+        (2.0, 3, True),
+        (3.0, 4, False),
+        (3.0, 5, True),
+        (7.5, 9, False),
+    ):
+        guided = sample("auto", Guided(mixture, mixture, scale), x, nfe=nfe)
+        assert guided.solver == (f"universal table of {nfe} evaluations" if table else "DDIM()"), (scale, nfe)
+    assert solvers.make("auto").for_nfe(40, Setting(guidance=5.0)) == (solvers.make("ipndm_2"), 40)
 
 
 @pytest.mark.parametrize("name", ["auto", "universal"])

@@ -21,13 +21,10 @@ from steindiff.errors import InputError, require
 from steindiff.solvers import table_files
 from steindiff.solvers.base import USUAL, Interval, Setting, Solver, State, Step, whole
 from steindiff.solvers.deis import IPNDM
-from steindiff.solvers.dpmpp import DPMpp2M
-from steindiff.solvers.multistep import Row
+from steindiff.solvers.multistep import DDIM, Row
 from steindiff.solvers.tabulated import Tabulated
 
 FILE = Path(__file__).parent / "universal.safetensors"
-STRONG = 1.5
-"""Guidance of a larger scale than this is not what the tables were made for."""
 _HIGHEST, _LOWEST = 1e6, 0.25
 
 
@@ -124,20 +121,28 @@ class Universal(Planned):
         return solver, len(solver.rows)
 
 
+def needed(guidance: float) -> float:
+    """The fewest evaluations with which a table holds under guidance: none without it, 3 up to w = 2, and w + 2 above."""
+    if guidance <= 1:
+        return 0
+    return 3 if guidance <= 2 else guidance + 2
+
+
 @dataclass(frozen=True)
 class Auto(Planned):
     """The universal table where its test says that it wins, and the best published choice elsewhere.
 
-    A run takes DPM-Solver++ 2M under guidance of a scale above `STRONG`, and iPNDM-4 where there is no table for its number of
-    evaluations or its noise levels; otherwise the universal table (`docs/universal.md` has the test).
+    The universal table is taken without guidance, and under guidance of a scale w where N ≥ `needed(w)`. With fewer evaluations
+    it can break, and a run takes DDIM, which does not. Where there is no table for N or for the noise levels, a run takes
+    iPNDM-4, or iPNDM-2 under guidance of a scale above 2 (`docs/universal.md` has the test).
     """
 
     def for_nfe(self, nfe: int, setting: Setting = USUAL) -> tuple[Solver, int]:
         """The choice for this setting, and its steps."""
         super().for_nfe(nfe)
-        if setting.guidance > STRONG:
-            return DPMpp2M(), nfe
+        if nfe < needed(setting.guidance):
+            return DDIM(), nfe
         try:
             return Universal(self.sigma_data).for_nfe(nfe, setting)
         except InputError:
-            return IPNDM(4), nfe
+            return IPNDM(4 if setting.guidance <= 2 else 2), nfe

@@ -1,0 +1,96 @@
+"""What the universal table loses where it is told something wrong: σ_data, the mean, the noise levels, a network in half precision.
+
+    python -m research.universal_robustness --bed digits --nfe 4
+    python -m research.universal_robustness --bed digits_mixture --nfe 6 --samples 512
+
+Each line has the RMSE to the exact flow's end points of the same noise, and its standard error over images. The last line is
+the best of six published solvers on two grids, which are told nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Annotated
+
+import torch
+from recipes.command import command
+from torch import Tensor, nn
+
+from steindiff import Table, grids, initial_noise, sample
+from steindiff.denoisers import Denoiser
+from steindiff.study import testbed
+from steindiff.study.testbed import Testbed
+
+PLAIN = ("dpmpp_2m", "unipc_2", "unipc_3", "deis_3", "ipndm_3", "ipndm_4")
+FINE = 100
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    bed: Annotated[str, "a testbed of steindiff bench"] = "digits"
+    nfe: Annotated[int, "network evaluations", 1] = 4
+    samples: Annotated[int, "images", 2] = 256
+    seed: Annotated[int, "seed of the first image", 0] = 80_000
+
+
+def ends(denoiser: Denoiser, noise: Tensor, top: float) -> Tensor:
+    """Where the exact flow takes noise from σ = top."""
+    return sample("unipc_3", denoiser, noise, grids.karras(FINE, sigma_max=top)).x
+
+
+def cases(bed: Testbed, nfe: int, mean: Tensor) -> Iterator[tuple[str, Table, float]]:
+    """What is told, the table, and the first level of its run."""
+    right, top = bed.setting.sigma_data, grids.SIGMA_MAX
+    for factor in (1.0, 0.5, 0.7, 1.4, 2.0):
+        yield f"sigma_data x {factor}", Table.universal(nfe, sigma_data=factor * right), top
+    for name, m in {"the true mean": mean, "twice the mean": 2 * mean, "the mean with its sign changed": -mean}.items():
+        yield name, Table.universal(nfe, sigma_data=right, mean=m), top
+    for other in (0.7 * top, 2 * top, 1000.0):
+        yield f"sigma_max {other:g}", Table.universal(nfe, sigma_max=other, sigma_data=right), other
+    for low in (0.0, 0.01):
+        yield f"sigma_min {low:g}", Table.universal(nfe, sigma_min=low, sigma_data=right), top
+
+
+def shown(name: str, x: Tensor, exact: Tensor) -> str:
+    """The root mean square over images, with its standard error by the delta method."""
+    squares = (x - exact).double().square().flatten(1).mean(1)
+    rmse = float(squares.mean().sqrt())
+    return f"| {name} | {rmse:.4f} ± {float(squares.std()) / len(squares) ** 0.5 / (2 * rmse):.4f} |"
+
+
+def half(denoiser: Denoiser) -> Denoiser | None:
+    """The same network in bfloat16 inside, float32 outside; None where it is no network."""
+    if not isinstance(denoiser, nn.Module):
+        return None
+
+    def inner(x: Tensor, sigma: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            return denoiser(x, sigma).to(x.dtype)
+
+    return inner
+
+
+@command
+def main(o: Options) -> None:
+    """Print the table."""
+    bed = testbed.make(o.bed)
+    seeds = range(o.seed, o.seed + o.samples)
+    denoiser = bed.denoiser_for(seeds)
+    noise = initial_noise(seeds, bed.event_shape, grids.SIGMA_MAX)
+    exact = ends(denoiser, noise, grids.SIGMA_MAX)
+    mean = ends(denoiser, initial_noise(range(o.seed + 10**6, o.seed + 10**6 + o.samples), bed.event_shape), 80.0).mean(0)
+    print(f"{o.bed}, N = {o.nfe}, {o.samples} images from seed {o.seed}\n\n| told | RMSE |\n| --- | --- |")
+    for name, table, top in cases(bed, o.nfe, mean):
+        start = noise * (top / grids.SIGMA_MAX)
+        target = exact if top == grids.SIGMA_MAX else ends(denoiser, start, top)
+        print(shown(name, sample(table.solver, denoiser, start, table.sigmas).x, target), flush=True)
+    if low := half(denoiser):
+        table = Table.universal(o.nfe, sigma_data=bed.setting.sigma_data)
+        print(shown("nothing wrong; the network in bfloat16", sample(table.solver, low, noise, table.sigmas).x, exact))
+    runs = {f"{s}, {g}": sample(s, denoiser, noise, grids.make(g, o.nfe)).x for s, g in product(PLAIN, ("karras", "log_snr"))}
+    best = min(runs, key=lambda name: float((runs[name] - exact).square().mean()))
+    print(shown(f"best published: {best}", runs[best], exact))
