@@ -159,14 +159,19 @@ _RANGES = {
     "spread": "spread of the logarithm of a variance, coordinate by coordinate",
     "sizes": "the same for a whole cluster",
     "scale": "standard deviation of a coordinate, in units of σ_data",
+    "thin": "share of laws that lie near a subspace",
+    "kept": "share of the coordinates that span it",
+    "thickness": "what the other variances are multiplied by",
+    "off": "share of laws that lie off centre",
+    "offset": "root mean square of such a law's mean",
 }
 
 
 def _family() -> Table:
     """The ranges that the random laws come from."""
     family = _entry(SHOWN)[1]["family"]
-    ranges = ((text, dict.fromkeys(family[name])) for name, text in _RANGES.items())
-    rows = [(text, " to ".join(f"{v:g}" for v in ends)) for text, ends in ranges]
+    ends = {text: family[name] if isinstance(family[name], list) else [family[name]] for name, text in _RANGES.items()}
+    rows = [(text, " to ".join(f"{v:g}" for v in dict.fromkeys(values))) for text, values in ends.items()]
     return Table(("a random law's", "range"), tuple(rows))
 
 

@@ -1,4 +1,4 @@
-"""What the universal table loses where it is told something wrong: σ_data, the mean, the noise levels, a network in half precision.
+"""What the universal table loses where it is told something wrong: σ_data, the mean, other noise levels, bfloat16.
 
     python -m research.universal_robustness --bed digits --nfe 4
     python -m research.universal_robustness --bed digits_mixture --nfe 6 --samples 512
