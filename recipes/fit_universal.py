@@ -1,9 +1,9 @@
 """Fits the universal tables on random exact laws, and writes the shipped file. No network and no data take part.
 
-The shipped file, about an hour on two cores in all; a stopped run goes on with the tables that are missing:
+The shipped file, one to two hours on a core in all; a stopped run goes on with the tables that are missing:
 
     python -m recipes.fit_universal --work outputs/universal
-    python -m recipes.fit_universal --work outputs/universal --rung 14.6 --nfe 1-10
+    python -m recipes.fit_universal --work outputs/universal --rung 14.6 --nfe 1-10 --laws 96 --held 64 --iterations 10
     python -m recipes.fit_universal --work outputs/universal --out src/steindiff/solvers/universal.safetensors
 
 A pilot in half a minute:

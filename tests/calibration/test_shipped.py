@@ -1,0 +1,51 @@
+"""The shipped tables are what the recipe of this checkout makes."""
+
+import json
+from dataclasses import asdict, replace
+from itertools import pairwise
+
+import pytest
+import torch
+from recipes.fit_universal import COMMAND, REFINED, Options, best, family
+from recipes.random_laws import Family
+
+from steindiff.solvers import universal
+
+DEFAULTS = {name: value for name, value in asdict(Options(work=None)).items() if name not in ("work", "out", "nfe", "rung")}
+COMMANDS = {160.0: DEFAULTS, 14.6: {**DEFAULTS, "laws": 96, "held": 64, "iterations": 10}}
+"""The settings of each rung's command, as the recipe's help has it."""
+
+
+def test_every_shipped_table_is_of_this_family_with_these_settings():
+    for (rung, nfe), (_, about) in universal.shipped().items():
+        assert about["family"] == json.loads(json.dumps(asdict(Family()))), (rung, nfe)
+        assert {name: about["settings"][name] for name in DEFAULTS} == COMMANDS[rung], (rung, nfe)
+        assert about["settings"]["rung"] == rung
+        assert about["command"] == COMMAND
+        assert "/work" not in json.dumps(about)
+
+
+def test_tables_of_more_evaluations_have_smaller_errors():
+    """On the recipe's third set of laws, which took no part in a fit or a choice."""
+    for rung in {rung for rung, _ in universal.shipped()}:
+        reports = {nfe: about for (r, nfe), (_, about) in universal.shipped().items() if r == rung and nfe <= REFINED}
+        scores = [reports[nfe]["scores"]["mean_log"] for nfe in sorted(reports)]
+        assert all(b < a + 0.1 for a, b in pairwise(scores)), (rung, scores)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nfe", [1, 3])
+def test_the_recipe_makes_the_shipped_numbers_again(nfe):
+    """To rounding, which a refinement of many steps amplifies."""
+    shipped, _ = universal.shipped()[160.0, nfe]
+    options = replace(Options(work=None), rung=160.0)
+    torch.set_num_threads(options.threads)
+    seeds = [1_000_000 * options.seed + i for i in range(2)]
+    laws, held = (
+        family(n, 160.0, seed, options.steps, "laws") for n, seed in zip((options.laws, options.held), seeds, strict=True)
+    )
+    table = best(nfe, 160.0, laws, held, options)
+    numbers = [[n for row in t.rows for n in (row.a, *row.values)] for t in (table, shipped)]
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-2, abs=1e-3)
+    assert table.told == pytest.approx(shipped.told, rel=1e-2)
+    assert table.levels == pytest.approx(shipped.levels, rel=2e-2)
