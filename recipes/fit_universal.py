@@ -45,9 +45,9 @@ SIZE, MOST = 6144, 64
 """Numbers in the noise of one law, and the most noises of it."""
 SCANNED = 48
 """Laws that choose a grid; the rows on it are then fitted to all."""
-REFINED, PATIENT = 10, 6
-"""Tables of more evaluations than the first keep their closed form; those of more than the second are refined for `LATE`
-steps at most, since most of the gain is in the first ones."""
+PATIENT, FULL = 6, 10
+"""Tables of more evaluations than the first are refined for `LATE` steps at most, since most of the gain is in the first ones.
+Those of more than the second have rows of four values, and are refined for half as long on as many laws as choose a grid."""
 LATE = 10
 
 
@@ -94,16 +94,26 @@ def grids(nfe: int, rung: float) -> Iterator[tuple[float, ...]]:
 def best(nfe: int, rung: float, laws: Sequence[Trajectories], held: Sequence[Trajectories], options: Options) -> Tabulated:
     """The best table on held-out laws."""
     found = list[tuple[float, Tabulated]]()
-    for history in (None, 4) if nfe > 4 else (None,):
+    for history in (None,) if nfe <= 4 else (None, 4) if nfe <= FULL else (4,):
         tried = [fit(laws[:SCANNED], levels, history=history) for levels in grids(nfe, rung)]
         chosen = min(tried, key=lambda table: score(table, held[:SCANNED]))
         chosen = fit(laws, chosen.levels, history=history)
-        if nfe <= REFINED:
-            iterations = options.iterations if nfe <= PATIENT else min(LATE, options.iterations)
-            settings = Settings(iterations=iterations, patience=6, gain=1e-4, along=options.along)
-            chosen = refine(chosen, laws, held, settings)
+        chosen = refine(chosen, *_shares(nfe, laws, held), _settings(nfe, options))
         found.append((score(chosen, held), chosen))
     return renamed(min(found, key=lambda pair: pair[0])[1], laws)
+
+
+def _shares(
+    nfe: int, laws: Sequence[Trajectories], held: Sequence[Trajectories]
+) -> tuple[Sequence[Trajectories], Sequence[Trajectories]]:
+    """The laws of a refinement."""
+    return (laws, held) if nfe <= FULL else (laws[:SCANNED], held[:SCANNED])
+
+
+def _settings(nfe: int, options: Options) -> Settings:
+    """How long a refinement goes on."""
+    most = options.iterations if nfe <= PATIENT else LATE if nfe <= FULL else LATE // 2
+    return Settings(iterations=min(most, options.iterations), patience=6, gain=1e-4, along=options.along)
 
 
 def report(table: Tabulated, laws: Sequence[Trajectories], options: Options, seconds: float) -> dict[str, Any]:

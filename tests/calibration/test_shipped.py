@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from recipes.fit_universal import COMMAND, REFINED, Options, best, family
+from recipes.fit_universal import COMMAND, FULL, Options, best, family
 from recipes.random_laws import Family
 
 from steindiff.solvers import universal
@@ -28,7 +28,7 @@ def test_every_shipped_table_is_of_this_family_with_these_settings():
 def test_tables_of_more_evaluations_have_smaller_errors():
     """On the recipe's third set of laws, which took no part in a fit or a choice."""
     for rung in {rung for rung, _ in universal.shipped()}:
-        reports = {nfe: about for (r, nfe), (_, about) in universal.shipped().items() if r == rung and nfe <= REFINED}
+        reports = {nfe: about for (r, nfe), (_, about) in universal.shipped().items() if r == rung and nfe <= FULL}
         scores = [reports[nfe]["scores"]["mean_log"] for nfe in sorted(reports)]
         assert all(b < a + 0.1 for a, b in pairwise(scores)), (rung, scores)
 

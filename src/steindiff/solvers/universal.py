@@ -74,7 +74,7 @@ def _started(solver: Tabulated, top: float) -> Tabulated:
 def _ended(solver: Tabulated, bottom: float) -> Tabulated:
     """The same to another last level."""
     *levels, before, end = solver.levels
-    limit = _LOWEST * before
+    limit = max(_LOWEST * before, 1.1 * end)
     require(0 <= bottom <= limit, f"need sigma_min/sigma_data between 0 and {limit:.3g} here", sigma_min_in_units=bottom)
     last, per_level = solver.rows[-1], (bottom - end) / (solver.told[-1] * before)
     row = Row(last.a + per_level, (last.values[0] - per_level, *last.values[1:]))
