@@ -122,10 +122,10 @@ class Universal(Planned):
 
 
 def needed(guidance: float) -> float:
-    """The fewest evaluations with which a table holds under guidance: none without it, 3 up to w = 2, and w + 2 above."""
+    """The fewest evaluations with which a table holds under guidance: none without it, 3 up to w = 2, and w + 3 above."""
     if guidance <= 1:
         return 0
-    return 3 if guidance <= 2 else guidance + 2
+    return 3 if guidance <= 2 else guidance + 3
 
 
 @dataclass(frozen=True)
