@@ -642,9 +642,9 @@ def test_auto_takes_the_table_and_elsewhere_the_best_published_choice():
         (1.2, 3, True),
         (1.2, 2, False),
         (2.0, 3, True),
-        (3.0, 4, False),
-        (3.0, 5, True),
-        (7.5, 9, False),
+        (3.0, 5, False),
+        (3.0, 6, True),
+        (7.5, 10, False),
     ):
         guided = sample("auto", Guided(mixture, mixture, scale), x, nfe=nfe)
         assert guided.solver == (f"universal table of {nfe} evaluations" if table else "DDIM()"), (scale, nfe)
