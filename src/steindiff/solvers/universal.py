@@ -25,7 +25,7 @@ from steindiff.solvers.multistep import DDIM, Row
 from steindiff.solvers.tabulated import Tabulated
 
 FILE = Path(__file__).parent / "universal.safetensors"
-_HIGHEST, _LOWEST = 1e6, 0.25
+_HIGHEST, _LOWEST = 1e6, 0.5
 
 
 @cache
