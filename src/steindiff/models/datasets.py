@@ -217,7 +217,8 @@ def _fitted(opened: Image.Image, resolution: int | None, grey: bool) -> np.ndarr
 
 def _read_array(place: Path) -> np.ndarray:
     """arr_0 of an .npz file, (N, H, W, 1 or 3) uint8; objects are never unpickled."""
-    require(zipfile.is_zipfile(place), "not a whole .npz file: it may be truncated; copy or make it again", path=str(place))
+    whole = zipfile.is_zipfile(place)
+    require(whole, "not a .npz file, or not all of one: it may be truncated; copy or make it again", path=str(place))
     try:
         with open(place, "rb") as file, np.load(file, allow_pickle=False) as entries:
             held = list(entries)
