@@ -31,6 +31,7 @@ from recipes.command import command
 from recipes.random_laws import Family, draw
 from steindiff.calibration import Settings, Trajectories, errors, fit, refine, renamed, trajectories
 from steindiff.errors import InputError, require
+from steindiff.grids import karras
 from steindiff.io.files import manifest, writable_folder
 from steindiff.run import parse_seeds
 from steindiff.solvers import Tabulated, table_files
@@ -87,8 +88,7 @@ def score(table: Tabulated, laws: Sequence[Trajectories]) -> float:
 def grids(nfe: int, rung: float) -> Iterator[tuple[float, ...]]:
     """Grids to choose from: the rung, then the EDM grid's shape from a lower level to the last."""
     for first, rho in product(FIRSTS, RHOS):
-        top, end = (first * rung) ** (1 / rho), LAST ** (1 / rho)
-        yield (rung, *((top + i / nfe * (end - top)) ** rho for i in range(nfe)), LAST)
+        yield (rung, *karras(nfe, LAST, first * rung, rho).tolist())
 
 
 def best(nfe: int, rung: float, laws: Sequence[Trajectories], held: Sequence[Trajectories], options: Options) -> Tabulated:

@@ -86,13 +86,18 @@ def _miss(law: Trajectories, end: Tensor, stops: list[tuple[float, Tensor]], alo
 
 def _run(table: Tabulated, law: Trajectories) -> tuple[Tensor, list[tuple[float, Tensor]]]:
     """The end states, and every told level with the states that it is told for."""
-    state, stops = Run(law, law.noise), list[tuple[float, Tensor]]()
+    states = _states(table, law)
+    steps = zip(table.levels, table.told, table.rows, states, strict=False)
+    return states[-1], [(q * sigma, x) for sigma, q, row, x in steps if row.values]
+
+
+def _states(table: Tabulated, law: Trajectories) -> list[Tensor]:
+    """The states of a run, from the law's noise to the end."""
+    state, states = Run(law, law.noise), [law.noise]
     for sigma, q, row in zip(table.levels, table.told, table.rows, strict=False):
-        if row.values:
-            stops.append((q * sigma, state.x))
-            state = state.evaluated(q * sigma)
-        state = state.stepped(row)
-    return state.x, stops
+        state = (state.evaluated(q * sigma) if row.values else state).stepped(row)
+        states.append(state.x)
+    return states
 
 
 def _share(law: Trajectories, tau: float) -> float:
@@ -173,7 +178,8 @@ def _normal_equations(
         misses = [((end - law.ends).double() / square**0.5, None)]
         for tau, x in stops if settings.along else ():
             factor = (settings.along * _share(law, tau) / square) ** 0.5
-            misses.append(((x - law.at(tau)).double() * factor, (law.at(tau) - law.at(tau * math.exp(h))).double() * factor))
+            y = law.at(tau)
+            misses.append(((x - y).double() * factor, (y - law.at(tau * math.exp(h))).double() * factor))
         for miss, own in misses:
             slopes = torch.cat([miss[1:] - miss[0], *(() if own is None else (own[None],))]).div(h)
             both = torch.cat([slopes, miss[:1]]) * law.weight.sqrt()
@@ -243,14 +249,11 @@ def renamed(table: Tabulated, laws: Sequence[Trajectories], points: int = 400) -
     candidates = torch.logspace(math.log10(first), math.log10(last), points, dtype=torch.float64)[1:-1].tolist()
     gaps = torch.zeros(len(table.rows) - 1, len(candidates), dtype=torch.float64)
     for law in laws:
-        state, states = Run(law, law.noise), list[Tensor]()
-        for sigma, q, row in zip(table.levels, table.told, table.rows, strict=False):
-            state = (state.evaluated(q * sigma) if row.values else state).stepped(row)
-            states.append(state.x)
+        states = _states(table, law)[1:-1]
         for k, sigma in enumerate(candidates):
             y = law.at(sigma)
             size = float(law.product(y, y))
-            gaps[:, k] += torch.stack([law.product(x - y, x - y).cpu() for x in states[:-1]]) / size
+            gaps[:, k] += torch.stack([law.product(x - y, x - y).cpu() for x in states]) / size
     chosen = (first, *(candidates[int(k)] for k in gaps.argmin(1)), last)
     if any(b >= a for a, b in pairwise(chosen)):
         return table

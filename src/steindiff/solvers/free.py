@@ -17,7 +17,7 @@ from steindiff.errors import require
 from steindiff.solvers.base import USUAL, Grid, Interval, Setting, Solver, State, Step
 from steindiff.solvers.dpmpp import DPMpp2M
 from steindiff.solvers.tabulated import TOLERANCE
-from steindiff.solvers.universal import Planned, entry
+from steindiff.solvers.universal import Planned
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Free(Planned):
         method, steps = self.solver.for_nfe(nfe, setting)
         fits = steps == nfe and not method.plans
         require(fits, "need a method of one evaluation a step that runs on any grid, such as dpmpp_2m", solver=str(self.solver))
-        table, _ = entry(nfe, setting if self.sigma_data is None else replace(setting, sigma_data=self.sigma_data))
+        table = self.table(nfe, setting)
         first = table.rows[0]
         require(not first.values, "the table of this number has no free step", nfe=nfe)
         return FreeRun(method, first.a, table.levels), nfe + 1

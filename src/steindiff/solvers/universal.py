@@ -97,6 +97,10 @@ class Planned(Solver):
         positive = self.sigma_data is None or 0 < self.sigma_data < math.inf
         require(positive, "need a positive standard deviation, or None", sigma_data=self.sigma_data)
 
+    def table(self, nfe: int, setting: Setting) -> Tabulated:
+        """The universal table for this setting, with the solver's own σ_data where it has one. Raises InputError as `entry`."""
+        return entry(nfe, setting if self.sigma_data is None else replace(setting, sigma_data=self.sigma_data))[0]
+
     def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: State) -> Step:
         """Refused."""
         raise self._refusal()
@@ -117,7 +121,7 @@ class Universal(Planned):
     def for_nfe(self, nfe: int, setting: Setting = USUAL) -> tuple[Solver, int]:
         """The table for this setting, and its steps: one more than evaluations, since the first evaluates nothing."""
         super().for_nfe(nfe)
-        solver, _ = entry(nfe, setting if self.sigma_data is None else replace(setting, sigma_data=self.sigma_data))
+        solver = self.table(nfe, setting)
         return solver, len(solver.rows)
 
 
