@@ -80,6 +80,29 @@ def test_a_flag_and_an_option_of_a_spec_say_the_same(tmp_path, monkeypatch, caps
     assert sigmas[0] == sigmas[1] == sigmas[2] == steindiff.grids.karras(4, rho=5).tolist()
 
 
+def test_guidance_to_a_class_is_that_of_the_model(tmp_path, monkeypatch, capsys):
+    args = ["--model", "digits_classes", "--class", "7", "--guidance", "3", "--seeds", "0-3", "--dtype", "float64"]
+    code, text = run(monkeypatch, capsys, "sample", *args, "--nfe", "6", "--outdir", str(tmp_path / "a"))
+    assert code == 0, text
+    about = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert (about["solver"], about["job"]["guidance"]) == ("universal table of 6 evaluations", 3.0)
+    assert (about["stats"][0]["nfe"], about["stats"][0]["forward_equivalents"]) == (6, 12)
+    model = models.load("digits_classes", dtype=torch.float64)
+    x = steindiff.initial_noise(range(4), model.event_shape, dtype=torch.float64)
+    wanted = steindiff.sample("auto", model.guided(torch.tensor(7), 3.0), x, nfe=6).x
+    assert np.array_equal(np.load(tmp_path / "a" / "samples.npz")["arr_0"], to_uint8(wanted))
+    code, text = run(monkeypatch, capsys, "sample", *args, "--nfe", "5", "--outdir", str(tmp_path / "b"))
+    assert code == 0, text
+    assert json.loads((tmp_path / "b" / "run.json").read_text())["solver"] == "DDIM()"  # too few for the table
+
+
+def test_without_guidance_a_class_costs_one_forward(tmp_path, monkeypatch, capsys):
+    args = ["--model", "digits_classes", "--class", "7", "--seeds", "0-3", "--nfe", "4", "--outdir", str(tmp_path / "a")]
+    assert run(monkeypatch, capsys, "sample", *args)[0] == 0
+    about = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert (about["solver"], about["stats"][0]["forward_equivalents"]) == ("universal table of 4 evaluations", 4)
+
+
 BAD = {
     "unknown solver": (["--solver", "dpmp_2m"], "did you mean 'dpmpp_2m'"),
     "unknown model": (["--model", "digit"], "did you mean 'digits'"),
@@ -94,6 +117,10 @@ BAD = {
     "bounds": (["--correction", "literal", "--gamma_max", "-1"], "gamma_min ≤ gamma_max"),
     "bounds without rule": (["--correction", "noise_consistent", "--gamma_max", "1"], "only the paper's rule takes bounds"),
     "class": (["--class", "3"], "leave --class out"),
+    "null class": (["--model", "digits_classes", "--class", "10"], "has classes 0 to 9"),
+    "guidance to nothing": (["--model", "digits_classes", "--guidance", "3"], "name it by --class"),
+    "guidance of a model without classes": (["--class", "3", "--guidance", "3"], "the model digits has no classes"),
+    "guidance": (["--model", "digits_classes", "--class", "3", "--guidance", "nan"], "finite scale of guidance"),
     "dtype": (["--dtype", "float16"], "float32 or float64"),
     "device": (["--device", "cuda:77"], "cannot be used"),
     "frame": (["--frame", "vp", "--correction", "clamped"], "model or ve"),

@@ -239,6 +239,21 @@ def test_class_labels():
     assert not torch.allclose(a, net(x, 1.0))
 
 
+def test_the_null_class_is_one_more_label_and_stands_for_no_labels():
+    config = dataclasses.replace(SMALL, num_classes=4, null_class=True)
+    net, x = make(config), images()
+    assert net.network.embedding.label.num_embeddings == 5
+    null = net(x, 1.0, torch.full((3,), 4))
+    assert torch.equal(net(x, 1.0), null)
+    assert not torch.allclose(null, net(x, 1.0, torch.tensor([0, 1, 2])))
+    mapped = torch.func.vmap(lambda z: net(z[None], 1.0)[0])(x)
+    torch.testing.assert_close(mapped, null)
+    with pytest.raises(InputError, match=r"0\.\.5: they must be in 0\.\.4"):
+        net(x, 1.0, torch.tensor([0, 4, 5]))
+    with pytest.raises(InputError, match="null_class = True with num_classes = 0"):
+        UNetConfig(null_class=True)
+
+
 @pytest.mark.parametrize(
     "classes, labels, message",
     [

@@ -21,9 +21,11 @@ from steindiff.cli.app import app
 from steindiff.cli.train import Output, run_training
 from steindiff.errors import InputError, NonFiniteError
 from steindiff.models.datasets import load_digits
-from steindiff.models.networks import UNetConfig
+from steindiff.models.networks import EDMPrecond, UNet, UNetConfig
+from steindiff.report.card import write_card
 from steindiff.train import checkpoint as checkpoints
 from steindiff.train.checkpoint import load_checkpoint
+from steindiff.train.export import describe, export
 from steindiff.train.feed import Feed
 from steindiff.train.loop import CHECKPOINT, LOG, Options, train
 from steindiff.train.objective import SIGMAS, loss_per_sigma, stratified_sigmas
@@ -32,6 +34,7 @@ from steindiff.train.recipe import Recipe, average_weight, learning_rate, power_
 
 SMALL = UNetConfig(channels=8, mults=(1, 2), blocks=1, attention=(1,), heads=1, groups=4, dropout=0.1)
 SHORT = Recipe(steps=12, batch=16, warmup=4, ema_length=5.0, p_mean=-1.0)
+LATER = {"label_dropout", "null_class"}  # settings that earlier versions do not know
 EAGER = Options(log_every=2, report_every=0, checkpoint_seconds=0.0, progress=False, cpu=True)
 
 
@@ -142,6 +145,23 @@ def test_flips_mirror_half_the_images():
     assert 140 < int(same.sum()) < 260
 
 
+def test_label_dropout_drops_its_share_and_changes_nothing_else():
+    data, recipe = load_digits()[0], dataclasses.replace(SHORT, batch=400)
+    plain = [Feed(data, recipe, conditional=True).batch(step) for step in range(10)]
+    dropping = dataclasses.replace(recipe, label_dropout=0.25)
+    dropped = [Feed(data, dropping, conditional=True).batch(step) for step in range(10)]
+    lost = torch.stack([b.labels == 10 for b in dropped])
+    assert abs(float(lost.double().mean()) - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 4000)
+    assert len({tuple(row) for row in lost.tolist()}) == 10  # anew in every step
+    for a, b, gone in zip(plain, dropped, lost, strict=True):
+        assert torch.equal(a.labels[~gone], b.labels[~gone])
+        assert all(torch.equal(u, v) for u, v in ((a.x0, b.x0), (a.sigma, b.sigma), (a.noise, b.noise)))
+    for rank in range(4):
+        part = Feed(data, dropping, conditional=True, rank=rank, world=4).batch(3)
+        assert torch.equal(part.labels, dropped[3].labels[rank::4])
+    assert Feed(data, dropping).batch(0).labels is None
+
+
 # --- resuming --------------------------------------------------------------------------------------------------------
 
 
@@ -177,6 +197,34 @@ def test_another_run_is_not_mixed_in(unbroken):
         train(data, held, SMALL, dataclasses.replace(SHORT, lr=1e-3), folder, EAGER)
     with pytest.raises(InputError, match=r"data\.images was 1500, is 1499"):
         train(data.take(slice(1499)), held, SMALL, SHORT, folder, EAGER)
+
+
+def test_files_of_a_version_without_label_dropout_are_taken_as_they_are(unbroken, tmp_path):
+    """A checkpoint goes on; a model file of the same weights stays as it is, and its card can be written."""
+    folder, whole = unbroken
+    data, held = load_digits()
+    held = held.take(slice(32))
+    state = checkpoints._read(folder / CHECKPOINT)
+    early = {part: {k: v for k, v in state.identity[part].items() if k not in LATER} for part in ("recipe", "unet")}
+    assert (
+        early["recipe"].keys() | early["unet"].keys()
+        == (state.identity["recipe"].keys() | state.identity["unet"].keys()) - LATER
+    )
+    old = dataclasses.replace(state, identity=state.identity | early)
+    torch.save({"format": checkpoints.FORMAT, **old.__dict__}, tmp_path / CHECKPOINT)
+    assert train(data, held, SMALL, SHORT, tmp_path, EAGER).step == SHORT.steps
+    other = {**state.identity, "recipe": {**state.identity["recipe"], "label_dropout": 0.5}}
+    with pytest.raises(InputError, match=r"recipe\.label_dropout was 0\.0, is 0\.5"):
+        load_checkpoint(tmp_path / CHECKPOINT, other)
+
+    info = json.loads(json.dumps(describe("old", "none", data, held, SMALL, SHORT, 1.0, folder / LOG)))
+    recipe = {k: v for k, v in info["recipe"].items() if k not in LATER}
+    (file,), _ = export(tmp_path / "old.safetensors", whole.denoiser, {**info, "unet": early["unet"], "recipe": recipe})
+    before = models.load(file).sha256
+    files, kept = export(file, whole.denoiser, info)
+    assert models.load(files[0]).sha256 == before
+    write_card(tmp_path / "old.md", kept, files, (), "")
+    assert "label_dropout = 0.0" in (tmp_path / "old.md").read_text()
 
 
 def test_a_checkpoint_that_cannot_be_read_is_refused_and_no_code_in_it_runs(unbroken, tmp_path):
@@ -317,8 +365,40 @@ def test_class_conditional_training_from_folders(tmp_path):
     assert "A class-conditional (2 classes)" in card
     assert "Not a real model." in card
     assert str(tmp_path) not in card + json.dumps(model.info)
+    assert not model.info["unet"]["null_class"]
+    with pytest.raises(InputError, match="pets has no null class"):
+        model.guided(torch.tensor(0), 2.0)
     with pytest.raises(InputError, match="has no classes"):
         Plan("smoke", "x", classes=True).network(dataclasses.replace(load_digits()[0], labels=None, classes=()))
+
+
+def test_training_for_guidance_on_the_digits(tmp_path):
+    changes = (*SETTINGS, "steps=20", "label_dropout=0.5")
+    (file,) = run_training(Plan("smoke", "digits", changes=changes, classes=True), tmp_path, EAGER, Output("guide"))
+    model = models.load(file)
+    assert (model.classes, model.info["unet"]["null_class"]) == (10, True)
+    assert "--classes" in model.info["recipe"]["command"]
+    assert "A class-conditional (10 classes and the null class)" in (tmp_path / "guide.md").read_text()
+    rows = model.denoiser.network.embedding.label.weight
+    torch.manual_seed(Plan("smoke", "digits", changes=changes, classes=True).recipe().seed)
+    start = EDMPrecond(UNet(UNetConfig(**model.info["unet"])), 0.5).network.embedding.label.weight
+    assert float((rows - start).detach()[10].abs().max()) > 0.005  # the null class was trained too: float16 rounds by 0.001
+
+
+def test_label_dropout_needs_classes_and_a_null_class(tmp_path):
+    data, held = load_digits()
+    for plan in (Plan("digits_classes", "digits"), Plan("smoke", "digits", changes=("label_dropout=0.15",))):
+        with pytest.raises(InputError, match=r"label_dropout=0\.15 without classes: give --classes, or --set label_dropout=0"):
+            plan.network(data)
+    plain = Plan("digits_classes", "digits", changes=("label_dropout=0",), classes=True).network(data)
+    assert (plain.num_classes, plain.null_class) == (10, False)
+    for config, dropout in (
+        (dataclasses.replace(SMALL, num_classes=10), 0.1),
+        (dataclasses.replace(plain, null_class=True), 0.0),
+    ):
+        with pytest.raises(InputError, match="need both or neither"):
+            train(data, held, config, dataclasses.replace(SHORT, label_dropout=dropout), tmp_path / "o", EAGER)
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize(
@@ -336,6 +416,7 @@ def test_class_conditional_training_from_folders(tmp_path):
         (("ema=power",), "below 0.28"),
         (("precision=fp8",), "no, bf16, fp16"),
         (("lr=-1",), "positive"),
+        (("label_dropout=1",), "label_dropout < 1"),
     ],
 )
 def test_settings_are_checked_by_name_type_and_range(changes, message):

@@ -5,6 +5,7 @@ Large models lie in several files, NAME-00001-of-00003.safetensors and so on.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from steindiff.analytic import FactorMixture
-from steindiff.denoisers import Denoiser, Labelled
+from steindiff.denoisers import Denoiser, Guided, Labelled
 from steindiff.errors import InputError, ModelFileError, require, unknown_name
 from steindiff.io.files import read_tensors, sha256, write_tensors
 from steindiff.models.networks import EDMPrecond, UNet, UNetConfig
@@ -34,7 +35,7 @@ class Model:
     """A denoiser with what is known about it.
 
     Attributes:
-        denoiser: D(x, sigma) in VE coordinates, images in [−1, 1].
+        denoiser: D(x, sigma) in VE coordinates, images in [−1, 1]; of a model with a null class, those of all classes.
         event_shape: the shape of one image, (C, H, W).
         info: the description in the file: kind, recipe, data hashes.
         sha256: the hash of the file, or of its parts' hashes.
@@ -55,6 +56,22 @@ class Model:
     def labelled(self, labels: Tensor) -> Denoiser:
         """The denoiser of images of these classes: int64, one an image, (B,), or one for all, ()."""
         return Labelled(self.denoiser, labels)
+
+    def guided(self, labels: Tensor, scale: float) -> Denoiser:
+        """The denoiser guided to these classes, as in `labelled`: D + w (D_c − D), where D is that of the null class.
+
+        A call costs two network forwards, of the null class and of the labels.
+
+        Raises:
+            InputError: the model has no null class, or the scale w is not finite.
+        """
+        if not self.info.get("unet", {}).get("null_class", False):
+            raise InputError(
+                f"the model {self.name} has no null class, which guidance needs: take one that was trained with "
+                "--classes and --set label_dropout=0.15, such as digits_classes"
+            )
+        require(math.isfinite(scale), "need a finite scale of guidance", guidance=scale)
+        return Guided(self.labelled(labels), self.denoiser, float(scale))
 
 
 def names() -> tuple[str, ...]:

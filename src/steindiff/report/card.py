@@ -28,7 +28,8 @@ def write_card(path: Path, info: dict[str, Any], files: list[Path], quality: Seq
 
 
 def _what(unet: UNetConfig, shape: Sequence[int]) -> Block:
-    kind = f"A class-conditional ({unet.num_classes} classes)" if unet.num_classes else "An unconditional"
+    null = " and the null class" if unet.null_class else ""
+    kind = f"A class-conditional ({unet.num_classes} classes{null})" if unet.num_classes else "An unconditional"
     parameters = sum(p.numel() for p in UNet(unet).parameters())
     return Text(
         Markup(
@@ -58,7 +59,7 @@ def _network(unet: UNetConfig, sigma_data: float, files: list[Path]) -> list[Blo
 
 
 def _recipe(recipe: dict[str, Any]) -> list[Block]:
-    settings = ", ".join(f"{f.name} = {recipe[f.name]}" for f in fields(Recipe))
+    settings = ", ".join(f"{f.name} = {recipe.get(f.name, f.default)}" for f in fields(Recipe))
     where = (
         f"{settings}. Python {recipe['python']}, torch {recipe['torch']}, {recipe['machine']['platform']}; "
         f"{recipe['seconds']} s of training on {recipe['machine']['threads']} threads. Another machine gives weights that "

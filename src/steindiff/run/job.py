@@ -1,5 +1,6 @@
 """What determines the images of a run: the job, the solver and the noise grid that it names, and its batches."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, get_args
@@ -36,11 +37,12 @@ class Job:
         divergence: how a correction estimates its divergence.
         batch: images in a batch; the statistics of a correction are those of a batch.
         class_index: the class label, for a class-conditional model.
+        guidance: the scale of classifier-free guidance to the class, for a model that was trained for it; 1 is without.
         dtype: the solver state and shipped models are float32 or float64.
         device: the model computes on cpu, cuda, cuda:1, …; with cuda, several processes take one device each.
 
     Raises:
-        InputError: both or neither of `steps` and `nfe`, a seed given twice, or a value outside its range.
+        InputError: both or neither of `steps` and `nfe`, a seed given twice, guidance to no class, a value outside its range.
     """
 
     LEAST: ClassVar[Any] = {"steps": 1, "nfe": 1, "batch": 1}
@@ -59,6 +61,7 @@ class Job:
     divergence: Hutchinson = field(default_factory=Hutchinson)
     batch: int = 64
     class_index: int | None = None
+    guidance: float = 1.0
     dtype: str = "float32"
     device: str = "cpu"
 
@@ -70,6 +73,9 @@ class Job:
             raise InputError(f"{len(self.seeds)} seeds, {len(set(self.seeds))} different: need at least one, and none twice")
         require(self.frame in get_args(Frame), "choose model or ve", frame=self.frame)
         require(self.dtype in ("float32", "float64"), "the solver state is float32 or float64", dtype=self.dtype)
+        require(math.isfinite(self.guidance), "need a finite scale of guidance", guidance=self.guidance)
+        to_class = self.guidance == 1 or self.class_index is not None
+        require(to_class, "guidance is to a class: name it by --class, or leave --guidance out", guidance=self.guidance)
 
     @property
     def state_dtype(self) -> torch.dtype:

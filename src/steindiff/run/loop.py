@@ -87,7 +87,7 @@ class _Run:
     def of(cls, job: Job) -> "_Run":
         device = processes.local_device(job.device)
         model = models.load(job.model, dtype=job.state_dtype, device=device)
-        denoiser = _conditioned(model, job.class_index)
+        denoiser = _conditioned(model, job.class_index, job.guidance)
         return cls(job, model, denoiser, *job.prepare(denoiser), device)
 
     def about(self) -> dict[str, Any]:
@@ -99,6 +99,7 @@ class _Run:
             "solver": repr(self.solver),
             "sigmas": self.sigmas.tolist(),
             "class": self.job.class_index,
+            "guidance": self.job.guidance,
             "dtype": self.job.dtype,
             "device": torch.device(self.device).type,
         }
@@ -140,8 +141,8 @@ def _draw_share(run: _Run, output: Output, progress: bool) -> None:
             bar.update(len(seeds))
 
 
-def _conditioned(model: Model, class_index: int | None) -> Denoiser:
-    """The denoiser of one class. Raises InputError for a class that the model lacks."""
+def _conditioned(model: Model, class_index: int | None, guidance: float) -> Denoiser:
+    """The denoiser of one class, or the one guided to it. Raises InputError for a class that the model lacks."""
     if class_index is None:
         return model.denoiser
     if not 0 <= class_index < model.classes:
@@ -149,4 +150,5 @@ def _conditioned(model: Model, class_index: int | None) -> Denoiser:
         raise InputError(
             f"class {class_index}: the model {model.name} has {have}; leave --class out for an unconditional model"
         )
-    return model.labelled(torch.tensor(class_index))
+    labels = torch.tensor(class_index)
+    return model.labelled(labels) if guidance == 1 else model.guided(labels, guidance)

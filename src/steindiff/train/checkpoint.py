@@ -13,6 +13,8 @@ from steindiff.errors import InputError
 from steindiff.io.files import atomic
 
 FORMAT = 1
+_LATER: dict[str, dict[str, Any]] = {"recipe": {"label_dropout": 0.0}, "unet": {"null_class": False}}
+"""Settings that an identity of an earlier version lacks, and what they were then."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def _read(path: Path) -> Checkpoint:
             held = torch.load(path, map_location="cpu", weights_only=True)
         if held.pop("format") != FORMAT:
             raise InputError(f"{path} was written by another version: pass --overwrite to start anew, or another --outdir")
+        held["identity"] |= {key: {**missing, **held["identity"].get(key, {})} for key, missing in _LATER.items()}
         return Checkpoint(**held)
     except (OSError, EOFError, RuntimeError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

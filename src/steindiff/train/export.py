@@ -49,7 +49,16 @@ def export(path: Path, denoiser: EDMPrecond, info: dict[str, Any]) -> tuple[list
         held, old = models.read(path)
     except ModelFileError:
         return models.save(path, tensors, info), info
-    there, wanted = (json.dumps({**i, "format": models.FORMAT, "recipe": None}, sort_keys=True) for i in (held, info))
-    if there == wanted and tensors.keys() == old.keys() and all(torch.equal(tensors[k], old[k]) for k in old):
+    if (
+        _network_of(held) == _network_of(info)
+        and tensors.keys() == old.keys()
+        and all(torch.equal(tensors[k], old[k]) for k in old)
+    ):
         return models.files(path), held
     return models.save(path, tensors, info), info
+
+
+def _network_of(info: dict[str, Any]) -> str:
+    """The description without the recipe, as this version would write it: settings that came later are there too."""
+    unet = dataclasses.asdict(UNetConfig(**info.get("unet", {})))
+    return json.dumps({**info, "unet": unet, "format": models.FORMAT, "recipe": None}, sort_keys=True)

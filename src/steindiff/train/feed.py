@@ -16,7 +16,7 @@ from steindiff.noise import mix
 from steindiff.train.objective import stratified_sigmas
 from steindiff.train.recipe import Recipe
 
-_ORDER, _LEVELS, _NOISE, _DROPOUT = range(4)  # one random stream each
+_ORDER, _LEVELS, _NOISE, _DROPOUT, _LABELS = range(5)  # one random stream each
 
 
 class Batch(NamedTuple):
@@ -34,7 +34,7 @@ class Feed:
 
     Args:
         data: the training images, on the device that trains.
-        recipe: what batches depend on: size, noise law, flips and seed.
+        recipe: what batches depend on: size, noise law, flips, label dropout and seed.
         conditional: hand out labels.
     """
 
@@ -66,6 +66,10 @@ class Feed:
         generator = torch.Generator(device).manual_seed(mix(r.seed, _NOISE, step, 0))
         noise = torch.randn(r.batch, *x0.shape[1:], generator=generator, device=device)[mine]
         labels = self.data.labels[index] if self.conditional and self.data.labels is not None else None
+        if labels is not None and r.label_dropout:
+            generator = torch.Generator().manual_seed(mix(r.seed, _LABELS, step))
+            dropped = torch.rand(r.batch, generator=generator) < r.label_dropout
+            labels = torch.where(dropped[mine].to(device), len(self.data.classes), labels)
         return Batch(x0, labels, sigma[mine].to(device), noise)
 
     def dropout_seed(self, step: int) -> int:

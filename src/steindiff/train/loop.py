@@ -97,6 +97,9 @@ class _Run:
         shapes, channels = {"training": data.event_shape, "held_out": held_out.event_shape}, config.image_channels
         same = held_out.event_shape == data.event_shape and data.event_shape[0] == channels
         require(same, "all three must agree", **shapes, channels_of_network=channels)
+        both = config.null_class == (recipe.label_dropout > 0)
+        need = "a null class is what labels are dropped for: need both or neither"
+        require(both, need, null_class=config.null_class, label_dropout=recipe.label_dropout)
         self.recipe, self.options, self.outdir = recipe, options, outdir
         AcceleratorState._reset_state()  # of an earlier run in this process, whose precision would stay
         self.accelerator = Accelerator(mixed_precision=recipe.precision, cpu=options.cpu)

@@ -29,6 +29,11 @@ PRESETS: dict[str, Preset] = {
         Recipe(steps=2500, batch=128, lr=2e-3, warmup=100, p_mean=-1.0, ema_length=300.0),
         UNetConfig(dropout=0.25),
     ),
+    "digits_classes": Preset(
+        "the embedded digits_classes model: the digits network for guidance; data: digits, with --classes",
+        Recipe(steps=2500, batch=128, lr=2e-3, warmup=100, p_mean=-1.0, ema_length=300.0, label_dropout=0.15),
+        UNetConfig(dropout=0.25),
+    ),
     "cifar10": Preset(
         "the embedded cifar10 model: 16×16, 3.7 M parameters, two hours on two cores with bfloat16 instructions",
         Recipe(
@@ -55,7 +60,7 @@ PRESETS: dict[str, Preset] = {
 
 _Settings = TypeVar("_Settings", Recipe, UNetConfig)
 _FIELDS = (*dataclasses.fields(Recipe), *dataclasses.fields(UNetConfig))
-SETTINGS = tuple(f.name for f in _FIELDS if f.name not in ("image_channels", "num_classes"))
+SETTINGS = tuple(f.name for f in _FIELDS if f.name not in ("image_channels", "num_classes", "null_class"))
 
 
 @dataclass(frozen=True)
@@ -110,8 +115,11 @@ class Plan:
         """The preset's network with the changes, for these images. Raises InputError where it should have classes they lack."""
         if self.classes and not data.classes:
             raise InputError(f"--classes: {self.data} has no classes; give each class its own folder, or leave the flag away")
-        classes = len(data.classes) if self.classes else 0
-        return _changed(replace(self.base.unet, image_channels=data.event_shape[0], num_classes=classes), self.changes)
+        classes, dropout = len(data.classes) if self.classes else 0, self.recipe().label_dropout
+        if dropout and not classes:
+            raise InputError(f"label_dropout={dropout:g} without classes: give --classes, or --set label_dropout=0")
+        shape = replace(self.base.unet, image_channels=data.event_shape[0], num_classes=classes, null_class=dropout > 0)
+        return _changed(shape, self.changes)
 
     def command(self, recipe: Recipe, name: str) -> str:
         """The command that does it again, without this machine's folders."""

@@ -27,6 +27,7 @@ class Recipe:
         ema_length: half-life in steps, or σ_rel, the width of the power function's profile as a share of the run.
         p_mean, p_std: mean and standard deviation of ln σ in training.
         flip: mirror half of the images.
+        label_dropout: share of the labels that become the null class, in [0, 1): classifier-free guidance needs it.
         precision: what the network computes in: "no" (float32), "bf16" or "fp16".
         seed: what initialisation, dropout, order, noise levels and noise are drawn from.
     """
@@ -44,6 +45,7 @@ class Recipe:
     p_mean: float = -1.2
     p_std: float = 1.2
     flip: bool = False
+    label_dropout: float = 0.0
     precision: str = "no"
     seed: int = 0
 
@@ -54,6 +56,7 @@ class Recipe:
             require(0 < getattr(self, name) < math.inf, "must be positive and finite", **{name: getattr(self, name)})
         require(0 < self.decay <= 1, "need 0 < decay ≤ 1", decay=self.decay)
         require(0 < self.beta2 < 1, "need 0 < beta2 < 1", beta2=self.beta2)
+        require(0 <= self.label_dropout < 1, "need 0 ≤ label_dropout < 1", label_dropout=self.label_dropout)
         require(self.ema in EMAS, f"choose from {', '.join(EMAS)}", ema=self.ema)
         require(self.precision in PRECISIONS, f"choose from {', '.join(PRECISIONS)}", precision=self.precision)
         narrow = self.ema != "power" or self.ema_length < 0.28

@@ -33,6 +33,7 @@ class UNetConfig:
         groups: groups of every GroupNorm; must divide every level's width.
         dropout: dropout probability inside the residual blocks, in [0, 1).
         num_classes: number of class labels, 0 for an unconditional network.
+        null_class: the label `num_classes` says that the class is unknown, as guidance needs it, and so do no labels.
     """
 
     image_channels: int = 1
@@ -44,6 +45,7 @@ class UNetConfig:
     groups: int = 8
     dropout: float = 0.0
     num_classes: int = 0
+    null_class: bool = False
 
     def __post_init__(self) -> None:
         # JSON knows no tuples: lists come back, and become tuples so that equality and hashing hold.
@@ -56,6 +58,8 @@ class UNetConfig:
             if not 0 <= level < len(self.mults):
                 raise InputError(f"attention level {level} must be in 0..{len(self.mults) - 1}: mults = {self.mults}")
         require(0 <= self.dropout < 1, "must be in [0, 1)", dropout=self.dropout)
+        if self.null_class and not self.num_classes:
+            raise InputError("null_class = True with num_classes = 0: a network without classes needs no null class")
         for level, width in enumerate(self.widths):
             if width % self.groups:
                 raise InputError(f"groups = {self.groups} must divide the width {width} of level {level}")
@@ -135,7 +139,8 @@ class _Embedding(nn.Module):
         n_embed = 4 * config.channels
         self.linear1 = nn.Linear(2 * self.n, n_embed)
         self.linear2 = nn.Linear(n_embed, n_embed)
-        self.label = nn.Embedding(config.num_classes, n_embed) if config.num_classes else None
+        self.label = nn.Embedding(config.num_classes + config.null_class, n_embed) if config.num_classes else None
+        self.null = config.num_classes if config.null_class else None
 
     def forward(self, c: Tensor, labels: Tensor | None) -> Tensor:
         omega = torch.linspace(math.log(0.25), math.log(16.0), self.n, dtype=c.dtype, device=c.device).exp()
@@ -143,6 +148,8 @@ class _Embedding(nn.Module):
         h = self.linear1(torch.cat([phase.cos(), phase.sin()], dim=1))
         if labels is not None:
             h = h + self._label(labels, c.shape[0])
+        elif self.label is not None and self.null is not None:
+            h = h + self.label.weight[self.null]
         return F.silu(self.linear2(F.silu(h)))
 
     def _label(self, labels: Tensor, batch: int) -> Tensor:
@@ -191,7 +198,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """F(x; c) for images x (B, C, H, W), noise conditions c (B,) and optional labels (B,), to (B, C, H, W).
 
-        Without labels the class term is left out. Raises InputError for shapes and labels that the configuration excludes.
+        Without labels the class is the null class; where there is none, the class term is left out. Raises InputError for
+        shapes and labels that the configuration excludes.
         """
         self._check(x, c_noise)
         e = self.embedding(c_noise, labels)
