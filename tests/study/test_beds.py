@@ -1,16 +1,21 @@
-"""The testbeds with names: the wine mixture, and the digits mixture under guidance."""
+"""The testbeds with names: the wine mixture, and a mixture and a network of the digits under guidance."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
-from steindiff import grids, sample, solvers
+from steindiff import grids, models, sample, solvers
 from steindiff.analytic import Gaussian
-from steindiff.denoisers import guidance_of, schedule_of
+from steindiff.denoisers import forwards_per_call, guidance_of, schedule_of
 from steindiff.errors import InputError
 from steindiff.noise import initial_noise, mix
+from steindiff.report.study import write_report
 from steindiff.schedules import VE
 from steindiff.study.draw import draw
+from steindiff.study.grid import PRESETS
 from steindiff.study.measure import references
+from steindiff.study.run import run_study
 from steindiff.study.testbed import digits_mixture, make, names, wine_mixture
 
 X = initial_noise(range(6), (1, 8, 8), 2.0)
@@ -63,11 +68,43 @@ def test_without_guidance_the_flow_is_that_of_the_class():
     assert float((end - exact).square().mean().sqrt()) < 1e-3
 
 
-def test_the_fine_runs_of_a_guided_law_are_its_flow():
-    found = references(make("digits_guided_8"), range(40), checked=8)
+def test_a_network_is_guided_to_the_class_of_a_seed_as_the_law_is():
+    model, bed, seeds = models.load("digits_classes"), make("digits_classes_guided_2.5"), range(40, 46)
+    sigma, labels = torch.tensor(1.5), torch.tensor([mix(seed) % 10 for seed in seeds])
+    assert torch.equal(bed.denoiser_for(seeds)(X, sigma), model.guided(labels, 2.5)(X, sigma))
+    assert (bed.setting.guidance, bed.setting.sigma_data) == (2.5, model.info["sigma_data"])
+    assert (bed.law, bed.kind, bed.event_shape) == (None, "guided network", (1, 8, 8))
+    assert forwards_per_call(bed.denoiser_for(seeds)) == 2
+    file = make(f"{model.path}_guided_2.5")
+    assert file.name == bed.name
+    assert file.digest == bed.digest != make("digits_classes_guided_2").digest != make("digits_classes").digest
+    with pytest.raises(InputError, match="cifar10 has no null class"):
+        make("cifar10_guided_3")
+
+
+@pytest.mark.parametrize(("name", "steps", "error"), [("digits_guided_8", 200, 1e-4), ("digits_classes_guided_8", 50, 3e-3)])
+def test_the_fine_runs_of_a_guided_denoiser_are_its_flow(name, steps, error):
+    bed = make(name)
+    assert bed.fine_steps == 200
+    found = references(replace(bed, fine_steps=steps), range(8), checked=8)
     assert found.error is not None
-    assert found.error < 1e-4
-    assert "200-step" in found.how
+    assert found.error < error
+    assert f"{steps}-step" in found.how
+
+
+def test_a_study_of_a_guided_network_runs_and_says_what_it_is(tmp_path):
+    config = PRESETS["universal"].but({
+        "beds": ["digits_classes_guided_3"], "solvers": ["ddim", "universal", "auto"], "grids": ["karras"], "nfe": [4, 6],
+        "metrics": ["endpoint"], "n": 40, "checked": 0,
+    })  # fmt: skip
+    bed = replace(make("digits_classes_guided_3"), fine_steps=30)
+    study = run_study(config, tmp_path, beds=[bed], progress=False)
+    assert study.beds["digits_classes_guided_3"].kind == "guided network"
+    error = {(c.solver, c.nfe): r.values["endpoint"].value for c, r in study.results.items()}
+    assert error["universal", 6] < 0.5 * error["ddim", 6]
+    assert (error["auto", 4], error["auto", 6]) == (error["ddim", 4], error["universal", 6])
+    write_report(tmp_path, study, {"rerun": "steindiff bench"})
+    assert "digits_classes_guided_3: a trained network under guidance" in (tmp_path / "report.md").read_text()
 
 
 def test_auto_knows_that_a_bed_is_guided():
@@ -79,5 +116,6 @@ def test_auto_knows_that_a_bed_is_guided():
 
 def test_all_beds_have_names():
     assert set(names()) > {"digits_mixture", "wine_mixture", "digits", "cifar10", "digits_guided_1", "digits_guided_8"}
+    assert "digits_classes_guided_3" in names()
     with pytest.raises(InputError, match="digits_guided_x"):
         make("digits_guided_x")

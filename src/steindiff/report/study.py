@@ -21,6 +21,12 @@ from steindiff.study.grid import FLAGS, OWN, PRESETS, Cell, Config
 from steindiff.study.store import BedSummary
 
 _ORDER = "wins / losses / ties / diverged"
+_KINDS = {
+    "exact": "an exact law",
+    "network": "a trained network",
+    "guided": "an exact law under guidance",
+    "guided network": "a trained network under guidance",
+}
 
 
 def write_report(folder: Path, study: Study, about: Mapping[str, Any] | None = None) -> None:
@@ -129,8 +135,7 @@ def _title(metric: str) -> str:
 def _described(bed: BedSummary | None) -> str:
     if bed is None:
         return "Not looked at yet."
-    kinds = {"exact": "an exact law", "network": "a trained network", "guided": "an exact law under guidance"}
-    kind = kinds.get(bed.kind, bed.kind)
+    kind = _KINDS.get(bed.kind, bed.kind)
     shape = "×".join(map(str, bed.event_shape))
     return f"{bed.name}: {kind}, shape {shape}, {bed.n_target} samples in the target. Reference: {bed.reference}."
 

@@ -44,7 +44,7 @@ class Study:
 
     def bed(self, name: str) -> BedSummary | None:
         """A testbed's summary; a model file's is under the model's name."""
-        return self.beds.get(name) or self.beds.get(Path(name).stem)
+        return self.beds.get(name) or self.beds.get(Path(name).name.replace(".safetensors", ""))
 
     @property
     def nfe(self) -> list[int]:

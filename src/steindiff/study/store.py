@@ -149,7 +149,7 @@ class BedSummary:
     """What a report says of a testbed.
 
     Attributes:
-        kind: "exact", "network" or "guided".
+        kind: "exact", "network", "guided" or "guided network".
         reference: how endpoints and target were made.
         floors: independent samples of the law, as many as a cell has, against the target.
         perfect: the reference flow's own end points against the target.

@@ -6,7 +6,7 @@ Any denoiser makes a testbed: `Testbed(name, denoiser, event_shape, digest)`.
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,8 +30,8 @@ REPEATS = 10
 """Timings of a derivative and of a forward, in turns; the least of each counts."""
 FINE_STEPS, GUIDED_STEPS = 50, 200
 """Steps of the fine runs of a network, and of a guided law, whose flow is less smooth."""
-GUIDED = tuple(f"digits_guided_{w}" for w in (1, 2, 3, 5, 8))
-"""Guided testbeds; another scale in the place of these makes another."""
+GUIDED = tuple(f"{what}_guided_{w}" for what in ("digits", "digits_classes") for w in (1, 2, 3, 5, 8))
+"""Guided testbeds: the digits mixture, and a network. Another scale in the place of these makes another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class Testbed:
         device: where the denoiser computes; it changes speed and rounding only.
         conditioned: gives the denoiser for images of these seeds, where they have classes; None where one serves all.
         fine_steps: steps of the fine runs that stand for the flow of a denoiser whose law is not known.
-        kind: what a report calls the denoiser where its law is not known: network or guided.
+        kind: what a report calls the denoiser where its law is not known: network, guided or guided network.
     """
 
     name: str
@@ -82,15 +82,22 @@ def names() -> tuple[str, ...]:
 
 
 def make(name: str, device: str = "cpu") -> Testbed:
-    """The testbed of a name or of a model file. Raises InputError as `models.load`."""
+    """The testbed of a name or of a model file.
+
+    WHAT_guided_W is the digits mixture (`digits`) or a model, by name or file, guided with the scale W to the class of a seed.
+
+    Raises:
+        InputError: as `models.load`, and where the model is not one for guidance.
+    """
     # Keys are of the data and the recipe, since the fitted numbers' last digits depend on the machine and its threads.
     if name == "digits_mixture":
         return Testbed(name, digits_mixture().to(torch.float32, device), (1, 8, 8), _digits_key(name), device)
     if name == "wine_mixture":
         key = digest(law=name, version=1, data=hashlib.sha256(_wine()[0].numpy().tobytes()).hexdigest())
         return Testbed(name, wine_mixture().to(torch.float32, device), (13,), key, device)
-    if scale := re.fullmatch(r"digits_guided_(\d+(?:\.\d+)?)", name):
-        return guided(name, digits_mixture().to(torch.float32, device), float(scale[1]), _digits_key("digits_guided"))
+    if found := re.fullmatch(r"(.+)_guided_(\d+(?:\.\d+)?)", name):
+        mixture = found[1] == "digits"  # the network of that name has no classes
+        return (_guided_digits if mixture else _guided_model)(name, found[1], float(found[2]), device)
     model = models.load(name, device=device)
     return Testbed(model.name, model.denoiser, model.event_shape, digest(file=model.sha256), device)
 
@@ -109,21 +116,43 @@ def wine_mixture() -> GaussianMixture:
     return _by_class(0.5 * (points - points.mean(0)) / points.std(0), labels, (13,), 0.0025)
 
 
-def guided(name: str, mixture: GaussianMixture, scale: float, key: str) -> Testbed:
-    """A mixture guided to the component that a seed names: D + w (D_c − D), exact, classes mixed in every batch.
+def guided(bed: Testbed, classes: int, conditional: Callable[[Tensor], Denoiser], scale: float, fine_steps: int) -> Testbed:
+    """A testbed guided to the class that a seed names: D + w (D_c − D), where D is the testbed's; a batch has all classes.
 
     Its own law is not known; the flow is that of fine runs of the guided denoiser.
+
+    Args:
+        bed: the testbed of all classes together.
+        classes: how many there are.
+        conditional: D_c of labels c, one for each image.
+        scale: w.
+        fine_steps: steps of the fine runs.
     """
-    parts = zip(mixture.means, mixture.covariances, strict=True)
-    laws = tuple(Gaussian(mean, covariance) for mean, covariance in parts)
 
     def conditioned(seeds: Sequence[int]) -> Denoiser:
-        labels = torch.tensor([mix(seed) % len(laws) for seed in seeds])
-        return Guided(OfClasses(laws, labels, mixture.sigma_data), mixture, scale)
+        return Guided(conditional(torch.tensor([mix(seed) % classes for seed in seeds])), bed.denoiser, scale)
 
-    whole = Guided(mixture, mixture, scale)  # it says σ_data and the scale; images have classes
-    key = digest(law=key, guidance=scale)
-    return Testbed(name, whole, mixture.event_shape, key, str(mixture.device), conditioned, GUIDED_STEPS, "guided")
+    whole = Guided(bed.denoiser, bed.denoiser, scale)  # it says σ_data and the scale; images have classes
+    return replace(
+        bed, denoiser=whole, digest=digest(law=bed.digest, guidance=scale), conditioned=conditioned, fine_steps=fine_steps
+    )
+
+
+def _guided_digits(name: str, what: str, scale: float, device: str) -> Testbed:
+    """The digits mixture, guided to one of its components; every denoiser is exact."""
+    mixture = digits_mixture().to(torch.float32, device)
+    laws = tuple(Gaussian(mean, cov) for mean, cov in zip(mixture.means, mixture.covariances, strict=True))
+    bed = Testbed(name, mixture, mixture.event_shape, _digits_key(f"{what}_guided"), device, kind="guided")
+    return guided(bed, len(laws), lambda labels: OfClasses(laws, labels, mixture.sigma_data), scale, GUIDED_STEPS)
+
+
+def _guided_model(name: str, what: str, scale: float, device: str) -> Testbed:
+    """A class-conditional network, guided to one of its classes."""
+    model = models.load(what, device=device)
+    model.guided(torch.tensor(0), scale)  # refuses a model that is not one for guidance
+    named = Path(name).name.replace(Path(what).name, model.name)
+    bed = Testbed(named, model.denoiser, model.event_shape, digest(file=model.sha256), device, kind="guided network")
+    return guided(bed, model.classes, model.labelled, scale, GUIDED_STEPS)
 
 
 @dataclass(frozen=True, eq=False)
