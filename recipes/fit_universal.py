@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from recipes.command import command
 from recipes.random_laws import Family, draw
-from steindiff.calibration import Settings, Trajectories, errors, fit, refine, renamed, trajectories
+from steindiff.calibration import Settings, Trajectories, errors, fit, refine, renamed, score, trajectories
 from steindiff.errors import InputError, require
 from steindiff.grids import karras
 from steindiff.io.files import manifest, writable_folder
@@ -78,11 +78,6 @@ def family(count: int, rung: float, seed: int, steps: int, label: str) -> list[T
         noise = rung * torch.randn(n, law.dim, generator=generator, dtype=torch.float64)
         found.append(trajectories(law, noise, rung, LAST, count=steps))
     return found
-
-
-def score(table: Tabulated, laws: Sequence[Trajectories]) -> float:
-    """The mean logarithm of the relative error, what a refinement lowers."""
-    return float((errors(table, laws) + Settings().floor ** 2).log().mean()) / 2
 
 
 def grids(nfe: int, rung: float) -> Iterator[tuple[float, ...]]:

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent / "src" / "steindiff"
 
 LEVELS = (
     ("errors", "io", "specs"),
-    ("schedules", "noise", "grids", "denoisers"),
+    ("schedules", "noise", "grids", "denoisers", "identity"),
     ("solvers",),
     ("divergence",),
     ("corrections", "rules"),

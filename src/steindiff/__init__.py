@@ -1,6 +1,7 @@
 """Few-step diffusion sampling with step corrections by Stein's identity; see README.md for a tour."""
 
 from steindiff import analytic, corrections, denoisers, divergence, grids, models, rules, schedules, solvers
+from steindiff.calibration import calibrate
 from steindiff.corrections import Chain, Corrected
 from steindiff.denoisers import Denoiser
 from steindiff.divergence import Hutchinson
@@ -13,6 +14,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Chain", "Corrected", "Denoiser", "Hutchinson", "InputError", "ModelFileError", "NonFiniteError", "SampleResult",
-    "SteindiffError", "Table", "analytic", "corrections", "denoisers", "divergence", "generators", "grids", "initial_noise",
-    "models", "rules", "sample", "schedules", "solvers", "steps",
+    "SteindiffError", "Table", "analytic", "calibrate", "corrections", "denoisers", "divergence", "generators", "grids",
+    "initial_noise", "models", "rules", "sample", "schedules", "solvers", "steps",
 ]  # fmt: skip

@@ -239,7 +239,7 @@ def sample(
             are given.
         NonFiniteError: the network's output or the last state is not finite; the error names the step and σ.
     """
-    solver, sigmas = _planned(make(solver), denoiser, sigmas, nfe, setting)
+    solver, sigmas = _planned(make(solver), denoiser, x, sigmas, nfe, setting)
     watched = _Watched(denoiser)
     observers = (on_step,) if callable(on_step) else tuple(on_step or ())
     events = steps(solver, watched, x, sigmas, generator=generator)
@@ -254,13 +254,13 @@ def sample(
 
 
 def _planned(
-    solver: Solver, denoiser: Denoiser, sigmas: Tensor | None, nfe: int | None, setting: Setting | None
+    solver: Solver, denoiser: Denoiser, x: Tensor, sigmas: Tensor | None, nfe: int | None, setting: Setting | None
 ) -> tuple[Solver, Tensor]:
     """The method and the grid of a run."""
     require((sigmas is None) != (nfe is None), "give exactly one of sigmas and nfe", sigmas=sigmas, nfe=nfe)
     if sigmas is not None:
         return solver, sigmas
-    return solver.plan(nfe or 0, setting or Setting.of(denoiser))
+    return solver.plan(nfe or 0, setting or Setting.of(denoiser, event=tuple(x.shape[1:])))
 
 
 def _check_state(x: Tensor, sigma: float) -> None:

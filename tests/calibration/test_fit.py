@@ -14,7 +14,7 @@ from steindiff import grids
 from steindiff.calibration import Trajectories, errors, fit, run, trajectories
 from steindiff.errors import InputError
 from steindiff.sampling import sample
-from steindiff.solvers import DDIM, DPMpp2M, DPMpp3M, Row, Tabulated
+from steindiff.solvers import DDIM, DPMpp2M, DPMpp3M, Row, as_table
 
 FEW = settings(PROPERTY, max_examples=20)
 TINY = 1e-13
@@ -31,6 +31,8 @@ def numbers(table):
 
 
 # ---------------------------------------------------------------- exactness
+
+GRID = torch.tensor(LEVELS, dtype=D64)
 
 
 @pytest.mark.parametrize("levels", [(80.0, 0.002), (80.0, 5.0, 0.002), (20.0, 6.0, 1.0, 0.3, 0.01)])
@@ -61,7 +63,7 @@ def test_it_then_runs_exactly_on_other_noise(variance, mean):
 
 @pytest.mark.parametrize("solver", [DDIM(), DPMpp2M(), DPMpp3M(), DPMpp2M(lower_order_final=False)], ids=str)
 def test_told_to_follow_a_methods_own_run_it_returns_the_methods_weights(solver):
-    table, own = fit([of_run(solver)], LEVELS, free=False, ridge=TINY), Tabulated.of(solver, LEVELS)
+    table, own = fit([of_run(solver)], LEVELS, free=False, ridge=TINY), as_table(solver, GRID)
     assert table.told == own.told == (1.0,) * 4
     for fitted, row in zip(table.rows, own.rows, strict=True):
         padded = (*row.values, *[0.0] * (len(fitted.values) - len(row.values)))
@@ -71,7 +73,7 @@ def test_told_to_follow_a_methods_own_run_it_returns_the_methods_weights(solver)
 def test_told_levels_are_told_and_their_weights_found():
     """A method whose network is told other levels is found too, where the fit is told the same."""
     q = (0.9, 1.2, 0.8, 1.5)
-    own = replace(Tabulated.of(DPMpp2M(lower_order_final=False), LEVELS), told=q)
+    own = replace(as_table(DPMpp2M(lower_order_final=False), GRID), told=q)
     table = fit([of_run(own)], LEVELS, told=q, free=False, history=2, ridge=TINY)
     assert table.told == q
     assert numbers(table) == pytest.approx(numbers(own), rel=1e-6, abs=1e-6)
@@ -83,7 +85,7 @@ def test_told_levels_are_told_and_their_weights_found():
 @pytest.mark.parametrize("n", [3, 4, 6])
 def test_a_fit_ends_nearer_the_flow_than_the_method_of_the_same_grid(law, n):
     levels = tuple(grids.karras(n).tolist())
-    plain, fitted = Tabulated.of(DPMpp2M(), levels), fit([law], levels, free=False)
+    plain, fitted = as_table(DPMpp2M(), torch.tensor(levels, dtype=torch.float64)), fit([law], levels, free=False)
     other = trajectories(MODEL, 80 * normal(64, 3, seed=5), count=48)
     assert float(errors(fitted, [other])) < 0.25 * float(errors(plain, [other]))
 

@@ -12,7 +12,7 @@ from steindiff.corrections import Corrected
 from steindiff.denoisers import Guided
 from steindiff.errors import InputError
 from steindiff.run import Job, generate
-from steindiff.solvers import DDIM, IPNDM, DPMpp2M, Table, Tabulated
+from steindiff.solvers import DDIM, IPNDM, DPMpp2M, Table, Tabulated, as_table
 
 LAW = Gaussian(torch.zeros(4), 0.25 * torch.eye(4))
 AUTO = Job("cifar10_mixture", (0, 1, 2), nfe=4)
@@ -61,7 +61,7 @@ def test_a_grid_for_a_solver_that_has_its_own_is_refused(changes, message):
 
 
 def test_a_tables_file_runs_on_its_own_levels_only(tmp_path):
-    file = Table(Tabulated.of(DDIM(), grids.karras(3, sigma_max=40.0).tolist())).save(tmp_path / "t.safetensors")
+    file = Table(as_table(DDIM(), grids.karras(3, sigma_max=40.0))).save(tmp_path / "t.safetensors")
     job = Job("digits", (0, 1), solver=f"table({file})", nfe=3)
     assert job.prepare(LAW)[1].tolist() == replace(job, sigma_max=40.0).prepare(LAW)[1].tolist()
     with pytest.raises(InputError, match=r"--sigma_max 20 with .* has 40"):

@@ -22,7 +22,21 @@ from steindiff.divergence import Exact, Hutchinson
 from steindiff.errors import InputError, ModelFileError
 from steindiff.io.files import write_tensors
 from steindiff.sampling import sample, steps
-from steindiff.solvers import DDIM, DPMpp2M, DPMpp3M, Grid, Row, Setting, Table, Tabulated, table_files, universal
+from steindiff.solvers import (
+    DDIM,
+    DPMpp2M,
+    DPMpp3M,
+    Grid,
+    Heun,
+    Row,
+    Setting,
+    Table,
+    Tabulated,
+    as_table,
+    table_files,
+    universal,
+)
+from steindiff.solvers.table import load_all, save_all
 
 D64 = torch.float64
 LEVELS = (10.0, 4.0, 1.5, 0.6, 0.2)
@@ -52,19 +66,49 @@ def scaled_law(factor):
 # ---------------------------------------------------------------- a method of numbers
 
 
-@pytest.mark.parametrize("solver", [DDIM(), DPMpp2M(), DPMpp3M(), DPMpp3M(exact=True)], ids=str)
+@pytest.mark.parametrize("name", [*solvers.names(), "dpmpp_3m(exact=True)", "unipc_3(corrector=False)"])
 @pytest.mark.parametrize("sigmas", [torch.tensor(LEVELS, dtype=D64), grids.karras(7), grids.with_zero(grids.karras(4))])
-def test_the_table_of_a_method_runs_as_the_method_does(solver, sigmas):
-    table, x = Tabulated.of(solver, sigmas.tolist()), drawn(sigma=float(sigmas[0]))
-    torch.testing.assert_close(sample(table, MODEL, x, sigmas).x, sample(solver, MODEL, x, sigmas).x, rtol=1e-12, atol=1e-12)
-    assert table.nfe(sigmas) == solver.nfe(sigmas)
-    planned = sample(table, MODEL, x, nfe=len(sigmas) - 1)  # it brings its grid
-    torch.testing.assert_close(planned.x, sample(table, MODEL, x, sigmas).x, rtol=0, atol=0)
+def test_the_table_of_a_method_runs_as_the_method_does(name, sigmas):
+    """Noise predictions, correctors and inner stages included."""
+    solver = solvers.make(name)
+    table, x = as_table(solver, sigmas, name), drawn(sigma=float(sigmas[0]))
+    mine, own = sample(table, MODEL, x, table.own_grid), sample(solver, MODEL, x, sigmas)
+    torch.testing.assert_close(mine.x, own.x, rtol=1e-9, atol=1e-9)
+    assert mine.stats.nfe == own.stats.nfe == table.nfe(table.own_grid)
+    torch.testing.assert_close(sample(table, MODEL, x, nfe=int(own.stats.nfe)).x, mine.x, rtol=0, atol=0)  # it brings its grid
+    assert str(table) == f"{name} of {own.stats.nfe} evaluations"
 
 
-def test_a_method_in_noise_prediction_has_no_table():
-    with pytest.raises(InputError, match=r"IPNDM.* weighs noise predictions"):
-        Tabulated.of(solvers.make("ipndm_3"), LEVELS)
+def test_the_rows_of_a_method_in_data_prediction_are_its_own():
+    for solver in (DDIM(), DPMpp2M(), DPMpp3M()):
+        table, grid = as_table(solver, torch.tensor(LEVELS, dtype=D64)), Grid.of(torch.tensor(LEVELS, dtype=D64))
+        for i, row in enumerate(table.rows):
+            own = solver.weights(grid, i)
+            assert row.values == pytest.approx(own.values, rel=1e-9)
+            assert row.a == pytest.approx(own.a, rel=1e-12)
+
+
+def test_a_free_step_stays_one():
+    solver, sigmas = solvers.make("free(dpmpp_2m)").plan(4, SETTING)
+    table, x = as_table(solver, sigmas), drawn(sigma=160.0)
+    assert not table.rows[0].values
+    mine, own = sample(table, MODEL, x, table.own_grid), sample(solver, MODEL, x, sigmas)
+    torch.testing.assert_close(mine.x, own.x, rtol=1e-9, atol=1e-9)
+
+
+def test_a_method_that_evaluates_more_often_than_it_says_has_no_table():
+    class Wrong(Heun):
+        def nfe(self, sigmas):
+            return 3
+
+    with pytest.raises(InputError, match="has evaluated 8 times where it says 3: only a plain solver has a table"):
+        as_table(Wrong(), torch.tensor(LEVELS, dtype=D64))
+
+
+def test_a_method_that_forgets_its_first_state_has_no_table():
+    forgetful = Tabulated((2.0, 1.0, 0.5), (Row(0.0, (1.0,)), Row(0.5, (0.5,))), (1.0, 1.0))
+    with pytest.raises(InputError, match="forgets its first state"):
+        as_table(forgetful, forgetful.own_grid)
 
 
 def test_a_run_is_the_formula():
@@ -197,7 +241,7 @@ def test_a_blend_under_vjp_costs_no_evaluation_and_a_free_step_no_derivative():
 
 def test_a_table_that_tells_no_other_level_shares_its_evaluation_with_a_correction():
     """Energy measures at the first step from the value that the step itself uses, as with the method of the table."""
-    own, x = Tabulated.of(DPMpp2M(), LEVELS), drawn(16)
+    own, x = as_table(DPMpp2M(), torch.tensor(LEVELS, dtype=D64)), drawn(16)
     runs = [sample(Corrected(s, "energy", divergence=VJP), MODEL, x, own.own_grid) for s in (own, DPMpp2M())]
     assert [(r.stats.nfe, r.stats.vjps) for r in runs] == [(4, 1)] * 2
     torch.testing.assert_close(runs[0].x, runs[1].x, rtol=1e-10, atol=1e-10)
@@ -349,11 +393,21 @@ def test_tables_may_share_a_mean(tmp_path):
 
 def test_a_file_of_several_tables_is_none_of_one(tmp_path):
     path = table_files.save(tmp_path / "t.safetensors", {"a": (SMALL, {}), "b": (SMALL, {})})
-    with pytest.raises(ModelFileError, match=r"holds 2 tables \(a, b\): need a file of one"):
-        Table.load(path)
+    for nfe in (None, 3):
+        with pytest.raises(InputError, match="tables of 3, 3 evaluations, and 2 fit"):
+            Table.load(path, nfe)
     empty = table_files.save(tmp_path / "e.safetensors", {})
-    with pytest.raises(ModelFileError, match="holds 0 tables"):
+    with pytest.raises(InputError, match="tables of no evaluations"):
         Table.load(empty)
+
+
+def test_several_tables_go_through_one_file_and_are_told_apart_by_their_evaluations(tmp_path):
+    tables = [Table.universal(n) for n in (5, 3)]
+    path = save_all(tmp_path / "t.safetensors", tables)
+    assert [repr(table.solver) for table in load_all(path)] == [repr(table.solver) for table in tables]
+    assert repr(Table.load(path, 3).solver) == repr(tables[1].solver)
+    with pytest.raises(InputError, match=r"nfe=4: .* has tables of 5, 3 evaluations, and 0 fit"):
+        Table.load(path, 4)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from steindiff.models.datasets import load_digits
 from steindiff.report.evaluate import blocks, write
 from steindiff.report.markdown import markdown
 from steindiff.report.study import write_report
-from steindiff.solvers import DDIM, IPNDM, DPMpp2M, Table, Tabulated
+from steindiff.solvers import DDIM, IPNDM, DPMpp2M, Table, Tabulated, as_table
 from steindiff.solvers.multistep import Row
 from steindiff.study import testbed
 from steindiff.study.evaluate import evaluate
@@ -88,7 +88,7 @@ def test_a_study_of_them_runs_and_is_reported(tmp_path):
 
 
 def test_evaluate_plans_them_for_the_model(tmp_path):
-    file = Table(Tabulated.of(DDIM(), grids.karras(4).tolist())).save(tmp_path / "ddim.safetensors")
+    file = Table(as_table(DDIM(), grids.karras(4))).save(tmp_path / "ddim.safetensors")
     settings = Settings(n=8, runs=("universal-3", "auto-60", "dpmpp_2m-3", f"table({file})-4"))
     universal, auto, plain, ddim = (Run.of(name, settings, BED.setting) for name in settings.runs)
     assert [run.nfe for run in (universal, auto, plain, ddim)] == [3, 60, 3, 4]

@@ -118,6 +118,10 @@ class ExactModel:
         about = self._components.means.square().sum(-1) + self._components.traces()  # centred: an offset costs no digits
         return math.sqrt(float((self.weights * about).sum()) / self.dim)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """All numbers of the law by name, as a module's `state_dict` has those of a network."""
+        return {**self._components.tensors(), "weights": self.weights, "means": self.means}
+
     def second_moment(self) -> Tensor:
         """E‖x*‖² = Σ_k w_k (‖μ_k‖² + tr Σ_k), ()."""
         return self.weights @ (self.means.flatten(1).square().sum(-1) + self._components.traces())

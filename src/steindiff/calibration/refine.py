@@ -70,6 +70,11 @@ def errors(table: Tabulated, laws: Sequence[Trajectories]) -> Tensor:
     return _misses(table, laws, 0.0)
 
 
+def score(table: Tabulated, laws: Sequence[Trajectories], floor: float = Settings.floor) -> float:
+    """The mean logarithm of the relative error, F without the states on the way; infinite where a run diverges."""
+    return _mean_log(errors(table, laws), floor**2)
+
+
 def _misses(table: Tabulated, laws: Sequence[Trajectories], along: float) -> Tensor:
     """The squares whose mean logarithm F is, one a law."""
     return torch.stack([_miss(law, *_run(table, law), along).cpu() for law in laws])
@@ -120,7 +125,7 @@ def refine(
     check(laws, table.levels)
     check(held, table.levels)
     floor, mu, stale = settings.floor**2, settings.damping, 0
-    kept, fitted, best = table, _misses(table, laws, settings.along), _mean_log(errors(table, held), floor)
+    kept, fitted, best = table, _misses(table, laws, settings.along), score(table, held, settings.floor)
     if not math.isfinite(best + _mean_log(fitted, floor)):
         raise InputError(
             "the table's end states are not finite on a law: fit it, or give it other levels, before it is refined"
@@ -129,7 +134,7 @@ def refine(
         equations = _normal_equations(table, laws, fitted + floor, settings)
         before = _mean_log(fitted, floor)
         table, fitted, mu = _descended(table, laws, equations, fitted, mu, settings)
-        here = _mean_log(errors(table, held), floor)
+        here = score(table, held, settings.floor)
         kept, best, stale = (table, here, 0) if here < best else (kept, best, stale + 1)
         tell(Progress(iteration, _mean_log(fitted, floor), here))
         if stale >= settings.patience or before - _mean_log(fitted, floor) < settings.gain:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -16,6 +16,37 @@ from steindiff.sampling import steps
 
 STEPS = 64
 """Steps of a fine run: UniPC-3 on the EDM grid is then off by far less than any table is."""
+BATCH = 256
+"""Images that a network sees at once."""
+
+Conditioned = Callable[[Tensor], Denoiser]
+"""The denoiser of images with these numbers, (B,) int64, where images have classes or prompts of their own."""
+
+
+@dataclass(frozen=True, eq=False)
+class InBatches:
+    """A denoiser of many images that evaluates a few at a time, each with its own class or prompt.
+
+    Args:
+        denoiser: D(x, sigma), where one serves all images.
+        conditioned: gives the denoiser of some images; None where one serves all.
+        index: the images' numbers, (B,); None is 0, 1, ….
+        batch: the most images of one evaluation.
+    """
+
+    denoiser: Denoiser
+    conditioned: Conditioned | None = None
+    index: Tensor | None = None
+    batch: int = BATCH
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """D(x, sigma), x (B, *event); sigma ()."""
+        index = torch.arange(len(x)) if self.index is None else self.index
+        parts = zip(x.split(self.batch), index.split(self.batch), strict=True)
+        return torch.cat([self._of(some)(images, sigma) for images, some in parts])
+
+    def _of(self, some: Tensor) -> Denoiser:
+        return self.denoiser if self.conditioned is None else self.conditioned(some)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +61,9 @@ class Trajectories:
         weight: what one squared coordinate of an error counts in a fit, (), or one number a coordinate, (*event).
         mean: the data's mean m, broadcastable to an event; states are y − m.
         stacked: whether the denoiser treats every image of a batch alike, so that several runs may be one batch.
+        conditioned: gives the denoiser of some images, where they have classes or prompts; then they may be stacked.
+        index: the images' numbers, which `conditioned` knows them by, (B,); None is 0, 1, ….
+        batch: the most images of one evaluation, where runs are stacked.
 
     Raises:
         InputError: the levels do not decrease to one above 0, or states and slopes are not one a level.
@@ -42,6 +76,9 @@ class Trajectories:
     weight: Tensor
     mean: Tensor
     stacked: bool = True
+    conditioned: Conditioned | None = None
+    index: Tensor | None = None
+    batch: int = BATCH
 
     def __post_init__(self) -> None:
         falling = len(self.levels) > 1 and all(math.inf > s > t > 0 for s, t in pairwise(self.levels))
@@ -64,9 +101,19 @@ class Trajectories:
         """D − m of states about the mean, (..., B, *event): several runs may be stacked before the batch."""
         runs = x.reshape(-1, *self.noise.shape)
         level = torch.tensor(sigma, dtype=torch.float64, device=x.device)
-        batches = (runs.flatten(0, 1),) if self.stacked else runs.unbind()
-        out = torch.cat([self.denoiser(batch + self.mean, level) - self.mean for batch in batches])
-        return out.reshape(x.shape)
+        index = torch.arange(len(self.noise)) if self.index is None else self.index
+        stack = (runs.flatten(0, 1),) if self.stacked else runs.unbind()
+        index, most = (index.repeat(len(runs)), self.batch) if self.stacked else (index, len(self.noise))
+        denoiser = InBatches(self.denoiser, self.conditioned, index, most)
+        return torch.cat([denoiser(batch + self.mean, level) - self.mean for batch in stack]).reshape(x.shape)
+
+    def part(self, chosen: Tensor) -> "Trajectories":
+        """The trajectories of some images, by their places in the batch, (b,); an error as large as their spread counts one."""
+        index = torch.arange(len(self.noise)) if self.index is None else self.index
+        here = chosen.to(self.states.device)
+        states, slopes = self.states[:, here], self.slopes[:, here]
+        weight = self.weight.new_tensor(1 / _spread(states[-1]))
+        return replace(self, states=states, slopes=slopes, weight=weight, index=index[chosen.cpu()])
 
     def at(self, sigma: float) -> Tensor:
         """y(σ), by the cubic in log σ that has the values and slopes of the two nearest levels.
@@ -86,8 +133,7 @@ class Trajectories:
     @cached_property
     def variance(self) -> float:
         """The mean variance of a coordinate of the end states; of one image, its mean square."""
-        ends = self.ends.double()
-        return float((ends - ends.mean(0)).square().mean() if len(ends) > 1 else ends.square().mean())
+        return _spread(self.ends) / self.ends.numel()
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         """The weighted inner product of two fields (B, *event), ()."""
@@ -108,6 +154,8 @@ def trajectories(
     count: int = STEPS,
     mean: Tensor | None = None,
     stacked: bool = True,
+    conditioned: Conditioned | None = None,
+    batch: int = BATCH,
     tick: Callable[[], object] = lambda: None,
 ) -> Trajectories:
     """A fine run from noise at σ_max, (B, *event); errors weigh 1/(B × variance of the end states).
@@ -120,7 +168,9 @@ def trajectories(
         solver: what runs, on the EDM grid.
         count: the number of its steps.
         mean: the data's mean; None is zero.
-        stacked: see `Trajectories`.
+        stacked: see `Trajectories`; the fine run of a denoiser that is not is one batch.
+        conditioned: see `Trajectories`.
+        batch: see `Trajectories`.
         tick: is called after every step.
 
     Raises:
@@ -128,7 +178,8 @@ def trajectories(
     """
     states, slopes, sigmas = list[Tensor](), list[Tensor](), grids.karras(count, sigma_min, sigma_max)
     m = torch.zeros((), dtype=noise.dtype, device=noise.device) if mean is None else mean.to(noise)
-    for event in steps(solver, denoiser, noise, sigmas):
+    network = InBatches(denoiser, conditioned, None, batch if stacked else len(noise))
+    for event in steps(solver, network, noise, sigmas):
         x = event.x_before
         states.append(x - m)
         slopes.append(x - event.step.denoised)
@@ -136,14 +187,22 @@ def trajectories(
     last = event.step.x
     states.append(last - m)
     with torch.no_grad():
-        slopes.append(last - denoiser(last, sigmas[-1].to(last.device)))
-    ends = states[-1].double()
-    spread = float((ends - ends.mean(0)).square().sum()) if len(ends) > 1 else float(ends.square().sum())
-    rounding = (16 * torch.finfo(noise.dtype).eps) ** 2 * float(ends.square().sum())
+        slopes.append(last - network(last, sigmas[-1].to(last.device)))
+    spread = _spread(states[-1])
+    rounding = (16 * torch.finfo(noise.dtype).eps) ** 2 * float(states[-1].double().square().sum())
     if not rounding < spread < math.inf:
         raise NonFiniteError(f"the end states of a fine run have the spread {spread:g}: the denoiser's law is degenerate")
-    weight = ends.new_tensor(1 / spread)
-    return Trajectories(denoiser, tuple(sigmas.tolist()), torch.stack(states), torch.stack(slopes), weight, m, stacked)
+    weight = torch.tensor(1 / spread, dtype=torch.float64, device=noise.device)
+    levels = tuple(sigmas.tolist())
+    return Trajectories(
+        denoiser, levels, torch.stack(states), torch.stack(slopes), weight, m, stacked, conditioned, None, batch
+    )
+
+
+def _spread(ends: Tensor) -> float:
+    """The sum of squares about the mean of end states, (B, *event); of one image, the sum of its squares."""
+    wide = ends.double()
+    return float((wide - wide.mean(0)).square().sum() if len(wide) > 1 else wide.square().sum())
 
 
 def check(sets: Sequence[Trajectories], levels: Sequence[float]) -> None:

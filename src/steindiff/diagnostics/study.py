@@ -68,7 +68,7 @@ def run_diagnose(setup: Setup, outdir: str | Path) -> Diagnosis:
 
 def _runs(setup: Setup, model: Model) -> Iterator[tuple[str, int, Solver, Tensor]]:
     for name, nfe in product(setup.solvers, setup.nfe):
-        solver, sigmas = solvers.make(name).plan(nfe, Setting.of(model.denoiser))
+        solver, sigmas = solvers.make(name).plan(nfe, Setting.of(model.denoiser, event=model.event_shape))
         first = float(sigmas[0])
         require(abs(first / SIGMA_MAX - 1) < 1e-9, f"need a solver that starts at {SIGMA_MAX:g}", solver=name, sigma=first)
         if isinstance(solver, UniPC):  # with a stored evaluation a step is hardly a function of its state

@@ -91,18 +91,26 @@ class Job:
         """The seeds of one batch, counted from the first seed of the list; the last batch may be smaller."""
         return self.seeds[batch * self.batch : (batch + 1) * self.batch]
 
-    def prepare(self, denoiser: Denoiser, choice: Choice | None = None) -> tuple[Solver, Tensor]:
+    def prepare(
+        self,
+        denoiser: Denoiser,
+        event: tuple[int, ...] | None = None,
+        choice: Choice | None = None,
+        folders: tuple[str, ...] = (),
+    ) -> tuple[Solver, Tensor]:
         """The solver under its correction, and the noise levels.
 
         Args:
             denoiser: says what a solver with a grid of its own plans for: σ_data, and the scale of guidance.
+            event: the shape of an image, without which no calibrated table is found.
+            folders: where tables that were calibrated on the network may lie.
             choice: what an earlier probe of the network found; None: the solver probes the network anew.
 
         Raises:
             InputError: a spec names nothing, or its options or the noise levels are out of range; a grid for a solver that has
                 its own.
         """
-        solver, sigmas = self._planned(Setting.of(denoiser, self.sigma_max, self.sigma_min))
+        solver, sigmas = self._planned(Setting.of(denoiser, self.sigma_max, self.sigma_min, event, folders))
         estimator = replace(self.divergence, choice=choice)
         return corrections.apply(self.correction, solver, divergence=estimator, frame=self.frame), sigmas
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from steindiff import models
 from steindiff.denoisers import Denoiser
+from steindiff.divergence import Choice
 from steindiff.errors import InputError, NonFiniteError
 from steindiff.io import processes
 from steindiff.io.images import to_uint8
@@ -88,7 +89,7 @@ class _Run:
         device = processes.local_device(job.device)
         model = models.load(job.model, dtype=job.state_dtype, device=device)
         denoiser = _conditioned(model, job.class_index, job.guidance)
-        return cls(job, model, denoiser, *job.prepare(denoiser), device)
+        return cls(job, model, denoiser, *_prepared(job, model, denoiser), device)
 
     def about(self) -> dict[str, Any]:
         """All that determines the images; the device's number is left out, as it changes rounding at most."""
@@ -137,8 +138,13 @@ def _draw_share(run: _Run, output: Output, progress: bool) -> None:
             trace = [{"batch": batch, **record.as_json()} for record in result.trace]
             output.keep(batch, seeds, to_uint8(result.x), trace, asdict(result.stats))
             if batch == missing[0]:  # what it has found about derivatives serves the others too
-                run = replace(run, solver=run.job.prepare(run.denoiser, result.stats.choice)[0])
+                run = replace(run, solver=_prepared(run.job, run.model, run.denoiser, result.stats.choice)[0])
             bar.update(len(seeds))
+
+
+def _prepared(job: Job, model: Model, denoiser: Denoiser, choice: Choice | None = None) -> tuple[Solver, Tensor]:
+    """The solver and its levels; calibrated tables may lie in the folder `tables` beside the model file."""
+    return job.prepare(denoiser, model.event_shape, choice, (str(model.path.parent / "tables"),))
 
 
 def _conditioned(model: Model, class_index: int | None, guidance: float) -> Denoiser:

@@ -1,15 +1,19 @@
 """Solvers of the probability-flow ODE: state in, state out. `make("dpmpp_2m")` builds one by name."""
 
+from steindiff.solvers.as_table import as_table
+from steindiff.solvers.auto import Auto
 from steindiff.solvers.base import USUAL, Grid, Interval, Setting, Solver, State, Step
+from steindiff.solvers.calibrated import Calibrated
 from steindiff.solvers.deis import DEIS, IPNDM
 from steindiff.solvers.dpmpp import DPMpp2M, DPMpp3M
 from steindiff.solvers.multistep import DDIM, Multistep, NoiseMultistep, Row
+from steindiff.solvers.purpose import Purpose
 from steindiff.solvers.registry import make, names, plans
 from steindiff.solvers.singlestep import DPMpp2S, DPMpp3S, Heun
 from steindiff.solvers.table import Table
 from steindiff.solvers.tabulated import Tabulated
 from steindiff.solvers.unipc import UniPC
-from steindiff.solvers.universal import Auto, Universal
+from steindiff.solvers.universal import Universal
 
 __all__ = [
     "DDIM",
@@ -17,6 +21,7 @@ __all__ = [
     "IPNDM",
     "USUAL",
     "Auto",
+    "Calibrated",
     "DPMpp2M",
     "DPMpp2S",
     "DPMpp3M",
@@ -26,6 +31,7 @@ __all__ = [
     "Interval",
     "Multistep",
     "NoiseMultistep",
+    "Purpose",
     "Row",
     "Setting",
     "Solver",
@@ -35,6 +41,7 @@ __all__ = [
     "Tabulated",
     "UniPC",
     "Universal",
+    "as_table",
     "make",
     "names",
     "plans",

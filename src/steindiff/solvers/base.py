@@ -16,6 +16,7 @@ from torch import Tensor
 from steindiff.denoisers import Denoiser, guidance_of, sigma_data_of
 from steindiff.errors import require
 from steindiff.grids import SIGMA_MAX, SIGMA_MIN, karras
+from steindiff.identity import network_of
 from steindiff.solvers.coefficients import ddim
 
 State = Any
@@ -96,12 +97,18 @@ class Setting:
         sigma_min: the last noise level.
         sigma_data: the standard deviation of the data's coordinates, in units of x.
         guidance: the scale of classifier-free guidance; 1 is none.
+        network: the digest of the network, by which a calibrated table is found; None finds none.
+        event: the shape of an image; None finds no calibrated table.
+        folders: where calibrated tables are looked for first.
     """
 
     sigma_max: float = SIGMA_MAX
     sigma_min: float = SIGMA_MIN
     sigma_data: float = 0.5
     guidance: float = 1.0
+    network: str | None = None
+    event: tuple[int, ...] | None = None
+    folders: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         ends = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
@@ -109,9 +116,18 @@ class Setting:
         require(0 < self.sigma_data < math.inf, "need a positive standard deviation", sigma_data=self.sigma_data)
 
     @classmethod
-    def of(cls, denoiser: Denoiser, sigma_max: float = SIGMA_MAX, sigma_min: float = SIGMA_MIN) -> "Setting":
-        """These noise levels, and what the denoiser says of itself; EDM's σ_data where it says nothing."""
-        return cls(sigma_max, sigma_min, sigma_data_of(denoiser) or cls.sigma_data, guidance_of(denoiser))
+    def of(
+        cls,
+        denoiser: Denoiser,
+        sigma_max: float = SIGMA_MAX,
+        sigma_min: float = SIGMA_MIN,
+        event: tuple[int, ...] | None = None,
+        folders: tuple[str, ...] = (),
+    ) -> "Setting":
+        """These noise levels and this shape, and what the denoiser says of itself; EDM's σ_data where it says nothing."""
+        network = None if event is None else network_of(denoiser)
+        data = sigma_data_of(denoiser) or cls.sigma_data
+        return cls(sigma_max, sigma_min, data, guidance_of(denoiser), network, event, folders)
 
 
 USUAL = Setting()

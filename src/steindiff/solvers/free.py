@@ -17,11 +17,11 @@ from steindiff.errors import require
 from steindiff.solvers.base import USUAL, Grid, Interval, Setting, Solver, State, Step
 from steindiff.solvers.dpmpp import DPMpp2M
 from steindiff.solvers.tabulated import TOLERANCE
-from steindiff.solvers.universal import Planned
+from steindiff.solvers.universal import OnTables
 
 
 @dataclass(frozen=True)
-class Free(Planned):
+class Free(OnTables):
     """A method of one evaluation a step after the free step of the universal table, on that table's levels.
 
     Args:

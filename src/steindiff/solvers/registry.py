@@ -2,7 +2,9 @@
 
 from functools import partial
 
+from steindiff.solvers.auto import Auto
 from steindiff.solvers.base import Solver
+from steindiff.solvers.calibrated import Calibrated
 from steindiff.solvers.deis import DEIS, IPNDM
 from steindiff.solvers.dpmpp import DPMpp2M, DPMpp3M
 from steindiff.solvers.free import Free
@@ -10,7 +12,7 @@ from steindiff.solvers.multistep import DDIM
 from steindiff.solvers.singlestep import DPMpp2S, DPMpp3S, Heun
 from steindiff.solvers.table import load
 from steindiff.solvers.unipc import UniPC
-from steindiff.solvers.universal import Auto, Universal
+from steindiff.solvers.universal import Universal
 from steindiff.specs import Registry
 
 SOLVERS: Registry[Solver] = Registry(
@@ -37,7 +39,7 @@ def _free(solver: Solver | str = "dpmpp_2m", sigma_data: float | None = None) ->
 PLANS: Registry[Solver] = Registry(
     "solver",
     Solver,  # type: ignore[type-abstract]
-    {**SOLVERS.entries, "auto": Auto, "universal": Universal, "table": load, "free": _free},
+    {**SOLVERS.entries, "auto": Auto, "universal": Universal, "calibrated": Calibrated, "table": load, "free": _free},
 )
 """The same, and those that have grids of their own: `for_nfe` makes a method of them."""
 

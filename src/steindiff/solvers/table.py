@@ -1,13 +1,13 @@
 """A table: a solver with its grid, made for one number of evaluations, and where its numbers come from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from steindiff.errors import ModelFileError
+from steindiff.errors import InputError
 from steindiff.grids import SIGMA_MAX, SIGMA_MIN
 from steindiff.solvers import table_files, universal
 from steindiff.solvers.base import Setting
@@ -36,22 +36,32 @@ class Table:
         """The network evaluations of a run."""
         return self.solver.nfe(self.sigmas)
 
+    def anyway(self, *names: str) -> "Table":
+        """The same for any network, event or guidance, whichever is named: a calibrated table is refused elsewhere.
+
+        Raises:
+            InputError: a name is none of these.
+        """
+        return replace(self, solver=self.solver.anyway(*names))
+
     def save(self, path: str | Path) -> Path:
         """Write the table to a .safetensors file, whole or not at all. Raises InputError where it cannot be written."""
         return table_files.save(path, {"table": (self.solver, self.report)})
 
     @staticmethod
-    def load(path: str | Path) -> "Table":
-        """The table of a file.
+    def load(path: str | Path, nfe: int | None = None) -> "Table":
+        """The table of a file; of several, that of `nfe` evaluations.
 
         Raises:
-            ModelFileError: there is no such file, it is damaged, it is no table, or it holds several.
+            ModelFileError: there is no such file, it is damaged, or it is no table.
+            InputError: it holds no table of so many evaluations, or several that fit.
         """
-        entries = table_files.load(path)
-        if len(entries) != 1:
-            raise ModelFileError(f"{path} holds {len(entries)} tables ({', '.join(entries)}): need a file of one")
-        (entry,) = entries.values()
-        return Table(*entry)
+        tables = load_all(path)
+        fitting = [table for table in tables if nfe is None or table.nfe == nfe]
+        if len(fitting) != 1:
+            have = ", ".join(f"{table.nfe}" for table in tables) or "no"
+            raise InputError(f"nfe={nfe}: {path} has tables of {have} evaluations, and {len(fitting)} fit: name one by nfe")
+        return fitting[0]
 
     @staticmethod
     def universal(
@@ -77,6 +87,16 @@ class Table:
         return Table(replace(solver, mean=mean), report)
 
 
+def save_all(path: str | Path, tables: Sequence[Table]) -> Path:
+    """Write several tables to one .safetensors file. Raises InputError where it cannot be written."""
+    return table_files.save(path, {f"{i}/{table.nfe}": (table.solver, table.report) for i, table in enumerate(tables)})
+
+
+def load_all(path: str | Path) -> list[Table]:
+    """The tables of a file. Raises ModelFileError where there is no such file, it is damaged, or it holds no tables."""
+    return [Table(*entry) for entry in table_files.load(path).values()]
+
+
 def load(path: str) -> Tabulated:
-    """The solver of a table's file, for specs: `table(file.safetensors)`. Raises ModelFileError as `Table.load`."""
+    """The solver of a file of one table, for specs: `table(file.safetensors)`. Raises as `Table.load`."""
     return Table.load(path).solver

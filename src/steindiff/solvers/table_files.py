@@ -6,6 +6,7 @@ and `values` (n), how many of a row's weights there are; and `mean` where it has
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from steindiff.errors import InputError, ModelFileError
 from steindiff.io.files import read_tensors, write_tensors
 from steindiff.solvers.multistep import Row
+from steindiff.solvers.purpose import Purpose
 from steindiff.solvers.tabulated import Tabulated
 
 FORMAT = 1
@@ -27,8 +29,11 @@ _PARTS = ("levels", "told", "a", "weights", "values")
 def save(path: str | Path, tables: Mapping[str, Entry]) -> Path:
     """Write tables by name to one file. Raises InputError where it cannot be written."""
     tensors = {f"{name}/{part}": value for name, (solver, _) in tables.items() for part, value in _tensors(solver).items()}
+    purposes = {name: asdict(solver.purpose) for name, (solver, _) in tables.items() if solver.purpose is not None}
     about = {"format": FORMAT, "kind": "tables", "sha256": _digest(tensors)}
-    write_tensors(path, tensors, {**about, "reports": {name: dict(report) for name, (_, report) in tables.items()}})
+    write_tensors(
+        path, tensors, {**about, "reports": {name: dict(report) for name, (_, report) in tables.items()}, "purposes": purposes}
+    )
     return Path(path)
 
 
@@ -54,8 +59,10 @@ def load(path: str | Path) -> dict[str, Entry]:
     if not isinstance(reports, dict) or not all(isinstance(report, dict) for report in reports.values()):
         raise ModelFileError(f"{path}: its header has no report for each table; fetch it again, or calibrate anew")
     try:
-        return {name: (_solver(name, tensors), report) for name, report in reports.items()}
-    except (KeyError, InputError, RuntimeError, ValueError, TypeError) as error:
+        purposes = {name: Purpose.read(purpose) for name, purpose in about.get("purposes", {}).items()}
+        solvers = {name: replace(_solver(name, tensors), purpose=purposes.get(name)) for name in reports}
+        return {name: (solvers[name], report) for name, report in reports.items()}
+    except (AttributeError, KeyError, InputError, RuntimeError, ValueError, TypeError) as error:
         raise ModelFileError(f"{path} holds no usable table: {error}; fetch it again, or calibrate anew") from error
 
 

@@ -7,7 +7,6 @@ without values is a *free* step, x' − m = a (x − m), which evaluates nothing
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -18,7 +17,8 @@ from steindiff.denoisers import Denoiser, TimeShifted
 from steindiff.errors import InputError, require
 from steindiff.io.files import digest
 from steindiff.solvers.base import USUAL, Grid, Interval, Setting, Solver, Step
-from steindiff.solvers.multistep import History, Multistep, NoiseMultistep, Row
+from steindiff.solvers.multistep import History, Multistep, Row
+from steindiff.solvers.purpose import Purpose
 
 TOLERANCE = 1e-6
 """How far, relatively, a level of a grid may be from the table's."""
@@ -34,6 +34,7 @@ class Tabulated(Multistep):
         told: q_i, one number a step: the network is told q_i σ_i.
         mean: m, the data's mean, broadcastable to an event; None is zero.
         name: what kind of table it is, in a word, for `str`.
+        purpose: what the table was calibrated for; a run of anything else is refused. None is anything.
 
     Raises:
         InputError: the parts do not fit each other, a number is not finite, the levels do not decrease, or a step uses a value
@@ -47,6 +48,7 @@ class Tabulated(Multistep):
     told: tuple[float, ...]
     mean: Tensor | None = None
     name: str = "table"
+    purpose: Purpose | None = None
 
     def __post_init__(self) -> None:
         n = len(self.levels) - 1
@@ -73,14 +75,6 @@ class Tabulated(Multistep):
     def __str__(self) -> str:
         return f"{self.name} of {self.nfe(self.own_grid)} evaluations"
 
-    @classmethod
-    def of(cls, solver: Multistep, sigmas: Sequence[float]) -> "Tabulated":
-        """The table of a published method on this grid. Raises InputError where its values are noise predictions."""
-        if isinstance(solver, NoiseMultistep):
-            raise InputError(f"{solver} weighs noise predictions, and a table weighs denoised values: take a method that does")
-        grid = Grid.of(torch.tensor(sigmas, dtype=torch.float64))
-        return cls(grid.levels, tuple(solver.weights(grid, i) for i in range(grid.steps)), (1.0,) * grid.steps)
-
     @property
     def order(self) -> int:  # type: ignore[override]
         """The number of values in the longest row."""
@@ -101,7 +95,9 @@ class Tabulated(Multistep):
         return self.rows[index]
 
     def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> History:
-        """No earlier values. Raises InputError where the mean does not fit the events of x."""
+        """No earlier values. Raises InputError where the mean does not fit the events of x, or the run is not the purpose."""
+        if self.purpose is not None:
+            self.purpose.check(denoiser, x.shape[1:])
         mean, event = () if self.mean is None else self.mean.shape, x.shape[1:]
         fits = len(mean) <= len(event) and all(m in (1, n) for m, n in zip(reversed(mean), reversed(event), strict=False))
         require(fits, f"the mean must be broadcastable to an event, {tuple(event)}", shape=tuple(mean))
@@ -136,6 +132,10 @@ class Tabulated(Multistep):
         """The same table for data that are `factor` times as large: σ and m scale, the weights stay."""
         mean = None if self.mean is None else factor * self.mean
         return replace(self, levels=tuple(factor * s for s in self.levels), mean=mean)
+
+    def anyway(self, *names: str) -> "Tabulated":
+        """The same table for any network, event or guidance, whichever is named."""
+        return replace(self, purpose=(self.purpose or Purpose()).anyway(*names))
 
     def _centred(self, row: Row, x: Tensor) -> Tensor:
         """Add (1 − a − Σ w) m."""

@@ -14,14 +14,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from torch import Tensor
-
-from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError, require
 from steindiff.solvers import table_files
-from steindiff.solvers.base import USUAL, Interval, Setting, Solver, State, Step, whole
-from steindiff.solvers.deis import IPNDM
-from steindiff.solvers.multistep import DDIM, Row
+from steindiff.solvers.base import USUAL, Setting, Solver, whole
+from steindiff.solvers.multistep import Row
+from steindiff.solvers.planned import Planned
 from steindiff.solvers.tabulated import Tabulated
 
 FILE = Path(__file__).parent / "universal.safetensors"
@@ -82,16 +79,14 @@ def _ended(solver: Tabulated, bottom: float) -> Tabulated:
 
 
 @dataclass(frozen=True)
-class Planned(Solver):
-    """What becomes a method once the number of evaluations is known; it runs on no grid itself.
+class OnTables(Planned):
+    """What runs on the levels of a universal table.
 
     Args:
         sigma_data: the standard deviation of the data's coordinates; None is what the setting says.
     """
 
     sigma_data: float | None = None
-    order = 1
-    plans = True
 
     def __post_init__(self) -> None:
         positive = self.sigma_data is None or 0 < self.sigma_data < math.inf
@@ -101,21 +96,9 @@ class Planned(Solver):
         """The universal table for this setting, with the solver's own σ_data where it has one. Raises InputError as `entry`."""
         return entry(nfe, setting if self.sigma_data is None else replace(setting, sigma_data=self.sigma_data))[0]
 
-    def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: State) -> Step:
-        """Refused."""
-        raise self._refusal()
-
-    def nfe(self, sigmas: Tensor) -> int:
-        """Refused, as a step is."""
-        raise self._refusal()
-
-    def _refusal(self) -> InputError:
-        name = type(self).__name__.lower()
-        return InputError(f"the solver {name!r} has a grid for each number of evaluations: give nfe=, and no grid of your own")
-
 
 @dataclass(frozen=True)
-class Universal(Planned):
+class Universal(OnTables):
     """The universal table of whatever number of evaluations is asked for."""
 
     def for_nfe(self, nfe: int, setting: Setting = USUAL) -> tuple[Solver, int]:
@@ -123,30 +106,3 @@ class Universal(Planned):
         super().for_nfe(nfe)
         solver = self.table(nfe, setting)
         return solver, len(solver.rows)
-
-
-def needed(guidance: float) -> float:
-    """The fewest evaluations with which a table holds under guidance: none without it, 3 up to w = 2, and w + 3 above."""
-    if guidance <= 1:
-        return 0
-    return 3 if guidance <= 2 else guidance + 3
-
-
-@dataclass(frozen=True)
-class Auto(Planned):
-    """The universal table where its test says that it wins, and the best published choice elsewhere.
-
-    The universal table is taken without guidance, and under guidance of a scale w where N ≥ `needed(w)`. With fewer evaluations
-    it can break, and a run takes DDIM, which does not. Where there is no table for N or for the noise levels, a run takes
-    iPNDM-4, or iPNDM-2 under guidance of a scale above 2 (`docs/universal.md` has the test).
-    """
-
-    def for_nfe(self, nfe: int, setting: Setting = USUAL) -> tuple[Solver, int]:
-        """The choice for this setting, and its steps."""
-        super().for_nfe(nfe)
-        if nfe < needed(setting.guidance):
-            return DDIM(), nfe
-        try:
-            return Universal(self.sigma_data).for_nfe(nfe, setting)
-        except InputError:
-            return IPNDM(4 if setting.guidance <= 2 else 2), nfe

@@ -1,0 +1,255 @@
+"""A table made to measure for one network: `calibrate`.
+
+The network's own fine runs from the noises say where its exact flow takes them. They are divided: half of them are fitted, a
+quarter chooses where to start and when to stop, and a quarter is the gate's. For each number of evaluations the best start is
+refined by Gauss–Newton (`search`, `refine`), and the gate keeps the result only where it beats everything known (`gate`).
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steindiff.calibration import gate, search
+from steindiff.calibration.refine import Progress, Settings
+from steindiff.calibration.teacher import BATCH, STEPS, Conditioned, Trajectories, trajectories
+from steindiff.denoisers import Denoiser, forwards_per_call
+from steindiff.errors import InputError, require
+from steindiff.grids import SIGMA_MAX, SIGMA_MIN
+from steindiff.io import files, processes
+from steindiff.solvers import Purpose, Setting, Table
+from steindiff.solvers.base import whole
+
+LEAST, LEAST_NUMBERS = 8, 4
+"""The fewest trajectories, and the fewest fitted coordinates for each number of a table."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a calibration is done.
+
+    Args:
+        steps: steps of the fine runs.
+        batch: the most images that the network sees at once; it bounds the memory.
+        settings: how long a refinement goes on.
+    """
+
+    steps: int = STEPS
+    batch: int = BATCH
+    settings: Settings = field(default_factory=lambda: Settings(iterations=8, patience=3, gain=5e-3, along=0.2))
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 8, "need 8 steps or more of a fine run", steps=self.steps)
+        require(self.batch >= 1, "need at least one image at once", batch=self.batch)
+
+
+USUAL = Options()
+
+
+def calibrate(denoiser: Denoiser, noise: Tensor, nfe: int, **how: Any) -> Table:
+    """The table of `nfe` evaluations for this network; `how` is what `calibrations` takes, and errors are the same.
+
+    Example:
+        >>> from steindiff.analytic import Gaussian
+        >>> law = Gaussian(torch.zeros(3), torch.diag(torch.tensor([0.3, 0.2, 0.1])))
+        >>> calibrate(law, 80 * torch.randn(32, 3, generator=torch.Generator().manual_seed(0)), 2).nfe
+        2
+    """
+    return calibrations(denoiser, noise, [nfe], **how)[0]
+
+
+def calibrations(
+    denoiser: Denoiser,
+    noise: Tensor,
+    nfe: Sequence[int],
+    *,
+    sigma_max: float = SIGMA_MAX,
+    sigma_min: float = SIGMA_MIN,
+    conditioned: Conditioned | None = None,
+    network: str | None = None,
+    options: Options = USUAL,
+    work: str | Path | None = None,
+    progress: bool = False,
+) -> list[Table]:
+    """A table for each number of evaluations; all come from one set of fine runs.
+
+    Args:
+        denoiser: D(x, sigma) in VE coordinates, of any device and inner dtype; guidance is a part of it.
+        noise: states at σ_max, (n, *event), n ≥ 8: σ_max ε. 64 are plenty, and 16 already do.
+        nfe: network evaluations of a run.
+        sigma_max: the first noise level.
+        sigma_min: the last noise level, above 0.
+        conditioned: gives the denoiser of the images whose places in `noise` it is given, (b,) int64, where images have
+            classes or prompts of their own; `denoiser` then says only what all of them share.
+        network: what names the network, where no digest of it can be taken; None: `identity.network_of`.
+        options: how it is done.
+        work: a folder that keeps the fine runs and finished tables, so that a stopped calibration goes on.
+        progress: whether to show bars on stderr.
+
+    Raises:
+        InputError: too few trajectories for the numbers of a table, or malformed noise.
+        NonFiniteError: the network's output is not finite, or its fine runs diverge.
+    """
+    require(len(nfe) > 0 and all(whole(n) and n >= 1 for n in nfe), "need whole numbers of evaluations, from 1", nfe=list(nfe))
+    require(0 < sigma_min < sigma_max, "need 0 < sigma_min < sigma_max", sigma_min=sigma_min, sigma_max=sigma_max)
+    _check(noise, max(nfe))
+    purpose = Purpose.of(denoiser, tuple(noise.shape[1:]))
+    purpose = purpose if network is None else replace(purpose, network=network)
+    job = _Job(denoiser, noise, sigma_max, sigma_min, conditioned, purpose, options, progress)
+    folder = None if work is None else files.writable_folder(work) / job.key
+    law = job.fine_runs(folder)
+    return [job.kept_table(law, n, folder) for n in nfe]
+
+
+def _check(noise: Tensor, nfe: int) -> None:
+    """Raise InputError for noises that are too few, or no batch."""
+    fits = isinstance(noise, Tensor) and noise.ndim >= 2 and noise.dtype in (torch.float32, torch.float64)
+    require(fits, "noise must be (n, *event) in float32 or float64", noise=getattr(noise, "shape", type(noise).__name__))
+    n, numbers = len(noise), (nfe + 1) * (nfe + 6) // 2
+    require(n >= LEAST, f"a calibration needs {LEAST} trajectories or more", trajectories=n)
+    fitted = (n // 2) * noise[0].numel()
+    if fitted < LEAST_NUMBERS * numbers:
+        need = 2 * -(-LEAST_NUMBERS * numbers // noise[0].numel())
+        raise InputError(
+            f"{n} trajectories of {noise[0].numel()} coordinates for about {numbers} numbers of a table of {nfe} evaluations: "
+            f"need {need} trajectories or more"
+        )
+
+
+@dataclass
+class _Bill:
+    """How many images the network has evaluated."""
+
+    images: int = 0
+
+    def of(self, denoiser: Denoiser) -> Denoiser:
+        """The same denoiser, billed."""
+
+        def billed(x: Tensor, sigma: Tensor) -> Tensor:
+            self.images += len(x)
+            return denoiser(x, sigma)
+
+        return billed
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """A calibration: what it is of, and how it is done."""
+
+    denoiser: Denoiser
+    noise: Tensor
+    sigma_max: float
+    sigma_min: float
+    conditioned: Conditioned | None
+    purpose: Purpose
+    options: Options
+    progress: bool
+    bill: _Bill = field(default_factory=_Bill)
+
+    @property
+    def key(self) -> str:
+        """A digest of all that determines the tables."""
+        numbers = hashlib.sha256(self.noise.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+        parts = {"purpose": asdict(self.purpose), "noise": numbers, "levels": (self.sigma_max, self.sigma_min)}
+        return files.digest(**parts, steps=self.options.steps, settings=asdict(self.options.settings))
+
+    def fine_runs(self, folder: Path | None) -> Trajectories:
+        """The exact flow of all noises, made once in a folder."""
+        path = None if folder is None else folder / "fine.safetensors"
+        if path is not None and path.exists():
+            return self._read(path)
+        with _bar("fine runs", self.options.steps, self.progress) as tick:
+            law = trajectories(
+                self.bill.of(self.denoiser), self.noise, self.sigma_max, self.sigma_min, count=self.options.steps,
+                conditioned=self._conditioned, batch=self.options.batch, tick=lambda: tick(""),
+            )  # fmt: skip
+        if path is not None:
+            about = {"levels": law.levels, "images": self.bill.images}
+            files.write_tensors(path, {"states": law.states, "slopes": law.slopes, "weight": law.weight[None]}, about)
+        return law
+
+    def _read(self, path: Path) -> Trajectories:
+        """Fine runs of an earlier call. Raises InputError where the file is damaged."""
+        try:
+            about, tensors = files.read_tensors(path, "states", "slopes", "weight")
+            states, slopes, weight = (tensor.to(self.noise.device) for tensor in tensors)
+            levels = tuple(float(level) for level in about["levels"])
+            self.bill.images += int(about["images"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} is damaged ({error}): remove it, and the fine runs are made again") from error
+        mean, billed = self.noise.new_zeros(()), self.bill.of(self.denoiser)
+        batch = self.options.batch
+        return Trajectories(billed, levels, states, slopes, weight[0], mean, conditioned=self._conditioned, batch=batch)
+
+    @property
+    def _conditioned(self) -> Conditioned | None:
+        given = self.conditioned
+        return None if given is None else lambda some: self.bill.of(given(some))
+
+    def kept_table(self, law: Trajectories, nfe: int, folder: Path | None) -> Table:
+        """The table of so many evaluations, made once in a folder."""
+        path = None if folder is None else folder / f"{nfe}.safetensors"
+        if path is not None and path.exists():
+            return Table.load(path)
+        table = self.table(law, nfe)
+        if path is not None:
+            table.save(path)
+        return table
+
+    def table(self, law: Trajectories, nfe: int) -> Table:
+        """Start, refine, and pass the gate."""
+        began, images, fine = time.perf_counter(), self.bill.images, (self.options.steps + 1) * len(self.noise)
+        fitted, choosing, guarded = (law.part(part) for part in divided(self.noise))
+        setting = Setting(self.sigma_max, self.sigma_min, fitted.variance**0.5, self.purpose.guidance or 1.0)
+        settings = self.options.settings
+        with _bar(f"{nfe} evaluations", settings.iterations, self.progress) as tick:
+
+            def tell(step: Progress) -> None:
+                tick(f"relative error {torch.tensor(step.held).exp():.3g}")
+
+            candidates = list(search.starts([fitted], nfe, setting))
+            found = search.best(candidates, [fitted], [choosing], settings, tell)
+        found = replace(found, name="calibrated table")
+        solver, verdict = gate.passed(found, gate.alternatives(nfe, setting), guarded)
+        cost = {"evaluated_images": self.bill.images - images, "of_fine_runs": fine}
+        report = files.manifest(
+            kind="calibrated", nfe=nfe, sigma_max=self.sigma_max, sigma_min=self.sigma_min, sigma_data=setting.sigma_data,
+            trajectories={"fitted": len(fitted.noise), "choosing": len(choosing.noise), "gate": len(guarded.noise)},
+            dtype=str(self.noise.dtype), forwards=forwards_per_call(self.denoiser), steps=self.options.steps,
+            settings=asdict(settings), key=self.key, gate=asdict(verdict), cost=cost,
+            seconds=round(time.perf_counter() - began, 1),
+        )  # fmt: skip
+        return Table(replace(solver, purpose=self.purpose), report)
+
+
+def divided(noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Places of the noises that are fitted, that choose, and that the gate has: a half and two quarters.
+
+    They are told apart by their sums, so that the order of the noises does not matter.
+    """
+    order = noise.detach().double().flatten(1).sum(1).cpu().argsort()
+    quarter = torch.arange(len(order)) % 4
+    return order[quarter % 2 == 0], order[quarter == 1], order[quarter == 3]
+
+
+@contextmanager
+def _bar(label: str, total: int, shown: bool) -> Iterator[Callable[[str], None]]:
+    """A bar of the first process; a tick takes what is to be said beside it."""
+    if not shown or processes.rank() > 0:
+        yield lambda said: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc=label) as bar:
+
+        def tick(said: str) -> None:
+            bar.set_postfix_str(said, refresh=False)
+            bar.update()
+
+        yield tick
