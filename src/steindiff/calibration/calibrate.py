@@ -99,7 +99,8 @@ def calibrations(
     require(len(nfe) > 0 and all(whole(n) and n >= 1 for n in nfe), "need whole numbers of evaluations, from 1", nfe=list(nfe))
     require(0 < sigma_min < sigma_max, "need 0 < sigma_min < sigma_max", sigma_min=sigma_min, sigma_max=sigma_max)
     _check(noise, max(nfe))
-    purpose = Purpose.of(denoiser, tuple(noise.shape[1:]))
+    first = denoiser if conditioned is None else conditioned(torch.arange(1))
+    purpose = Purpose.of(first, tuple(noise.shape[1:]))
     purpose = purpose if network is None else replace(purpose, network=network)
     job = _Job(denoiser, noise, sigma_max, sigma_min, conditioned, purpose, options, progress)
     folder = None if work is None else files.writable_folder(work) / job.key

@@ -69,7 +69,7 @@ class Testbed:
     @property
     def setting(self) -> Setting:
         """What a solver with a grid of its own plans for: EDM's range, and the σ_data and guidance that the denoiser states."""
-        return Setting.of(self.denoiser, event=self.event_shape)
+        return Setting.of(self.denoiser_for((0,)), event=self.event_shape)
 
     def denoiser_for(self, seeds: Sequence[int]) -> Denoiser:
         """The denoiser of a batch whose images have these seeds."""
