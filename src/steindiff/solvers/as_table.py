@@ -1,7 +1,7 @@
 """Every linear method is a table: a run of any solver here, written as rows of weights.
 
-All points of a run are linear in its first state x_0 and in the denoised values D_0, D_1, …. Let the k-th point that the network
-sees be p_k = α_k x_0 + Σ_{j<k} β_kj D_j, and the end state p_m. Then x_0 drops out of two points in a row:
+All points of a run are linear in its first state x_0 and in the denoised values D_0, D_1, …. Let the k-th point that the
+network sees be p_k = α_k x_0 + Σ_{j<k} β_kj D_j, and the end state p_m. Then x_0 drops out of two points in a row:
 
     p_{k+1} = a p_k + Σ_{j≤k} w_j D_j,      a = α_{k+1}/α_k,      w_j = β_{k+1,j} − a β_kj
 
