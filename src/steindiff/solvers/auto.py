@@ -22,7 +22,7 @@ class Auto(OnTables):
     """A table calibrated for this network, else the universal one where its test says that it wins, else a published method.
 
     A calibrated table is looked for as `calibrated.found` says. The universal table is taken without guidance, and under
-    guidance of a scale w where N ≥ `needed(w)`. With fewer evaluations it can break, and a run takes DDIM, which does not.
+    guidance of a scale w where N ≥ `needed(w)`. With fewer evaluations it can break, and a run takes DDIM, which seldom does.
     Where there is no table for N or for the noise levels, a run takes iPNDM-4, or iPNDM-2 under guidance of a scale above 2
     (`docs/universal.md` has the test).
     """
