@@ -1,7 +1,7 @@
 """A table made to measure for one network: `calibrate`.
 
-The network's own fine runs from the noises say where its exact flow takes them. They are divided: half of them are fitted, a
-quarter chooses where to start and when to stop, and a quarter is the gate's. For each number of evaluations the best start is
+The network's own fine runs from the noises say where its exact flow takes them. They are divided: most of them are fitted, some
+choose where to start and when to stop, and some are the gate's. For each number of evaluations the best start is
 refined by Gauss–Newton (`search`, `refine`), and the gate keeps the result only where it beats everything known (`gate`).
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from steindiff.calibration import gate, search
-from steindiff.calibration.refine import Progress, Settings
+from steindiff.calibration.refine import Progress, Settings, refine, renamed
 from steindiff.calibration.teacher import BATCH, STEPS, Conditioned, Trajectories, trajectories
 from steindiff.denoisers import Denoiser, forwards_per_call
 from steindiff.errors import InputError, require
@@ -28,6 +28,8 @@ from steindiff.solvers.base import whole
 
 LEAST, LEAST_NUMBERS = 8, 4
 """The fewest trajectories, and the fewest fitted coordinates for each number of a table."""
+WORK = 3_000_000
+"""Coordinates that the network evaluates in one step of a refinement, about."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Options:
 
     steps: int = STEPS
     batch: int = BATCH
-    settings: Settings = field(default_factory=lambda: Settings(iterations=8, patience=3, gain=5e-3, along=0.2))
+    settings: Settings = field(default_factory=lambda: Settings(iterations=10, patience=3, gain=2e-3, along=0.2))
 
     def __post_init__(self) -> None:
         require(self.steps >= 8, "need 8 steps or more of a fine run", steps=self.steps)
@@ -206,7 +208,9 @@ class _Job:
     def table(self, law: Trajectories, nfe: int) -> Table:
         """Start, refine, and pass the gate."""
         began, images, fine = time.perf_counter(), self.bill.images, (self.options.steps + 1) * len(self.noise)
-        fitted, choosing, guarded = (law.part(part) for part in divided(self.noise))
+        some, *others = divided(self.noise)
+        choosing, guarded = (law.part(part) for part in others)
+        fitted = law.part(some[:: -(-len(some) // enough(nfe, self.noise[0].numel()))])
         setting = Setting(self.sigma_max, self.sigma_min, fitted.variance**0.5, self.purpose.guidance or 1.0)
         settings = self.options.settings
         with _bar(f"{nfe} evaluations", settings.iterations, self.progress) as tick:
@@ -214,8 +218,8 @@ class _Job:
             def tell(step: Progress) -> None:
                 tick(f"relative error {torch.tensor(step.held).exp():.3g}")
 
-            candidates = list(search.starts([fitted], nfe, setting))
-            found = search.best(candidates, [fitted], [choosing], settings, tell)
+            start = search.start([fitted], [choosing], nfe, setting)
+            found = renamed(refine(start, [fitted], [choosing], settings, tell), [fitted])
         found = replace(found, name="calibrated table")
         solver, verdict = gate.passed(found, gate.alternatives(nfe, setting), guarded)
         cost = {"evaluated_images": self.bill.images - images, "of_fine_runs": fine}
@@ -230,13 +234,23 @@ class _Job:
 
 
 def divided(noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Places of the noises that are fitted, that choose, and that the gate has: a half and two quarters.
+    """Places of the noises that are fitted, that choose, and that the gate has.
 
-    They are told apart by their sums, so that the order of the noises does not matter.
+    The last two have an eighth each, and four at least where there are sixteen. Noises are told apart by their sums, so that
+    their order does not matter.
     """
     order = noise.detach().double().flatten(1).sum(1).cpu().argsort()
-    quarter = torch.arange(len(order)) % 4
-    return order[quarter % 2 == 0], order[quarter == 1], order[quarter == 3]
+    n = len(order)
+    few = max(n // 8, min(4, n // 4))
+    every = torch.arange(2 * few) * n // (2 * few)  # evenly spaced
+    fitted = torch.ones(n, dtype=torch.bool).index_fill(0, every, False)
+    return order[fitted], order[every[0::2]], order[every[1::2]]
+
+
+def enough(nfe: int, numbers: int) -> int:
+    """How many images of so many coordinates are fitted at most: a coordinate is a sample, and every parameter costs a run."""
+    branches = sum((i + 2) * (nfe - i) for i in range(1, nfe + 1)) + nfe
+    return max(LEAST, WORK // (branches * numbers))
 
 
 @contextmanager

@@ -1,12 +1,11 @@
-"""Tables to start from, and the best of those that a refinement reaches."""
+"""Where a refinement starts: the universal table, or a closed-loop fit where that does better."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from itertools import product
 
-from torch import Tensor
-
 from steindiff.calibration.fit import fit
-from steindiff.calibration.refine import Progress, Settings, refine, renamed, score
+from steindiff.calibration.refine import score
 from steindiff.calibration.teacher import Trajectories
 from steindiff.errors import InputError
 from steindiff.grids import karras
@@ -15,32 +14,21 @@ from steindiff.solvers.universal import entry
 
 FIRSTS, RHOS = (0.05, 0.1, 0.15, 0.2, 0.3), (5.0, 7.0)
 """Grids to start from: the level after a free step, as a fraction of the first, and exponents."""
+AHEAD = 0.4
+"""By how much, in the logarithm of the error, a fit must be ahead: refined, the universal table ends better than its equals."""
 
 
-def starts(laws: Sequence[Trajectories], nfe: int, setting: Setting, mean: Tensor | None = None) -> Iterator[Tabulated]:
-    """The universal table, where there is one; closed-loop fits on its levels, on others after a free step, and without one."""
+def start(laws: Sequence[Trajectories], held: Sequence[Trajectories], nfe: int, setting: Setting) -> Tabulated:
+    """The universal table, where there is one and no fit has a much smaller error on the held-out laws or noises.
+
+    Fits are on its levels, on others after a free step, and on grids without one.
+    """
     top, bottom = setting.sigma_max, setting.sigma_min
     levels = [(top, *karras(nfe, bottom, first * top, rho).tolist()) for first, rho in product(FIRSTS, RHOS)]
-    try:
-        table = entry(nfe, setting)[0]
-    except InputError:  # there is none for this number or this range
-        table = None
-    if table is not None:
-        yield table
-        levels = [table.levels, *levels]
-    for grid in levels:
-        yield fit(laws, grid)
-    for rho in RHOS:
-        yield fit(laws, karras(nfe, bottom, top, rho).tolist(), free=False)
-
-
-def best(
-    candidates: Sequence[Tabulated],
-    laws: Sequence[Trajectories],
-    held: Sequence[Trajectories],
-    settings: Settings,
-    tell: Callable[[Progress], object],
-) -> Tabulated:
-    """The candidate with the least error on the held-out laws or noises, refined, its levels named after the run's states."""
-    start = min(candidates, key=lambda table: score(table, held))
-    return renamed(refine(start, laws, held, settings, tell), laws)
+    universal = list[Tabulated]()
+    with suppress(InputError):  # there may be none for this number or this range
+        universal.append(entry(nfe, setting)[0])
+    fits = [fit(laws, grid) for grid in [*(table.levels for table in universal), *levels]]
+    fits += [fit(laws, karras(nfe, bottom, top, rho).tolist(), free=False) for rho in RHOS]
+    scored = [(score(table, held) - AHEAD * (table in universal), i) for i, table in enumerate([*universal, *fits])]
+    return [*universal, *fits][min(scored)[1]]
