@@ -236,15 +236,17 @@ class _Job:
 def divided(noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Places of the noises that are fitted, that choose, and that the gate has.
 
-    The last two have an eighth each, and four at least where there are sixteen. Noises are told apart by their sums, so that
-    their order does not matter.
+    An eighth chooses and a quarter is the gate's, four each at least where there are sixteen. Noises are told apart by their
+    sums, so that their order does not matter.
     """
     order = noise.detach().double().flatten(1).sum(1).cpu().argsort()
-    n = len(order)
-    few = max(n // 8, min(4, n // 4))
-    every = torch.arange(2 * few) * n // (2 * few)  # evenly spaced
-    fitted = torch.ones(n, dtype=torch.bool).index_fill(0, every, False)
-    return order[fitted], order[every[0::2]], order[every[1::2]]
+    n, least = len(order), min(4, len(order) // 4)
+    choosing, gate = max(n // 8, least), max(n // 4, least)
+    held = torch.arange(choosing + gate)
+    chooses = (held + 1) * choosing // len(held) > held * choosing // len(held)
+    places = held * n // len(held)  # evenly spaced
+    fitted = torch.ones(n, dtype=torch.bool).index_fill(0, places, False)
+    return order[fitted], order[places[chooses]], order[places[~chooses]]
 
 
 def enough(nfe: int, numbers: int) -> int:

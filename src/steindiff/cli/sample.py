@@ -5,6 +5,7 @@ Examples:
   steindiff sample --model digits --nfe 5 --seeds 0-63 --solver ipndm_4 --correction clamped --outdir out/clamped
   steindiff sample --model digits --nfe 5 --solver 'dpmpp_3m(exact=True)' --grid 'karras(rho=5)' --outdir out/exact
   steindiff sample --model cifar10 --nfe 5 --correction 'energy(bands=8, moment=m.json)' --outdir out/energy
+  steindiff sample --model digits --nfe 5 --table outputs/digits.safetensors --seeds 0-63 --outdir out/calibrated
   steindiff sample --model cifar10_mixture --solver heun --steps 18 --to-zero --seeds 1,2,5-10 --outdir out/heun
   steindiff sample --model digits --nfe 5 --seeds 0-49999 --batch 500 --subdirs --outdir out/50k
   torchrun --nproc_per_node=2 -m steindiff sample --model digits --nfe 5 --seeds 0-49999 --batch 500 --no-png --outdir out/npz
@@ -37,6 +38,7 @@ ProbeKind = Literal["rademacher", "gaussian"]
 def sample_command(
     outdir: Annotated[Path, typer.Option(help="The images go into this folder; it is made if need be.")],
     seeds: Annotated[str, typer.Option(help="Every seed makes one image: 0-63 or 1,2,5-10.")] = "0-63",
+    table: Annotated[Path | None, typer.Option(help="Calibrated tables, as --solver 'calibrated(FILE)'.")] = None,
     rho: Annotated[float | None, typer.Option(help="The exponent of the karras grid, as in --grid 'karras(rho=7)'.")] = None,
     gamma_min: Annotated[
         float | None, typer.Option("--gamma_min", "--gamma-min", help="The least gamma of the paper's rule.")
@@ -61,7 +63,8 @@ def sample_command(
     estimator = Hutchinson(probes=probes, kind=probe_kind, method=divergence)
     job = Job(seeds=parse_seeds(seeds), divergence=estimator, **given)
     job = replace(
-        job, grid=job.grid if rho is None else amend(job.grid or "karras", {"rho": rho}),
+        job, solver=job.solver if table is None else f"calibrated({str(table)!r})",
+        grid=job.grid if rho is None else amend(job.grid or "karras", {"rho": rho}),
         correction=_bounded(job.correction, gamma_min, gamma_max),
     )  # fmt: skip
     with processes.joined():

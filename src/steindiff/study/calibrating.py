@@ -1,0 +1,59 @@
+"""Tables calibrated on a testbed: a shipped model, a model file, or one of them guided."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from steindiff.calibration import calibrations
+from steindiff.denoisers import Denoiser
+from steindiff.errors import require
+from steindiff.grids import SIGMA_MAX, SIGMA_MIN
+from steindiff.io.files import plain
+from steindiff.noise import initial_noise
+from steindiff.solvers import Table
+from steindiff.solvers.table import load_all, save_all
+from steindiff.study.testbed import Testbed
+
+FIRST_SEED = 3_000_000_000
+"""Calibration noise has seeds from here on, where no sample and no reference has any."""
+
+
+def calibrate_bed(
+    bed: Testbed,
+    nfe: Sequence[int],
+    trajectories: int,
+    *,
+    sigma_max: float = SIGMA_MAX,
+    sigma_min: float = SIGMA_MIN,
+    first_seed: int = FIRST_SEED,
+    work: Path | None = None,
+    progress: bool = False,
+) -> list[Table]:
+    """A table for each number of evaluations. Arguments and errors as `calibration.calibrations`."""
+    require(trajectories >= 1, "need at least one trajectory", trajectories=trajectories)
+    seeds, given = range(first_seed, first_seed + trajectories), bed.conditioned
+
+    def conditioned(places: Tensor) -> Denoiser:
+        return bed.denoiser_for([seeds[i] for i in places.tolist()])
+
+    noise = initial_noise(seeds, bed.event_shape, sigma_max, device=bed.device)
+    tables = calibrations(
+        bed.denoiser, noise, nfe, sigma_max=sigma_max, sigma_min=sigma_min, conditioned=None if given is None else conditioned,
+        work=work, progress=progress,
+    )  # fmt: skip
+    named = {"testbed": bed.name, "digest": bed.digest, "first_seed": first_seed}
+    return [Table(table.solver, {**table.report, **named}) for table in tables]
+
+
+def kept_beside(path: Path, tables: Sequence[Table]) -> Path:
+    """Write tables to a file; what it holds for other networks, scales, ranges or numbers of evaluations stays in it."""
+    old = load_all(path) if path.exists() else []
+    mine = {_place(table) for table in tables}
+    return save_all(path, [*(table for table in old if _place(table) not in mine), *tables])
+
+
+def _place(table: Table) -> str:
+    """What a table is for: no file needs two of the same."""
+    solver = table.solver
+    return str((plain(solver.purpose), table.nfe, solver.levels[0], solver.levels[-1]))
