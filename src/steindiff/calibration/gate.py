@@ -20,6 +20,7 @@ from steindiff.errors import InputError
 from steindiff.solvers import Setting, Tabulated, as_table
 from steindiff.solvers.universal import entry
 
+_MOST = 1e300
 GRIDS = ("karras", "log_snr")
 
 
@@ -68,7 +69,7 @@ def passed(table: Tabulated, others: Mapping[str, Tabulated], law: Trajectories)
     theirs = {name: _errors(other, law) for name, other in others.items()}
     scores = {name: _rmse(errors) for name, errors in theirs.items()}
     best = min(scores, key=lambda name: scores[name])
-    gains = (theirs[best] / mine).log() / 2
+    gains = (theirs[best].clamp(max=_MOST).log() - mine.clamp(max=_MOST).log()) / 2
     gain, se = float(gains.mean()), float(gains.std()) / math.sqrt(len(gains))
     wins = _rmse(mine) <= scores[best] and gain > 2 * se
     kept = str(table.name) if wins else best

@@ -7,7 +7,7 @@ variable STEINDIFF_TABLES names, then among the shipped ones.
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -84,4 +84,4 @@ def _known(setting: Setting) -> Iterator[Tabulated]:
 @lru_cache(maxsize=64)
 def _tables(path: Path, changed: int) -> tuple[Tabulated, ...]:
     """The tables of a file as it was at that time."""
-    return tuple(replace(solver, name="calibrated table") for solver, _ in table_files.load(path).values())
+    return tuple(solver for solver, _ in table_files.load(path).values())

@@ -31,9 +31,9 @@ def save(path: str | Path, tables: Mapping[str, Entry]) -> Path:
     tensors = {f"{name}/{part}": value for name, (solver, _) in tables.items() for part, value in _tensors(solver).items()}
     purposes = {name: asdict(solver.purpose) for name, (solver, _) in tables.items() if solver.purpose is not None}
     about = {"format": FORMAT, "kind": "tables", "sha256": _digest(tensors)}
-    write_tensors(
-        path, tensors, {**about, "reports": {name: dict(report) for name, (_, report) in tables.items()}, "purposes": purposes}
-    )
+    reports = {name: dict(report) for name, (_, report) in tables.items()}
+    called = {name: solver.name for name, (solver, _) in tables.items()}
+    write_tensors(path, tensors, {**about, "reports": reports, "purposes": purposes, "called": called})
     return Path(path)
 
 
@@ -60,7 +60,8 @@ def load(path: str | Path) -> dict[str, Entry]:
         raise ModelFileError(f"{path}: its header has no report for each table; fetch it again, or calibrate anew")
     try:
         purposes = {name: Purpose.read(purpose) for name, purpose in about.get("purposes", {}).items()}
-        solvers = {name: replace(_solver(name, tensors), purpose=purposes.get(name)) for name in reports}
+        called = {name: str(about.get("called", {}).get(name, Tabulated.name)) for name in reports}
+        solvers = {name: replace(_solver(name, tensors), purpose=purposes.get(name), name=called[name]) for name in reports}
         return {name: (solvers[name], report) for name, report in reports.items()}
     except (AttributeError, KeyError, InputError, RuntimeError, ValueError, TypeError) as error:
         raise ModelFileError(f"{path} holds no usable table: {error}; fetch it again, or calibrate anew") from error

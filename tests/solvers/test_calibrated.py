@@ -1,0 +1,139 @@
+"""Tables of one network: refused elsewhere, insisted upon by name, and found by auto."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from problems import MODEL, noisy_state
+from steindiff import solvers
+from steindiff.analytic import GaussianMixture
+from steindiff.denoisers import Guided
+from steindiff.errors import InputError, ModelFileError
+from steindiff.io.files import read_tensors, write_tensors
+from steindiff.sampling import sample
+from steindiff.solvers import DDIM, Auto, Purpose, Setting, Table, as_table, calibrated, table_files
+from steindiff.solvers.table import save_all
+
+OTHER = GaussianMixture(MODEL.weights, MODEL.means + 0.2, MODEL.covariances)
+HERE = Setting.of(MODEL, event=(3,))
+
+
+def table(nfe=4, purpose=None, sigma_min=0.002):
+    solver, sigmas = solvers.make("dpmpp_2m").plan(nfe, Setting(sigma_min=sigma_min))
+    return Table(
+        replace(as_table(solver, sigmas, "calibrated table"), purpose=purpose or Purpose.of(MODEL, (3,))), {"nfe": nfe}
+    )
+
+
+def start(batch=4, event=3):
+    return 80 * torch.randn(batch, event, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def test_a_table_serves_the_network_it_was_made_for():
+    own = table()
+    assert sample(own.solver, MODEL, start(), own.sigmas).stats.nfe == 4
+    assert sample(own.solver, lambda x, sigma: MODEL(x, sigma), start(), own.sigmas).stats.nfe == 4
+
+
+@pytest.mark.parametrize(
+    ("purpose", "denoiser", "named"),
+    [
+        (None, OTHER, "network"),
+        (Purpose.of(Guided(MODEL, MODEL, 3.0), (3,)), MODEL, "guidance"),
+        (Purpose.of(MODEL, (1, 3)), MODEL, "event"),
+    ],
+)
+def test_anything_else_is_refused_by_name_and_can_be_insisted_upon(purpose, denoiser, named):
+    own = table(purpose=purpose)
+    with pytest.raises(InputError, match=rf"calibrated for {named} .* insist with table\.anyway\('{named}'\)"):
+        sample(own.solver, denoiser, start(), own.sigmas)
+    assert sample(own.anyway(named).solver, denoiser, start(), own.sigmas).stats.nfe == 4
+    with pytest.raises(InputError, match="unknown part of a purpose 'shape'"):
+        own.anyway("shape")
+
+
+def test_a_file_keeps_the_purpose(tmp_path):
+    own = table(purpose=Purpose.of(Guided(MODEL, MODEL, 3.0), (3,)))
+    loaded = Table.load(own.save(tmp_path / "t.safetensors"))
+    assert loaded.solver.purpose == own.solver.purpose
+    assert Table.load(Table(own.solver.anyway("network"), {}).save(tmp_path / "u.safetensors")).solver.purpose.network is None
+
+
+@pytest.mark.parametrize("purpose", ["x", {"network": 3}, {"event": "abc"}, {"guidance": "1"}, {"wrong": 1}, {"event": 3}])
+def test_a_file_with_a_malformed_purpose_is_refused(tmp_path, purpose):
+    path = table().save(tmp_path / "t.safetensors")
+    about, _ = read_tensors(path)
+    name = next(iter(about["reports"]))
+    write_tensors(path, load_file(path), {**about, "purposes": {name: purpose}})
+    with pytest.raises(ModelFileError, match="holds no usable table"):
+        Table.load(path)
+
+
+def test_auto_takes_the_networks_own_table_before_the_universal_one(tmp_path, monkeypatch):
+    save_all(tmp_path / "own.safetensors", [table(4), table(5)])
+    assert str(Auto().for_nfe(4, HERE)[0]) == "universal table of 4 evaluations"
+    monkeypatch.setenv(calibrated.VARIABLE, str(tmp_path))
+    assert str(Auto().for_nfe(4, HERE)[0]) == "calibrated table of 4 evaluations"
+    assert sample("auto", MODEL, start(), nfe=5).solver == "calibrated table of 5 evaluations"
+    elsewhere = [
+        replace(HERE, sigma_min=0.01), replace(HERE, sigma_max=90.0), replace(HERE, event=(1, 3)), replace(HERE, guidance=1.5),
+        replace(HERE, network="0" * 16), replace(HERE, event=None),
+    ]  # fmt: skip
+    assert {str(Auto().for_nfe(4, setting)[0]) for setting in elsewhere} == {"universal table of 4 evaluations"}
+    assert str(Auto().for_nfe(6, HERE)[0]) == "universal table of 6 evaluations"
+
+
+def test_a_folder_of_the_setting_comes_first(tmp_path, monkeypatch):
+    for name, solver in (("near", DDIM()), ("far", solvers.make("ipndm_3"))):
+        own = replace(as_table(solver, solver.plan(4)[1]), purpose=Purpose.of(MODEL, (3,)))
+        Table(own).save(tmp_path / name / "t.safetensors")
+    monkeypatch.setenv(calibrated.VARIABLE, str(tmp_path / "far"))
+    near = replace(HERE, folders=(str(tmp_path / "near"),))
+    assert len(calibrated.found(4, HERE).rows[-1].values) > 1
+    assert len(calibrated.found(4, near).rows[-1].values) == 1
+
+
+def test_a_file_that_changes_is_read_again(tmp_path):
+    setting, path = replace(HERE, folders=(str(tmp_path),)), tmp_path / "t.safetensors"
+    assert calibrated.found(4, setting) is None
+    table(4).save(path)
+    assert calibrated.found(4, setting) is not None
+    table(5).save(path)
+    assert calibrated.found(4, setting) is None
+
+
+def test_by_name_it_takes_a_file(tmp_path):
+    path = save_all(tmp_path / "t.safetensors", [table(4), table(6), table(6, Purpose.of(Guided(MODEL, MODEL, 3.0), (3,)))])
+    solver = f"calibrated({str(path)!r})"
+    assert sample(solver, MODEL, start(), nfe=6).solver == "calibrated table of 6 evaluations"
+    assert sample(solver, Guided(MODEL, MODEL, 3.0), start(), nfe=6).stats.nfe == 6
+    with pytest.raises(InputError, match=r"nfe=5: .* has tables of 4, 6 evaluations"):
+        sample(solver, MODEL, start(), nfe=5)
+    with pytest.raises(InputError, match="calibrated for network"):
+        sample(solver, OTHER, start(), nfe=4)
+    with pytest.raises(InputError, match="calibrated for guidance"):
+        sample(solver, Guided(MODEL, MODEL, 3.0), start(), nfe=4)
+    assert (
+        sample(f"calibrated({str(path)!r}, anyway=network+guidance)", Guided(OTHER, OTHER, 3.0), start(), nfe=4).stats.nfe == 4
+    )
+
+
+def test_without_a_table_it_says_how_to_make_one():
+    with pytest.raises(InputError, match=r"no calibrated table of 4 evaluations for network \w{16}.*steindiff calibrate"):
+        sample("calibrated", MODEL, noisy_state(80.0), nfe=4)
+
+
+def test_a_damaged_file_in_a_folder_is_named(tmp_path):
+    (tmp_path / "t.safetensors").write_bytes(b"no table")
+    with pytest.raises(ModelFileError, match=r"t\.safetensors is no readable table"):
+        calibrated.found(4, replace(HERE, folders=(str(tmp_path),)))
+
+
+def test_the_shipped_tables_have_a_purpose():
+    for path in calibrated.SHIPPED.glob("*.safetensors"):
+        for solver, report in table_files.load(path).values():
+            assert solver.purpose is not None
+            assert solver.purpose.network is not None
+            assert report["gate"]["kept"]
