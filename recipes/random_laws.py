@@ -4,6 +4,8 @@ A law has d coordinates of mean variance one. Its spectrum is a power law with a
 it, so that some laws have leading modes of large variance and a steep tail, as images do, and others are flat, as tabular data
 are. Clusters have weights of their own, heavy and light, means from a second such spectrum, and variances that differ from
 cluster to cluster. One table serves all rotations of a law, so that covariances are diagonal without loss.
+
+Under guidance a law has classes, which are clusters or groups of clusters, and every image has one of them.
 """
 
 from __future__ import annotations
@@ -80,6 +82,57 @@ def draw(family: Family, generator: torch.Generator) -> DiagonalMixture:
         means = means + mean * (_uniform(generator, family.offset) / mean.square().mean().sqrt())
     scale = _log_uniform(generator, family.scale)
     return DiagonalMixture(weights, scale * means, scale**2 * variances)
+
+
+GUIDED = (
+    Family(clusters=(2, 30)),
+    Family(dims=(256, 3072), clusters=(2, 30), leading=(0.8, 1.6), tail=(1.0, 3.0), between=(0.05, 0.4), mixed=0.0, thin=0.1),
+)
+"""What the laws under guidance come from, in turns: the usual laws, and laws like images. The latter tell their classes apart
+at much higher noise levels, so that a table of the former fails on images."""
+GROUPED = 0.3
+"""How often the classes of a law are groups of clusters, and not single ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class GuidedMixture:
+    """D + w (D_c − D) of a mixture of Gaussians, where image i of a batch has the class c_i.
+
+    With p_k the responsibilities of all clusters, and p'_k those within the image's class, it is Σ_k q_k m_k. Here m_k is the
+    posterior mean in cluster k, and q = p + w (p' − p).
+
+    Attributes:
+        law: the mixture of K clusters.
+        inside: whether a cluster is of an image's class, (B, K).
+        scale: w.
+    """
+
+    law: DiagonalMixture
+    inside: Tensor
+    scale: float
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """The guided denoised values of one batch or of several, one after another."""
+        law, variance = self.law, float(sigma) ** 2
+        precision = 1 / (law.variances + variance)
+        scaled = precision * law.means
+        squares = x.square() @ precision.mT - 2 * x @ scaled.mT + (scaled * law.means).sum(1)
+        logits = law.weights.log() + precision.log().sum(1) / 2 - squares / 2
+        own = logits.masked_fill(~self.inside.repeat(len(x) // len(self.inside), 1), -math.inf)
+        p = logits.softmax(1)
+        q = p + self.scale * (own.softmax(1) - p)
+        gain = law.variances * precision
+        return (q @ gain) * x + q @ (law.means * (1 - gain))
+
+
+def guided(law: DiagonalMixture, images: int, scales: Range, generator: torch.Generator) -> GuidedMixture:
+    """The law with random classes, each image's class, and a scale of guidance that is uniform in its logarithm."""
+    k = len(law.weights)
+    groups = k > 2 and _uniform(generator, (0, 1)) < GROUPED
+    classes = 2 + int(_uniform(generator, (0, k - 2))) if groups else k
+    of = torch.cat([torch.arange(classes), torch.randint(classes, (k - classes,), generator=generator)])
+    labels = torch.randint(classes, (images,), generator=generator)
+    return GuidedMixture(law, of == labels[:, None], _log_uniform(generator, scales))
 
 
 def _spectrum(family: Family, d: int, generator: torch.Generator) -> Tensor:

@@ -7,9 +7,10 @@ import pytest
 import torch
 from recipes import fit_universal
 from recipes.fit_universal import LAST, Options, best, family, grids, score
-from recipes.random_laws import Family, draw
+from recipes.random_laws import Family, draw, guided
 
-from steindiff.analytic import GaussianMixture
+from steindiff.analytic import Gaussian, GaussianMixture
+from steindiff.denoisers import Guided
 from steindiff.solvers import table_files, universal
 
 D64 = torch.float64
@@ -87,6 +88,33 @@ def test_a_law_is_the_mixture_of_its_numbers():
         torch.testing.assert_close(law(x, 0.7), full(x, 0.7), rtol=1e-8, atol=1e-8)
 
 
+def test_a_guided_law_is_classifier_free_guidance_to_its_classes():
+    """Against the mixture of a class's clusters alone, image by image; several batches are one after another."""
+    generator, grouped = torch.Generator().manual_seed(3), 0
+    for law in laws(12, clusters=(2, 9)):
+        own = guided(law, 5, (1.5, 8.0), generator)
+        assert 1.5 <= own.scale <= 8
+        x = 2 * torch.randn(10, law.dim, generator=generator, dtype=D64)
+        for i in range(10):
+            k = own.inside[i % 5]
+            grouped += int(k.sum() > 1)
+            part = GaussianMixture(law.weights[k] / law.weights[k].sum(), law.means[k], torch.diag_embed(law.variances[k]))
+            sigma = torch.tensor(0.7, dtype=D64)
+            expected = Guided(part, law, own.scale)(x[i : i + 1], sigma)
+            torch.testing.assert_close(own(x, sigma)[i : i + 1], expected, rtol=1e-8, atol=1e-8)
+    assert grouped > 0, "some classes are groups of clusters"
+
+
+def test_guidance_to_the_only_cluster_of_a_class_is_a_gaussian_far_out():
+    """Where only one cluster explains a state, guidance to it changes nothing."""
+    (law,) = laws(1, clusters=(2, 2), between=(0.8, 0.8), dims=(20, 20))
+    own = guided(law, 2, (5.0, 5.0), torch.Generator().manual_seed(0))
+    k = own.inside.double().argmax(1)
+    single = Gaussian(law.means[k[0]], law.variances[k[0]].diag())
+    x = law.means[k] + 0.01
+    torch.testing.assert_close(own(x, torch.tensor(0.01))[:1], single(x[:1], 0.01), rtol=1e-6, atol=1e-6)
+
+
 # ---------------------------------------------------------------- the choice
 
 
@@ -113,6 +141,13 @@ def test_the_best_table_is_scored_on_laws_that_it_was_not_fitted_to():
     assert 0 < about["scores"]["median"] <= about["scores"]["worst"] < 1
 
 
+def test_under_guidance_the_best_grids_of_two_first_levels_are_refined():
+    tried = [(160.0, first, last) for first in (16.0, 32.0, 48.0) for last in (2.0, 1.0)]
+    scores = [-1.0, -1.5, -2.0, -1.9, -1.6, -1.1]
+    assert fit_universal._starts(tried, scores, 1.0) == [(160.0, 32.0, 2.0)]
+    assert fit_universal._starts(tried, scores, 4.0) == [(160.0, 32.0, 2.0), (160.0, 48.0, 2.0)]
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -137,6 +172,24 @@ def test_a_pilot_writes_a_file_for_each_table(pilot):
     assert about["settings"]["laws"] == 4
     assert about["family"] == {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(Family()).items()}
     assert {"steindiff", "torch", "scores", "seconds"} <= about.keys()
+
+
+def test_tables_for_guidance_are_made_by_the_same_command(tmp_path, monkeypatch):
+    assert fit_universal.main(["--work", str(tmp_path), "--nfe", "1", *SMALL]) == 0
+    for scale in ("2", "4.5"):
+        assert fit_universal.main(["--work", str(tmp_path), "--nfe", "1", "--guidance", scale, *SMALL]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "160-01-2.safetensors",
+        "160-01-4.5.safetensors",
+        "160-01.safetensors",
+    ]
+    out = tmp_path / "all.safetensors"
+    assert fit_universal.main(["--work", str(tmp_path), "--out", str(out)]) == 0
+    entries = table_files.load(out)
+    assert list(entries) == ["160/1", "160/1/2", "160/1/4.5"]
+    assert [about["settings"]["guidance"] for _, about in entries.values()] == [1, 2, 4.5]
+    assert entries["160/1/2"][0].rows != entries["160/1/4.5"][0].rows
+    assert entries["160/1/2"][1]["images"]["dims"] == [256, 3072]
 
 
 def test_the_same_seed_makes_the_same_tables_and_another_seed_others(pilot, tmp_path):
@@ -178,6 +231,7 @@ def test_all_finished_tables_make_one_file_that_the_solver_reads(pilot, tmp_path
         (["--nfe", "0", *SMALL], "at least one evaluation"),
         (["--nfe", "a", *SMALL], "a"),
         (["--rung", "0.5"], "--rung 0.5: must be at least 1"),
+        (["--guidance", "0.5"], "--guidance 0.5: must be at least 1"),
         (["--laws", "0"], "--laws 0: must be at least 1"),
     ],
 )

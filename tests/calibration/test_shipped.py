@@ -11,7 +11,9 @@ from recipes.random_laws import Family
 
 from steindiff.solvers import universal
 
-DEFAULTS = {name: value for name, value in asdict(Options(work=None)).items() if name not in ("work", "out", "nfe", "rung")}
+OWN = ("work", "out", "nfe", "rung", "guidance")
+"""What tables of one command differ in."""
+DEFAULTS = {name: value for name, value in asdict(Options(work=None)).items() if name not in OWN}
 COMMANDS = {160.0: DEFAULTS, 14.6: {**DEFAULTS, "laws": 96, "held": 64, "iterations": 10}}
 """The settings of each rung's command, as the recipe's help has it."""
 

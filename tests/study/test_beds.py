@@ -16,7 +16,7 @@ from steindiff.study.draw import draw
 from steindiff.study.grid import PRESETS
 from steindiff.study.measure import references
 from steindiff.study.run import run_study
-from steindiff.study.testbed import digits_mixture, make, names, wine_mixture
+from steindiff.study.testbed import components, digits_mixture, make, names, wine_mixture
 
 X = initial_noise(range(6), (1, 8, 8), 2.0)
 
@@ -42,6 +42,21 @@ def test_every_image_is_guided_to_the_class_of_its_seed():
         whole = law(X[i : i + 1], sigma)
         torch.testing.assert_close(found[i : i + 1], whole + 3 * (alone - whole), rtol=1e-4, atol=1e-4)
     assert len({mix(seed) % 10 for seed in range(100)}) == 10
+
+
+@pytest.mark.parametrize("name", ["wine", "cifar10_mixture"])
+def test_other_mixtures_are_guided_to_a_component_too(name):
+    """Components weighted by their responsibilities make the mixture."""
+    whole, bed = make("wine_mixture" if name == "wine" else name), make(f"{name}_guided_4")
+    law, sigma = whole.law, torch.tensor(1.5)
+    assert (bed.law, bed.kind, bed.setting.guidance) == (None, "guided", 4)
+    assert bed.setting.sigma_data == whole.setting.sigma_data
+    x, parts = initial_noise([7], whole.event_shape, 2.0), components(law)
+    values = torch.cat([part(x, sigma) for part in parts])
+    weights = law.responsibilities(x, sigma)[0].reshape(-1, *[1] * (x.ndim - 1))
+    torch.testing.assert_close((weights * values).sum(0, keepdim=True), law(x, sigma), rtol=1e-4, atol=1e-4)
+    own = values[mix(7) % len(parts)]
+    torch.testing.assert_close(bed.denoiser_for([7])(x, sigma)[0], 4 * own - 3 * law(x, sigma)[0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_guided_bed_says_its_scale_and_the_whole_laws_deviation():

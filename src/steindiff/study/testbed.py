@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from steindiff import models
-from steindiff.analytic import ExactModel, Gaussian, GaussianMixture
+from steindiff.analytic import ExactModel, FactorMixture, Gaussian, GaussianMixture
 from steindiff.denoisers import Denoiser, Guided
 from steindiff.divergence import Choice, choose
 from steindiff.errors import InputError, require
@@ -30,8 +30,10 @@ REPEATS = 10
 """Timings of a derivative and of a forward, in turns; the least of each counts."""
 FINE_STEPS, GUIDED_STEPS = 50, 200
 """Steps of the fine runs of a network, and of a guided law, whose flow is less smooth."""
-GUIDED = tuple(f"{what}_guided_{w}" for what in ("digits", "digits_classes") for w in (1, 2, 3, 5, 8))
-"""Guided testbeds: the digits mixture, and a network. Another scale in the place of these makes another."""
+MIXTURES = ("digits", "wine", "cifar10_mixture")
+"""Exact mixtures that make guided testbeds, each guided to one of its components."""
+GUIDED = tuple(f"{what}_guided_{w}" for what in (*MIXTURES, "digits_classes") for w in (1, 2, 3, 5, 8))
+"""Guided testbeds: mixtures, and a network. Another scale in the place of these makes another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +86,7 @@ def names() -> tuple[str, ...]:
 def make(name: str, device: str = "cpu") -> Testbed:
     """The testbed of a name or of a model file.
 
-    WHAT_guided_W is the digits mixture (`digits`) or a model, by name or file, guided with the scale W to the class of a seed.
+    WHAT_guided_W is one of `MIXTURES` or a model, by name or file, guided with the scale W to the class of a seed.
 
     Raises:
         InputError: as `models.load`, and where the model is not one for guidance.
@@ -96,8 +98,8 @@ def make(name: str, device: str = "cpu") -> Testbed:
         key = digest(law=name, version=1, data=hashlib.sha256(_wine()[0].numpy().tobytes()).hexdigest())
         return Testbed(name, wine_mixture().to(torch.float32, device), (13,), key, device)
     if found := re.fullmatch(r"(.+)_guided_(\d+(?:\.\d+)?)", name):
-        mixture = found[1] == "digits"  # the network of that name has no classes
-        return (_guided_digits if mixture else _guided_model)(name, found[1], float(found[2]), device)
+        # The networks of these names have no classes.
+        return (_guided_mixture if found[1] in MIXTURES else _guided_model)(name, found[1], float(found[2]), device)
     model = models.load(name, device=device)
     return Testbed(model.name, model.denoiser, model.event_shape, digest(file=model.sha256), device)
 
@@ -138,12 +140,23 @@ def guided(bed: Testbed, classes: int, conditional: Callable[[Tensor], Denoiser]
     )
 
 
-def _guided_digits(name: str, what: str, scale: float, device: str) -> Testbed:
-    """The digits mixture, guided to one of its components; every denoiser is exact."""
-    mixture = digits_mixture().to(torch.float32, device)
-    laws = tuple(Gaussian(mean, cov) for mean, cov in zip(mixture.means, mixture.covariances, strict=True))
-    bed = Testbed(name, mixture, mixture.event_shape, _digits_key(f"{what}_guided"), device, kind="guided")
-    return guided(bed, len(laws), lambda labels: OfClasses(laws, labels, mixture.sigma_data), scale, GUIDED_STEPS)
+def _guided_mixture(name: str, what: str, scale: float, device: str) -> Testbed:
+    """A mixture, guided to one of its components; every denoiser is exact."""
+    whole = make(what if what.endswith("_mixture") else f"{what}_mixture", device)
+    key = _digits_key(f"{what}_guided") if what == "digits" else whole.digest
+    bed = replace(whole, name=name, digest=key, kind="guided")
+    if not isinstance(whole.law, GaussianMixture | FactorMixture):
+        raise InputError(f"{name}: {whole.name} is no mixture; take one of {', '.join(MIXTURES)}")
+    laws, deviation = components(whole.law), whole.law.sigma_data
+    return guided(bed, len(laws), lambda labels: OfClasses(laws, labels, deviation), scale, GUIDED_STEPS)
+
+
+def components(mixture: GaussianMixture | FactorMixture) -> tuple[ExactModel, ...]:
+    """The law of each component."""
+    if isinstance(mixture, GaussianMixture):
+        return tuple(Gaussian(*part) for part in zip(mixture.means, mixture.covariances, strict=True))
+    one, parts = mixture.weights.new_ones(1), (mixture.means, mixture.loadings, mixture.diagonal)
+    return tuple(FactorMixture(one, *(number[None] for number in part)) for part in zip(*parts, strict=True))
 
 
 def _guided_model(name: str, what: str, scale: float, device: str) -> Testbed:
@@ -159,7 +172,7 @@ def _guided_model(name: str, what: str, scale: float, device: str) -> Testbed:
 class OfClasses:
     """A denoiser whose image i has the law of label i; `sigma_data` is that of all classes together."""
 
-    laws: tuple[Gaussian, ...]
+    laws: tuple[ExactModel, ...]
     labels: Tensor
     sigma_data: float
     schedule: ClassVar[Schedule] = VE()
