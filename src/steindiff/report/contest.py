@@ -10,7 +10,7 @@ from steindiff.report.numbers import MARKS, NONE, number, show
 from steindiff.report.palette import look
 from steindiff.report.tables import counts, short
 from steindiff.study.compare import Study, Verdict
-from steindiff.study.contest import Duel, contenders, duels, on_grids, on_levels
+from steindiff.study.contest import DOUBLED, Duel, Rivals, contenders, duels, on_grids, on_levels, rivals_of
 from steindiff.study.grid import OWN
 
 RATIO = "endpoint"
@@ -20,13 +20,13 @@ _PANELS = 5
 
 def contest_blocks(study: Study) -> list[Block]:
     """A section for each contender; nothing where no solver has a grid of its own, or none has other solvers beside it."""
-    rivals = [*on_grids(study), *on_levels(study)]
+    rivals = Rivals("best of the others", [*on_grids(study), *on_levels(study)])
     sections = (_section(study, contender, rivals) for contender in contenders(study))
-    return [block for section in sections for block in section] if rivals else []
+    return [block for section in sections for block in section] if rivals.solvers else []
 
 
-def _section(study: Study, contender: str, rivals: Sequence[str]) -> list[Block]:
-    found = {(bed, m): duels(study, bed, contender, m, rivals) for bed in study.config.beds for m in study.metrics[bed]}
+def _section(study: Study, contender: str, rivals: Rivals) -> list[Block]:
+    found = _found(study, contender, rivals)
     blocks: list[Block] = [Heading(f"{short(contender)}, on its own grid, against the best of the others")]
     blocks += [*map(Text, notes("bench contest")), Text(_said(found)), *_figures(study, contender), _count_table(study, found)]
     for bed in (bed for bed, metric in found if metric == RATIO):
@@ -35,7 +35,23 @@ def _section(study: Study, contender: str, rivals: Sequence[str]) -> list[Block]
     for (bed, metric), some in found.items():
         others += [Text(f"{short(bed)}: {_name(metric)}."), _table(some)] if metric != RATIO else []
     title = f"{short(contender)} against the best of the others: every other metric, cell by cell"
-    return [*blocks, *_losses(found), Part(f"metrics/{short(contender)}-contest", title, tuple(others))]
+    part = Part(f"metrics/{short(contender)}-contest", title, tuple(others))
+    return [*blocks, *_losses(found), *_doubled(study, contender), part]
+
+
+def _found(study: Study, contender: str, rivals: Rivals) -> dict[tuple[str, str], list[Duel]]:
+    """All duels of a contender with these rivals, by testbed and metric."""
+    return {(bed, m): duels(study, bed, contender, m, rivals) for bed in study.config.beds for m in study.metrics[bed]}
+
+
+def _doubled(study: Study, contender: str) -> list[Block]:
+    """The same counts against published methods that may spend twice the evaluations; nothing where there are no such runs."""
+    doubled = next((kind for kind in rivals_of(study, contender) if kind.title == DOUBLED), None)
+    if doubled is None:
+        return []
+    both = {key: [d for d in some if d.verdict != "missing"] for key, some in _found(study, contender, doubled).items()}
+    heading = Text(f"Against the {doubled.title}. {_said(both)}")
+    return [heading, _count_table(study, both), *_losses(both)]
 
 
 def _said(found: dict[tuple[str, str], list[Duel]]) -> str:
@@ -64,16 +80,10 @@ def _figures(study: Study, contender: str) -> list[Figure]:
 def _panel(study: Study, bed: str, contender: str) -> Panel:
     """A line for each kind of others."""
     lines = []
-    for place, (title, kind) in enumerate(_kinds(study).items()):
+    for place, kind in enumerate(rivals_of(study, contender)):
         some = [d for d in duels(study, bed, contender, RATIO, kind) if d.ratio > 0]
-        lines.append(Line(title, look(place), [d.ratio for d in some], [d.cell.nfe for d in some]))
+        lines.append(Line(kind.title, look(place), [d.ratio for d in some], [d.cell.nfe for d in some]))
     return Panel(short(bed), lines)
-
-
-def _kinds(study: Study) -> dict[str, list[str]]:
-    """The others by kind, as far as there are any."""
-    kinds = {"best on a grid": on_grids(study), "best after a free step": on_levels(study)}
-    return {title: kind for title, kind in kinds.items() if kind}
 
 
 def _count_table(study: Study, found: dict[tuple[str, str], list[Duel]]) -> Table:
@@ -89,10 +99,10 @@ def _count_table(study: Study, found: dict[tuple[str, str], list[Duel]]) -> Tabl
 
 
 def _ratios(study: Study, bed: str, contender: str) -> Table:
-    """Per NFE the contender, the best other on the study's grids, and the best on the contender's own levels."""
-    kinds = _kinds(study)
-    columns = ["NFE", short(contender), *(column for title in kinds for column in (title, "times as large", "change"))]
-    runs = zip(*(duels(study, bed, contender, RATIO, kind) for kind in kinds.values()), strict=True)
+    """Per NFE the contender, and the best of each kind of others."""
+    kinds = rivals_of(study, contender)
+    columns = ["NFE", short(contender), *(column for kind in kinds for column in (kind.title, "times as large", "change"))]
+    runs = zip(*(duels(study, bed, contender, RATIO, kind) for kind in kinds), strict=True)
     rows = [(str(some[0].cell.nfe), _value(some[0]), *(e for duel in some for e in _against(duel))) for some in runs]
     return Table(tuple(columns), tuple(rows))
 

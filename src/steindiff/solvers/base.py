@@ -158,6 +158,9 @@ class Solver(ABC):
     plans: ClassVar[bool] = False
     """Whether the grid is the solver's to choose, for each number of evaluations: `plan` gives it, and it takes no other."""
 
+    of_networks: ClassVar[bool] = False
+    """Whether there is a method for some networks and numbers of evaluations only, so that the setting decides."""
+
     def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> State:
         """The state before the first step of a run over `grid`; None for a method that carries nothing."""
         return None

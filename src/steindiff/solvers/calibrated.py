@@ -31,6 +31,8 @@ class Calibrated(Planned):
         anyway: parts of the tables' purpose that do not matter here: network, event or guidance, or several with + between.
     """
 
+    of_networks = True
+
     path: str | None = None
     anyway: str = ""
 

@@ -14,6 +14,9 @@ from steindiff.study.compare import Study, Verdict
 from steindiff.study.grid import OWN, PLAIN, Cell
 from steindiff.study.store import Result
 
+DOUBLED = "best on a grid with twice the evaluations"
+"""What the strongest rivals are called."""
+
 
 @dataclass(frozen=True, eq=False)
 class Duel:
@@ -55,15 +58,46 @@ def on_levels(study: Study) -> list[str]:
     return [label for label in study.config.solvers_on(OWN) if _free(study, label)]
 
 
-def duels(study: Study, bed: str, contender: str, metric: str, rivals: Sequence[str]) -> list[Duel]:
+@dataclass(frozen=True)
+class Rivals:
+    """Others that a contender meets.
+
+    Attributes:
+        title: what a report calls the best of them.
+        solvers: their labels.
+        times: how many times the contender's evaluations they may spend.
+    """
+
+    title: str
+    solvers: Sequence[str]
+    times: int = 1
+
+
+def rivals_of(study: Study, contender: str) -> list[Rivals]:
+    """The kinds of others that a contender meets, as far as there are any.
+
+    A contender also meets those that the study names before it; and published methods on a grid with twice its evaluations,
+    where the study has such runs.
+    """
+    before = contenders(study)[: contenders(study).index(contender)]
+    found = [Rivals("best on a grid", on_grids(study)), Rivals("best after a free step", on_levels(study))]
+    found += [Rivals(label, [label]) for label in before]
+    if any(2 * nfe in study.nfe for nfe in study.nfe):
+        found.append(Rivals(DOUBLED, on_grids(study), 2))
+    return [kind for kind in found if kind.solvers]
+
+
+def duels(study: Study, bed: str, contender: str, metric: str, rivals: Rivals) -> list[Duel]:
     """One for each NFE that the contender runs at."""
-    cells = (Cell(bed, contender, OWN, nfe, PLAIN) for nfe in study.nfe)
-    return [duel(study, cell, metric, rivals) for cell in cells if study.config.runs(contender, cell.nfe)]
+    cells = [Cell(bed, contender, OWN, nfe, PLAIN) for nfe in study.nfe]
+    some = study.config.solver(contender).of_networks
+    run = (cell for cell in cells if (cell in study.results if some else study.config.runs(contender, cell.nfe)))
+    return [duel(study, cell, metric, rivals) for cell in run]
 
 
-def duel(study: Study, cell: Cell, metric: str, rivals: Sequence[str]) -> Duel:
+def duel(study: Study, cell: Cell, metric: str, rivals: Rivals) -> Duel:
     """A contender's cell against the best of the rivals by this metric."""
-    own, other = study.results.get(cell), best_of(study, cell.bed, cell.nfe, metric, rivals)
+    own, other = study.results.get(cell), best_of(study, cell.bed, rivals.times * cell.nfe, metric, rivals.solvers)
     if own is None or other is None:
         return Duel(cell, metric, own, other, None, "missing")
     if own.failure or not math.isfinite(own.values[metric].value):

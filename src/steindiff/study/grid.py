@@ -15,7 +15,7 @@ from steindiff import corrections, grids, solvers
 from steindiff.corrections import Correction
 from steindiff.divergence import Choice, Estimator, Exact, Hutchinson
 from steindiff.errors import InputError, at_least, require, unknown_name
-from steindiff.solvers import Solver
+from steindiff.solvers import USUAL, Setting, Solver
 
 PLAIN, TWICE, OWN = "none", "twice", "own"
 Derivative = Literal["vjp", "jvp", "fd", "exact"]
@@ -153,13 +153,14 @@ class Config:
         return tuple(label for label in self.solvers if grid in self.grids_of(label))
 
     def runs(self, label: str, nfe: int) -> bool:
-        """Whether a solver can spend so many evaluations on EDM's range of noise levels."""
+        """Whether a solver can spend so many evaluations on EDM's range of noise levels, on some testbed at least."""
         solver = self.solver(label)
-        try:
-            solver.for_nfe(nfe)
-        except InputError:
-            return False
-        return True
+        return solver.of_networks or _spends(solver, nfe, USUAL)
+
+    def runs_on(self, cell: Cell, setting: Setting) -> bool:
+        """Whether a cell's solver can spend its evaluations on a testbed of this setting."""
+        solver = self.solver(cell.solver)
+        return not solver.of_networks or _spends(solver, cell.evaluations, setting)
 
     def correction(self, label: str) -> Correction | None:
         """What a label stands for, None for a plain run. Raises InputError as `corrections.make`."""
@@ -204,6 +205,14 @@ class Config:
                 raise InputError(f"{name} = {value!r}: need a value like {getattr(self, name)!r}")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
         return replace(self, **values)
+
+
+def _spends(solver: Solver, nfe: int, setting: Setting) -> bool:
+    try:
+        solver.for_nfe(nfe, setting)
+    except InputError:
+        return False
+    return True
 
 
 FLAGS = {f.name: "--" + f.name.replace("_", "-") for f in fields(Config) if f.name != "objects"}

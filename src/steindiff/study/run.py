@@ -72,7 +72,7 @@ def run_study(
                 part = _Part(bed, config, folder, ruler, bar.set_postfix_str)
                 for _, group in groupby((c for c in config.cells() if c.bed == name), key=lambda c: c.plain):
                     cells = list(group)
-                    results.extend(part.results(cells))
+                    results.extend(part.results([cell for cell in cells if config.runs_on(cell, bed.setting)]))
                     bar.update(len(cells))
     return Study.of(config, results, summaries)
 
@@ -120,6 +120,8 @@ class _Part:
 
     def results(self, cells: list[Cell]) -> list[Result]:
         """The results of a group of cells: a solver's plain run, then the runs that are compared with it."""
+        if not cells:
+            return []
         judged_by = [judge.digest for judge in self.ruler.judges] if self.ruler else []
         keys = {cell: key_of(cell, self.bed, self.config, judged_by) for cell in cells} if self.ruler else {}
         held = {cell: store.read(self.folder, cell, key) for cell, key in keys.items()}
