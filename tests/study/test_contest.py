@@ -47,9 +47,7 @@ def test_published_methods_on_a_tables_levels_are_no_contenders(study):
     assert contenders(found) == ["universal", "wild"]
     assert on_grids(found) == ["ddim", "dpmpp_2m"]
     assert on_levels(found) == ["free(ddim)"]
-    assert [d.cell.nfe for d in duels(found, "ring", "wild", "energy", against(["ddim"]))] == [
-        1
-    ]
+    assert [d.cell.nfe for d in duels(found, "ring", "wild", "energy", against(["ddim"]))] == [1]
 
 
 def test_the_best_is_that_of_every_grid_and_of_each_metric_alone(study):
