@@ -19,10 +19,11 @@ def test_quickstart_runs_and_is_the_one_in_the_readme(capsys):
     runpy.run_path(str(path), run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
     assert all("5 evaluations" in line for line in lines)
-    *plain, auto = [float(line.split("RMSE to the exact flow ")[1].split(":")[0]) for line in lines]
+    *plain, universal, auto = [float(line.split("RMSE to the exact flow ")[1].split(":")[0]) for line in lines]
     assert len(plain) == 3
-    assert 0 < auto < min(plain)
-    assert lines[-1].endswith("universal table of 5 evaluations")
+    assert 0 < auto < universal < min(plain)
+    assert lines[-2].endswith("universal table of 5 evaluations")
+    assert lines[-1].endswith("calibrated table of 5 evaluations")
     body = path.read_text().split('"""', 2)[2].strip()
     assert body in (ROOT / "README.md").read_text()
 

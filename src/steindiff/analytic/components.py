@@ -42,11 +42,7 @@ class Components(ABC):
 
     def to(self: Record, dtype: torch.dtype | None, device: torch.device | str | None) -> Record:
         """Move every tensor to another dtype or device."""
-        return replace(self, **{name: part.to(device=device, dtype=dtype) for name, part in self.tensors().items()})
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{f.name: getattr(self, f.name).to(device=device, dtype=dtype) for f in fields(self)})
 
     @abstractmethod
     def at(self, sigma: Tensor) -> "Noisy":

@@ -119,8 +119,12 @@ class ExactModel:
         return math.sqrt(float((self.weights * about).sum()) / self.dim)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All numbers of the law by name, as a module's `state_dict` has those of a network."""
-        return {**self._components.tensors(), "weights": self.weights, "means": self.means}
+        """What tells this law from others: weights, means, and tr Σ_k to three digits.
+
+        Further digits of a covariance depend on the machine, where the law is made of data.
+        """
+        traces = torch.tensor([float(f"{trace:.2e}") for trace in self._components.traces().tolist()])
+        return {"weights": self.weights, "means": self.means, "traces": traces}
 
     def second_moment(self) -> Tensor:
         """E‖x*‖² = Σ_k w_k (‖μ_k‖² + tr Σ_k), ()."""

@@ -12,18 +12,18 @@ from steindiff.report.blocks import Block, Bullets, Figure, Heading, Markup, Str
 from steindiff.report.figures import Line, Panel, charts, strips
 from steindiff.report.palette import COLOURS
 from steindiff.study.compare import Study
-from steindiff.study.demo import Demo, auto, best_plain, excess, verdict, worth
+from steindiff.study.demo import CALIBRATED, UNIVERSAL, Demo, best_plain, excess, table_run, verdict, worth
 from steindiff.study.grid import PLAIN, TWICE, Cell
 from steindiff.study.store import BedSummary, Result
 
 _LABELS = {PLAIN: "plain", "literal": "Eq. 11 as printed", "clamped": "Eq. 11, γ ≤ 1", TWICE: "plain, twice the NFE"}
 _COLUMNS = ("solver", "correction", "NFE", "fwd-eq.", "energy distance", "excess", "Fréchet", "endpoint RMSE", "verdict")
 _FEW = (
-    "model", "NFE", "endpoint RMSE: best plain", "endpoint RMSE: auto", "nearer by", "excess: best plain",
-    "excess: auto",
+    "model", "NFE", "endpoint RMSE: best plain", "universal", "nearer by", "calibrated", "nearer by", "excess: best plain",
+    "universal", "calibrated",
 )  # fmt: skip
-_PICTURED = 2
-"""So many of the numbers of evaluations are in a picture, the lowest: five rows with the exact flow's."""
+_ROWS = 5
+"""The most rows of a picture, with the exact flow's."""
 
 
 def write_report(folder: Path, demo: Demo, console: Console) -> None:
@@ -36,26 +36,37 @@ def write_report(folder: Path, demo: Demo, console: Console) -> None:
     findings: list[Block] = [Heading("What the corrections do"), Bullets(tuple(_findings(study)))]
     show(console, [first, *few, second, *tables, *findings])
     title = f"steindiff demo: {study.config.n} images per run, same seeds"
-    pictures = [_picture(demo, study, bed) for study in demo.few for bed in study.beds.values()]
+    pictures = [_picture(study, bed) for study in demo.few for bed in study.beds.values()]
     gammas = (Heading("γ per step"), _gammas(study))
     meaning = (Heading("How to read the numbers"), Bullets(notes("demo")))
     write(folder, title, [first, *few, *pictures, second, *tables, *gammas, *findings, *meaning])
 
 
 def few_table(demo: Demo) -> Table:
-    """`auto` against the best plain solver, which is another for each metric, a row for each model and NFE."""
+    """Our tables against the best plain solver, which is another for each metric, a row for each model and NFE."""
     rows = list[tuple[str, ...]]()
     for study in demo.few:
         for bed, nfe in ((bed, nfe) for bed in study.beds for nfe in study.nfe):
-            plain, ours = best_plain(study, bed, nfe, "endpoint"), auto(study, bed, nfe)
-            ends = worth(plain, "endpoint"), worth(ours, "endpoint")
-            distances = ["–", "–"]
+            plain = best_plain(study, bed, nfe, "endpoint")
+            ours = [table_run(study, bed, nfe, solver) for solver in (UNIVERSAL, CALIBRATED)]
+            ends = [e for run in ours for e in (_shown(run, "endpoint"), _times(_factor(plain, run)))]
+            distances = ["–", "–", "–"]
             if "energy" in study.config.metrics:
                 nearest = best_plain(study, bed, nfe, "excess")
-                distances = [f"{excess(nearest)} ({_named(nearest)})", str(excess(ours))]
-            factor = f"{_factor(study, bed, nfe):.1f}×"
-            rows.append((bed, f"{nfe}", f"{ends[0]} ({_named(plain)})", str(ends[1]), factor, *distances))
+                distances = [
+                    f"{excess(nearest)} ({_named(nearest)})",
+                    *("–" if run is None else str(excess(run)) for run in ours),
+                ]
+            rows.append((bed, f"{nfe}", f"{worth(plain, 'endpoint')} ({_named(plain)})", *ends, *distances))
     return Table(_FEW, tuple(rows))
+
+
+def _shown(run: Result | None, metric: str) -> str:
+    return "–" if run is None else str(worth(run, metric))
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.1f}×" if factor == factor else "–"
 
 
 def _taken(demo: Demo) -> str:
@@ -72,37 +83,43 @@ def _taken(demo: Demo) -> str:
 
 def _nearer(demo: Demo) -> str:
     """What the table says, whatever it is."""
-    factors = [_factor(study, bed, nfe) for study in demo.few for bed in study.beds for nfe in study.nfe]
-    won = sum(factor > 1 for factor in factors)
-    return (
-        f"It ends nearer the exact flow than the best plain solver in {won} of {len(factors)} rows: {min(factors):.1f} to "
-        f"{max(factors):.1f} times as near."
-    )
+    said = []
+    for solver, title in (
+        (UNIVERSAL, "The universal table, which knows none of these models,"),
+        (CALIBRATED, "The calibrated one"),
+    ):
+        every = [
+            _factor(best_plain(study, bed, nfe, "endpoint"), table_run(study, bed, nfe, solver))
+            for study in demo.few for bed in study.beds for nfe in study.nfe
+        ]  # fmt: skip
+        factors = [factor for factor in every if factor == factor]
+        if factors:
+            won = sum(factor > 1 for factor in factors)
+            near = f"in {won} of {len(factors)} rows: {min(factors):.1f} to {max(factors):.1f} times as near"
+            said.append(f"{title} ends nearer the exact flow than the best plain solver {near}.")
+    return " ".join(said)
 
 
-def _factor(study: Study, bed: str, nfe: int) -> float:
-    """The endpoint error of the best plain solver over that of `auto`."""
-    plain, ours = best_plain(study, bed, nfe, "endpoint"), auto(study, bed, nfe)
-    return worth(plain, "endpoint").value / worth(ours, "endpoint").value
+def _factor(plain: Result, run: Result | None) -> float:
+    """The endpoint error of the best plain solver over that of a table; NaN where there is no table."""
+    return math.nan if run is None else worth(plain, "endpoint").value / worth(run, "endpoint").value
 
 
 def _named(result: Result) -> str:
     return f"{result.cell.solver}, {result.cell.grid}"
 
 
-def _picture(demo: Demo, study: Study, bed: BedSummary) -> Strips:
-    """The same seeds by the best plain solver and by `auto`, and where the exact flow takes them."""
-    runs = [
-        (label, result)
-        for nfe in study.nfe[:_PICTURED]
-        for plain in (best_plain(study, bed.name, nfe, "endpoint"),)
-        for label, result in (
-            (f"best plain solver, {plain.cell.solver}\n{nfe} evaluations", plain),
-            (demo.taken[bed.name, nfe].replace(" of ", "\n"), auto(study, bed.name, nfe)),
-        )
-    ]
+def _picture(study: Study, bed: BedSummary) -> Strips:
+    """The same seeds by the best plain solver and by our tables, and where the exact flow takes them."""
+    runs = list[tuple[str, Result]]()
+    for nfe in study.nfe:
+        plain = best_plain(study, bed.name, nfe, "endpoint")
+        ours = {solver: table_run(study, bed.name, nfe, solver) for solver in (UNIVERSAL, CALIBRATED)}
+        some = [(f"best plain solver, {plain.cell.solver}", plain), *((f"{s} table", run) for s, run in ours.items() if run)]
+        if len(runs) + len(some) < _ROWS:
+            runs += [(f"{label}\n{nfe} evaluations", run) for label, run in some]
     images = [(label, [result.shown.numpy() if len(result.shown) else None]) for label, result in runs]
-    caption = f"{bed.name}: the best plain solver, what auto took, and the exact flow; one column per seed"
+    caption = f"{bed.name}: the best plain solver, our tables, and the exact flow; one column per seed"
     return strips(bed.name, caption, ("",), [*images, ("exact flow", [bed.shown.numpy()])])
 
 

@@ -1,10 +1,11 @@
 """The demo: two small studies on shipped models, from the same seeds.
 
-The first has `auto`, which takes the universal table, beside strong plain solvers, at few evaluations. The second has the
-paper's correction at one number of evaluations: Eq. 11 as printed, with γ ≤ 1, and with its fair rival.
+The first has the universal table, and the network's own where there is one, beside strong plain solvers at few evaluations. The
+second has the paper's correction at one number of evaluations: Eq. 11 as printed, with γ ≤ 1, and with its fair rival.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,7 @@ LARGER = ("cifar10",)
 FEW = (3, 5, 8)
 STRONG, GRIDS = ("dpmpp_2m", "unipc_2", "deis_4", "ipndm_4"), ("karras", "log_snr")
 """The plain solvers of the first study, each on both grids: the strongest at few evaluations, and the most used."""
-AUTO = "auto"
+AUTO, UNIVERSAL, CALIBRATED = "auto", "universal", "calibrated"
 SOLVERS = ("dpmpp_2m", "heun", "ipndm_3")
 RUNS = {"plain": PLAIN, "literal": "literal", "clamped": "clamped", "plain_double": TWICE}
 """Each run of a solver and its correction; the last costs about what the corrected runs do."""
@@ -39,7 +40,7 @@ class Demo:
     """What the demo found.
 
     Attributes:
-        few: `auto` beside strong plain solvers, a study for each number of images.
+        few: our tables beside strong plain solvers, a study for each number of images.
         paper: the paper's correction.
         taken: what `auto` takes by model and number of evaluations, in words.
     """
@@ -61,7 +62,7 @@ def run_demo(outdir: str | Path, *, nfe: int, samples: int, first_seed: int) -> 
     start, folder = time.perf_counter(), writable_folder(outdir)
     *few, paper = studies = [run_study(config, folder) for config in _configs(nfe, samples, first_seed)]
     seconds = time.perf_counter() - start
-    summaries = [_summary(study, cell) for study in studies for cell in study.config.cells()]
+    summaries = [_summary(study, cell) for study in studies for cell in study.config.cells() if cell in study.results]
     write_json(folder / "results.json", summaries)
     summarised = {bed.name: bed for study in studies for bed in study.beds.values()}
     about = {name: {"sha256": models.load(name).sha256, "reference": bed.reference} for name, bed in summarised.items()}
@@ -73,7 +74,7 @@ def run_demo(outdir: str | Path, *, nfe: int, samples: int, first_seed: int) -> 
 
 
 def _configs(nfe: int, samples: int, first_seed: int) -> tuple[Config, Config, Config]:
-    """`auto` on the models, the same on the larger one, and the paper's correction."""
+    """Our tables on the models, the same on the larger one, and the paper's correction."""
     paper = Config(
         beds=PAPER_MODELS,
         solvers=SOLVERS,
@@ -87,7 +88,7 @@ def _configs(nfe: int, samples: int, first_seed: int) -> tuple[Config, Config, C
         axes=min(32, samples // 4),
         checked=min(64, samples),
     )
-    few = replace(paper, beds=MODELS, solvers=(AUTO, *STRONG), grids=GRIDS, nfe=FEW, corrections=(PLAIN,))
+    few = replace(paper, beds=MODELS, solvers=(UNIVERSAL, CALIBRATED, *STRONG), grids=GRIDS, nfe=FEW, corrections=(PLAIN,))
     less = max(64, samples // 8)
     return few, replace(few, beds=LARGER, n=less, batch=less, metrics=("endpoint",), checked=0), paper
 
@@ -98,18 +99,17 @@ def best_plain(study: Study, bed: str, nfe: int, metric: Literal["endpoint", "ex
     def distance(result: Result) -> float:
         return worth(result, metric).value if metric == "endpoint" else abs(excess(result).value)
 
-    return min(_few(study, bed, nfe, plain=True), key=distance)
+    return min(_few(study, bed, nfe, STRONG), key=distance)
 
 
-def auto(study: Study, bed: str, nfe: int) -> Result:
-    """The run of `auto`."""
-    (result,) = _few(study, bed, nfe, plain=False)
-    return result
+def table_run(study: Study, bed: str, nfe: int, solver: str) -> Result | None:
+    """The run of the universal table, or of the calibrated one; None where there is none."""
+    return next(iter(_few(study, bed, nfe, (solver,))), None)
 
 
-def _few(study: Study, bed: str, nfe: int, plain: bool) -> list[Result]:
+def _few(study: Study, bed: str, nfe: int, solvers: Sequence[str]) -> list[Result]:
     cells = (cell for cell in study.config.cells() if (cell.bed, cell.nfe) == (bed, nfe))
-    return study.found(cell for cell in cells if (cell.solver != AUTO) == plain)
+    return study.found(cell for cell in cells if cell.solver in solvers)
 
 
 def verdict(study: Study, cell: Cell) -> str:
