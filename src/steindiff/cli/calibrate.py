@@ -40,7 +40,8 @@ def calibrate_command(
 
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out}: tables are .safetensors files; give a name that ends so")
-    bed = testbed.make(model if guidance is None else f"{model}_guided_{guidance:g}", device)
+    name = f"{model}_guided_{guidance:g}" if guidance is not None else model
+    bed = testbed.make(name, device) if guidance is None else testbed.guided_model(name, model, guidance, device)
     work = out.parent / f".{out.stem}.parts"
     tables = calibrate_bed(
         bed, parse_seeds(nfe), trajectories, sigma_max=sigma_max, sigma_min=sigma_min, work=work, progress=True

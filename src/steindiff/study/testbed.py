@@ -99,7 +99,7 @@ def make(name: str, device: str = "cpu") -> Testbed:
         return Testbed(name, wine_mixture().to(torch.float32, device), (13,), key, device)
     if found := re.fullmatch(r"(.+)_guided_(\d+(?:\.\d+)?)", name):
         # The networks of these names have no classes.
-        return (_guided_mixture if found[1] in MIXTURES else _guided_model)(name, found[1], float(found[2]), device)
+        return (_guided_mixture if found[1] in MIXTURES else guided_model)(name, found[1], float(found[2]), device)
     model = models.load(name, device=device)
     return Testbed(model.name, model.denoiser, model.event_shape, digest(file=model.sha256), device)
 
@@ -159,8 +159,12 @@ def components(mixture: GaussianMixture | FactorMixture) -> tuple[ExactModel, ..
     return tuple(FactorMixture(one, *(number[None] for number in part)) for part in zip(*parts, strict=True))
 
 
-def _guided_model(name: str, what: str, scale: float, device: str) -> Testbed:
-    """A class-conditional network, guided to one of its classes."""
+def guided_model(name: str, what: str, scale: float, device: str) -> Testbed:
+    """A class-conditional network, by name or file, guided to one of its classes; the testbed is called as `name` is.
+
+    Raises:
+        InputError: as `models.load`, and where the model has no null class.
+    """
     model = models.load(what, device=device)
     model.guided(torch.tensor(0), scale)  # refuses a model that is not one for guidance
     named = Path(name).name.replace(Path(what).name, model.name)
