@@ -416,7 +416,7 @@ def test_a_plain_solver_plans_no_grid_to_zero():
 
 @pytest.mark.parametrize("name, guess", [("dpm_2m", "dpmpp_2m"), ("DDIM", "ddim"), ("unipc", "unipc_")])
 def test_an_unknown_solver_is_named_with_a_suggestion(name, guess):
-    with pytest.raises(InputError, match=rf"unknown solver '{name}'.*{guess}.*Known: auto, ddim"):
+    with pytest.raises(InputError, match=rf"unknown solver '{name}'.*{guess}.*Known: auto, calibrated, ddim"):
         sample(name, gaussian, start(), GRID)
 
 
