@@ -11,7 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 MOST = 4096
 """Values of a tensor that a digest takes, evenly spaced: networks of different training differ in nearly all of them."""
@@ -45,9 +45,11 @@ def _parts(thing: object, seen: set[int], depth: int) -> Iterator[tuple[object, 
 
 
 def _numbers(thing: object) -> Mapping[str, Any] | None:
-    """The state of a module or of an exact law, whose classes are not to be known here; None for anything else."""
-    state = None if isinstance(thing, type) else getattr(thing, "state_dict", None)
-    found = state() if callable(state) else None
+    """The state of a module, or what tells an exact law from others (its `identity`); None for anything else."""
+    if isinstance(thing, nn.Module):
+        return thing.state_dict()
+    own = getattr(type(thing), "identity", None)
+    found = own(thing) if callable(own) else None
     return found if isinstance(found, Mapping) else None
 
 
@@ -74,15 +76,30 @@ def _inside(thing: object) -> Iterator[object]:
 def _digest(part: object, numbers: Mapping[str, Any]) -> str:
     """The digest of one part; it is kept until a number of the part changes."""
     tensors = {name.replace("_orig_mod.", ""): value for name, value in numbers.items() if isinstance(value, Tensor)}
-    version = tuple((value.data_ptr(), 0 if value.is_inference() else value._version) for value in tensors.values())
-    known = _KNOWN.get(part)
+    version = tuple(map(_version, tensors.values()))
+    keeps = isinstance(part, nn.Module)
+    known = _KNOWN.get(part) if keeps else None
     if known is not None and known[0] == version:
         return known[1]
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(f"{name}{tuple(value.shape)}".encode())
-        flat = value.detach().reshape(-1)
-        some = flat[:: max(1, -(-flat.numel() // MOST))]
-        digest.update(some.to("cpu", torch.float32).contiguous().numpy().tobytes())
-    _KNOWN[part] = version, digest.hexdigest()[:16]
-    return _KNOWN[part][1]
+        digest.update(_some(value))
+    found = digest.hexdigest()[:16]
+    if keeps:
+        _KNOWN[part] = version, found
+    return found
+
+
+def _version(value: Tensor) -> tuple[int, int]:
+    """What changes where a tensor is replaced or written to."""
+    return 0 if value.is_meta else value.data_ptr(), 0 if value.is_inference() else value._version
+
+
+def _some(value: Tensor) -> bytes:
+    """Evenly spaced values in float32; none of a tensor that is elsewhere (meta, as offloaded weights are)."""
+    if value.is_meta:
+        return b""
+    flat = value.detach().reshape(-1)
+    some = flat[:: max(1, -(-flat.numel() // MOST))]
+    return some.to("cpu", torch.float32).contiguous().numpy().tobytes()

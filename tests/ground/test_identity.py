@@ -80,6 +80,27 @@ def test_a_formula_has_none():
     assert network_of(lambda x, sigma: x) is None
 
 
+def test_weights_that_are_elsewhere_count_by_their_shapes():
+    with torch.device("meta"):
+        away, wider = nn.Linear(3, 3), nn.Linear(3, 4)
+    assert network_of(away) == network_of(nn.Linear(3, 3, device="meta")) != network_of(wider)
+
+
+def test_what_merely_keeps_a_state_is_no_network():
+    network = Network()
+    own = network_of(network)
+
+    class Holder:
+        def __init__(self):
+            self.network, self.optimizer = network, torch.optim.SGD(network.parameters(), lr=0.1)
+            self.anything = {"a": object()}
+
+        def __call__(self, x, sigma):
+            return self.network(x, sigma)
+
+    assert network_of(Holder()) == network_of(Holder().__call__) == own
+
+
 def test_inference_tensors_are_no_obstacle():
     with torch.inference_mode():
         network = Network()

@@ -118,7 +118,7 @@ class ExactModel:
         about = self._components.means.square().sum(-1) + self._components.traces()  # centred: an offset costs no digits
         return math.sqrt(float((self.weights * about).sum()) / self.dim)
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def identity(self) -> dict[str, Tensor]:
         """What tells this law from others: weights, means, and tr Σ_k to three digits.
 
         Further digits of a covariance depend on the machine, where the law is made of data.
