@@ -6,10 +6,15 @@ from itertools import pairwise
 
 import pytest
 import torch
+from recipes.calibrate_models import TRAJECTORIES
 from recipes.fit_universal import COMMAND, FULL, Options, best, family
 from recipes.random_laws import Family
 
-from steindiff.solvers import universal
+from steindiff.solvers import Table, universal
+from steindiff.solvers.calibrated import SHIPPED
+from steindiff.solvers.table import load_all
+from steindiff.study.calibrating import calibrate_bed
+from steindiff.study.testbed import make
 
 OWN = ("work", "out", "nfe", "rung", "guidance")
 """What tables of one command differ in."""
@@ -51,3 +56,23 @@ def test_the_recipe_makes_the_shipped_numbers_again(nfe):
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-2, abs=1e-3)
     assert table.told == pytest.approx(shipped.told, rel=1e-2)
     assert table.levels == pytest.approx(shipped.levels, rel=2e-2)
+
+
+def test_a_shipped_calibrated_table_is_what_its_recipe_makes(tmp_path):
+    """The cheapest one, anew: to rounding, which machines and threads differ in."""
+    (made,) = calibrate_bed(make("digits"), [1], TRAJECTORIES["digits"])
+    shipped = Table.load(SHIPPED / "digits.safetensors", 1)
+    assert made.solver.purpose == shipped.solver.purpose
+    assert made.report["key"] == shipped.report["key"]
+    for mine, theirs in zip(made.solver.rows, shipped.solver.rows, strict=True):
+        assert (mine.a, *mine.values) == pytest.approx((theirs.a, *theirs.values), rel=2e-3)
+    assert made.report["gate"]["rmse"] == pytest.approx(shipped.report["gate"]["rmse"], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_the_shipped_calibrated_tables_passed_their_gate(name):
+    for table in load_all(SHIPPED / f"{name}.safetensors"):
+        seen = table.report["gate"]
+        assert seen["kept"] == table.solver.name == "calibrated table"
+        assert seen["rmse"] < min(seen["others"].values())
+        assert "/" not in str(table.report["command"]), "folders of the machine that made it are nobody's business"
