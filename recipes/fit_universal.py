@@ -27,7 +27,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,9 +35,8 @@ from tqdm import tqdm
 
 from recipes.command import command
 from recipes.random_laws import GUIDED, Family, draw, guided
-from steindiff.calibration import Settings, Trajectories, errors, fit, refine, renamed, score, trajectories
+from steindiff.calibration import Settings, Trajectories, errors, fit, refine, renamed, score, search, trajectories
 from steindiff.errors import InputError, require
-from steindiff.grids import karras
 from steindiff.io.files import manifest, writable_folder
 from steindiff.run import parse_seeds
 from steindiff.solvers import Tabulated, table_files
@@ -99,9 +97,8 @@ def _ranges(guidance: float) -> tuple[Family, Family]:
 
 
 def grids(nfe: int, rung: float) -> Iterator[tuple[float, ...]]:
-    """Grids to choose from: the rung, then the EDM grid's shape from a lower level to the last."""
-    for first, rho in product(FIRSTS, RHOS):
-        yield (rung, *karras(nfe, LAST, first * rung, rho).tolist())
+    """Grids to choose from."""
+    return search.grids(nfe, rung, LAST, FIRSTS, RHOS)
 
 
 def best(nfe: int, rung: float, laws: Sequence[Trajectories], held: Sequence[Trajectories], options: Options) -> Tabulated:

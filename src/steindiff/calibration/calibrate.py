@@ -6,6 +6,7 @@ refined by Gauss–Newton (`search`, `refine`), and the gate keeps the result on
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -216,7 +217,7 @@ class _Job:
         with _bar(f"{nfe} evaluations", settings.iterations, self.progress) as tick:
 
             def tell(step: Progress) -> None:
-                tick(f"relative error {torch.tensor(step.held).exp():.3g}")
+                tick(f"relative error {math.exp(step.held):.3g}")
 
             start = search.start([fitted], [choosing], nfe, setting)
             found = renamed(refine(start, [fitted], [choosing], settings, tell), [fitted])

@@ -1,6 +1,6 @@
 """Where a refinement starts: the universal table, or a closed-loop fit where that does better."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import product
 
@@ -18,17 +18,24 @@ AHEAD = 0.4
 """By how much, in the logarithm of the error, a fit must be ahead: refined, the universal table ends better than its equals."""
 
 
+def grids(
+    nfe: int, top: float, bottom: float, firsts: Sequence[float] = FIRSTS, rhos: Sequence[float] = RHOS
+) -> Iterator[tuple[float, ...]]:
+    """Grids with a free first step: the first level, then the EDM grid's shape from a fraction of it to the last."""
+    for first, rho in product(firsts, rhos):
+        yield (top, *karras(nfe, bottom, first * top, rho).tolist())
+
+
 def start(laws: Sequence[Trajectories], held: Sequence[Trajectories], nfe: int, setting: Setting) -> Tabulated:
     """The universal table, where there is one and no fit has a much smaller error on the held-out laws or noises.
 
     Fits are on its levels, on others after a free step, and on grids without one.
     """
     top, bottom = setting.sigma_max, setting.sigma_min
-    levels = [(top, *karras(nfe, bottom, first * top, rho).tolist()) for first, rho in product(FIRSTS, RHOS)]
     universal = list[Tabulated]()
     with suppress(InputError):  # there may be none for this number or this range
         universal.append(entry(nfe, setting)[0])
-    fits = [fit(laws, grid) for grid in [*(table.levels for table in universal), *levels]]
+    fits = [fit(laws, grid) for grid in [*(table.levels for table in universal), *grids(nfe, top, bottom)]]
     fits += [fit(laws, karras(nfe, bottom, top, rho).tolist(), free=False) for rho in RHOS]
     scored = [(score(table, held) - AHEAD * (table in universal), i) for i, table in enumerate([*universal, *fits])]
     return [*universal, *fits][min(scored)[1]]

@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -68,7 +69,7 @@ class Testbed:
         """Whether samples are grey or RGB images."""
         return len(self.event_shape) == 3 and self.event_shape[0] in (1, 3)
 
-    @property
+    @cached_property
     def setting(self) -> Setting:
         """What a solver with a grid of its own plans for: EDM's range, and the σ_data and guidance that the denoiser states."""
         return Setting.of(self.denoiser_for((0,)), event=self.event_shape)
