@@ -1,4 +1,4 @@
-"""What the universal table loses where it is told something wrong: σ_data, the mean, other noise levels, bfloat16.
+"""What the universal table loses where it is told something wrong: σ_data, the mean, noise levels; and half precision.
 
     python -m research.universal_robustness --bed digits --nfe 4
     python -m research.universal_robustness --bed digits_mixture --nfe 6 --samples 512
@@ -10,6 +10,7 @@ the best of six published solvers on two grids, which are told nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated
@@ -62,13 +63,18 @@ def shown(name: str, x: Tensor, exact: Tensor) -> str:
     return f"| {name} | {rmse:.4f} ± {float(squares.std()) / len(squares) ** 0.5 / (2 * rmse):.4f} |"
 
 
-def half(denoiser: Denoiser) -> Denoiser | None:
-    """The same network in bfloat16 inside, float32 outside; None where it is no network."""
+def halves(denoiser: Denoiser) -> Iterator[tuple[str, Denoiser]]:
+    """The same network in half precision inside, with a state in float32; none where it is no network."""
     if not isinstance(denoiser, nn.Module):
-        return None
+        return
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16)):
+        yield f"layers in {name}", _within(denoiser, dtype)
+    yield "layers and weights in float16", _within(deepcopy(denoiser).to(torch.float16), torch.float16)
 
+
+def _within(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
     def inner(x: Tensor, sigma: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+        with torch.autocast(x.device.type, dtype=dtype):
             return denoiser(x, sigma).to(x.dtype)
 
     return inner
@@ -88,9 +94,9 @@ def main(o: Options) -> None:
         start = noise * (top / grids.SIGMA_MAX)
         target = exact if top == grids.SIGMA_MAX else ends(denoiser, start, top)
         print(shown(name, sample(table.solver, denoiser, start, table.sigmas).x, target), flush=True)
-    if low := half(denoiser):
-        table = Table.universal(o.nfe, sigma_data=bed.setting.sigma_data)
-        print(shown("nothing wrong; the network in bfloat16", sample(table.solver, low, noise, table.sigmas).x, exact))
+    table = Table.universal(o.nfe, sigma_data=bed.setting.sigma_data)
+    for name, low in halves(denoiser):
+        print(shown(f"nothing wrong; {name}", sample(table.solver, low, noise, table.sigmas).x, exact), flush=True)
     runs = {f"{s}, {g}": sample(s, denoiser, noise, grids.make(g, o.nfe)).x for s, g in product(PLAIN, ("karras", "log_snr"))}
     best = min(runs, key=lambda name: float((runs[name] - exact).square().mean()))
     print(shown(f"best published: {best}", runs[best], exact))

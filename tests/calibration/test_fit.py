@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from exact_paths import D64, LEVELS, closed_form, isotropic, normal, of_run
 from problems import MODEL, PROPERTY
 from steindiff import grids
-from steindiff.calibration import Trajectories, errors, fit, run, trajectories
+from steindiff.calibration import Trajectories, errors, fit, matched, run, trajectories
+from steindiff.calibration.refine import _states
 from steindiff.errors import InputError
 from steindiff.sampling import sample
 from steindiff.solvers import DDIM, DPMpp2M, DPMpp3M, Row, as_table
@@ -155,6 +156,50 @@ def test_laws_in_float32_give_the_same_table(law):
     assert numbers(fit([half], levels)) == pytest.approx(numbers(fit([law], levels)), rel=1e-2, abs=1e-3)
 
 
+# ---------------------------------------------------------------- second moments
+
+
+def moments(table, laws):
+    """The second moments of a table's states over those of the exact flow, step by step."""
+    sizes = torch.zeros(2, len(table.rows), dtype=D64)
+    for law in laws:
+        for i, x in enumerate(_states(table, law)[1:]):
+            y = law.at(table.levels[i + 1])
+            sizes[:, i] += torch.stack([law.product(x, x), law.product(y, y)])
+    return sizes[0] / sizes[1]
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_where_a_fit_is_exact_its_second_moments_are_right_already(free):
+    path = closed_form((20.0, 6.0, 1.0, 0.3, 0.01))
+    table = fit([path], path.levels, free=free, ridge=TINY)
+    assert numbers(matched(table, [path])) == pytest.approx(numbers(table), rel=1e-9, abs=1e-12)
+    other = fit([path], path.levels, free=free, ridge=TINY, moments=True)
+    torch.testing.assert_close(run(other, path), run(table, path), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("laws", [1, 2])
+def test_matched_rows_reach_the_second_moments_of_the_exact_flow(law, laws):
+    """At each level, closed loop; of several laws the sums agree. A fit alone ends too small."""
+    levels, other = (80.0, 10.0, 1.0, 0.002), trajectories(isotropic(4.0), 80 * normal(64, 3, seed=3), count=24)
+    some = [law, other][:laws]
+    plain = fit(some, levels)
+    assert float(moments(plain, some)[-1]) < 0.997
+    for table in (fit(some, levels, moments=True), matched(plain, some)):
+        assert moments(table, some).tolist() == pytest.approx([1.0] * 3, rel=1e-10)
+        assert table.levels == levels
+    assert numbers(fit(some, levels, moments=True)) != pytest.approx(numbers(matched(plain, some)), rel=1e-4)
+
+
+def test_rows_are_matched_at_told_levels_and_on_the_tables_own_range_only(law):
+    levels, told = (80.0, 10.0, 1.0, 0.002), (1.0, 0.9, 1.2)
+    table = matched(fit([law], levels, told=told, history=1), [law])
+    assert table.told == told
+    assert moments(table, [law]).tolist() == pytest.approx([1.0] * 3, rel=1e-10)
+    with pytest.raises(InputError, match="one range"):
+        matched(replace(table, levels=(40.0, 10.0, 1.0, 0.002)), [law])
+
+
 # ---------------------------------------------------------------- degenerate laws
 
 
@@ -176,6 +221,7 @@ def test_directions_that_vanish_or_coincide_leave_the_first_order_step(value, fr
     end = run(table, path)
     first = LEVELS[1] / LEVELS[0] if free else 1.0  # what a free step without the mean cannot know
     torch.testing.assert_close(end, path.ends, rtol=1e-6, atol=1e-6 + (1 - first) * value * 0.2)
+    assert all(abs(n) < 2 for n in numbers(matched(table, [path])))
 
 
 @pytest.mark.parametrize("ridge", [1e-16, 1e-20, 1e-300])

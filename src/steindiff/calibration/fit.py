@@ -22,6 +22,7 @@ from torch import Tensor
 from steindiff.calibration.teacher import Trajectories, check
 from steindiff.errors import InputError, require
 from steindiff.solvers import Row, Tabulated
+from steindiff.solvers.multistep import weighted
 
 RIDGE = 1e-3
 
@@ -43,14 +44,6 @@ class Run:
         return replace(self, x=weighted(row, self.x, self.values))
 
 
-def weighted(row: Row, x: Tensor, values: Sequence[Tensor]) -> Tensor:
-    """a x + Σ_j w_j v_j."""
-    out = row.a * x
-    for w, v in zip(row.values, values, strict=False):
-        out = out.add_(v, alpha=w)
-    return out
-
-
 def fit(
     laws: Sequence[Trajectories],
     levels: Sequence[float],
@@ -59,6 +52,7 @@ def fit(
     free: bool = True,
     history: int | None = None,
     ridge: float = RIDGE,
+    moments: bool = False,
 ) -> Tabulated:
     """The rows for these levels that bring all laws nearest to their exact flows, step by step.
 
@@ -69,6 +63,7 @@ def fit(
         free: whether the first step evaluates nothing.
         history: the most values that a row uses; None is all.
         ridge: λ, relative to the squares of the directions.
+        moments: whether each row is then scaled as `matched` says; the next row is fitted to what that leaves.
 
     Raises:
         InputError: no trajectories, levels that are not theirs or do not decrease, or normal equations that are not finite.
@@ -84,13 +79,41 @@ def fit(
     runs, rows = [Run(law, law.noise) for law in laws], list[Row]()
     for i, (sigma, target) in enumerate(pairwise(levels)):
         if free and i == 0:
-            rows.append(_free_row(runs, target))
+            row = _free_row(runs, target)
         else:
             runs = [run.evaluated(q[i] * sigma) for run in runs]
             runs = [replace(run, values=run.values[:history]) for run in runs]
-            rows.append(_row(runs, target / sigma, target, ridge))
+            row = _row(runs, target / sigma, target, ridge)
+        rows.append(_matched(runs, row, target) if moments else row)
         runs = [run.stepped(rows[-1]) for run in runs]
     return Tabulated(tuple(levels), tuple(rows), q)
+
+
+def matched(table: Tabulated, laws: Sequence[Trajectories]) -> Tabulated:
+    """The table with each row scaled, in order, so that states have the second moment of the exact flow at their levels.
+
+    Least squares shrinks what it cannot predict, so that states are a little too small. The moments are those of all laws
+    together, about their means, each law with its weight.
+
+    Raises:
+        InputError: no trajectories, or levels that are not theirs.
+    """
+    check(laws, table.levels)
+    runs, rows = [Run(law, law.noise) for law in laws], list[Row]()
+    for i, (row, q) in enumerate(zip(table.rows, table.told, strict=True)):
+        runs = [run.evaluated(q * table.levels[i]) for run in runs] if row.values else runs
+        rows.append(_matched(runs, row, table.levels[i + 1]))
+        runs = [run.stepped(rows[-1]) for run in runs]
+    return replace(table, rows=tuple(rows))
+
+
+def _matched(runs: Sequence[Run], row: Row, target: float) -> Row:
+    """The row times √(Σ ‖y‖²/Σ ‖x'‖²); the same where there is no state to scale."""
+    states = [(run.law, run.stepped(row).x) for run in runs]
+    have = float(sum(law.product(x, x) for law, x in states))
+    want = float(sum(law.product(law.at(target), law.at(target)) for law in (run.law for run in runs)))
+    factor = math.sqrt(want / have) if have > 0 else 1.0
+    return Row(factor * row.a, tuple(factor * w for w in row.values))
 
 
 def _free_row(runs: Sequence[Run], target: float) -> Row:

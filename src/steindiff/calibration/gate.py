@@ -7,7 +7,6 @@ images is above two of its standard errors.
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +15,8 @@ from torch import Tensor
 from steindiff import grids, solvers
 from steindiff.calibration.refine import run
 from steindiff.calibration.teacher import Trajectories
-from steindiff.errors import InputError
 from steindiff.solvers import Setting, Tabulated, as_table
-from steindiff.solvers.universal import entry
+from steindiff.solvers.universal import entries
 
 _MOST = 1e300
 GRIDS = ("karras", "log_snr")
@@ -49,9 +47,7 @@ class Verdict:
 
 def alternatives(nfe: int, setting: Setting) -> dict[str, Tabulated]:
     """The universal table, where there is one, and every plain solver on both grids, as tables of so many evaluations."""
-    found = dict[str, Tabulated]()
-    with suppress(InputError):  # there may be none for this number or this range
-        found["universal"] = entry(nfe, setting)[0]
+    found = dict(zip(("universal",), entries(nfe, setting), strict=False))  # there may be none
     for name in solvers.names():
         if name.endswith("_1"):  # DDIM by another name
             continue

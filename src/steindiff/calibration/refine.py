@@ -19,10 +19,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from steindiff.calibration.fit import Run, weighted
+from steindiff.calibration.fit import Run
 from steindiff.calibration.teacher import Trajectories, check
 from steindiff.errors import InputError
 from steindiff.solvers import Row, Tabulated
+from steindiff.solvers.multistep import weighted
 
 DIFFERENCE = 1e-4
 """The relative step of a forward difference: of states in float32, the rounding is still a thousand times smaller."""

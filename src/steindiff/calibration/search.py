@@ -1,16 +1,14 @@
 """Where a refinement starts: the universal table, or a closed-loop fit where that does better."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from itertools import product
 
 from steindiff.calibration.fit import fit
 from steindiff.calibration.refine import score
 from steindiff.calibration.teacher import Trajectories
-from steindiff.errors import InputError
 from steindiff.grids import karras
 from steindiff.solvers import Setting, Tabulated
-from steindiff.solvers.universal import entry
+from steindiff.solvers.universal import entries
 
 FIRSTS, RHOS = (0.05, 0.1, 0.15, 0.2, 0.3), (5.0, 7.0)
 """Grids to start from: the level after a free step, as a fraction of the first, and exponents."""
@@ -32,9 +30,7 @@ def start(laws: Sequence[Trajectories], held: Sequence[Trajectories], nfe: int, 
     Fits are on its levels, on others after a free step, and on grids without one.
     """
     top, bottom = setting.sigma_max, setting.sigma_min
-    universal = list[Tabulated]()
-    with suppress(InputError):  # there may be none for this number or this range
-        universal.append(entry(nfe, setting)[0])
+    universal = entries(nfe, setting)
     fits = [fit(laws, grid) for grid in [*(table.levels for table in universal), *grids(nfe, top, bottom)]]
     fits += [fit(laws, karras(nfe, bottom, top, rho).tolist(), free=False) for rho in RHOS]
     scored = [(score(table, held) - AHEAD * (table in universal), i) for i, table in enumerate([*universal, *fits])]

@@ -53,7 +53,7 @@ class Multistep(Solver):
             )
         denoised = denoiser(x, interval.sigma)
         values = (self._value(x, denoised, interval), *state)
-        return Step(_updated(row, x, values), denoised, values[: self.order - 1])
+        return Step(weighted(row, x, values), denoised, values[: self.order - 1])
 
     def nfe(self, sigmas: Tensor) -> int:
         """One evaluation a step."""
@@ -65,7 +65,7 @@ class Multistep(Solver):
 
     def first_order(self, x: Tensor, denoised: Tensor, interval: Interval) -> Tensor:
         """T₁ = r x + (1−r) D."""
-        return _updated(ddim_row(interval.grid, interval.index), x, (denoised,))
+        return weighted(ddim_row(interval.grid, interval.index), x, (denoised,))
 
     def _value(self, x: Tensor, denoised: Tensor, interval: Interval) -> Tensor:
         return denoised
@@ -82,7 +82,7 @@ class NoiseMultistep(Multistep):
     def first_order(self, x: Tensor, denoised: Tensor, interval: Interval) -> Tensor:
         """T₁ = x + (σ'−σ)(x − D)/σ."""
         sigma, sigma_next = interval.grid.levels[interval.index : interval.index + 2]
-        return _updated(Row(1.0, (sigma_next - sigma,)), x, (self._value(x, denoised, interval),))
+        return weighted(Row(1.0, (sigma_next - sigma,)), x, (self._value(x, denoised, interval),))
 
     def _value(self, x: Tensor, denoised: Tensor, interval: Interval) -> Tensor:
         residual, sigma = x - denoised, interval.grid.levels[interval.index]
@@ -106,8 +106,13 @@ def ddim_row(grid: Grid, index: int) -> Row:
     return Row(r, (1 - r,))
 
 
-def _updated(row: Row, x: Tensor, values: Sequence[Tensor]) -> Tensor:
-    """a x + Σ_j w_j v_j in one new tensor, with one pass over the data for each term; x and the values stay as they are."""
+def weighted(row: Row, x: Tensor, values: Sequence[Tensor]) -> Tensor:
+    """a x + Σ_j w_j v_j in one new tensor, with one pass over the data for each term; x and the values stay as they are.
+
+    Values beyond the row's are not used.
+    """
+    if not row.values:
+        return row.a * x
     a, (first, *others) = row
     if not others and a + first == 1:
         return torch.lerp(x, values[0], first)

@@ -17,7 +17,7 @@ from steindiff.denoisers import Denoiser, TimeShifted
 from steindiff.errors import InputError, require
 from steindiff.io.files import digest
 from steindiff.solvers.base import USUAL, Grid, Interval, Setting, Solver, Step
-from steindiff.solvers.multistep import History, Multistep, Row
+from steindiff.solvers.multistep import History, Multistep, Row, weighted
 from steindiff.solvers.purpose import Purpose
 
 TOLERANCE = 1e-6
@@ -107,7 +107,7 @@ class Tabulated(Multistep):
         """The row's weighted sum of what the network says at the told level; without an evaluation where the row is free."""
         row = self.weights(interval.grid, interval.index)
         if not row.values:
-            return Step(self._centred(row, row.a * x), self._at_mean(x), state)
+            return Step(self._centred(row, weighted(row, x, ())), self._at_mean(x), state)
         q = self.told[interval.index]
         step = super().step(denoiser if q == 1 else TimeShifted(denoiser, q - 1), x, interval, state)
         return step._replace(x=self._centred(row, step.x))

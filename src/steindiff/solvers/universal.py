@@ -56,6 +56,14 @@ def entry(nfe: int, setting: Setting = USUAL) -> table_files.Entry:
     return _ended(_started(named, top), bottom).scaled(s), {**report, "setting": asdict(setting)}
 
 
+def entries(nfe: int, setting: Setting = USUAL) -> list[Tabulated]:
+    """What `entry` has for this number of evaluations and these noise levels: one table, or none."""
+    try:
+        return [entry(nfe, setting)[0]]
+    except InputError:
+        return []
+
+
 def _lowest(solver: Tabulated) -> float:
     """The lowest first level to which the first step may be stretched."""
     return max(solver.levels[0] / 2, 1.25 * solver.levels[1])

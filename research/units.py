@@ -1,0 +1,65 @@
+"""Testbeds as laws of the recipe's kind: in units of σ_data, over the range that the shipped tables are for.
+
+A table that was fitted on random laws runs on them as it is, and a network's trajectories can join a fit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from recipes.fit_universal import LAST
+from torch import Tensor
+
+from steindiff import initial_noise
+from steindiff.calibration import Trajectories, run, trajectories
+from steindiff.denoisers import Denoiser
+from steindiff.solvers import Tabulated
+from steindiff.study import testbed
+
+RUNG = 160.0
+"""The first level; EDM's 80 at σ_data = 0.5."""
+
+
+@dataclass(frozen=True, eq=False)
+class InUnits:
+    """A denoiser of data that are divided by `unit`."""
+
+    denoiser: Denoiser
+    unit: float
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """D(u x, u σ)/u."""
+        return self.denoiser(self.unit * x, self.unit * sigma) / self.unit
+
+
+def law(name: str, seeds: Sequence[int], steps: int = 96) -> Trajectories:
+    """The exact flow of a testbed from the noise of these seeds, in units of its σ_data."""
+    bed = testbed.make(name)
+    noise = initial_noise(seeds, bed.event_shape, RUNG)
+    return trajectories(InUnits(bed.denoiser_for(seeds), bed.setting.sigma_data), noise, RUNG, LAST, count=steps)
+
+
+def relative(table: Tabulated, law: Trajectories) -> Tensor:
+    """Each image's squared error at its end, as a fraction of the law's variance, (B,)."""
+    return (run(table, law) - law.ends).double().flatten(1).square().mean(1) / law.variance
+
+
+def energy(table: Tabulated, law: Trajectories) -> Tensor:
+    """Each image's share in the energy distance of the ends to those of the exact flow, (B,), whose mean it is.
+
+    It is a fraction of the mean distance between two ends of the exact flow. Only ends of different noise are compared, so that
+    it is unbiased, and zero where all ends are right. Its standard error is twice that of the mean of the shares.
+    """
+    x, y = run(table, law).double().flatten(1), law.ends.double().flatten(1)
+    apart = (1 - torch.eye(len(x), dtype=torch.float64)) / (len(x) - 1)
+    across, ours, theirs = ((torch.cdist(a, b) * apart) for a, b in ((x, y), (x, x), (y, y)))
+    return (across.sum(1) + across.sum(0) - ours.sum(1) - theirs.sum(1)) / theirs.sum(1).mean()
+
+
+def rmse(squares: Tensor) -> tuple[float, float]:
+    """The root of a mean of squares, and its standard error by the delta method."""
+    root = math.sqrt(float(squares.mean()))
+    return root, float(squares.std()) / math.sqrt(len(squares)) / (2 * root)
