@@ -1,0 +1,207 @@
+"""Calibrated tables against published methods that calibrate: the same noises, the same network, other noises for the score.
+
+    python -m research.calibrated_peers --bed digits --nfe 4 6 8 --out outputs/peers
+    python -m research.calibrated_peers --bed digits --nfe 4 --peers olss gits --out outputs/peers
+    python -m research.calibrated_peers --out outputs/peers --page docs/results/study_calibrated/peers.md
+
+Every peer gets the same fine runs; iterations get as many evaluations as our own calibration has spent. A row is one small
+file per testbed, NFE and peer; the page is written from all rows of the folder, whoever made them. A peer whose row is there
+is not run again. Energy distance and endpoint RMSE are those of `steindiff bench`, on seeds that no calibration has.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from recipes.command import command
+
+from steindiff import grids, initial_noise
+from steindiff.calibration import Trajectories, trajectories
+from steindiff.calibration.gate import alternatives
+from steindiff.calibration.peers import PEERS, Task
+from steindiff.errors import SteindiffError, require
+from steindiff.io.files import write_json, write_text
+from steindiff.metrics import Value
+from steindiff.report.blocks import Heading, Table, Text
+from steindiff.report.markdown import markdown
+from steindiff.report.numbers import show
+from steindiff.solvers import Solver, Tabulated
+from steindiff.solvers import Table as Calibrated
+from steindiff.study.calibrating import FIRST_SEED, calibrate_bed
+from steindiff.study.draw import draw
+from steindiff.study.measure import Ruler, references
+from steindiff.study.testbed import Testbed, make
+
+OURS, UNIVERSAL, PLAIN, DOUBLED = "calibrated", "universal", "best_plain", "best_plain_2n"
+BASES = {"ddim": "ddim on karras", "ipndm_4": "ipndm_4 on karras"}
+"""What peers claim to be better than: OLSS and OSS than DDIM, GITS than iPNDM, BNS than the best plain solver."""
+ROWS = (OURS, UNIVERSAL, PLAIN, DOUBLED, *BASES, *PEERS)
+METRICS = ("energy", "endpoint")
+LIKELY = 4
+"""How many plain solvers are scored on all images, after all of them were on a quarter."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    bed: Annotated[str | None, "a testbed; none where only the page is wanted"] = None
+    nfe: Annotated[tuple[int, ...], "network evaluations of a run"] = (4, 6, 8)
+    peers: Annotated[tuple[str, ...], f"rows, of {', '.join(ROWS)}"] = ROWS
+    trajectories: Annotated[int, "noises of the calibration", 16] = 64
+    seed: Annotated[int, "seed of the first noise of the calibration", 0] = FIRST_SEED
+    images: Annotated[int, "images of the score", 8] = 128
+    scored: Annotated[int, "seed of the first of them", 0] = 70_000
+    out: Annotated[Path, "the folder of the rows"] = Path("outputs/peers")
+    page: Annotated[Path | None, "a file for the page"] = None
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """What scores a solver: images of the reported seeds, against the exact flow of the same noise and samples of the law."""
+
+    bed: Testbed
+    seeds: range
+    ruler: Ruler
+
+    @classmethod
+    def of(cls, o: Options, bed: Testbed) -> Judge:
+        """The judge of the command line; its references are kept in the folder."""
+        seeds = range(o.scored, o.scored + o.images)
+        return cls(bed, seeds, Ruler(bed, references(bed, seeds, o.out), metrics=METRICS))
+
+    def values(self, solver: Solver, levels: Sequence[float]) -> dict[str, Any]:
+        """Both metrics, and what the run cost; nothing but the failure where it has none."""
+        run = draw(solver, self.bed, torch.tensor(levels, dtype=torch.float64), self.seeds)
+        if run.x is None:
+            return {"failure": run.failure}
+        return {
+            **{name: tuple(value) for name, value in self.ruler.measure(run.x).values.items()},
+            "evaluations": run.stats["nfe"],
+        }
+
+    def first(self, tables: Mapping[str, Tabulated]) -> dict[str, Any]:
+        """The values of the table that ends nearest, with its name; all are tried on the first quarter of the images."""
+        part = self.seeds[: max(8, len(self.seeds) // 4)]
+        ends = self.ruler.references.endpoints[: len(part)]
+        runs = {name: draw(table, self.bed, table.own_grid, part).x for name, table in tables.items()}
+        misses = {name: math.inf if x is None else float((x - ends).square().mean()) for name, x in runs.items()}
+        likely = sorted(misses, key=lambda name: misses[name])[:LIKELY]
+        found = [{"name": name, **self.values(tables[name], tables[name].levels)} for name in likely]
+        return min(found, key=lambda row: row["endpoint"][0] if "endpoint" in row else math.inf)
+
+
+def fine_runs(o: Options, bed: Testbed) -> tuple[Trajectories, float]:
+    """The exact flow of the calibration's noise, and the seconds it took."""
+    seeds, given, began = range(o.seed, o.seed + o.trajectories), bed.conditioned, time.perf_counter()
+    noise = initial_noise(seeds, bed.event_shape, grids.SIGMA_MAX, device=bed.device)
+    conditioned = None if given is None else lambda places: bed.denoiser_for([seeds[i] for i in places.tolist()])
+    return trajectories(bed.denoiser, noise, conditioned=conditioned), time.perf_counter() - began
+
+
+def ours(o: Options, bed: Testbed, nfe: int) -> tuple[Calibrated, dict[str, Any]]:
+    """Our table, made once in the folder, with its cost."""
+    work = o.out / "work" / f"{bed.name}-{o.trajectories}-{o.seed}"
+    table = calibrate_bed(bed, [nfe], o.trajectories, first_seed=o.seed, work=work)[0]
+    return table, {"images": table.report["cost"]["evaluated_images"], "seconds": table.report["seconds"]}
+
+
+def row(o: Options, bed: Testbed, nfe: int, name: str, law: Trajectories, judge: Judge) -> dict[str, Any]:
+    """What is known of a row: its values, and what the calibration has cost beside the fine runs."""
+    setting, free = bed.setting, {"images": 0, "seconds": 0.0}
+    if name not in (OURS, *PEERS):
+        tables = alternatives((1 + (name == DOUBLED)) * nfe, setting)
+        plain = {label: table for label, table in tables.items() if label != UNIVERSAL}
+        label = BASES.get(name, name)
+        return {**judge.first({label: tables[label]} if label in tables else plain), **free}
+    table, cost = ours(o, bed, nfe)
+    if name == OURS:
+        return {**judge.values(table.solver, table.solver.levels), **cost, "levels": table.solver.levels}
+    task = Task.of(law, nfe, setting, max(1, int(cost["images"])))
+    began = time.perf_counter()
+    made = PEERS[name](task)
+    spent = {"images": task.bill.images, "seconds": round(time.perf_counter() - began, 1)}
+    return {**judge.values(made.solver, made.levels), **spent, "levels": made.levels}
+
+
+def calibrated(o: Options, bed: Testbed) -> None:
+    """Make the rows of a testbed that are not there."""
+    wanted = [(nfe, name, o.out / bed.name / str(nfe) / f"{name}.json") for nfe in o.nfe for name in o.peers]
+    missing = [(nfe, name, path) for nfe, name, path in wanted if not path.exists()]
+    if not missing:
+        return
+    judge, (law, seconds) = Judge.of(o, bed), fine_runs(o, bed)
+    fine = {"images": (len(law.levels)) * len(law.noise), "seconds": round(seconds, 1)}
+    for nfe, name, path in missing:
+        try:
+            found = row(o, bed, nfe, name, law, judge)
+        except SteindiffError as error:
+            found = {"failure": str(error)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {"bed": bed.name, "nfe": nfe, "peer": name, "trajectories": o.trajectories, "seed": o.seed}
+        write_json(path, {**about, "scored": [o.scored, o.images], "fine": fine, **found})
+        print(f"{bed.name} {nfe} {name}: {found.get('endpoint', found.get('failure'))}", flush=True)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """All rows of a folder, in the order of testbeds, NFE, ours, the plain ones, and peers."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*/*/*.json")]
+    order = {name: i for i, name in enumerate(ROWS)}
+    return sorted(found, key=lambda one: (one["bed"], one["nfe"], order.get(one["peer"], len(order)), one["peer"]))
+
+
+def tables(found: Sequence[Mapping[str, Any]]) -> Iterator[Heading | Text | Table]:
+    """A section for each testbed: a line per NFE and row."""
+    for bed in dict.fromkeys(str(one["bed"]) for one in found):
+        mine = [one for one in found if one["bed"] == bed]
+        fine = mine[0]["fine"]
+        counts = sorted({one["trajectories"] for one in mine})
+        yield Heading(bed)
+        yield Text(
+            f"Fine runs of {' or '.join(map(str, counts))} noises, which all rows with a cost share: {fine['images']} images, "
+            f"{fine['seconds']} s. The cost of a row is beside them."
+        )
+        yield Table(
+            ("NFE", "row", "endpoint RMSE", "times as large", "energy distance", "images", "seconds"),
+            tuple(map(_line(mine), mine)),
+        )
+
+
+def _line(all_rows: Sequence[Mapping[str, Any]]) -> Any:
+    own = {one["nfe"]: one["endpoint"][0] for one in all_rows if one["peer"] == OURS and "endpoint" in one}
+
+    def line(one: Mapping[str, Any]) -> tuple[str, ...]:
+        name = one["peer"] + (f": {one['name']}" if one["peer"] in (PLAIN, DOUBLED) else "")
+        if "endpoint" not in one:
+            return str(one["nfe"]), name, "failed", "–", "–", "–", "–"
+        endpoint, energy = (Value(*one[metric]) for metric in ("endpoint", "energy"))
+        ratio = f"{endpoint.value / own[one['nfe']]:.2f}" if one["nfe"] in own else "–"
+        cost = (f"{one['images']:,}", f"{one['seconds']:g}") if one["images"] else ("–", "–")
+        return str(one["nfe"]), name, show(endpoint), ratio, show(energy), *cost
+
+    return line
+
+
+@command
+def main(o: Options) -> None:
+    """Calibrate, score and show."""
+    unknown = sorted(set(o.peers) - set(ROWS))
+    require(not unknown, f"choose of {', '.join(ROWS)}", peers=unknown)
+    if o.bed is not None:
+        calibrated(o, make(o.bed))
+    found = rows(o.out)
+    text = markdown(tables([one for one in found if o.page or one["bed"] == o.bed]))
+    if o.page is None:
+        print(text)
+    else:
+        write_text(o.page, PREFACE + text)
+
+
+PREFACE = ""

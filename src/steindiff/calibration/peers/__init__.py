@@ -1,0 +1,26 @@
+"""Published ways to make a few-step method for one network, by name: what `calibrate` is compared with.
+
+They are not part of what `calibrate` does. `research/calibrated_peers.py` compares all of them on the same noises. These are
+peers of a calibration; `corrections/peers.py` has those of the correction.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
+
+from steindiff.calibration.peers import bns, gits, olss, oss
+from steindiff.calibration.peers.base import Bill, Made, Peer, Task
+
+PEERS: Mapping[str, Peer] = MappingProxyType(
+    {
+        "olss": olss.make,
+        "gits": gits.make,
+        "oss": oss.make,
+        "bns": bns.make,
+        "bns_long": partial(bns.make, how=bns.Training(times=10)),
+        "bns_started": partial(bns.make, how=bns.Training(universal=True, squares=True)),
+    }
+)
+"""Every peer at its published best, or where there are choices at its best on the calibration's noise."""
+
+__all__ = ["PEERS", "Bill", "Made", "Peer", "Task"]
