@@ -1,111 +1,256 @@
-"""Which parts of a calibration earn their place: the fit, the refinement, β, the number of trajectories, frequency bands.
+"""Which parts of a calibration earn their place: each left out or replaced in turn, and scored on new noise.
 
-    python -m research.calibration_ablation --model digits --nfe 5
-    python -m research.calibration_ablation --model cifar10 --nfe 3 --trajectories 32 --images 64
+    python -m research.calibration_ablation --bed digits --nfe 5
+    python -m research.calibration_ablation --bed cifar10 --nfe 3 --trajectories 32 --images 64 --parts start numbers
+    python -m research.calibration_ablation --bed digits_guided_5 --nfe 4 --parts start
 
-Each line has the RMSE to the exact flow's end points of new noise, with its standard error over images. Bands are a row of
-weights for every ring of frequencies, by least squares around the refined row: in the last step alone, or in every step.
+Every row has three scores against the exact flow's end points of the same new noise: the endpoint RMSE, the energy distance,
+and by how much the table is nearer than the calibrated one, image by image (the mean of log(its error/this error), in per
+cent). The first two rows are the universal table and the calibrated one. The parts:
+
+- `start`: fits that a refinement could start from, and what each becomes when it is refined;
+- `ridge`: the closed-loop fit with other λ, and two of them refined;
+- `numbers`: Gauss–Newton over the told levels alone, over the weights alone, and with the network told the nominal levels;
+- `along`: β;
+- `counts`: 1, 2, 4, … noises, of which an eighth choose; one and two noises choose for themselves;
+- `teacher`: fine runs of 16, 32 and 128 steps, scored against 128;
+- `seeds`: the same calibration on other noise;
+- `moments`: the last row scaled to the exact flow's second moment;
+- `bands`: a row of weights for every ring of frequencies, in the last step alone or in every step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated
 
 import torch
 from recipes.command import command
 from torch import Tensor
 
-from steindiff import initial_noise, models
-from steindiff.calibration import Settings, Trajectories, fit, refine, run, trajectories
-from steindiff.calibration.calibrate import divided
-from steindiff.corrections.bands import Bands, Cosine
+from research.calibration_variants import banded, forced, matched, restricted
+from steindiff import initial_noise
+from steindiff.calibration import Trajectories, fit, refine, renamed, run, score, search, trajectories
+from steindiff.calibration.calibrate import USUAL, divided
+from steindiff.calibration.fit import RIDGE
+from steindiff.corrections.bands import Cosine
+from steindiff.errors import InputError
+from steindiff.grids import SIGMA_MAX, SIGMA_MIN, karras
+from steindiff.metrics.distances import endpoint_rmse
+from steindiff.metrics.values import Value
 from steindiff.solvers import Setting, Tabulated
 from steindiff.solvers.universal import entry
+from steindiff.study import testbed
+from steindiff.study.testbed import Testbed
 
-RINGS, RIDGE = 8, 1e-2
+RINGS, REPEATS, APART = 8, 4, 10**6
+"""Rings of frequencies, calibrations on other noise, and how far their seeds lie apart."""
 
 
 @dataclass(frozen=True)
 class Options:
     """The command line."""
 
-    model: Annotated[str, "a shipped model of images, or a model file"] = "digits"
+    bed: Annotated[str, "a testbed of steindiff bench"] = "digits"
     nfe: Annotated[int, "network evaluations", 1] = 5
-    trajectories: Annotated[int, "noises of the calibration", 16] = 128
+    trajectories: Annotated[int, "noises of the calibration", 16] = 64
     images: Annotated[int, "new noises that the scores are of", 2] = 256
-    iterations: Annotated[int, "Gauss-Newton steps", 1] = 10
-    steps: Annotated[int, "steps of the fine runs", 8] = 64
     seed: Annotated[int, "seed of the first new noise; the calibration's are a million higher", 0] = 90_000
+    steps: Annotated[int, "steps of the fine runs", 8] = 64
+    most: Annotated[int, "the most noises of the part counts", 1] = 128
+    parts: Annotated[tuple[str, ...], "parts, as above"] = ("start", "ridge", "numbers", "along", "moments", "bands", "seeds")
     threads: Annotated[int, "CPU threads", 1] = 1
 
 
-def shown(name: str, x: Tensor, law: Trajectories) -> None:
-    """Print the root mean square over images, with its standard error by the delta method."""
-    squares = (x - law.ends).double().square().flatten(1).mean(1)
-    rmse = float(squares.mean().sqrt())
-    print(f"{name:44} {rmse:.4f} ± {float(squares.std()) / len(squares) ** 0.5 / (2 * rmse):.4f}", flush=True)
+@dataclass(frozen=True, eq=False)
+class Case:
+    """What the variants of one network and one number of evaluations share."""
+
+    bed: Testbed
+    options: Options
+
+    def law(self, first: int, count: int, steps: int | None = None) -> Trajectories:
+        """The exact flow of noise of these seeds."""
+        seeds, given = range(first, first + count), self.bed.conditioned
+        conditioned = None if given is None else lambda places: given([seeds[i] for i in places.tolist()])
+        noise = initial_noise(seeds, self.bed.event_shape)
+        return trajectories(self.bed.denoiser, noise, count=steps or self.options.steps, conditioned=conditioned)
+
+    @cached_property
+    def new(self) -> Trajectories:
+        """Noise that no table has seen."""
+        return self.law(self.options.seed, self.options.images)
+
+    @cached_property
+    def mine(self) -> tuple[Trajectories, Trajectories]:
+        """What is fitted, and what chooses."""
+        return self.parted(self.law(self.options.seed + APART, self.options.trajectories))
+
+    def parted(self, law: Trajectories) -> tuple[Trajectories, Trajectories]:
+        """As `calibrate` divides them; the gate's are left aside."""
+        fitted, choosing, _ = divided(law.noise)
+        return law.part(fitted), law.part(choosing)
+
+    def setting(self, law: Trajectories) -> Setting:
+        """What `calibrate` would plan for."""
+        return replace(self.bed.setting, sigma_data=law.variance**0.5)
+
+    @cached_property
+    def universal(self) -> Tabulated:
+        """The universal table."""
+        return entry(self.options.nfe, self.setting(self.mine[0]))[0]
+
+    def refined(self, start: Tabulated, along: float | None = None) -> Tabulated:
+        """What Gauss–Newton makes of a table."""
+        settings = USUAL.settings if along is None else replace(USUAL.settings, along=along)
+        return refine(start, [self.mine[0]], [self.mine[1]], settings)
+
+    def calibrated(self, laws: tuple[Trajectories, Trajectories]) -> Tabulated:
+        """What `calibrate` makes of these, without its gate."""
+        law, choosing = laws
+        start = search.start([law], [choosing], self.options.nfe, self.setting(law))
+        return refine(start, [law], [choosing], USUAL.settings)
+
+    @cached_property
+    def base(self) -> Tabulated:
+        """The calibrated table."""
+        return self.calibrated(self.mine)
+
+    def best(self, tables: list[Tabulated]) -> Tabulated:
+        """The nearest on the noise that chooses."""
+        return min(tables, key=lambda table: score(table, [self.mine[1]]))
 
 
-def tables(options: Options, every: Trajectories, held: Trajectories) -> Iterator[tuple[str, Tabulated]]:
-    """What is compared; the last one is what a calibration makes."""
-    universal = entry(options.nfe, Setting(sigma_data=every.variance**0.5))[0]
-    yield "universal", universal
-    yield "closed-loop fit on its levels", fit([every], universal.levels)
-    total = len(every.noise)
-    for count, along in [*((n, 0.2) for n in (8, 16, 32) if n < total), (total, 0.0), (total, 0.2)]:
-        few = every.part(torch.arange(total)[:: -(-total // count)])
-        settings = Settings(iterations=options.iterations, patience=3, gain=2e-3, along=along)
-        yield f"refined on {len(few.noise)} trajectories, beta = {along:g}", refine(universal, [few], [held], settings)
+Found = Iterator[tuple[str, "Tabulated | Tensor"]]
 
 
-def banded(table: Tabulated, bands: Bands, fitted: Trajectories, new: Trajectories, last_only: bool) -> Tensor:
-    """The end states of new noise by the table with rows of bands, each fitted in turn on the states that are reached."""
-    event, laws = new.noise.shape[1:], (fitted, new)
-    labels, runs = bands.labels(event), [[law.noise] for law in laws]  # the state, and the values, newest first
-    for i, (sigma, q, row) in enumerate(zip(table.levels, table.told, table.rows, strict=False)):
-        if row.values:
-            runs = [[x, law.denoise(x, q * sigma), *known] for law, (x, *known) in zip(laws, runs, strict=True)]
-        parts = [torch.stack([bands.analyse(z) for z in some[: 1 + len(row.values)]]) for some in runs]
-        weights = torch.tensor([row.a, *row.values], dtype=torch.float64).expand(int(labels.max()) + 1, -1)
-        last = i == len(table.rows) - 1
-        if last or not last_only:
-            target = bands.analyse(fitted.ends if last else fitted.at(table.levels[i + 1]))
-            weights = weights + _moves(parts[0].double(), target.double(), weights[0], labels)
-        sums = [torch.einsum("kbd,dk->bd", part, weights[labels].to(part)) for part in parts]
-        runs = [[bands.synthesise(total, event), *known] for total, (_, *known) in zip(sums, runs, strict=True)]
-    return runs[1][0]
+def start(case: Case) -> Found:
+    """Where a refinement starts, and where it then ends."""
+    law, n, levels = case.mine[0], case.options.nfe, case.universal.levels
+    plain = [fit([law], karras(n, SIGMA_MIN, SIGMA_MAX, rho).tolist(), free=False) for rho in search.RHOS]
+    starts = {
+        "closed-loop fit on the universal table's levels": fit([law], levels),
+        "the same, told what the universal table tells": fit([law], levels, told=case.universal.told),
+        "closed-loop fit on the best of ten EDM grids after a free step": case.best(
+            [fit([law], grid) for grid in search.grids(n, SIGMA_MAX, SIGMA_MIN)]
+        ),
+        "teacher-forced fit on the universal table's levels": forced(law, levels, RIDGE),
+        "closed-loop fit without a free step, N steps": case.best(plain),
+    }
+    yield from starts.items()
+    yield "the universal table, refined", case.refined(case.universal)
+    for name, table in starts.items():
+        if "told" not in name:
+            yield f"{name}, refined", case.refined(table)
 
 
-def _moves(directions: Tensor, target: Tensor, row: Tensor, labels: Tensor) -> Tensor:
-    """How each band's row differs from the common one: ridge least squares in x − D_0, D_0 and the changes of D."""
-    k = len(directions)
-    change = torch.eye(k, dtype=torch.float64)
-    change[0, 1:2] = -1.0
-    for j in range(2, k):
-        change[j, j - 1], change[j, j] = 1.0, -1.0
-    missed = target - torch.einsum("k,kbd->bd", row, directions)
-    moves = []
-    for band in range(int(labels.max()) + 1):
-        z = change @ directions[:, :, labels == band].flatten(1)
-        gram = z @ z.T
-        loaded = gram + RIDGE * gram.diag().diag() + torch.finfo(torch.float64).tiny * torch.eye(k, dtype=torch.float64)
-        moves.append(change.T @ torch.linalg.solve(loaded, z @ missed[:, labels == band].flatten()))
-    return torch.stack(moves)
+def ridge(case: Case) -> Found:
+    """The closed-loop fit with other λ."""
+    for power in range(-6, 0):
+        table = fit([case.mine[0]], case.universal.levels, ridge=10.0**power)
+        yield f"closed-loop fit, λ = 1e{power}", table
+        if power in (-6, -1):
+            yield f"closed-loop fit, λ = 1e{power}, refined", case.refined(table)
+
+
+def numbers(case: Case) -> Found:
+    """Some of the numbers of a table alone."""
+    most, on_levels = USUAL.settings.iterations, fit([case.mine[0]], case.universal.levels)
+    for name, start in {"universal table": case.universal, "closed-loop fit, q = 1": on_levels}.items():
+        yield f"{name}: told levels alone refined", restricted(start, case.mine, True, False, most)
+        yield f"{name}: weights alone refined", restricted(start, case.mine, False, True, most)
+    yield "universal table: both refined, β = 0", restricted(case.universal, case.mine, True, True, most)
+    nominal = renamed(case.base, [case.mine[0]])
+    nominal = replace(nominal, told=(1.0,) * len(nominal.told))
+    yield "the calibrated table, told where its states lie (q = 1)", nominal
+    yield "the same, its weights refined again", restricted(nominal, case.mine, False, True, most)
+
+
+def along(case: Case) -> Found:
+    """β."""
+    for beta in (0.0, 1.0):
+        yield f"β = {beta:g}", case.refined(case.universal, beta)
+
+
+def counts(case: Case) -> Found:
+    """Fewer and more noises."""
+    law, n = case.law(case.options.seed + APART, case.options.most), 1
+    while n <= case.options.most:
+        some = law.part(torch.arange(n))
+        choosing = law.part(torch.arange(max(1, n // 8))) if n > 2 else some
+        fitted = law.part(torch.arange(max(1, n // 8), n)) if n > 2 else some
+        yield f"{n} noises: closed-loop fit", fit([fitted], case.universal.levels)
+        yield f"{n} noises: refined", refine(case.universal, [fitted], [choosing], USUAL.settings)
+        n *= 2
+
+
+def teacher(case: Case) -> Found:
+    """Coarser and finer fine runs."""
+    for steps in (16, 32, 128):
+        laws = case.parted(case.law(case.options.seed + APART, case.options.trajectories, steps))
+        yield f"fine runs of {steps} steps", case.calibrated(laws)
+
+
+def seeds(case: Case) -> Found:
+    """Calibrations on other noise."""
+    for i in range(1, REPEATS + 1):
+        first = case.options.seed + (i + 1) * APART
+        yield f"on other noise, seeds from {first}", case.calibrated(case.parted(case.law(first, case.options.trajectories)))
+
+
+def moments(case: Case) -> Found:
+    """The exact flow's second moment."""
+    on_levels = fit([case.mine[0]], case.universal.levels)
+    yield "closed-loop fit, its second moment matched", matched(on_levels, case.mine[0])
+    yield "the calibrated table, its second moment matched", matched(case.base, case.mine[0])
+
+
+def bands(case: Case) -> Found:
+    """Rows of rings."""
+    for last_only, where in ((True, "the last step"), (False, "every step")):
+        yield f"{RINGS} rings in {where}", banded(case.base, Cosine(RINGS), case.mine[0], case.new, last_only)
+
+
+PARTS: dict[str, Callable[[Case], Found]] = {
+    part.__name__: part for part in (start, ridge, numbers, along, counts, teacher, seeds, moments, bands)
+}
+
+
+def coupled_energy(x: Tensor, y: Tensor) -> Value:
+    """2 E‖X−Y‖ − E‖X−X'‖ − E‖Y−Y'‖, where x_i and y_i come from the same noise: pairs of different noises only.
+
+    It is unbiased, and what x_i and y_i share cancels. The standard error is that of the U-statistic's projection.
+    """
+    x, y = x.flatten(1).double(), y.flatten(1).double()
+    cross = torch.cdist(x, y)
+    kernel = (cross + cross.mT - torch.cdist(x, x) - torch.cdist(y, y)).fill_diagonal_(0)
+    shares = kernel.sum(1) / (len(x) - 1)
+    return Value(float(shares.mean()), 2 * float(shares.std()) / len(x) ** 0.5)
+
+
+def row(name: str, ends: Tensor, base: Tensor, law: Trajectories) -> str:
+    """A row of the table."""
+    mine, theirs = ((x - law.ends).double().flatten(1).square().mean(1).log() / 2 for x in (ends, base))
+    gains = 100 * (theirs - mine)
+    gain = "" if ends is base else f"{float(gains.mean()):+.1f} ± {float(gains.std()) / len(gains) ** 0.5:.1f} %"
+    rmse, energy = endpoint_rmse(ends, law.ends), coupled_energy(ends, law.ends)
+    return f"| {name} | {rmse.value:.4f} ± {rmse.se:.4f} | {energy.value:.4f} ± {energy.se:.4f} | {gain} |"
 
 
 @command
 def main(options: Options) -> None:
-    """Calibrate in every way, and score on new noise."""
-    model = models.load(options.model)
-    seeds = (
-        range(first, first + n) for first, n in ((options.seed, options.images), (options.seed + 10**6, options.trajectories))
-    )
-    new, law = (trajectories(model.denoiser, initial_noise(some, model.event_shape), count=options.steps) for some in seeds)
-    some, choosing, _ = divided(law.noise)
-    every, held = law.part(some), law.part(choosing)
-    for name, table in tables(options, every, held):
-        shown(name, run(table, new), new)
-    for last_only, where in ((True, "the last step"), (False, "every step")):
-        shown(f"the last of these, {RINGS} rings in {where}", banded(table, Cosine(RINGS), every, new, last_only), new)
+    """Make every variant, and score it."""
+    if unknown := set(options.parts) - set(PARTS):
+        raise InputError(f"--parts {' '.join(sorted(unknown))}: the parts are {', '.join(PARTS)}")
+    case = Case(testbed.make(options.bed), options)
+    law = case.law(options.seed, options.images, 128) if "teacher" in options.parts else case.new
+    base = run(case.base, law)
+    about = f"{options.trajectories} noises, {options.images} new images from seed {options.seed}"
+    print(f"**{options.bed}, N = {options.nfe}**, {about}\n\n| | RMSE | energy distance | nearer by |\n" + "| --- " * 4 + "|")
+    print(row("universal table", run(case.universal, law), base, law))
+    print(row("calibrated table", base, base, law), flush=True)
+    for part in options.parts:
+        for name, found in PARTS[part](case):
+            print(row(name, found if isinstance(found, Tensor) else run(found, law), base, law), flush=True)

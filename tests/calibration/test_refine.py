@@ -10,7 +10,7 @@ import torch
 from exact_paths import D64, LEVELS, closed_form, normal
 from problems import MODEL
 from steindiff.calibration import Settings, errors, fit, refine, renamed, run, trajectories
-from steindiff.calibration.refine import _moved, _normal_equations, _run, jacobian, parameters
+from steindiff.calibration.refine import _normal_equations, _run, jacobian, moved, parameters
 from steindiff.errors import InputError
 from steindiff.solvers import Row
 
@@ -52,7 +52,7 @@ def test_a_column_of_the_jacobian_is_the_difference_that_its_parameter_makes(tab
     for k in range(len(theta)):
         change = torch.zeros(len(theta), dtype=D64)
         change[k] = h
-        there = _moved(table, change)
+        there = moved(table, change)
         assert parameters(there)[k] == pytest.approx(theta[k] + h, rel=1e-12)
         torch.testing.assert_close(tangents[k], (run(there, laws[0]) - end) / h, rtol=1e-6, atol=1e-6)
 
@@ -65,8 +65,8 @@ def test_the_normal_equations_have_the_gradient_of_what_is_minimised(table, laws
     stops = [q * sigma for sigma, q, row in zip(table.levels, table.told, table.rows, strict=False) if row.values]
 
     def squares(change):
-        (law,), moved = laws, _moved(table, change)
-        end, seen = _run(moved, law)
+        (law,), changed = laws, moved(table, change)
+        end, seen = _run(changed, law)
         total = law.product(end - law.ends, end - law.ends)
         for fixed, (tau, x) in zip(stops, seen, strict=True):
             share = law.variance / (law.variance + fixed**2)
@@ -89,6 +89,13 @@ def test_errors_on_the_way_count_as_far_as_they_are_told_to(table, laws, held):
         return sum(float(law.product(x - law.at(tau), x - law.at(tau))) / (1 + tau**2) for tau, x in _run(each, law)[1])
 
     assert off(near) < off(free)
+
+
+def test_a_first_step_that_evaluates_may_be_told_a_level_above_the_first(laws, held):
+    """Without a free step the first told level is σ_0, and a difference or a step of the refinement goes beyond it."""
+    start = fit(laws, GRID, free=False)
+    better = refine(start, laws, held, Settings(iterations=4, along=0.2))
+    assert score(better, held) < score(start, held)
 
 
 def test_the_jacobian_is_that_of_automatic_differentiation(table):

@@ -85,9 +85,14 @@ def _miss(law: Trajectories, end: Tensor, stops: list[tuple[float, Tensor]], alo
     gap = end - law.ends
     total = law.product(gap, gap)
     for tau, x in stops if along else ():
-        gap = x - law.at(tau)
+        gap = x - _flow_at(law, tau)
         total = total + along * _share(law, tau) * law.product(gap, gap)
     return total
+
+
+def _flow_at(law: Trajectories, tau: float) -> Tensor:
+    """y(τ); a told level may lie outside the flow's levels, above all at a first step that evaluates: then y at their end."""
+    return law.at(min(max(tau, law.levels[-1]), law.levels[0]))
 
 
 def _run(table: Tabulated, law: Trajectories) -> tuple[Tensor, list[tuple[float, Tensor]]]:
@@ -159,7 +164,7 @@ def _descended(
     for _ in range(8):
         delta = torch.linalg.solve(jtj + mu * jtj.diag().diag() + idle, -jtr)
         if bool(delta.isfinite().all()):
-            candidate = _moved(table, delta)
+            candidate = moved(table, delta)
             tried = _misses(candidate, laws, settings.along)
             if _mean_log(tried, floor) < _mean_log(fitted, floor):
                 return candidate, tried, max(mu / 5, 1e-9)
@@ -184,8 +189,8 @@ def _normal_equations(
         misses = [((end - law.ends).double() / square**0.5, None)]
         for tau, x in stops if settings.along else ():
             factor = (settings.along * _share(law, tau) / square) ** 0.5
-            y = law.at(tau)
-            misses.append(((x - y).double() * factor, (y - law.at(tau * math.exp(h))).double() * factor))
+            y = _flow_at(law, tau)
+            misses.append(((x - y).double() * factor, (y - _flow_at(law, tau * math.exp(h))).double() * factor))
         for miss, own in misses:
             slopes = torch.cat([miss[1:] - miss[0], *(() if own is None else (own[None],))]).div(h)
             both = torch.cat([slopes, miss[:1]]) * law.weight.sqrt()
@@ -234,7 +239,7 @@ def parameters(table: Tabulated) -> list[float]:
     return theta
 
 
-def _moved(table: Tabulated, delta: Tensor) -> Tabulated:
+def moved(table: Tabulated, delta: Tensor) -> Tabulated:
     """The table at θ + δ; a told level changes by a factor of two at most."""
     steps, rows, told = iter(delta.tolist()), list[Row](), list[float]()
     for q, row in zip(table.told, table.rows, strict=True):

@@ -1,0 +1,121 @@
+"""Ways to make a table that a calibration does not take: what its ablation compares it with.
+
+Every function takes the trajectories that `steindiff.calibration` makes, and gives a table, or the end states of new noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from steindiff.calibration import Settings, Trajectories, run, score
+from steindiff.calibration.fit import Run
+from steindiff.calibration.refine import jacobian, moved
+from steindiff.corrections.bands import Bands, Whole
+from steindiff.solvers import Row, Tabulated
+
+
+def forced(law: Trajectories, levels: Sequence[float], ridge: float) -> Tabulated:
+    """Rows by the least squares of `calibration.fit`, but on the exact flow's own states: teacher forcing, no closed loop.
+
+    The first step is free. The told levels are the nominal ones.
+    """
+    y = law.at(levels[1])
+    rows = [Row(float(law.product(law.noise, y) / law.product(law.noise, law.noise)), ())]
+    labels, values = Whole().labels(law.noise.shape[1:]), list[Tensor]()
+    for sigma, target in pairwise(levels[1:]):
+        values = [law.denoise(law.at(sigma), sigma), *values]
+        directions = torch.stack([z.flatten(1).double() for z in (law.at(sigma), *values)])
+        r = target / sigma
+        first = torch.tensor([r, 1 - r, *[0.0] * (len(values) - 1)], dtype=torch.float64)
+        a, *weights = (first + _moves(directions, law.at(target).flatten(1).double(), first, labels, ridge)[0]).tolist()
+        rows.append(Row(a, tuple(weights)))
+    return Tabulated(tuple(levels), tuple(rows), (1.0,) * len(rows))
+
+
+def restricted(table: Tabulated, laws: tuple[Trajectories, Trajectories], told: bool, weights: bool, most: int) -> Tabulated:
+    """Gauss–Newton as in `calibration.refine` with β = 0, over the told levels alone, the weights alone, or both.
+
+    Args:
+        table: where it starts.
+        laws: those that are fitted, and those that choose among the tables on the way.
+        told: whether told levels move.
+        weights: whether weights move.
+        most: the most steps.
+    """
+    law, choosing = laws
+    some = torch.tensor([told if is_told else weights for is_told in _places_of_told(table)])
+    mu, kept, best, stale = Settings.damping, table, score(table, [choosing]), 0
+    for _ in range(most):
+        end, slopes = jacobian(table, law)
+        j, miss = slopes[some].flatten(1).double(), (end - law.ends).flatten().double()
+        before = score(table, [law])
+        for _ in range(8):
+            gram = j @ j.T
+            delta = torch.zeros(len(some), dtype=torch.float64)
+            delta[some] = torch.linalg.solve(gram + mu * gram.diag().diag(), -(j @ miss))
+            if score(candidate := moved(table, delta), [law]) < before:
+                table, mu = candidate, max(mu / 5, 1e-9)
+                break
+            mu *= 5
+        here = score(table, [choosing])
+        kept, best, stale = (table, here, 0) if here < best else (kept, best, stale + 1)
+        if stale >= 3 or before - score(table, [law]) < 2e-3:
+            break
+    return kept
+
+
+def _places_of_told(table: Tabulated) -> list[bool]:
+    """Which of `refine.parameters` are told levels."""
+    places = list[bool]()
+    for row in table.rows:
+        places += [*([True] if row.values else []), *[False] * (1 + len(row.values))]
+    return places
+
+
+def matched(table: Tabulated, law: Trajectories) -> Tabulated:
+    """The table with its last row scaled so that the end states of these trajectories have the exact flow's second moment."""
+    end, last = run(table, law), table.rows[-1]
+    factor = float((law.product(law.ends, law.ends) / law.product(end, end)).sqrt())
+    return replace(table, rows=(*table.rows[:-1], Row(factor * last.a, tuple(factor * w for w in last.values))))
+
+
+def banded(
+    table: Tabulated, bands: Bands, fitted: Trajectories, new: Trajectories, last_only: bool, ridge: float = 1e-2
+) -> Tensor:
+    """The end states of new noise by the table with rows of bands, each fitted in turn on the states that are reached."""
+    event, laws = new.noise.shape[1:], (fitted, new)
+    labels, runs = bands.labels(event), [Run(law, law.noise) for law in laws]
+    for i, (sigma, q, row) in enumerate(zip(table.levels, table.told, table.rows, strict=False)):
+        if row.values:
+            runs = [one.evaluated(q * sigma) for one in runs]
+        parts = [torch.stack([bands.analyse(z) for z in (one.x, *one.values[: len(row.values)])]) for one in runs]
+        weights = torch.tensor([row.a, *row.values], dtype=torch.float64).expand(int(labels.max()) + 1, -1)
+        last = i == len(table.rows) - 1
+        if last or not last_only:
+            target = bands.analyse(fitted.ends if last else fitted.at(table.levels[i + 1]))
+            weights = weights + _moves(parts[0].double(), target.double(), weights[0], labels, ridge)
+        sums = [torch.einsum("kbd,dk->bd", part, weights[labels].to(part)) for part in parts]
+        runs = [replace(one, x=bands.synthesise(total, event)) for one, total in zip(runs, sums, strict=True)]
+    return runs[1].x
+
+
+def _moves(directions: Tensor, target: Tensor, row: Tensor, labels: Tensor, ridge: float) -> Tensor:
+    """How each band's row differs from the common one: ridge least squares in x − D_0, D_0 and the changes of D."""
+    k = len(directions)
+    change = torch.eye(k, dtype=torch.float64)
+    change[0, 1:2] = -1.0
+    for j in range(2, k):
+        change[j, j - 1], change[j, j] = 1.0, -1.0
+    missed = target - torch.einsum("k,kbd->bd", row, directions)
+    moves = []
+    for band in range(int(labels.max()) + 1):
+        z = change @ directions[:, :, labels == band].flatten(1)
+        gram = z @ z.T
+        loaded = gram + ridge * gram.diag().diag() + torch.finfo(torch.float64).tiny * torch.eye(k, dtype=torch.float64)
+        moves.append(change.T @ torch.linalg.solve(loaded, z @ missed[:, labels == band].flatten()))
+    return torch.stack(moves)
