@@ -56,6 +56,11 @@ def cooked(*words: str, **options: object) -> tuple[dict[str, object], str]:
     return seen, result.output
 
 
+def test_whole_numbers_may_be_ranges():
+    assert cooked("mon", "--dish", "pie", "--times", "3,5-8, 10")[0]["times"] == (3, 5, 6, 7, 8, 10)
+    assert cooked("mon", "--dish", "pie", "--times", "soon")[0]["times"] == ("soon",)
+
+
 def test_what_is_given_and_what_is_not():
     seen, _ = cooked("mon", "--dish", "pie")
     assert seen == {"day": "mon", "dish": "pie", "guests": 4, "heat": "low", "vegan": False, "recipe": Recipe("pie")}

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from functools import wraps
 from inspect import Parameter, Signature
@@ -26,8 +26,8 @@ def options_of(
     """A command's `**given` become options, one for each field of a configuration that the command does not name itself.
 
     The help is the field's line under Args, in which `field` becomes its flag; `LEAST` of the configuration has the least
-    values. Lists are separated by commas. Fields that are objects or have no line have no option, and what is None is not in
-    `given`. A command of two configurations has two such decorators.
+    values. Lists are separated by commas; whole numbers may be ranges such as 5-10. Fields that are objects or have no line
+    have no option, and what is None is not in `given`. A command of two configurations has two such decorators.
 
     Args:
         config: the dataclass.
@@ -82,4 +82,13 @@ def _read(kind: Any, value: Any) -> Any:
     if value is None or kind not in _LISTS:
         return value
     words = specs.split(value) if value else []
-    return tuple(int(word) if kind == tuple[int, ...] and word.isdecimal() else word for word in words) or None
+    if kind == tuple[int, ...]:
+        return tuple(number for word in words for number in _numbers(word)) or None
+    return tuple(words) or None
+
+
+def _numbers(word: str) -> Sequence[int | str]:
+    """A whole number, those of a range low-high, or the word itself."""
+    found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", word)
+    low, high = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+    return range(low, high + 1) if low <= high else (word,)

@@ -71,7 +71,7 @@ class Config:
         beds: names of testbeds, or model files.
         solvers: specs of solvers; each has a plain run too, which its corrections are compared with.
         grids: specs of noise grids.
-        nfe: how many network evaluations a run spends.
+        nfe: how many network evaluations a run spends, such as 5,8 or 3-10.
         corrections: specs of corrections.
         n: how many images a cell has.
         batch: how many images a batch has; γ is a statistic of a batch.
