@@ -63,3 +63,10 @@ def rmse(squares: Tensor) -> tuple[float, float]:
     """The root of a mean of squares, and its standard error by the delta method."""
     root = math.sqrt(float(squares.mean()))
     return root, float(squares.std()) / math.sqrt(len(squares)) / (2 * root)
+
+
+def ratio(mine: Tensor, theirs: Tensor) -> tuple[float, float]:
+    """The ratio of two errors on the same images, by their squares, and its standard error."""
+    value = rmse(mine)[0] / rmse(theirs)[0]
+    apart = mine / mine.mean() - theirs / theirs.mean()
+    return value, value * float(apart.std()) / math.sqrt(len(mine)) / 2

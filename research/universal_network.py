@@ -1,0 +1,82 @@
+"""Does a network in the family of random laws help other networks and laws?
+
+    python -m research.universal_network --network cifar10 --beds digits digits_mixture wine_mixture
+    python -m research.universal_network --network digits --beds cifar10 --images 64
+
+Tables are fitted as the recipe fits them, on random laws alone and on the same laws with some of a network's trajectories
+among them. How many laws they make is their weight. Random laws alone choose the grid, the history and when to stop. A line has
+the errors on testbeds that took no part, relative to their standard deviations. In brackets is the ratio to the table without
+the network, on the same images. Of other random laws it has the mean of the logarithm of that ratio.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from recipes import fit_universal
+from recipes.command import command
+from recipes.fit_universal import MOST, SIZE, best, family
+
+from research.units import RUNG, law, ratio, relative, rmse
+from steindiff.calibration import Trajectories, errors
+from steindiff.solvers import Tabulated
+from steindiff.study import testbed
+
+CALIBRATION = 3_000_000_000
+"""The seed of the network's first noise in the fit."""
+FEW = 16
+"""The most noises of one of the network's laws."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    network: Annotated[str, "the network that joins the family"] = "cifar10"
+    beds: Annotated[tuple[str, ...], "testbeds"] = ("digits", "digits_mixture", "wine_mixture")
+    nfe: Annotated[tuple[int, ...], "network evaluations"] = (4, 6)
+    shares: Annotated[tuple[int, ...], "how many laws the network makes"] = (0, 1, 6)
+    laws: Annotated[int, "random laws that are fitted", 1] = 48
+    held: Annotated[int, "random laws that choose; as many others give the scores", 2] = 48
+    iterations: Annotated[int, "most Gauss-Newton steps"] = 10
+    images: Annotated[int, "images of a testbed", 2] = 256
+    seed: Annotated[int, "seed of the first image", 0] = 90_000
+    steps: Annotated[int, "steps of the fine runs", 8] = 96
+
+
+def members(name: str, count: int, steps: int) -> list[Trajectories]:
+    """So many laws of a network's own trajectories, each with noise of its own."""
+    n = max(4, min(FEW, MOST, SIZE // math.prod(testbed.make(name).event_shape)))
+    first = range(CALIBRATION, CALIBRATION + n * count, n)
+    return [law(name, range(seed, seed + n), steps) for seed in first]
+
+
+def cells(table: Tabulated, without: Tabulated, others: Sequence[Trajectories], beds: Sequence[Trajectories]) -> list[str]:
+    """What a line shows of a table."""
+    logs = (errors(table, others).log() - errors(without, others).log()) / 2
+    found = [f"{float(logs.mean()):+.3f} ± {float(logs.std()) / math.sqrt(len(logs)):.3f}"]
+    for bed in beds:
+        squares = relative(table, bed)
+        (root, se), (value, noise) = rmse(squares), ratio(squares, relative(without, bed))
+        found.append(f"{root:.4f} ± {se:.4f} ({value:.3f} ± {noise:.3f})")
+    return found
+
+
+@command
+def main(o: Options) -> None:
+    """Print the table."""
+    laws, held, others = (family(n, RUNG, seed, o.steps, "laws") for seed, n in enumerate((o.laws, o.held, o.held)))
+    network = members(o.network, max(o.shares), o.steps)
+    beds = [law(name, range(o.seed, o.seed + o.images), o.steps) for name in o.beds]
+    heads = ["N", f"laws of {o.network}", "random laws", *o.beds]
+    print("| " + " | ".join(heads) + " |\n" + "| --- " * len(heads) + "|")
+    for nfe in o.nfe:
+        found = list[Tabulated]()
+        for share in o.shares:
+            settings = fit_universal.Options(work=Path(), iterations=o.iterations)
+            found.append(best(nfe, RUNG, [*network[:share], *laws], held, settings))
+            print("| " + " | ".join([str(nfe), str(share), *cells(found[-1], found[0], others, beds)]) + " |", flush=True)
