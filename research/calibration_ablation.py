@@ -14,7 +14,7 @@ cent). The first two rows are the universal table and the calibrated one. The pa
 - `along`: β;
 - `counts`: 1, 2, 4, … noises, of which an eighth choose; one and two noises choose for themselves;
 - `teacher`: fine runs of 16, 32 and 128 steps, scored against 128;
-- `seeds`: the same calibration on other noise;
+- `seeds`: the same calibration on other noise, and with β = 0;
 - `moments`: the last row scaled to the exact flow's second moment;
 - `bands`: a row of weights for every ring of frequencies, in the last step alone or in every step.
 """
@@ -30,17 +30,16 @@ import torch
 from recipes.command import command
 from torch import Tensor
 
-from research.calibration_variants import banded, forced, matched, restricted
-from steindiff import initial_noise
-from steindiff.calibration import Trajectories, fit, refine, renamed, run, score, search, trajectories
-from steindiff.calibration.calibrate import USUAL, divided
+from research.calibration_variants import Pair, banded, calibrated, flows, forced, matched, parted, restricted, setting
+from steindiff.calibration import Trajectories, fit, refine, renamed, run, score, search
+from steindiff.calibration.calibrate import USUAL
 from steindiff.calibration.fit import RIDGE
 from steindiff.corrections.bands import Cosine
 from steindiff.errors import InputError
 from steindiff.grids import SIGMA_MAX, SIGMA_MIN, karras
 from steindiff.metrics.distances import endpoint_rmse
 from steindiff.metrics.values import Value
-from steindiff.solvers import Setting, Tabulated
+from steindiff.solvers import Tabulated
 from steindiff.solvers.universal import entry
 from steindiff.study import testbed
 from steindiff.study.testbed import Testbed
@@ -73,10 +72,7 @@ class Case:
 
     def law(self, first: int, count: int, steps: int | None = None) -> Trajectories:
         """The exact flow of noise of these seeds."""
-        seeds, given = range(first, first + count), self.bed.conditioned
-        conditioned = None if given is None else lambda places: given([seeds[i] for i in places.tolist()])
-        noise = initial_noise(seeds, self.bed.event_shape)
-        return trajectories(self.bed.denoiser, noise, count=steps or self.options.steps, conditioned=conditioned)
+        return flows(self.bed, range(first, first + count), steps or self.options.steps)
 
     @cached_property
     def new(self) -> Trajectories:
@@ -84,34 +80,22 @@ class Case:
         return self.law(self.options.seed, self.options.images)
 
     @cached_property
-    def mine(self) -> tuple[Trajectories, Trajectories]:
+    def mine(self) -> Pair:
         """What is fitted, and what chooses."""
-        return self.parted(self.law(self.options.seed + APART, self.options.trajectories))
-
-    def parted(self, law: Trajectories) -> tuple[Trajectories, Trajectories]:
-        """As `calibrate` divides them; the gate's are left aside."""
-        fitted, choosing, _ = divided(law.noise)
-        return law.part(fitted), law.part(choosing)
-
-    def setting(self, law: Trajectories) -> Setting:
-        """What `calibrate` would plan for."""
-        return replace(self.bed.setting, sigma_data=law.variance**0.5)
+        return parted(self.law(self.options.seed + APART, self.options.trajectories))
 
     @cached_property
     def universal(self) -> Tabulated:
         """The universal table."""
-        return entry(self.options.nfe, self.setting(self.mine[0]))[0]
+        return entry(self.options.nfe, setting(self.bed, self.mine[0]))[0]
 
-    def refined(self, start: Tabulated, along: float | None = None) -> Tabulated:
+    def refined(self, start: Tabulated, along: float = USUAL.settings.along) -> Tabulated:
         """What Gauss–Newton makes of a table."""
-        settings = USUAL.settings if along is None else replace(USUAL.settings, along=along)
-        return refine(start, [self.mine[0]], [self.mine[1]], settings)
+        return refine(start, [self.mine[0]], [self.mine[1]], replace(USUAL.settings, along=along))
 
-    def calibrated(self, laws: tuple[Trajectories, Trajectories]) -> Tabulated:
+    def calibrated(self, laws: Pair, along: float = USUAL.settings.along) -> Tabulated:
         """What `calibrate` makes of these, without its gate."""
-        law, choosing = laws
-        start = search.start([law], [choosing], self.options.nfe, self.setting(law))
-        return refine(start, [law], [choosing], USUAL.settings)
+        return calibrated(self.bed, laws, self.options.nfe, along)
 
     @cached_property
     def base(self) -> Tabulated:
@@ -189,7 +173,7 @@ def counts(case: Case) -> Found:
 def teacher(case: Case) -> Found:
     """Coarser and finer fine runs."""
     for steps in (16, 32, 128):
-        laws = case.parted(case.law(case.options.seed + APART, case.options.trajectories, steps))
+        laws = parted(case.law(case.options.seed + APART, case.options.trajectories, steps))
         yield f"fine runs of {steps} steps", case.calibrated(laws)
 
 
@@ -197,7 +181,7 @@ def seeds(case: Case) -> Found:
     """Calibrations on other noise."""
     for i in range(1, REPEATS + 1):
         first = case.options.seed + (i + 1) * APART
-        yield f"on other noise, seeds from {first}", case.calibrated(case.parted(case.law(first, case.options.trajectories)))
+        yield f"on other noise, seeds from {first}", case.calibrated(parted(case.law(first, case.options.trajectories)))
 
 
 def moments(case: Case) -> Found:

@@ -1,7 +1,4 @@
-"""Ways to make a table that a calibration does not take: what its ablation compares it with.
-
-Every function takes the trajectories that `steindiff.calibration` makes, and gives a table, or the end states of new noise.
-"""
+"""A calibration in parts, and ways to make a table that it does not take: what its ablation compares it with."""
 
 from __future__ import annotations
 
@@ -12,11 +9,46 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from steindiff.calibration import Settings, Trajectories, run, score
+from steindiff import initial_noise
+from steindiff.calibration import Settings, Trajectories, refine, run, score, search, trajectories
+from steindiff.calibration.calibrate import USUAL, divided
 from steindiff.calibration.fit import Run
 from steindiff.calibration.refine import jacobian, moved
 from steindiff.corrections.bands import Bands, Whole
-from steindiff.solvers import Row, Tabulated
+from steindiff.denoisers import Denoiser
+from steindiff.solvers import Row, Setting, Tabulated
+from steindiff.study.testbed import Testbed
+
+Pair = tuple[Trajectories, Trajectories]
+"""What is fitted, and what chooses."""
+
+
+def flows(bed: Testbed, seeds: Sequence[int], steps: int) -> Trajectories:
+    """The exact flow of a testbed from the noise of these seeds."""
+
+    def conditioned(places: Tensor) -> Denoiser:
+        return bed.denoiser_for([seeds[i] for i in places.tolist()])
+
+    own = None if bed.conditioned is None else conditioned
+    return trajectories(bed.denoiser, initial_noise(seeds, bed.event_shape), count=steps, conditioned=own)
+
+
+def parted(law: Trajectories) -> Pair:
+    """As `calibrate` divides noise; the gate's is left aside."""
+    fitted, choosing, _ = divided(law.noise)
+    return law.part(fitted), law.part(choosing)
+
+
+def setting(bed: Testbed, law: Trajectories) -> Setting:
+    """What `calibrate` would plan for."""
+    return replace(bed.setting, sigma_data=law.variance**0.5)
+
+
+def calibrated(bed: Testbed, laws: Pair, nfe: int, along: float = USUAL.settings.along) -> Tabulated:
+    """What `calibrate` makes of these, without its gate."""
+    law, choosing = laws
+    start = search.start([law], [choosing], nfe, setting(bed, law))
+    return refine(start, [law], [choosing], replace(USUAL.settings, along=along))
 
 
 def forced(law: Trajectories, levels: Sequence[float], ridge: float) -> Tabulated:
@@ -37,7 +69,7 @@ def forced(law: Trajectories, levels: Sequence[float], ridge: float) -> Tabulate
     return Tabulated(tuple(levels), tuple(rows), (1.0,) * len(rows))
 
 
-def restricted(table: Tabulated, laws: tuple[Trajectories, Trajectories], told: bool, weights: bool, most: int) -> Tabulated:
+def restricted(table: Tabulated, laws: Pair, told: bool, weights: bool, most: int) -> Tabulated:
     """Gauss–Newton as in `calibration.refine` with β = 0, over the told levels alone, the weights alone, or both.
 
     Args:
