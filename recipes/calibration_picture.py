@@ -30,7 +30,8 @@ from steindiff.study.draw import draw
 from steindiff.study.testbed import Testbed
 
 RESULTS = ROOT / "docs" / "results"
-CONTESTS = (RESULTS / "study_calibrated" / "contest.md", RESULTS / "study_universal" / "contest.md")
+PAGES = ("calibrated/contest", "universal/contest", "universal/digits", "universal/cifar10")
+CONTESTS = tuple(RESULTS / f"study_{page}.md" for page in PAGES)
 PLAIN, TWICE = "best on a grid", "best on a grid with twice the evaluations"
 LINES = {"best plain solver": PLAIN, "universal table": "universal", "calibrated table": "calibrated"}
 LOOKS: Mapping[str, Mapping[str, Any]] = {name: {**look(i), "ls": "-"} for i, name in enumerate(LINES)}

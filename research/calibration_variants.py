@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steindiff import initial_noise
-from steindiff.calibration import Settings, Trajectories, refine, run, score, search, trajectories
+from steindiff.calibration import Settings, Trajectories, refine, score, search, trajectories
 from steindiff.calibration.calibrate import USUAL, divided
 from steindiff.calibration.fit import Run
 from steindiff.calibration.refine import jacobian, moved
@@ -107,13 +107,6 @@ def _places_of_told(table: Tabulated) -> list[bool]:
     for row in table.rows:
         places += [*([True] if row.values else []), *[False] * (1 + len(row.values))]
     return places
-
-
-def matched(table: Tabulated, law: Trajectories) -> Tabulated:
-    """The table with its last row scaled so that the end states of these trajectories have the exact flow's second moment."""
-    end, last = run(table, law), table.rows[-1]
-    factor = float((law.product(law.ends, law.ends) / law.product(end, end)).sqrt())
-    return replace(table, rows=(*table.rows[:-1], Row(factor * last.a, tuple(factor * w for w in last.values))))
 
 
 def banded(
