@@ -39,10 +39,10 @@ class Training:
         universal: whether to start where our own refinement does, instead of at the best plain solver.
     """
 
-    rate: float = 5e-3
-    batch: int = 40
+    rate: float = 3e-2
+    batch: int = 8
     times: float = 1.0
-    squares: bool = False
+    squares: bool = True
     universal: bool = False
 
     def __post_init__(self) -> None:
