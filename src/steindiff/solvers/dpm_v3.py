@@ -1,0 +1,312 @@
+"""DPM-Solver-v3 (Zheng, Lu, Chen & Zhu 2023): an exponential integrator whose linear part is measured on the model.
+
+With λ = −log σ and VE states, the flow is dx/dλ = −(x − D) (their Eq. 5 with α = 1). Three statistics of the model, one number
+a coordinate at every level, say what is integrated exactly: the linear part l, and the line s f + b that the rest's
+derivative follows.
+
+    f = (x − D) − l x,       g = e^(−S) f − β,       L = ∫ l,   S = ∫ s,   β = ∫ e^(−S) b,      all from this step's level on
+    x' = e^(−L') [ x − ∫ e^(L+S) (g + β) dλ ],       g ≈ Σ_k g⁽ᵏ⁾ (λ − λ₀)ᵏ/k!
+
+(l, s, b) = (1, 0, 0) is data prediction, hence DPM-Solver++; (0, −1, 0) is noise prediction, hence DPM-Solver. Statistics
+are linear between the levels that they are given at; `calibration/peers/dpm_v3.py` measures them.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from steindiff.denoisers import Denoiser
+from steindiff.errors import ModelFileError, NonFiniteError, SteindiffError, require
+from steindiff.io.files import digest, read_tensors, write_tensors
+from steindiff.solvers.base import Grid, Interval, Solver, Step, whole
+
+KIND = "statistics of DPM-Solver-v3"
+NODES = 65
+"""Points of a quadrature over one step."""
+PSEUDO_UP_TO, CORRECTOR_UP_TO = 5, 6
+"""The most steps of a run with a pseudo-order predictor, and with a corrector (the published setting for EDM's networks)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """The empirical statistics of a model: l, s and b at decreasing levels, one number a coordinate.
+
+    Attributes:
+        levels: σ_0 > … > σ_n > 0.
+        linear: l, (n+1, *event), float64.
+        slope: s, of the same shape.
+        offset: b, of the same shape.
+
+    Raises:
+        InputError: the levels do not decrease to one above 0, or the shapes do not fit.
+        NonFiniteError: a number is not finite.
+    """
+
+    levels: tuple[float, ...]
+    linear: Tensor
+    slope: Tensor
+    offset: Tensor
+
+    def __post_init__(self) -> None:
+        falling = len(self.levels) > 1 and all(math.inf > s > t > 0 for s, t in pairwise(self.levels))
+        require(falling, "need two or more finite levels that decrease and are above 0", levels=self.levels)
+        shapes = {name: tuple(part.shape) for name, part in self._parts.items()}
+        fits = len(set(shapes.values())) == 1 and len(self.linear) == len(self.levels)
+        require(fits, f"l, s and b need one number a coordinate at each of {len(self.levels)} levels", **shapes)
+        for name, part in self._parts.items():
+            bad = (~part.isfinite()).flatten(1).any(1)
+            if bool(bad.any()):
+                raise NonFiniteError(
+                    f"the statistic {name} is NaN or infinite at sigma = {self.levels[int(bad.nonzero()[0])]:g}: the network "
+                    "is not finite there, or the states it was measured on are not"
+                )
+
+    @property
+    def _parts(self) -> dict[str, Tensor]:
+        return {"l": self.linear, "s": self.slope, "b": self.offset}
+
+    def __repr__(self) -> str:
+        """What determines them: results are kept under this text."""
+        numbers = {name: digest(numbers=part.flatten().tolist()) for name, part in self._parts.items()}
+        return f"Statistics({self.levels[0]:g} to {self.levels[-1]:g}, {numbers})"
+
+    @classmethod
+    def constant(
+        cls, linear: float, slope: float, offset: float, levels: Sequence[float], event: Sequence[int]
+    ) -> "Statistics":
+        """The same three numbers at all levels and coordinates: (1, 0, 0) is data prediction, (0, −1, 0) noise prediction."""
+        shape = (len(levels), *event)
+        return cls(tuple(levels), *(torch.full(shape, v, dtype=torch.float64) for v in (linear, slope, offset)))
+
+    def save(self, path: str | Path, **about: Any) -> Path:
+        """Write them to a .safetensors file, with what is known about them. Raises InputError where it cannot be written."""
+        write_tensors(path, self._parts, {"kind": KIND, "levels": self.levels, **about})
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "tuple[Statistics, dict[str, Any]]":
+        """The statistics of a file, and what is known about them.
+
+        Raises:
+            ModelFileError: there is no such file, it is damaged, or it holds no statistics.
+        """
+        try:
+            about, parts = read_tensors(path, "l", "s", "b")
+            require(about.pop("kind", None) == KIND, "no statistics of DPM-Solver-v3", path=str(path))
+            return cls(tuple(map(float, about.pop("levels"))), *parts), about
+        except (ValueError, TypeError, KeyError, SteindiffError) as error:
+            raise ModelFileError(f"{path} holds no readable statistics: {error}; measure them anew") from error
+
+    def at(self, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """l, s and b at λ, (k,), each (k, *event); linear in λ between the levels."""
+        i, u = self._place(lam)
+        return tuple(torch.lerp(part[i], part[i + 1], u) for part in self._parts.values())  # type: ignore[return-value]
+
+    def integrals(self, lam: Tensor) -> tuple[Tensor, Tensor]:
+        """∫ l and ∫ s from the first level to λ, (k, *event) each; exact for the interpolated statistics."""
+        i, u = self._place(lam)
+        h = _spread(self._knots.diff()[i], self.linear)
+        found = [
+            total[i] + h * u * torch.lerp(part[i], part[i + 1], u / 2)
+            for total, part in zip(self._totals, (self.linear, self.slope), strict=True)
+        ]
+        return found[0], found[1]
+
+    @cached_property
+    def _knots(self) -> Tensor:
+        """The levels in λ, (n+1,)."""
+        return -torch.tensor(self.levels, dtype=torch.float64).log()
+
+    @cached_property
+    def _totals(self) -> list[Tensor]:
+        """∫ l and ∫ s from the first level to each."""
+        h = _spread(self._knots.diff(), self.linear)
+        parts = (self.linear, self.slope)
+        return [torch.cat([0 * part[:1], (h * (part[1:] + part[:-1]) / 2).cumsum(0)]) for part in parts]
+
+    def _place(self, lam: Tensor) -> tuple[Tensor, Tensor]:
+        """The interval of each λ, (k,), and how far into it, (k, 1, …)."""
+        knots = self._knots
+        i = (torch.searchsorted(knots, lam.contiguous(), right=True) - 1).clamp(0, len(knots) - 2)
+        return i, _spread((lam - knots[i]) / (knots[i + 1] - knots[i]), self.linear)
+
+
+class _Known(NamedTuple):
+    """A value of f and the index of its level in the grid."""
+
+    f: Tensor
+    place: int
+
+
+class _State(NamedTuple):
+    """f of the current state, where a corrector has evaluated it, and those of earlier steps, newest first."""
+
+    current: Tensor | None
+    past: tuple[_Known, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class DPMSolverV3(Solver):
+    """DPM-Solver-v3, multistep, predictor and corrector. n steps cost n evaluations.
+
+    The corrector reuses the evaluation at the predicted state, and keeps its f for the next step. None takes what was published
+    for EDM's networks: a pseudo-order predictor up to 5 steps, and a corrector up to 6.
+
+    Args:
+        statistics: l, s and b of the model.
+        order: of the predictor, 1 to 3; published: 3, and 2 under guidance.
+        pseudo: whether the predictor takes divided differences for derivatives.
+        corrector: "off", "on" (of the predictor's order), or "pseudo" (of one more, by divided differences; published under
+            guidance).
+        lower_order_final: whether the order falls to 1 at the end.
+
+    Raises:
+        InputError: an order that there is not.
+    """
+
+    statistics: Statistics
+    order: int = 3
+    pseudo: bool | None = None
+    corrector: Literal["off", "on", "pseudo"] | None = None
+    lower_order_final: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.order in (1, 2, 3) and whole(self.order), "choose 1, 2 or 3 for DPM-Solver-v3", order=self.order)
+        require(self.corrector in (None, "off", "on", "pseudo"), "choose off, on or pseudo", corrector=self.corrector)
+
+    def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> _State:
+        """No values yet. Raises InputError where the statistics are of other events or of a smaller range of levels."""
+        event = tuple(self.statistics.linear.shape[1:])
+        require(tuple(x.shape[1:]) == event, f"the statistics are of events of shape {event}", event=tuple(x.shape[1:]))
+        (top, *_, low), given = self.statistics.levels, (grid.levels[0], grid.levels[-2 if grid.to_zero else -1])
+        inside = given[0] <= top * (1 + 1e-6) and given[1] >= low * (1 - 1e-6)
+        require(
+            inside, f"the statistics are of levels from {top:g} to {low:g}: measure them over the grid's range", levels=given
+        )
+        return _State(None, ())
+
+    def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: _State) -> Step:
+        """Predict; where there is a corrector, evaluate at the prediction and correct."""
+        grid, index, n = interval.grid, interval.index, interval.grid.steps
+        pseudo = n <= PSEUDO_UP_TO if self.pseudo is None else self.pseudo
+        corrector = ("on" if n <= CORRECTOR_UP_TO else "off") if self.corrector is None else self.corrector
+        here, denoised = self._here(denoiser, x, interval, state)
+        if interval.last and grid.to_zero:
+            return Step(denoised, denoised, _State(None, ()))
+        known = (_Known(here, index), *state.past)
+        order = min(self.order, len(known), n - index if self.lower_order_final else self.order)
+        predicted = self._moved(x, grid, index, known[:order], pseudo)
+        corrected = order + (corrector == "pseudo")
+        if interval.last or corrector == "off" or corrected < 2:
+            return Step(predicted, denoised, _State(None, known[:2]))
+        ahead = self._rest(predicted, denoiser(predicted, interval.sigma_next), grid, index + 1)
+        points = (known[0], _Known(ahead, index + 1), *known[1:])[:corrected]
+        better = self._moved(x, grid, index, points, corrector == "pseudo")
+        return Step(better, denoised, _State(ahead, known[:2]))
+
+    def nfe(self, sigmas: Tensor) -> int:
+        """One evaluation a step."""
+        return len(sigmas) - 1
+
+    def linear(self, interval: Interval, state: _State) -> Tensor:
+        """The mean over coordinates of ∂T/∂x with every network output held fixed."""
+        line = torch.stack([torch.zeros_like(self.statistics.linear[0]), torch.ones_like(self.statistics.linear[0])])
+        past = tuple(_Known(torch.zeros_like(line), known.place) for known in state.past)
+        still = _State(None if state.current is None else torch.zeros_like(line), past)
+        ends = self.step(lambda z, sigma: torch.zeros_like(z), line, interval, still).x
+        return (ends[1] - ends[0]).mean().to(interval.sigma)
+
+    def _here(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: _State) -> tuple[Tensor, Tensor]:
+        """f and D of the current state: evaluated, or what the last corrector has left."""
+        grid, index = interval.grid, interval.index
+        if state.current is not None:
+            return state.current, x - state.current - self._linear(grid, index).to(x) * x
+        denoised = denoiser(x, interval.sigma)
+        return self._rest(x, denoised, grid, index), denoised
+
+    def _linear(self, grid: Grid, index: int) -> Tensor:
+        return self.statistics.at(_lam(grid, index))[0][0]
+
+    def _rest(self, x: Tensor, denoised: Tensor, grid: Grid, index: int) -> Tensor:
+        """f = (x − D) − l x."""
+        return x - denoised - self._linear(grid, index).to(x) * x
+
+    def _moved(self, x: Tensor, grid: Grid, index: int, points: Sequence[_Known], pseudo: bool) -> Tensor:
+        """x' from f at this step's level, the first of the points, and at others."""
+        start, end = float(_lam(grid, index)), float(_lam(grid, index + 1))
+        here = self.statistics.integrals(_lam(grid, index))
+        growth, moments, constant = _weights(self.statistics, start, end, here, len(points))
+        lams = [float(_lam(grid, point.place)) for point in points]
+        derivatives = _taylor([lam - start for lam in lams], pseudo)
+        total, fixed = growth.to(x) * x, constant
+        for j, (point, lam) in enumerate(zip(points, lams, strict=True)):
+            share, shift = _towards(self.statistics, start, lam, here)
+            weight = torch.stack([m * row[j] for m, row in zip(moments, derivatives, strict=True)]).sum(0)
+            total, fixed = total - (weight * share).to(x) * point.f, fixed - weight * shift
+        end_state: Tensor = total - fixed.to(x)
+        return end_state
+
+
+def _weights(
+    statistics: Statistics, start: float, end: float, here: tuple[Tensor, Tensor], count: int
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """e^(−L'), e^(−L') ∫ e^(L+S) (λ−λ₀)ᵏ/k! for k < count, and e^(−L') ∫ e^(L+S) β."""
+    lam, h = torch.linspace(start, end, NODES, dtype=torch.float64), (end - start) / (NODES - 1)
+    L, S = (part - first for part, first in zip(statistics.integrals(lam), here, strict=True))
+    grown = (L + S - L[-1]).exp()
+    since = _spread(lam - start, L)
+    moments = [_cumulative(grown * since**k / math.factorial(k), h)[-1] for k in range(count)]
+    beta = _cumulative((-S).exp() * statistics.at(lam)[2], h)
+    return (-L[-1]).exp(), moments, _cumulative(grown * beta, h)[-1]
+
+
+def _towards(statistics: Statistics, start: float, other: float, here: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """e^(−S) and β at another level, so that g = e^(−S) f − β there."""
+    if other == start:
+        return torch.ones_like(statistics.linear[0]), torch.zeros_like(statistics.linear[0])
+    lam, h = torch.linspace(start, other, NODES, dtype=torch.float64), (other - start) / (NODES - 1)
+    shrunk = (here[1] - statistics.integrals(lam)[1]).exp()
+    return shrunk[-1], _cumulative(shrunk * statistics.at(lam)[2], h)[-1]
+
+
+def _taylor(offsets: Sequence[float], pseudo: bool) -> list[list[float]]:
+    """The derivatives g⁽ᵏ⁾ at the first point as sums over the points, [k][j]; offsets are λ_j − λ_0, the first one 0.
+
+    In full they are those of the polynomial through all points. A pseudo-order takes k! times the divided difference of the
+    first k+1 points instead, which leaves the lower derivatives at their lower order.
+    """
+    n = len(offsets)
+    nodes = torch.tensor(offsets, dtype=torch.float64)
+    if not pseudo:
+        powers = torch.linalg.inv(torch.stack([nodes**k for k in range(n)], dim=1))
+        return [(math.factorial(k) * powers[k]).tolist() for k in range(n)]
+    rows = list[list[float]]()
+    for k in range(n):
+        gaps = nodes[: k + 1, None] - nodes[None, : k + 1] + torch.eye(k + 1, dtype=torch.float64)
+        rows.append((math.factorial(k) / gaps.prod(1)).tolist() + [0.0] * (n - k - 1))
+    return rows
+
+
+def _cumulative(values: Tensor, h: float) -> Tensor:
+    """∫ from the first node to each, of values at equal steps h along dimension 0; exact for cubics."""
+    inner = (-values[:-3] + 13 * values[1:-2] + 13 * values[2:-1] - values[3:]) / 24
+    first = (9 * values[:1] + 19 * values[1:2] - 5 * values[2:3] + values[3:4]) / 24
+    last = (9 * values[-1:] + 19 * values[-2:-1] - 5 * values[-3:-2] + values[-4:-3]) / 24
+    return h * torch.cat([torch.zeros_like(first), torch.cat([first, inner, last]).cumsum(0)])
+
+
+def _lam(grid: Grid, index: int) -> Tensor:
+    """λ of a level, (1,)."""
+    return torch.tensor([-math.log(grid.levels[index])], dtype=torch.float64)
+
+
+def _spread(values: Tensor, like: Tensor) -> Tensor:
+    """Values (k,) as (k, 1, …), to go with (k, *event)."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
