@@ -106,10 +106,14 @@ def fine_runs(o: Options, bed: Testbed) -> tuple[Trajectories, float]:
     return trajectories(bed.denoiser, noise, conditioned=conditioned), time.perf_counter() - began
 
 
+def work(o: Options, bed: Testbed) -> Path:
+    """What is the same for all rows of one calibration."""
+    return o.out / "work" / f"{bed.name}-{o.trajectories}-{o.seed}"
+
+
 def ours(o: Options, bed: Testbed, nfe: int) -> tuple[Calibrated, dict[str, Any]]:
     """Our table, made once in the folder, with its cost."""
-    work = o.out / "work" / f"{bed.name}-{o.trajectories}-{o.seed}"
-    table = calibrate_bed(bed, [nfe], o.trajectories, first_seed=o.seed, work=work)[0]
+    table = calibrate_bed(bed, [nfe], o.trajectories, first_seed=o.seed, work=work(o, bed))[0]
     return table, {"images": table.report["cost"]["evaluated_images"], "seconds": table.report["seconds"]}
 
 
@@ -124,7 +128,7 @@ def row(o: Options, bed: Testbed, nfe: int, name: str, law: Trajectories, judge:
     table, cost = ours(o, bed, nfe)
     if name == OURS:
         return {**judge.values(table.solver, table.solver.levels), **cost, "levels": table.solver.levels}
-    task = Task.of(law, nfe, setting, max(1, int(cost["images"])))
+    task = Task.of(law, nfe, setting, max(1, int(cost["images"])), folder=work(o, bed))
     began = time.perf_counter()
     made = PEERS[name](task)
     spent = {"images": task.bill.images, "seconds": round(time.perf_counter() - began, 1)}

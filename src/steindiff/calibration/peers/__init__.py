@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
 
-from steindiff.calibration.peers import bns, gits, olss, oss
+from steindiff.calibration.peers import bns, dc_solver, dpm_v3, gits, olss, oss, pas
 from steindiff.calibration.peers.base import Bill, Made, Peer, Task
 
 PEERS: Mapping[str, Peer] = MappingProxyType(
@@ -16,6 +16,10 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
         "olss": olss.make,
         "gits": gits.make,
         "oss": oss.make,
+        "dpm_v3": dpm_v3.make,
+        "dpm_v3_1024": partial(dpm_v3.make, how=dpm_v3.Measuring(intervals=60, probes=1, count=1024)),
+        "dc_solver": dc_solver.make,
+        "pas": pas.make,
         "bns": bns.make,
         "bns_long": partial(bns.make, how=bns.Training(times=10)),
         "bns_started": partial(bns.make, how=bns.Training(universal=True, rate=1e-2)),

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -61,6 +62,7 @@ class Task:
         setting: the range of levels, σ_data and the guidance scale.
         budget: how many images an iteration to convergence may evaluate, about; closed forms do not ask.
         seed: of whatever is drawn.
+        folder: keeps what a peer needs for every number of evaluations alike; None keeps nothing.
         bill: what was evaluated; `law` writes into it, a derivative must be added.
     """
 
@@ -70,16 +72,25 @@ class Task:
     budget: int = 100_000
     seed: int = 0
     bill: Bill = field(default_factory=Bill)
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         require(whole(self.nfe) and self.nfe >= 1, "need a whole number of network evaluations, at least one", nfe=self.nfe)
         require(self.budget >= 1, "need a budget of at least one image", budget=self.budget)
 
     @classmethod
-    def of(cls, law: Trajectories, nfe: int, setting: Setting = USUAL, budget: int = 100_000, seed: int = 0) -> "Task":
+    def of(
+        cls,
+        law: Trajectories,
+        nfe: int,
+        setting: Setting = USUAL,
+        budget: int = 100_000,
+        seed: int = 0,
+        folder: Path | None = None,
+    ) -> "Task":
         """A task with a bill of its own."""
         bill = Bill()
-        return cls(bill.law(law), nfe, setting, budget, seed, bill)
+        return cls(bill.law(law), nfe, setting, budget, seed, bill, folder)
 
     @cached_property
     def parts(self) -> tuple[Trajectories, Trajectories]:
