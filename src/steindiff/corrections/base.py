@@ -216,6 +216,19 @@ class Proposal:
         div = (1 - self.solver.linear(self.interval, self.state) / self.rho) * self.x[0].numel()
         return Divergence(div, torch.zeros_like(div))
 
+    @cached_property
+    def tweedie_divergence(self) -> Divergence:
+        """E[∇·u] = E⟨u, x − αD⟩/σ² by Stein's identity and Tweedie's formula, in the frame: no derivative, no probe.
+
+        Stein's identity says σ² E[∇·u] = E⟨u, x − αx*⟩, and Tweedie's formula E[x* | x] = D(x). The divergence is the total
+        one: it counts that the history of a multistep solver is a function of x too. It holds for any next state, moved or not.
+        """
+        y, wide = self.x, torch.promote_types(self.x.dtype, torch.float32)
+        residual, noise = (self.rho * y - self.next).to(wide), (y - self.denoised).to(wide)
+        values = (residual * noise).flatten(1).sum(1) / (self.rho * self.interval.sigma**2)
+        estimate = Estimate(self.gather(values)[None], primals=0, jvps=0, vjps=0)
+        return Divergence(estimate.mean, estimate.se)
+
     def denoiser_trace(self, contract: Contract) -> tuple[Tensor, Tensor]:
         """D(x, σ) and E[tr P_b ∂D/∂x], (n,): the partial traces that `contract` takes from each product, in one estimate.
 

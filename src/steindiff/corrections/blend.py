@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steindiff.corrections.base import Correction, Outcome, Proposal, Reason, Run, strongest
+from steindiff.corrections.base import Correction, Divergence, Outcome, Proposal, Reason, Run, strongest
 
 
 class Moments(NamedTuple):
@@ -43,7 +43,8 @@ class Need(IntEnum):
 
     NOTHING = 0
     LINEAR = 1
-    FULL = 2
+    TWEEDIE = 2
+    FULL = 3
 
 
 class Blend(Correction):
@@ -93,9 +94,15 @@ class PresetBlend(Blend):
 
 def _moments(proposal: Proposal, need: Need) -> Moments:
     """⟨u,x⟩ = α α' ⟨ρy − T, y⟩ and ‖u‖² = α'² ‖ρy − T‖², with y the VE state."""
-    div = (torch.full_like(proposal.rho, float("nan")),) * 2
-    if need is not Need.NOTHING:
-        div = proposal.divergence if need is Need.FULL else proposal.linear_divergence
+    match need:
+        case Need.FULL:
+            div = proposal.divergence
+        case Need.TWEEDIE:
+            div = proposal.tweedie_divergence
+        case Need.LINEAR:
+            div = proposal.linear_divergence
+        case Need.NOTHING:
+            div = Divergence(*(torch.full_like(proposal.rho, float("nan")),) * 2)
     a, a_next, interval = proposal.alpha, proposal.alpha_next, proposal.interval
     ux, uu = _inner_products(proposal, proposal.rho)
     return Moments(a, a * interval.sigma, a_next, a_next * interval.sigma_next, a * a_next * ux, a_next**2 * uu, *div)

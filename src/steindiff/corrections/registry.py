@@ -28,6 +28,7 @@ _REGISTRY: Registry[Correction] = Registry(
         "clamped": partial(CleanTarget, gamma_max=1.0),
         "analytical": partial(CleanTarget, gamma_max=1.0, mode="analytical"),
         "adaptive": partial(CleanTarget, gamma_max=1.0, mode="adaptive"),
+        "tweedie": partial(CleanTarget, gamma_max=1.0, mode="tweedie"),
         "noise_consistent": partial(NoiseConsistent, gamma_min=0.0, gamma_max=2.0),
         "energy": Energy,
         "energy_bands": partial(Energy, bands=Cosine()),
@@ -49,10 +50,10 @@ def names() -> tuple[str, ...]:
 def make(spec: Correction | str) -> Correction | None:
     """The correction that a spec names, None for "none"; the path of a .json file is a table of γ (`FixedGamma.load`).
 
-    "literal" is Algorithm 1 as printed and "clamped" the same with γ ≤ 1; "analytical" and "adaptive" are its cheaper
-    divergence modes, clamped. "self_consistent" and "fast_km" are its variants. "energy" and "energy_bands" are our own, with
-    one η or one per frequency band of an image. "fixed(table.json)" replays a table of γ; "chain(a, b)" applies b to what a
-    has made.
+    "literal" is Algorithm 1 as printed and "clamped" the same with γ ≤ 1; "analytical", "adaptive" and "tweedie" are its
+    cheaper divergence modes, clamped. "self_consistent" and "fast_km" are its variants. "energy" and "energy_bands" are our
+    own, with one η or one per frequency band of an image. "fixed(table.json)" replays a table of γ; "chain(a, b)" applies b to
+    what a has made.
     """
     if spec == NONE:
         return None

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from torch import Tensor
 from steindiff.corrections.base import Run
 from steindiff.corrections.blend import Blend, Decision, Moments, Need, PresetBlend, bounded
 from steindiff.errors import InputError, require
+
+Mode = Literal["full", "analytical", "adaptive", "tweedie"]
 
 
 def stein_ratio(m: Moments) -> Tensor:
@@ -34,21 +36,22 @@ class CleanTarget(Blend):
     Args:
         gamma_min: the lower bound; the paper has 1e-6.
         gamma_max: the upper bound; None, as printed, is no bound.
-        mode: where E[∇·u] comes from (paper E.1). "full" takes an estimate at every step; "analytical" takes the solver's
-            linear part alone, without a derivative; "adaptive" is analytical above `threshold` and full below.
+        mode: where E[∇·u] comes from. "full", "analytical" and "adaptive" are the paper's (E.1): an estimate at every step;
+            the solver's linear part alone, without a derivative; analytical above `threshold` and full below. "tweedie" is
+            ours: E⟨u, x − αD⟩/σ² = E[∇·u], so that γ* = E⟨u, x − D⟩/E‖u‖² without a derivative or a probe.
         threshold: the VE noise level of "adaptive"; the paper gives no value, 1.0 is ours.
     """
 
     gamma_min: float = 1e-6
     gamma_max: float | None = None
-    mode: Literal["full", "analytical", "adaptive"] = "full"
+    mode: Mode = "full"
     threshold: float = 1.0
 
     def __post_init__(self) -> None:
         low, high = self.gamma_min, self.gamma_min if self.gamma_max is None else self.gamma_max
         ordered = 0 < low <= high < float("inf")
         require(ordered, "need 0 < gamma_min ≤ gamma_max < inf (None: no bound)", gamma_min=low, gamma_max=self.gamma_max)
-        require(self.mode in ("full", "analytical", "adaptive"), "choose full, analytical or adaptive", mode=self.mode)
+        require(self.mode in get_args(Mode), "choose full, analytical, adaptive or tweedie", mode=self.mode)
         require(self.threshold > 0, "need a noise level > 0", threshold=self.threshold)
 
     @classmethod
@@ -62,7 +65,9 @@ class CleanTarget(Blend):
         return cls(gamma_max=1.0)
 
     def need(self, sigma: float) -> Need:
-        """The linear part or the full divergence, by mode."""
+        """Tweedie's formula, the linear part, or the full divergence, by mode."""
+        if self.mode == "tweedie":
+            return Need.TWEEDIE
         linear = self.mode == "analytical" or (self.mode == "adaptive" and sigma > self.threshold)
         return Need.LINEAR if linear else Need.FULL
 
@@ -77,20 +82,28 @@ class NoiseConsistent(Blend):
 
     In expectation it is exactly 1 for DDIM with an exact denoiser, in every schedule; so it pulls high-order solvers back to
     first order. It is a check and a fixed point rather than a sampler (derived here; not in the paper).
+
+    Args:
+        gamma_min: the lower bound; None is none.
+        gamma_max: the upper bound; None is none.
+        mode: where E[∇·u] comes from: "full" or "tweedie", as for `CleanTarget`. With the latter γ is 1 for every DDIM step,
+            by any denoiser.
     """
 
     gamma_min: float | None = None
     gamma_max: float | None = None
+    mode: Literal["full", "tweedie"] = "full"
 
     def __post_init__(self) -> None:
         bounds = [b for b in (self.gamma_min, self.gamma_max) if b is not None]
         ordered = all(map(math.isfinite, bounds)) and bounds == sorted(bounds)
         need = "need finite bounds, gamma_min ≤ gamma_max"
         require(ordered, need, gamma_min=self.gamma_min, gamma_max=self.gamma_max)
+        require(self.mode in ("full", "tweedie"), "choose full or tweedie", mode=self.mode)
 
     def need(self, sigma: float) -> Need:
-        """The full divergence at every step."""
-        return Need.FULL
+        """The divergence at every step, by mode."""
+        return Need.FULL if self.mode == "full" else Need.TWEEDIE
 
     def decide(self, m: Moments, index: int) -> Decision:
         """The regression on the noise-consistent state."""
