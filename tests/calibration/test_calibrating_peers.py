@@ -34,7 +34,7 @@ def task(law, nfe, **how):
 
 @pytest.mark.parametrize("name", PEERS)
 def test_every_peer_makes_a_solver_that_costs_what_it_says_and_ends_nearer_than_ddim(name, law, new):
-    given = task(law, 4, budget=3000)
+    given = task(law, 4, budget=1000)
     made = PEERS[name](given)
     levels = torch.tensor(made.levels, dtype=D64)
     result = sample(made.solver, MODEL, new.noise, levels)
@@ -150,7 +150,7 @@ def test_the_gradient_of_bns_is_that_of_differences(law):
 def test_bns_ends_below_its_start_on_noise_it_has_not_seen(squares, law, new):
     given = task(law, 3, budget=20_000)
     plain = as_table(IPNDM(3), torch.tensor((80.0, 9.0, 0.9, 0.002), dtype=D64))
-    how = bns.Training(squares=squares)
+    how = bns.Training(squares=squares, batch=32)
     made = bns.trained(bns.complete(plain), *given.parts, given, how)
     assert isinstance(made, Tabulated)
     assert new.rmse(run(made, new)) < 0.7 * new.rmse(run(plain, new))

@@ -23,6 +23,7 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
         "bns": bns.make,
         "bns_long": partial(bns.make, how=bns.Training(times=10)),
         "bns_started": partial(bns.make, how=bns.Training(universal=True, rate=1e-2)),
+        "bns_started_long": partial(bns.make, how=bns.Training(universal=True, rate=1e-2, times=10)),
     }
 )
 """Every peer at its published best, or where there are choices at its best on the calibration's noise."""

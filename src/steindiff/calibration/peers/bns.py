@@ -73,33 +73,46 @@ def complete(table: Tabulated) -> Tabulated:
 
 def trained(table: Tabulated, fitted: Trajectories, held: Trajectories, task: Task, how: Training) -> Tabulated:
     """The best table on the held noises of a descent on the fitted ones."""
-    batch = min(how.batch, len(fitted.noise))
-    left = how.times * task.budget - task.bill.images
-    price = (1 + BACKWARD) * table.nfe(table.own_grid) * batch
-    rounds = max(1, int(left / (price * (1 + 1e-2 * len(held.noise) / batch))))
-    theta = numbers(table, task.setting.sigma_data).requires_grad_()
-    adam = torch.optim.Adam([theta], lr=how.rate)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(adam, rounds)
+    batch, data = min(how.batch, len(fitted.noise)), task.setting.sigma_data
+    evaluations = table.nfe(table.own_grid)
+    left = how.times * task.budget - task.bill.images - (CHECKS + 1) * evaluations * len(held.noise)
+    rounds = max(1, int(left / (evaluations * (1 + BACKWARD) * batch)))
+    theta, descent = numbers(table, data), _Adam(how.rate, rounds)
     generator = torch.Generator().manual_seed(task.seed)
     kept, best = table, _held(table, held, how)
     for i in range(rounds):
-        chosen = torch.randperm(len(fitted.noise), generator=generator)[:batch]
-        part = fitted.part(chosen)
-        adam.zero_grad()
+        part = fitted.part(torch.randperm(len(fitted.noise), generator=generator)[:batch])
+        here = theta.clone().requires_grad_()
         with torch.enable_grad():
-            loss = _loss(descended(table, theta, part, task.setting.sigma_data) - part.ends, how)
-            loss.backward()
-        task.bill.add(BACKWARD * table.nfe(table.own_grid) * batch)
-        torch.nn.utils.clip_grad_norm_([theta], 1.0)
-        if theta.grad is None or not bool(theta.grad.isfinite().all()):
+            loss = _loss(descended(table, here, part, data) - part.ends, how)
+            (slope,) = torch.autograd.grad(loss, here)
+        task.bill.add(BACKWARD * evaluations * batch)
+        if not bool(slope.isfinite().all()):
             break
-        adam.step()
-        falling.step()
-        if i % max(1, rounds // CHECKS) == 0 or i == rounds - 1:
-            here = moved(table, theta.detach(), task.setting.sigma_data)
-            loss_here = _held(here, held, how)
-            kept, best = (here, loss_here) if loss_here < best else (kept, best)
+        theta = theta + descent.step(slope)
+        if (i + 1) * CHECKS // rounds > i * CHECKS // rounds:
+            tried = moved(table, theta, data)
+            value = _held(tried, held, how)
+            kept, best = (tried, value) if value < best else (kept, best)
     return kept
+
+
+class _Adam:
+    """Adam (Kingma & Ba 2015) with slopes of norm one at most, and a rate that falls to zero along a cosine."""
+
+    def __init__(self, rate: float, rounds: int) -> None:
+        self._rate, self._rounds, self._done = rate, rounds, 0
+        self._mean, self._square = torch.zeros(()), torch.zeros(())
+
+    def step(self, slope: Tensor, keep: tuple[float, float] = (0.9, 0.999)) -> Tensor:
+        """How far the numbers move."""
+        slope = slope / max(1.0, float(slope.norm()))
+        rate = self._rate * (1 + math.cos(math.pi * self._done / self._rounds)) / 2
+        self._done += 1
+        self._mean = keep[0] * self._mean + (1 - keep[0]) * slope
+        self._square = keep[1] * self._square + (1 - keep[1]) * slope**2
+        mean, square = (z / (1 - k**self._done) for z, k in zip((self._mean, self._square), keep, strict=True))
+        return -rate * mean / (square.sqrt() + 1e-8)
 
 
 def _loss(gap: Tensor, how: Training) -> Tensor:
