@@ -113,7 +113,7 @@ def test_by_name_it_takes_a_file(tmp_path):
         sample(solver, MODEL, start(), nfe=5)
     with pytest.raises(InputError, match="calibrated for network"):
         sample(solver, OTHER, start(), nfe=4)
-    with pytest.raises(InputError, match="calibrated for guidance"):
+    with pytest.raises(InputError, match="guidance 3: the calibrated tables are for 1, and serve what lies between"):
         sample(solver, Guided(MODEL, MODEL, 3.0), start(), nfe=4)
     assert (
         sample(f"calibrated({str(path)!r}, anyway=network+guidance)", Guided(OTHER, OTHER, 3.0), start(), nfe=4).stats.nfe == 4

@@ -8,6 +8,7 @@ network sees be p_k = α_k x_0 + Σ_{j<k} β_kj D_j, and the end state p_m. Then
 So noise predictions, correctors and inner stages are rows too. The numbers α and β are read off one run over unit vectors.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -37,27 +38,31 @@ def as_table(solver: Solver, sigmas: Tensor, name: str = "table") -> Tabulated:
     Raises:
         InputError: a point of the run does not hold the first state, so that there is no row.
     """
-    points, told = _points(solver, sigmas)
-    shares = [float(p[0]) for p in points]
-    held = all(abs(share) > 1e-12 for share in shares[:-1])
-    require(held, f"{solver} forgets its first state on this grid, and has no rows", shares=shares)
-    rows, first = list[Row](), float(sigmas[0])
-    if shares[0] != 1:
-        rows.append(Row(shares[0], ()))
-    for k, (here, there) in enumerate(pairwise(points)):
-        a = shares[k + 1] / shares[k]
-        weights = (there - a * here)[1 : k + 2].flip(0)
-        used = int((weights.abs() > _ZERO).nonzero().max()) + 1
-        rows.append(Row(a, tuple(weights[:used].tolist())))
-    told = [*([first] if shares[0] != 1 else []), *told]
+    points, told = points_of(solver, sigmas)
+    rows, first = rows_of(points, str(solver)), float(sigmas[0])
+    told = [*([first] if len(rows) == len(points) else []), *told]
     levels = _falling(told, float(sigmas[-1]))
     return Tabulated(
         (*levels, float(sigmas[-1])), tuple(rows), tuple(t / s for t, s in zip(told, levels, strict=True)), name=name
     )
 
 
-def _points(solver: Solver, sigmas: Tensor) -> tuple[list[Tensor], list[float]]:
-    """p_0, …, p_m as vectors of (x_0, D_0, D_1, …), and the levels that the network is told."""
+def rows_of(points: Sequence[Tensor], name: str) -> list[Row]:
+    """The rows between points; one without values comes first where p_0 is not x_0. Errors as `as_table`."""
+    shares = [float(p[0]) for p in points]
+    held = all(abs(share) > 1e-12 for share in shares[:-1])
+    require(held, f"{name} forgets its first state on this grid, and has no rows", shares=shares)
+    rows = [Row(shares[0], ())] if shares[0] != 1 else []
+    for k, (here, there) in enumerate(pairwise(points)):
+        a = shares[k + 1] / shares[k]
+        weights = (there - a * here)[1 : k + 2].flip(0)
+        used = int((weights.abs() > _ZERO).nonzero().max()) + 1
+        rows.append(Row(a, tuple(weights[:used].tolist())))
+    return rows
+
+
+def points_of(solver: Solver, sigmas: Tensor) -> tuple[list[Tensor], list[float]]:
+    """p_0, …, p_m as vectors of (x_0, D_0, D_1, …), and the levels that the network is told. Errors as `as_table`."""
     n, seen, told = solver.nfe(sigmas), list[Tensor](), list[float]()
 
     def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
