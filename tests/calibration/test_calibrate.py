@@ -166,6 +166,101 @@ def test_images_with_classes_are_fitted_each_by_its_own():
     assert table.report["gate"]["rmse"] <= min(table.report["gate"]["others"].values())
 
 
+class Small(Stops):
+    """A denoiser whose memory runs out above some number of images."""
+
+    def __init__(self, most, error):
+        super().__init__(math.inf)
+        self.most, self.error, self.failures, self.largest = most, error, 0, 0
+
+    def __call__(self, x, sigma):
+        if len(x) > self.most:
+            self.failures += 1
+            raise self.error
+        self.largest = max(self.largest, len(x))
+        return super().__call__(x, sigma)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+    ],
+)
+def test_where_memory_runs_out_the_batch_is_halved(made, error):
+    small = Small(7, error)
+    table = calibrate(small, NOISE, 2, options=QUICK)
+    assert (small.failures, small.largest) == (3, 6)  # 48, 24, 12: every later call has six
+    for mine, theirs in zip(made[0].solver.rows, table.solver.rows, strict=True):
+        assert (mine.a, *mine.values) == pytest.approx((theirs.a, *theirs.values), rel=1e-4)
+    assert table.report["cost"] == made[0].report["cost"]
+
+
+def test_images_with_classes_keep_theirs_where_the_batch_is_halved():
+    small = Small(5, MemoryError())
+    asked = []
+
+    def conditioned(places):
+        asked.append(places)
+        return lambda x, sigma: small(x, sigma) + (0 if len(x) == len(places) else math.nan)
+
+    law = trajectories(small, NOISE[:16], count=8, conditioned=conditioned)
+    torch.testing.assert_close(law.ends, trajectories(MODEL, NOISE[:16], count=8).ends)
+    assert sorted(torch.cat(asked[-4:]).tolist()) == list(range(16))
+
+
+def test_no_memory_for_one_image_is_an_error_and_leaves_nothing(tmp_path):
+    with pytest.raises(InputError, match=r"out of memory on cpu with one image of shape \(3,\) at once: calibrate on a device"):
+        calibrate(Small(0, MemoryError()), NOISE, 2, options=QUICK, work=tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors*"))
+
+
+def test_a_batch_that_cannot_be_divided_is_not():
+    with pytest.raises(InputError, match="16 images, which cannot be divided, of shape"):
+        trajectories(Small(8, MemoryError()), NOISE[:16], count=8, stacked=False)
+
+
+def test_memory_that_runs_out_beside_the_network_is_an_error(monkeypatch):
+    def full(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(gate, "passed", full)
+    with pytest.raises(InputError, match=r"beside the network, with 48 noises of shape \(3,\) .* give fewer noises"):
+        calibrate(MODEL, NOISE, 1, options=QUICK)
+
+
+def test_another_error_of_a_network_is_its_own():
+    with pytest.raises(RuntimeError, match="a bug"):
+        calibrate(Small(0, RuntimeError("a bug")), NOISE, 1, options=QUICK)
+
+
+def test_a_network_that_is_in_training_is_not_recorded():
+    """Parameters that want gradients would keep the graph of every run."""
+    net = torch.nn.Linear(3, 3, dtype=torch.float64)
+    seen = []
+
+    def denoiser(x, sigma):
+        out = MODEL(x, sigma) + 0 * net(x)
+        seen.append(out.requires_grad)
+        return out
+
+    calibrate(denoiser, NOISE, 1, options=QUICK)
+    assert not any(seen)
+
+
+def test_a_start_from_a_neighbouring_scale(made, tmp_path):
+    """It is taken as it is, counts in what a work folder is kept under, and is passed over where the gate has kept another."""
+    whole = calibrate(MODEL, NOISE, 2, options=replace(QUICK, settings=Settings(iterations=0)), starts=made, work=tmp_path)
+    for mine, theirs in zip(made[0].solver.rows, whole.solver.rows, strict=True):
+        assert (mine.a, *mine.values) == (theirs.a, *theirs.values)
+    others = [Table(replace(table.solver, name="ddim on karras")) for table in made]
+    plain = calibrate(MODEL, NOISE, 2, options=QUICK, starts=others)
+    assert repr(plain.solver) == repr(made[0].solver)
+    assert plain.report["key"] == made[0].report["key"] != whole.report["key"]
+
+
 @pytest.mark.parametrize(
     ("noise", "nfe", "message"),
     [

@@ -1,12 +1,14 @@
 """`steindiff calibrate` and `sample --table` as a user meets them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from commandline import run_command
 from steindiff.io.files import read_json
-from steindiff.solvers import Table, calibrated
+from steindiff.solvers import Purpose, Table, as_table, calibrated
+from steindiff.solvers import make as make_solver
 from steindiff.solvers.table import load_all
 from steindiff.study import calibrating
 from steindiff.study.testbed import make
@@ -50,6 +52,33 @@ def test_a_guided_network_has_a_table_of_its_scale(tmp_path, monkeypatch, capsys
     assert read_json(tmp_path / "out" / "run.json")["solver"] == str(table.solver)
 
 
+def test_scales_between_two_that_have_tables_are_served(tmp_path, monkeypatch, capsys):
+    """The largest scale comes first, and the tables of each are the starts of the next; here they are stand-ins."""
+    out, calls = tmp_path / "tables" / "guided.safetensors", []
+
+    def made(bed, nfe, trajectories, *, starts, **how):
+        calls.append((bed.setting.guidance, [table.solver.purpose.guidance for table in starts]))
+        solver, sigmas = make_solver("ddim").plan(1)
+        purpose = Purpose.of(bed.denoiser, bed.event_shape)
+        report = {"gate": {"rmse": 0.1, "others": {"ddim": 0.2}, "best": "ddim", "images": 2, "kept": "it"}, "seconds": 1.0}
+        return [Table(replace(as_table(solver, sigmas), purpose=purpose), report)]
+
+    monkeypatch.setattr(calibrating, "calibrate_bed", made)
+    args = ["calibrate", "--model", "digits_classes", "--guidance", "2,5,3", "--nfe", "1", "--out", str(out)]
+    code, text = run(monkeypatch, capsys, *args)
+    assert code == 0, text
+    assert calls == [(5.0, []), (3.0, [5.0]), (2.0, [3.0])]
+    assert "guidance 3, 1 evaluations: RMSE" in text
+    assert sorted(table.solver.purpose.guidance for table in load_all(out)) == [2.0, 3.0, 5.0]
+    monkeypatch.setenv(calibrated.VARIABLE, str(out.parent))
+    common = ["--model", "digits_classes", "--class", "7", "--nfe", "1", "--seeds", "0-1", "--solver", "calibrated"]
+    for scale, ran in (("2.5", 0), ("9.5", 2)):
+        code, text = run(monkeypatch, capsys, "sample", *common, "--guidance", scale, "--outdir", str(tmp_path / scale))
+        assert code == ran, text
+    assert "are for 2, 3, 5, and serve what lies between" in text
+    assert "between w = 2 and 3" in read_json(tmp_path / "2.5" / "run.json")["solver"]
+
+
 def test_sample_takes_the_tables_of_a_file(tmp_path, monkeypatch, capsys):
     shipped = calibrated.SHIPPED / "digits.safetensors"
     for name, extra in (("table", ["--table", str(shipped)]), ("auto", [])):
@@ -78,6 +107,8 @@ def test_sample_takes_the_tables_of_a_file(tmp_path, monkeypatch, capsys):
     [
         ("calibrate --model digits --out t.json", "tables are .safetensors files"),
         ("calibrate --model nothing --out t.safetensors", "nothing"),
+        ("calibrate --model digits_classes --guidance 2,x --out t.safetensors", "need scales with commas between"),
+        ("calibrate --model digits_classes --guidance 0 --out t.safetensors", "need finite scales above 0"),
         ("calibrate --model digits --guidance 2 --out t.safetensors", "has no null class"),
         ("calibrate --model digits --trajectories 4 --nfe 2 --out t.safetensors", "needs 8 trajectories or more"),
         ("calibrate --model digits --nfe 0 --out t.safetensors", "whole numbers of evaluations, from 1"),

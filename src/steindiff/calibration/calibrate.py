@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor
 
 from steindiff.calibration import gate, search
+from steindiff.calibration.memory import BATCH, Room, runs_out
 from steindiff.calibration.refine import Progress, Settings, refine, renamed
-from steindiff.calibration.teacher import BATCH, STEPS, Conditioned, Trajectories, trajectories
+from steindiff.calibration.teacher import STEPS, Conditioned, Trajectories, trajectories
 from steindiff.denoisers import Denoiser, forwards_per_call
 from steindiff.errors import InputError, require
 from steindiff.grids import SIGMA_MAX, SIGMA_MIN
@@ -29,6 +31,8 @@ from steindiff.solvers.base import whole
 
 LEAST, LEAST_NUMBERS = 8, 4
 """The fewest trajectories, and the fewest fitted coordinates for each number of a table."""
+CALIBRATED = "calibrated table"
+"""What a table is called that has passed its gate."""
 WORK = 3_000_000
 """Coordinates that the network evaluates in one step of a refinement, about."""
 
@@ -39,7 +43,7 @@ class Options:
 
     Args:
         steps: steps of the fine runs.
-        batch: the most images that the network sees at once; it bounds the memory.
+        batch: the most images that the network sees at once; it bounds the memory, and is halved where that runs out.
         settings: how long a refinement goes on.
     """
 
@@ -67,6 +71,7 @@ def calibrate(denoiser: Denoiser, noise: Tensor, nfe: int, **how: Any) -> Table:
     return calibrations(denoiser, noise, [nfe], **how)[0]
 
 
+@torch.no_grad()
 def calibrations(
     denoiser: Denoiser,
     noise: Tensor,
@@ -77,6 +82,7 @@ def calibrations(
     conditioned: Conditioned | None = None,
     network: str | None = None,
     options: Options = USUAL,
+    starts: Sequence[Table] = (),
     work: str | Path | None = None,
     progress: bool = False,
 ) -> list[Table]:
@@ -92,11 +98,14 @@ def calibrations(
             classes or prompts of their own; `denoiser` then says only what all of them share.
         network: what names the network, where no digest of it can be taken; None: `identity.network_of`.
         options: how it is done.
+        starts: tables of the same network for a near scale of guidance; a refinement starts from the one of as many
+            evaluations, so that tables of several scales are alike and a scale between them is served. From the largest scale
+            down is best.
         work: a folder that keeps the fine runs and finished tables, so that a stopped calibration goes on.
         progress: whether to show bars on stderr.
 
     Raises:
-        InputError: too few trajectories for the numbers of a table, or malformed noise.
+        InputError: too few trajectories for the numbers of a table, malformed noise, or no memory for a single image.
         NonFiniteError: the network's output is not finite, or its fine runs diverge.
     """
     require(len(nfe) > 0 and all(whole(n) and n >= 1 for n in nfe), "need whole numbers of evaluations, from 1", nfe=list(nfe))
@@ -105,10 +114,20 @@ def calibrations(
     first = denoiser if conditioned is None else conditioned(torch.arange(1))
     purpose = Purpose.of(first, tuple(noise.shape[1:]))
     purpose = purpose if network is None else replace(purpose, network=network)
-    job = _Job(denoiser, noise, sigma_max, sigma_min, conditioned, purpose, options, progress)
+    near = tuple(table for table in starts if table.solver.name == CALIBRATED)
+    job = _Job(denoiser, noise, sigma_max, sigma_min, conditioned, purpose, options, progress, near)
     folder = None if work is None else files.writable_folder(work) / job.key
-    law = job.fine_runs(folder)
-    return [job.kept_table(law, n, folder) for n in nfe]
+    try:
+        law = job.fine_runs(folder)
+        parts = [law.part(places) for places in divided(noise)]
+        return [job.kept_table(parts, n, folder) for n in nfe]
+    except (MemoryError, RuntimeError) as error:
+        if not runs_out(error):
+            raise
+        raise InputError(
+            f"memory runs out beside the network, with {len(noise)} noises of shape {tuple(noise.shape[1:])} and the fine runs "
+            f"of {options.steps} steps: give fewer noises, or Options(steps=...) fewer steps"
+        ) from error
 
 
 def _check(noise: Tensor, nfe: int) -> None:
@@ -154,14 +173,21 @@ class _Job:
     purpose: Purpose
     options: Options
     progress: bool
+    starts: tuple[Table, ...] = ()
     bill: _Bill = field(default_factory=_Bill)
 
-    @property
+    @cached_property
+    def room(self) -> Room:
+        """How many images the network sees at once, whatever it is asked for."""
+        return Room(self.options.batch)
+
+    @cached_property
     def key(self) -> str:
         """A digest of all that determines the tables."""
+        starts = {"starts": [repr(table.solver) for table in self.starts]} if self.starts else {}
         numbers = hashlib.sha256(self.noise.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
         parts = {"purpose": asdict(self.purpose), "noise": numbers, "levels": (self.sigma_max, self.sigma_min)}
-        return files.digest(**parts, steps=self.options.steps, settings=asdict(self.options.settings))
+        return files.digest(**parts, **starts, steps=self.options.steps, settings=asdict(self.options.settings))
 
     def fine_runs(self, folder: Path | None) -> Trajectories:
         """The exact flow of all noises, made once in a folder."""
@@ -171,7 +197,7 @@ class _Job:
         with _bar("fine runs", self.options.steps, self.progress) as tick:
             law = trajectories(
                 self.bill.of(self.denoiser), self.noise, self.sigma_max, self.sigma_min, count=self.options.steps,
-                conditioned=self._conditioned, batch=self.options.batch, tick=lambda: tick(""),
+                conditioned=self._conditioned, room=self.room, tick=lambda: tick(""),
             )  # fmt: skip
         if path is not None:
             about = {"levels": law.levels, "images": self.bill.images}
@@ -188,30 +214,27 @@ class _Job:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} is damaged ({error}): remove it, and the fine runs are made again") from error
         mean, billed = self.noise.new_zeros(()), self.bill.of(self.denoiser)
-        batch = self.options.batch
-        return Trajectories(billed, levels, states, slopes, weight[0], mean, conditioned=self._conditioned, batch=batch)
+        return Trajectories(billed, levels, states, slopes, weight[0], mean, conditioned=self._conditioned, room=self.room)
 
     @property
     def _conditioned(self) -> Conditioned | None:
         given = self.conditioned
         return None if given is None else lambda some: self.bill.of(given(some))
 
-    def kept_table(self, law: Trajectories, nfe: int, folder: Path | None) -> Table:
+    def kept_table(self, parts: Sequence[Trajectories], nfe: int, folder: Path | None) -> Table:
         """The table of so many evaluations, made once in a folder."""
         path = None if folder is None else folder / f"{nfe}.safetensors"
         if path is not None and path.exists():
             return Table.load(path)
-        table = self.table(law, nfe)
+        table = self.table(parts, nfe)
         if path is not None:
             table.save(path)
         return table
 
-    def table(self, law: Trajectories, nfe: int) -> Table:
-        """Start, refine, and pass the gate."""
+    def table(self, parts: Sequence[Trajectories], nfe: int) -> Table:
+        """Start, refine, and pass the gate; the parts are those that are fitted, that choose, and that the gate has."""
         began, images, fine = time.perf_counter(), self.bill.images, (self.options.steps + 1) * len(self.noise)
-        some, *others = divided(self.noise)
-        choosing, guarded = (law.part(part) for part in others)
-        fitted = law.part(some[:: -(-len(some) // enough(nfe, self.noise[0].numel()))])
+        fitted, choosing, guarded = thinned(parts[0], enough(nfe, self.noise[0].numel())), *parts[1:]
         setting = Setting(self.sigma_max, self.sigma_min, fitted.variance**0.5, self.purpose.guidance or 1.0)
         settings = self.options.settings
         with _bar(f"{nfe} evaluations", settings.iterations, self.progress) as tick:
@@ -219,9 +242,10 @@ class _Job:
             def tell(step: Progress) -> None:
                 tick(f"relative error {math.exp(step.held):.3g}")
 
-            start = search.start([fitted], [choosing], nfe, setting)
+            near = next((table.solver for table in self.starts if table.nfe == nfe), None)
+            start = search.start([thinned(fitted, search.FITTED // fitted.noise[0].numel())], [choosing], nfe, setting, near)
             found = renamed(refine(start, [fitted], [choosing], settings, tell), [fitted])
-        found = replace(found, name="calibrated table")
+        found = replace(found, name=CALIBRATED)
         solver, verdict = gate.passed(found, gate.alternatives(nfe, setting), guarded)
         cost = {"evaluated_images": self.bill.images - images, "of_fine_runs": fine}
         report = files.manifest(
@@ -248,6 +272,12 @@ def divided(noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     places = held * n // len(held)  # evenly spaced
     fitted = torch.ones(n, dtype=torch.bool).index_fill(0, places, False)
     return order[fitted], order[places[chooses]], order[places[~chooses]]
+
+
+def thinned(law: Trajectories, most: int) -> Trajectories:
+    """Some of the images, evenly spaced: as many as this or fewer, and no fewer than `LEAST` of them."""
+    n = len(law.noise)
+    return law.part(torch.arange(0, n, -(-n // max(LEAST, most))))
 
 
 def enough(nfe: int, numbers: int) -> int:

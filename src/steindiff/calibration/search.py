@@ -1,6 +1,8 @@
 """Where a refinement starts: the universal table, or a closed-loop fit where that does better."""
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 
 from steindiff.calibration.fit import fit
@@ -12,6 +14,8 @@ from steindiff.solvers.universal import entries
 
 FIRSTS, RHOS = (0.05, 0.1, 0.15, 0.2, 0.3), (5.0, 7.0)
 """Grids to start from: the level after a free step, as a fraction of the first, and exponents."""
+FITTED = 1024
+"""Coordinates of all images together that are plenty for a row of a start: it has a dozen numbers at most."""
 AHEAD = 0.4
 """By how much, in the logarithm of the error, a fit must be ahead: refined, the universal table ends better than its equals."""
 
@@ -24,11 +28,20 @@ def grids(
         yield (top, *karras(nfe, bottom, first * top, rho).tolist())
 
 
-def start(laws: Sequence[Trajectories], held: Sequence[Trajectories], nfe: int, setting: Setting) -> Tabulated:
+def start(
+    laws: Sequence[Trajectories],
+    held: Sequence[Trajectories],
+    nfe: int,
+    setting: Setting,
+    near: Tabulated | None = None,
+) -> Tabulated:
     """The universal table, where there is one and no fit has a much smaller error on the held-out laws or noises.
 
-    Fits are on its levels, on others after a free step, and on grids without one.
+    Fits are on its levels, on others after a free step, and on grids without one. A table `near` is taken before all of them,
+    where its runs stay finite: that of a neighbouring scale of guidance is in the same valley, and no fit is sure to be.
     """
+    if near is not None and math.isfinite(score(near, held)):
+        return replace(near, purpose=None)
     top, bottom = setting.sigma_max, setting.sigma_min
     universal = entries(nfe, setting)
     fits = [fit(laws, grid) for grid in [*(table.levels for table in universal), *grids(nfe, top, bottom)]]

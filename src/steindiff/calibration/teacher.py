@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from steindiff import grids
+from steindiff.calibration.memory import Room, runs_out
 from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError, NonFiniteError, require
 from steindiff.sampling import steps
 
 STEPS = 64
 """Steps of a fine run: UniPC-3 on the EDM grid is then off by far less than any table is."""
-BATCH = 256
-"""Images that a network sees at once."""
-
 Conditioned = Callable[[Tensor], Denoiser]
 """The denoiser of images with these numbers, (B,) int64, where images have classes or prompts of their own."""
 
@@ -31,19 +29,30 @@ class InBatches:
         denoiser: D(x, sigma), where one serves all images.
         conditioned: gives the denoiser of some images; None where one serves all.
         index: the images' numbers, (B,); None is 0, 1, ….
-        batch: the most images of one evaluation.
+        room: how many images one evaluation has.
     """
 
     denoiser: Denoiser
     conditioned: Conditioned | None = None
     index: Tensor | None = None
-    batch: int = BATCH
+    room: Room = field(default_factory=Room)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """D(x, sigma), x (B, *event); sigma ()."""
+        """D(x, sigma), x (B, *event); sigma (). Raises InputError where memory runs out with the fewest images too."""
         index = torch.arange(len(x)) if self.index is None else self.index
-        parts = zip(x.split(self.batch), index.split(self.batch), strict=True)
-        return torch.cat([self._of(some)(images, sigma) for images, some in parts])
+        parts, done = list[Tensor](), 0
+        while done < len(x):
+            some = slice(done, done + self.room.most)
+            images = x[some]
+            try:
+                parts.append(self._of(index[some])(images, sigma))
+            except (MemoryError, RuntimeError) as error:
+                if not runs_out(error):
+                    raise
+                self.room.halve(len(images), tuple(x.shape[1:]), x.device)
+                continue
+            done += len(images)
+        return torch.cat(parts)
 
     def _of(self, some: Tensor) -> Denoiser:
         return self.denoiser if self.conditioned is None else self.conditioned(some)
@@ -63,7 +72,7 @@ class Trajectories:
         stacked: whether the denoiser treats every image of a batch alike, so that several runs may be one batch.
         conditioned: gives the denoiser of some images, where they have classes or prompts; then they may be stacked.
         index: the images' numbers, which `conditioned` knows them by, (B,); None is 0, 1, ….
-        batch: the most images of one evaluation, where runs are stacked.
+        room: how many images one evaluation has, where runs are stacked.
 
     Raises:
         InputError: the levels do not decrease to one above 0, or states and slopes are not one a level.
@@ -78,7 +87,7 @@ class Trajectories:
     stacked: bool = True
     conditioned: Conditioned | None = None
     index: Tensor | None = None
-    batch: int = BATCH
+    room: Room = field(default_factory=Room)
 
     def __post_init__(self) -> None:
         falling = len(self.levels) > 1 and all(math.inf > s > t > 0 for s, t in pairwise(self.levels))
@@ -103,8 +112,8 @@ class Trajectories:
         level = torch.tensor(sigma, dtype=torch.float64, device=x.device)
         index = torch.arange(len(self.noise)) if self.index is None else self.index
         stack = (runs.flatten(0, 1),) if self.stacked else runs.unbind()
-        index, most = (index.repeat(len(runs)), self.batch) if self.stacked else (index, len(self.noise))
-        denoiser = InBatches(self.denoiser, self.conditioned, index, most)
+        index, room = (index.repeat(len(runs)), self.room) if self.stacked else (index, _whole(len(self.noise)))
+        denoiser = InBatches(self.denoiser, self.conditioned, index, room)
         return torch.cat([denoiser(batch + self.mean, level) - self.mean for batch in stack]).reshape(x.shape)
 
     def part(self, chosen: Tensor) -> "Trajectories":
@@ -155,7 +164,7 @@ def trajectories(
     mean: Tensor | None = None,
     stacked: bool = True,
     conditioned: Conditioned | None = None,
-    batch: int = BATCH,
+    room: Room | None = None,
     tick: Callable[[], object] = lambda: None,
 ) -> Trajectories:
     """A fine run from noise at σ_max, (B, *event); errors weigh 1/(B × variance of the end states).
@@ -170,7 +179,7 @@ def trajectories(
         mean: the data's mean; None is zero.
         stacked: see `Trajectories`; the fine run of a denoiser that is not is one batch.
         conditioned: see `Trajectories`.
-        batch: see `Trajectories`.
+        room: see `Trajectories`; None is a new one.
         tick: is called after every step.
 
     Raises:
@@ -178,7 +187,8 @@ def trajectories(
     """
     states, slopes, sigmas = list[Tensor](), list[Tensor](), grids.karras(count, sigma_min, sigma_max)
     m = torch.zeros((), dtype=noise.dtype, device=noise.device) if mean is None else mean.to(noise)
-    network = InBatches(denoiser, conditioned, None, batch if stacked else len(noise))
+    room = room or Room()
+    network = InBatches(denoiser, conditioned, None, room if stacked else _whole(len(noise)))
     for event in steps(solver, network, noise, sigmas):
         x = event.x_before
         states.append(x - m)
@@ -194,9 +204,12 @@ def trajectories(
         raise NonFiniteError(f"the end states of a fine run have the spread {spread:g}: the denoiser's law is degenerate")
     weight = torch.tensor(1 / spread, dtype=torch.float64, device=noise.device)
     levels = tuple(sigmas.tolist())
-    return Trajectories(
-        denoiser, levels, torch.stack(states), torch.stack(slopes), weight, m, stacked, conditioned, None, batch
-    )
+    return Trajectories(denoiser, levels, torch.stack(states), torch.stack(slopes), weight, m, stacked, conditioned, None, room)
+
+
+def _whole(images: int) -> Room:
+    """The room of a denoiser whose batch cannot be divided."""
+    return Room(images, least=images)
 
 
 def _spread(ends: Tensor) -> float:

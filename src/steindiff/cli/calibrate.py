@@ -3,12 +3,14 @@
 Examples:
   steindiff calibrate --model digits --nfe 5 --out outputs/digits.safetensors
   steindiff sample --model digits --nfe 5 --table outputs/digits.safetensors --seeds 0-63 --outdir outputs/calibrated
-  steindiff calibrate --model digits_classes --guidance 3 --nfe 4,6,8 --out outputs/guided.safetensors
+  steindiff calibrate --model digits_classes --guidance 2,3,5 --nfe 4,6,8 --out outputs/guided.safetensors
   steindiff calibrate --model my/model.safetensors --nfe 3-10 --trajectories 32 --out my/tables/model.safetensors
 
-A table in the folder `tables` beside a model file is what solver auto takes. Killed at any moment, the same command goes on.
+A table in the folder `tables` beside a model file is what solver auto takes. Several scales of guidance serve what lies between
+two of them. Killed at any moment, the same command goes on.
 """
 
+import math
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +28,9 @@ def calibrate_command(
     model: Annotated[str, typer.Option(help="The name of a shipped model, a .safetensors file, or a testbed of the study.")],
     out: Annotated[Path, typer.Option(help="The tables go into this .safetensors file, beside those that it holds of others.")],
     nfe: Annotated[str, typer.Option(help="Numbers of network evaluations: 5 or 3,5-10.")] = "3-10",
-    guidance: Annotated[float | None, typer.Option(help="The scale of guidance, for a model with a null class.")] = None,
+    guidance: Annotated[
+        str | None, typer.Option(help="Scales of guidance, for a model with a null class: 3 or 1,2,3,5,8.")
+    ] = None,
     trajectories: Annotated[int, typer.Option(help="The number of noises; 16 already do.", min=1)] = 64,
     sigma_max: Annotated[float, typer.Option(help="The highest noise level.")] = grids.SIGMA_MAX,
     sigma_min: Annotated[float, typer.Option(help="The lowest noise level, above 0.")] = grids.SIGMA_MIN,
@@ -40,12 +44,15 @@ def calibrate_command(
 
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out}: tables are .safetensors files; give a name that ends so")
-    name = f"{model}_guided_{guidance:g}" if guidance is not None else model
-    bed = testbed.make(name, device) if guidance is None else testbed.guided_model(name, model, guidance, device)
-    work = out.parent / f".{out.stem}.parts"
-    tables = calibrate_bed(
-        bed, parse_seeds(nfe), trajectories, sigma_max=sigma_max, sigma_min=sigma_min, work=work, progress=True
-    )
+    work, numbers, tables = out.parent / f".{out.stem}.parts", parse_seeds(nfe), list[Table]()
+    latest = list[Table]()
+    for scale in (None,) if guidance is None else _scales(guidance):
+        name = f"{model}_guided_{scale:g}" if scale is not None else model
+        bed = testbed.make(name, device) if scale is None else testbed.guided_model(name, model, scale, device)
+        latest = calibrate_bed(
+            bed, numbers, trajectories, sigma_max=sigma_max, sigma_min=sigma_min, starts=latest, work=work, progress=True
+        )
+        tables += latest
     kept_beside(out, tables)
     shutil.rmtree(work, ignore_errors=True)
     console = report.console()
@@ -54,9 +61,22 @@ def calibrate_command(
     console.print(f"{len(tables)} tables in [bold]{escape(str(out))}[/bold]", highlight=False)
 
 
+def _scales(text: str) -> list[float]:
+    """The scales of a comma-separated list, the largest first: each but that one starts from the tables of the one above."""
+    try:
+        scales = sorted({float(part) for part in text.split(",")}, reverse=True)
+    except ValueError:
+        raise InputError(f"--guidance {text}: need scales with commas between, such as 2,3,5") from None
+    if not all(0 < scale < math.inf for scale in scales):
+        raise InputError(f"--guidance {text}: need finite scales above 0")
+    return scales
+
+
 def _line(table: Table) -> str:
     """What the gate saw, in a sentence."""
     gate = table.report["gate"]
     theirs = gate["others"][gate["best"]]
     seen = f"RMSE {gate['rmse']:.4f}, and {theirs:.4f} by the best of the others, {gate['best']} ({gate['images']} images)"
-    return f"{table.nfe} evaluations: {seen}; kept: {gate['kept']}; {table.report['seconds']:.0f} s"
+    purpose = table.solver.purpose
+    scale = f"guidance {purpose.guidance:g}, " if purpose and purpose.guidance not in (None, 1.0) else ""
+    return f"{scale}{table.nfe} evaluations: {seen}; kept: {gate['kept']}; {table.report['seconds']:.0f} s"

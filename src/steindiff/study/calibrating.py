@@ -27,6 +27,7 @@ def calibrate_bed(
     sigma_max: float = SIGMA_MAX,
     sigma_min: float = SIGMA_MIN,
     first_seed: int = FIRST_SEED,
+    starts: Sequence[Table] = (),
     work: Path | None = None,
     progress: bool = False,
 ) -> list[Table]:
@@ -40,7 +41,7 @@ def calibrate_bed(
     noise = initial_noise(seeds, bed.event_shape, sigma_max, device=bed.device)
     tables = calibrations(
         bed.denoiser, noise, nfe, sigma_max=sigma_max, sigma_min=sigma_min, conditioned=None if given is None else conditioned,
-        work=work, progress=progress,
+        starts=starts, work=work, progress=progress,
     )  # fmt: skip
     named = {"testbed": bed.name, "digest": bed.digest, "first_seed": first_seed}
     return [Table(table.solver, {**table.report, **named}) for table in tables]

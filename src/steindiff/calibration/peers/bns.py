@@ -150,7 +150,7 @@ def moved(table: Tabulated, theta: Tensor, sigma_data: float) -> Tabulated:
 def descended(table: Tabulated, theta: Tensor, law: Trajectories, sigma_data: float) -> Tensor:
     """The end states of a run with these numbers, differentiable in them."""
     index = torch.arange(len(law.noise)) if law.index is None else law.index
-    denoiser = InBatches(law.denoiser, law.conditioned, index, law.batch)
+    denoiser = InBatches(law.denoiser, law.conditioned, index, law.room)
     scales, places = _scales(table, sigma_data), iter(theta.unbind())
     x, values = law.noise, list[Tensor]()
     for sigma, here, there, row in zip(table.levels, scales, scales[1:], table.rows, strict=False):
