@@ -13,7 +13,7 @@ two of them. Killed at any moment, the same command goes on.
 import math
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -40,19 +40,16 @@ def calibrate_command(
     from steindiff import report
     from steindiff.run import parse_seeds
     from steindiff.study import testbed
-    from steindiff.study.calibrating import calibrate_bed, kept_beside
+    from steindiff.study.calibrating import calibrate_bed, calibrate_guided, kept_beside
 
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out}: tables are .safetensors files; give a name that ends so")
-    work, numbers, tables = out.parent / f".{out.stem}.parts", parse_seeds(nfe), list[Table]()
-    latest = list[Table]()
-    for scale in (None,) if guidance is None else _scales(guidance):
-        name = f"{model}_guided_{scale:g}" if scale is not None else model
-        bed = testbed.make(name, device) if scale is None else testbed.guided_model(name, model, scale, device)
-        latest = calibrate_bed(
-            bed, numbers, trajectories, sigma_max=sigma_max, sigma_min=sigma_min, starts=latest, work=work, progress=True
-        )
-        tables += latest
+    work, numbers = out.parent / f".{out.stem}.parts", parse_seeds(nfe)
+    how: dict[str, Any] = {"sigma_max": sigma_max, "sigma_min": sigma_min, "work": work, "progress": True}
+    if guidance is None:
+        tables = calibrate_bed(testbed.make(model, device), numbers, trajectories, **how)
+    else:
+        tables = calibrate_guided(model, _scales(guidance), numbers, trajectories, device=device, **how)
     kept_beside(out, tables)
     shutil.rmtree(work, ignore_errors=True)
     console = report.console()
@@ -62,9 +59,9 @@ def calibrate_command(
 
 
 def _scales(text: str) -> list[float]:
-    """The scales of a comma-separated list, the largest first: each but that one starts from the tables of the one above."""
+    """The scales of a comma-separated list, each once."""
     try:
-        scales = sorted({float(part) for part in text.split(",")}, reverse=True)
+        scales = sorted({float(part) for part in text.split(",")})
     except ValueError:
         raise InputError(f"--guidance {text}: need scales with commas between, such as 2,3,5") from None
     if not all(0 < scale < math.inf for scale in scales):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from steindiff.io.files import plain
 from steindiff.noise import initial_noise
 from steindiff.solvers import Table
 from steindiff.solvers.table import load_all, save_all
-from steindiff.study.testbed import Testbed
+from steindiff.study.testbed import Testbed, guided_model
 
 FIRST_SEED = 3_000_000_000
 """Calibration noise has seeds from here on, where no sample and no reference has any."""
@@ -45,6 +46,21 @@ def calibrate_bed(
     )  # fmt: skip
     named = {"testbed": bed.name, "digest": bed.digest, "first_seed": first_seed}
     return [Table(table.solver, {**table.report, **named}) for table in tables]
+
+
+def calibrate_guided(
+    model: str, scales: Sequence[float], nfe: Sequence[int], trajectories: int, *, device: str = "cpu", **how: Any
+) -> list[Table]:
+    """Tables of a class-conditional model, by name or file, for several scales of guidance; `how` is as `calibrate_bed`.
+
+    The largest scale comes first, and each other one starts from the tables of the one above.
+    """
+    found, latest = list[Table](), list[Table]()
+    for scale in sorted(scales, reverse=True):
+        bed = guided_model(f"{model}_guided_{scale:g}", model, scale, device)
+        latest = calibrate_bed(bed, nfe, trajectories, starts=latest, **how)
+        found += latest
+    return found
 
 
 def kept_beside(path: Path, tables: Sequence[Table]) -> Path:
