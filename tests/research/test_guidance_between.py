@@ -1,0 +1,17 @@
+"""The program that measures tables between two scales of guidance."""
+
+import pytest
+
+pytest.importorskip("sklearn")
+
+from research.guidance_between import Options, lines
+
+
+def test_a_line_has_every_contender():
+    options = Options(bed="wine_guided_3", scales="2,3", trajectories=16, images=8)
+    (line,) = lines(options, [2.0, 3.0], [2.5], [1])
+    n, scale, ends, *scores = [cell.strip() for cell in line.strip("|").split("|")]
+    assert (n, scale, ends) == ("1", "2.5", "2, 3")
+    own, chained, alone, upper, universal = (float(score.split(" ± ")[0]) for score in scores)
+    assert 0 < own < universal
+    assert max(chained, alone, upper) < 2 * own
