@@ -115,7 +115,7 @@ def more(law: Trajectories, count: int, seed: int) -> Trajectories:
     conditioned = None if given is None else lambda places: given(whose[n:][places])
     others = trajectories(
         law.denoiser, drawn.to(law.noise.device), law.levels[0], law.levels[-1], count=len(law.levels) - 1, mean=law.mean,
-        stacked=law.stacked, conditioned=conditioned, batch=law.batch,
+        stacked=law.stacked, conditioned=conditioned, room=law.room,
     )  # fmt: skip
     states, slopes = torch.cat([law.states, others.states], 1), torch.cat([law.slopes, others.slopes], 1)
     return replace(law, states=states, slopes=slopes, index=whose)
