@@ -1,6 +1,10 @@
 """`steindiff calibrate` and `sample --table` as a user meets them."""
 
 import json
+import random
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -35,6 +39,28 @@ def test_tables_go_to_a_file_beside_those_of_others(tmp_path, monkeypatch, capsy
     assert code == 0, text
     assert sorted(table.nfe for table in load_all(out)) == [1, 2, 3]
     assert repr(Table.load(out, 1).solver) == repr(first.solver)
+
+
+def test_a_killed_calibration_leaves_nothing_and_goes_on(tmp_path, monkeypatch, capsys):
+    """Killed for good at two moments: a little after the fine runs, and a little after the first table."""
+    args = ["calibrate", "--model", "wine_mixture", "--trajectories", "24", "--nfe", "1,2", "--out"]
+    code, text = run(monkeypatch, capsys, *args, str(tmp_path / "whole.safetensors"))
+    assert code == 0, text
+    out, draw, killed = tmp_path / "cut.safetensors", random.Random(5), list[bool]()
+    for name in ("fine.safetensors", "1.safetensors"):
+        process = subprocess.Popen([sys.executable, "-m", "steindiff", *args, str(out)], stderr=subprocess.DEVNULL)
+        while not list(tmp_path.rglob(name)) and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0.0, 0.02))
+        process.kill()
+        killed.append(process.wait() != 0)
+        assert not out.exists() or len(load_all(out)) == 2
+    assert killed[0]
+    code, text = run(monkeypatch, capsys, *args, str(out))
+    assert code == 0, text
+    whole, cut = (load_all(tmp_path / f"{name}.safetensors") for name in ("whole", "cut"))
+    assert [repr(table.solver) for table in cut] == [repr(table.solver) for table in whole]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.safetensors", "whole.safetensors"]
 
 
 def test_a_guided_network_has_a_table_of_its_scale(tmp_path, monkeypatch, capsys):

@@ -131,6 +131,12 @@ def test_a_damaged_file_in_a_folder_is_named(tmp_path):
         calibrated.found(4, replace(HERE, folders=(str(tmp_path),)))
 
 
+def test_what_a_killed_process_has_left_is_no_table(tmp_path):
+    (tmp_path / ".t-abc.tmp.safetensors").write_bytes(b"half a ta")
+    table(4).save(tmp_path / "t.safetensors")
+    assert calibrated.found(4, replace(HERE, folders=(str(tmp_path),))) is not None
+
+
 def test_the_shipped_tables_have_a_purpose():
     for path in calibrated.SHIPPED.glob("*.safetensors"):
         for solver, report in table_files.load(path).values():

@@ -118,7 +118,10 @@ def _known(setting: Setting) -> Iterator[Tabulated]:
     """All tables, in the order in which they are looked for."""
     named = os.environ.get(VARIABLE, "").split(os.pathsep)
     for folder in (*setting.folders, *filter(None, named), str(SHIPPED)):
-        for path in sorted(Path(folder).glob("*.safetensors")):
+        files = (
+            path for path in Path(folder).glob("*.safetensors") if not path.name.startswith(".")
+        )  # those are being written
+        for path in sorted(files):
             yield from _tables(path, _changed(path))
 
 
