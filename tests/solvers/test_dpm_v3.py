@@ -138,6 +138,9 @@ def test_statistics_go_through_a_file_and_a_damaged_one_is_refused(tmp_path):
     back, about = Statistics.load(path)
     assert repr(back) == repr(curved()) != repr(DATA)
     assert about == {"images": 7}
+    made = solvers.make(f"dpm_v3({path}, order=2)")
+    x = noisy_state(80.0)
+    assert torch.equal(sample(made, mixture, x, nfe=3).x, sample(DPMSolverV3(curved(), 2), mixture, x, grids.karras(3)).x)
     path.write_bytes(path.read_bytes()[:200])
     for damaged in (path, tmp_path / "none.safetensors"):
         with pytest.raises(ModelFileError, match="measure them anew"):

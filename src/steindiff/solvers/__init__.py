@@ -5,6 +5,7 @@ from steindiff.solvers.auto import Auto
 from steindiff.solvers.base import USUAL, Grid, Interval, Setting, Solver, State, Step
 from steindiff.solvers.calibrated import Calibrated
 from steindiff.solvers.deis import DEIS, IPNDM
+from steindiff.solvers.dpm_v3 import DPMSolverV3, Statistics
 from steindiff.solvers.dpmpp import DPMpp2M, DPMpp3M
 from steindiff.solvers.multistep import DDIM, Multistep, NoiseMultistep, Row
 from steindiff.solvers.purpose import Purpose
@@ -22,6 +23,7 @@ __all__ = [
     "USUAL",
     "Auto",
     "Calibrated",
+    "DPMSolverV3",
     "DPMpp2M",
     "DPMpp2S",
     "DPMpp3M",
@@ -36,6 +38,7 @@ __all__ = [
     "Setting",
     "Solver",
     "State",
+    "Statistics",
     "Step",
     "Table",
     "Tabulated",

@@ -254,6 +254,11 @@ class DPMSolverV3(Solver):
         return end_state
 
 
+def of_file(path: str, order: int = 3) -> DPMSolverV3:
+    """The method with the statistics of a file, for specs: `dpm_v3(file.safetensors, order=2)`. Raises as `Statistics.load`."""
+    return DPMSolverV3(Statistics.load(path)[0], order)
+
+
 def _weights(
     statistics: Statistics, start: float, end: float, here: tuple[Tensor, Tensor], count: int
 ) -> tuple[Tensor, list[Tensor], Tensor]:

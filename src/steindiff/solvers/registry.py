@@ -6,6 +6,7 @@ from steindiff.solvers.auto import Auto
 from steindiff.solvers.base import Solver
 from steindiff.solvers.calibrated import Calibrated
 from steindiff.solvers.deis import DEIS, IPNDM
+from steindiff.solvers.dpm_v3 import of_file
 from steindiff.solvers.dpmpp import DPMpp2M, DPMpp3M
 from steindiff.solvers.free import Free
 from steindiff.solvers.multistep import DDIM
@@ -39,8 +40,16 @@ def _free(solver: Solver | str = "dpmpp_2m", sigma_data: float | None = None) ->
 PLANS: Registry[Solver] = Registry(
     "solver",
     Solver,  # type: ignore[type-abstract]
-    {**SOLVERS.entries, "auto": Auto, "universal": Universal, "calibrated": Calibrated, "table": load, "free": _free},
+    {
+        **SOLVERS.entries,
+        "auto": Auto,
+        "universal": Universal,
+        "calibrated": Calibrated,
+        "table": load,
+        "free": _free,
+        "dpm_v3": of_file,
+    },
 )
-"""The same, and those that have grids of their own: `for_nfe` makes a method of them."""
+"""The same, and those that need more than a grid, or have one of their own: `for_nfe` makes a method of them."""
 
 make, names, plans = PLANS.make, SOLVERS.names, PLANS.names
