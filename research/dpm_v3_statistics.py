@@ -20,7 +20,7 @@ from torch import Tensor
 from research import calibrated_peers
 from steindiff import grids, sample
 from steindiff.calibration import Trajectories
-from steindiff.calibration.peers import Bill, dpm_v3
+from steindiff.calibration.peers import dpm_v3
 from steindiff.report.blocks import Table
 from steindiff.report.markdown import markdown
 from steindiff.solvers import DPMSolverV3, Statistics
@@ -48,7 +48,7 @@ def cases(o: Options, law: Trajectories) -> Iterator[tuple[str, Statistics]]:
     yield "noise prediction, (0, −1, 0)", Statistics.constant(0.0, -1.0, 0.0, LEVELS, event)
     yield "data prediction, (1, 0, 0)", Statistics.constant(1.0, 0.0, 0.0, LEVELS, event)
     for count in o.noises:
-        found = dpm_v3.measured(dpm_v3.more(law, count, 0), dpm_v3.Measuring(intervals=60, probes=1), 0, Bill())
+        found = dpm_v3.measured(dpm_v3.more(law, count, 0), dpm_v3.Measuring(intervals=60, probes=1))
         yield f"l, s and b of {count} noises", found
         yield "the same, their means over coordinates", averaged(found)
     none = torch.zeros_like(found.slope)

@@ -45,7 +45,7 @@ def diagonal_gaussian():
 @pytest.fixture(scope="module")
 def statistics():
     fine = trajectories(diagonal_gaussian()[2], 80 * normal(12, 3, seed=0), count=64)
-    return dpm_v3.measured(fine, dpm_v3.Measuring(intervals=60, probes=1), 0, Bill())
+    return dpm_v3.measured(fine, dpm_v3.Measuring(intervals=60, probes=1))
 
 
 def test_the_statistics_of_a_diagonal_gaussian_are_the_closed_ones(statistics):
@@ -123,7 +123,7 @@ def test_a_network_that_is_not_finite_somewhere_is_named(law):
         return MODEL(x, sigma) / (0.0 if sigma < 0.01 else 1.0)
 
     with pytest.raises(NonFiniteError, match=r"sigma = 0\.00"):
-        dpm_v3.measured(replace(law, denoiser=broken), dpm_v3.Measuring(intervals=16), 0, Bill())
+        dpm_v3.measured(replace(law, denoiser=broken), dpm_v3.Measuring(intervals=16))
 
 
 @pytest.mark.parametrize("how", [{"intervals": 4}, {"probes": 0}, {"count": 1}])
@@ -133,7 +133,7 @@ def test_what_cannot_be_measured_is_refused(how):
 
 
 def test_it_ends_nearer_than_the_methods_that_it_contains(law):
-    found = dpm_v3.measured(law, dpm_v3.Measuring(intervals=40, probes=2), 0, Bill())
+    found = dpm_v3.measured(law, dpm_v3.Measuring(intervals=40, probes=2))
     rivals = [miss(name, grids.log_snr(5)) for name in ("dpmpp_2m", "dpmpp_3m", "unipc_3")]
     assert miss(DPMSolverV3(found), grids.log_snr(5)) < min(rivals)
 

@@ -24,7 +24,7 @@ def test_statistics_that_are_data_prediction_score_as_it_does_and_noises_are_as_
     o, counts = Options(nfe=(3,), noises=(4, 12), images=8), []
     law = new = trajectories(MODEL, noises(8, 0), count=16)
 
-    def measured(law, how, seed, bill):
+    def measured(law, how):
         counts.append(len(law.noise))
         return Statistics.constant(1.0, 0.0, 0.0, LEVELS, (3,))
 

@@ -55,7 +55,10 @@ class Measuring:
         require(self.count is None or self.count >= 2, "need two noises or more", count=self.count)
 
 
-def make(task: Task, how: Measuring = Measuring()) -> Made:
+USUAL = Measuring()
+
+
+def make(task: Task, how: Measuring = USUAL) -> Made:
     """DPM-Solver-v3 at the published settings and grid that end nearest on the calibration's noise."""
     statistics, some = kept(task, how), task.some(CHOOSING)
     tried = [(grid, solver) for grid in ("log_snr", "karras") for solver in settings(statistics)]
@@ -121,17 +124,17 @@ def more(law: Trajectories, count: int, seed: int) -> Trajectories:
     return replace(law, states=states, slopes=slopes, index=whose)
 
 
-def measured(law: Trajectories, how: Measuring, seed: int, bill: Bill) -> Statistics:
-    """l, s and b on the states of fine runs; products are added to the bill.
+def measured(law: Trajectories, how: Measuring = USUAL, seed: int = 0, bill: Bill | None = None) -> Statistics:
+    """l, s and b on the states of fine runs; products are added to the bill, where there is one.
 
     Raises:
         NonFiniteError: the network is not finite at some level.
     """
     levels = grids.log_snr(how.intervals, law.levels[-1], law.levels[0]).tolist()
     step, kept = math.log(levels[0] / levels[-1]) / how.intervals, list[tuple[Tensor, Tensor]]()
-    method, generator = _method(law), torch.Generator().manual_seed(seed)
+    method, generator, paid = _method(law), torch.Generator().manual_seed(seed), bill or Bill()
     for level in levels:
-        kept.append(_diagonal(law, level, how.probes, method, generator, bill))
+        kept.append(_diagonal(law, level, how.probes, method, generator, paid))
     line = torch.stack([diagonal for _, diagonal in kept])
     bent, moved = _slopes(line, step), _slopes(torch.stack([denoised for denoised, _ in kept]), step)
     lines = [
