@@ -39,10 +39,10 @@ class Options:
     network: Annotated[str, "the network that joins the family"] = "cifar10"
     beds: Annotated[tuple[str, ...], "testbeds"] = ("digits", "digits_mixture", "wine_mixture")
     nfe: Annotated[tuple[int, ...], "network evaluations"] = (4, 6)
-    shares: Annotated[tuple[int, ...], "how many laws the network makes"] = (0, 1, 6)
+    shares: Annotated[tuple[int, ...], "how many laws the network makes"] = (0, 4)
     laws: Annotated[int, "random laws that are fitted", 1] = 48
     held: Annotated[int, "random laws that choose; as many others give the scores", 2] = 48
-    iterations: Annotated[int, "most Gauss-Newton steps"] = 10
+    iterations: Annotated[int, "most Gauss-Newton steps"] = 6
     images: Annotated[int, "images of a testbed", 2] = 256
     seed: Annotated[int, "seed of the first image", 0] = 90_000
     steps: Annotated[int, "steps of the fine runs", 8] = 96
