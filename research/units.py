@@ -35,7 +35,7 @@ class InUnits:
         return self.denoiser(self.unit * x, self.unit * sigma) / self.unit
 
 
-def law(name: str, seeds: Sequence[int], steps: int = 96) -> Trajectories:
+def law(name: str, seeds: Sequence[int], steps: int = 64) -> Trajectories:
     """The exact flow of a testbed from the noise of these seeds, in units of its σ_data."""
     bed = testbed.make(name)
     noise = initial_noise(seeds, bed.event_shape, RUNG)

@@ -38,10 +38,10 @@ class Options:
     nfe: Annotated[int, "network evaluations", 1] = 4
     beds: Annotated[tuple[str, ...], "testbeds"] = ("digits", "digits_mixture", "wine_mixture")
     laws: Annotated[int, "random laws that are fitted", 1] = 48
-    held: Annotated[int, "random laws that say when to stop", 1] = 48
-    others: Annotated[int, "random laws that choose; as many others give the scores", 2] = 96
+    held: Annotated[int, "random laws that say when to stop", 1] = 32
+    others: Annotated[int, "random laws that choose; as many others give the scores", 2] = 64
     along: Annotated[tuple[float, ...], "weights of the states on the way"] = (0.0, 0.2, 1.0)
-    stages: Annotated[tuple[int, ...], "Gauss-Newton steps after which a table is a candidate"] = (2, 5, 10)
+    stages: Annotated[tuple[int, ...], "Gauss-Newton steps after which a table is a candidate"] = (2, 6)
     images: Annotated[int, "images of a testbed", 2] = 256
     seed: Annotated[int, "seed of the first image", 0] = 90_000
     steps: Annotated[int, "steps of the fine runs", 8] = 96
@@ -92,7 +92,7 @@ def cell(table: Tabulated, first: Tabulated, bed: Trajectories) -> str:
 def lines(o: Options, found: Sequence[tuple[str, Tabulated]], by: Sequence[Scores]) -> Iterator[str]:
     """One for each rule, and one for the shipped table."""
     others = family(o.others, RUNG, 3, o.steps, "laws for the scores")
-    beds = [law(name, range(o.seed, o.seed + o.images), o.steps) for name in o.beds]
+    beds = [law(name, range(o.seed, o.seed + o.images)) for name in o.beds]
     takes = chosen(by[:-1])
     for rule, i in zip((*RULES, "–"), (*takes, len(found) - 1), strict=True):
         name, table = found[i]
