@@ -17,7 +17,6 @@ A pilot in half a minute:
 For each number of evaluations N and each rung (the first level, in units of σ_data), rows are fitted by closed-loop least
 squares on many grids: first levels after the free step, exponents ρ, lengths of the history. The best grid of each history by
 the error on held-out laws is refined by Gauss–Newton; the best of these is kept. Its scores are taken on a third set of laws.
-Tables of many evaluations take the refined levels of a shorter one instead, resampled: no exponent ρ comes near them.
 Under guidance the laws have classes, and scales up to a factor of `BAND` from the table's. There the best grids of `STARTS`
 first levels are refined, because a refinement from one grid alone may end far from the best.
 """
@@ -54,11 +53,9 @@ SCANNED = 48
 """Laws that choose a grid; the rows on it are then fitted to all."""
 PATIENT, FULL = 6, 10
 """Tables of more evaluations than the first are refined for `LATE` steps at most, since most of the gain is in the first ones.
-Those of more than the second have rows of six values, and are refined for `LAST_ONES` steps on as many laws as choose a grid.
+Those of more than the second have rows of four values, and are refined for half as long on as many laws as choose a grid.
 Under guidance every refinement is as short as those after the first, and rows after the first have four values."""
-LATE, LAST_ONES = 10, 2
-BASE = 8
-"""The table of so many evaluations gives its levels to those of more than `FULL`."""
+LATE = 10
 BAND, STARTS = math.sqrt(2), 2
 """Under guidance: the factor to the ends of a table's band of scales (those of 2, 4, 8 meet), and first levels to refine."""
 Levels = tuple[float, ...]
@@ -104,27 +101,11 @@ def grids(nfe: int, rung: float) -> Iterator[tuple[float, ...]]:
     return search.grids(nfe, rung, LAST, FIRSTS, RHOS)
 
 
-def resampled(levels: Levels, nfe: int) -> Levels:
-    """The same levels for another number of evaluations: those after the free step by linear interpolation of log σ."""
-    logs, last = torch.tensor(levels[1:], dtype=torch.float64).log(), len(levels) - 2
-    at = torch.linspace(0, last, nfe + 1, dtype=torch.float64)
-    below = at.floor().clamp(max=last - 1).long()
-    return (levels[0], *torch.lerp(logs[below], logs[below + 1], at - below).exp().tolist())
-
-
-def best(
-    nfe: int,
-    rung: float,
-    laws: Sequence[Trajectories],
-    held: Sequence[Trajectories],
-    options: Options,
-    base: Levels | None = None,
-) -> Tabulated:
-    """The best table on held-out laws; on the levels of `base`, resampled, where there are any."""
+def best(nfe: int, rung: float, laws: Sequence[Trajectories], held: Sequence[Trajectories], options: Options) -> Tabulated:
+    """The best table on held-out laws."""
     found = list[tuple[float, Tabulated]]()
-    candidates = list(grids(nfe, rung)) if base is None else [resampled(base, nfe)]
     for history in _histories(nfe, options.guidance):
-        tried = [fit(laws[:SCANNED], levels, history=history) for levels in candidates]
+        tried = [fit(laws[:SCANNED], levels, history=history) for levels in grids(nfe, rung)]
         scores = [score(table, held[:SCANNED]) for table in tried]
         for levels in _starts([table.levels for table in tried], scores, options.guidance):
             chosen = fit(laws, levels, history=history)
@@ -137,7 +118,7 @@ def _histories(nfe: int, guidance: float) -> tuple[int | None, ...]:
     """The lengths of the history to choose from; None is all."""
     if guidance != 1:
         return (None,) if nfe <= PATIENT else (4,)
-    return (None,) if nfe <= 4 else (None, 4) if nfe <= FULL else (6,)
+    return (None,) if nfe <= 4 else (None, 4) if nfe <= FULL else (4,)
 
 
 def _starts(tried: Sequence[Levels], scores: Sequence[float], guidance: float) -> list[Levels]:
@@ -158,7 +139,7 @@ def _shares(
 def _settings(nfe: int, options: Options) -> Settings:
     """How long a refinement goes on."""
     patient = nfe <= PATIENT and options.guidance == 1
-    most = options.iterations if patient else LATE if nfe <= FULL else LAST_ONES
+    most = options.iterations if patient else LATE if nfe <= FULL else LATE // 2
     return Settings(iterations=min(most, options.iterations), patience=6, gain=1e-4, along=options.along)
 
 
@@ -194,21 +175,6 @@ def _file(nfe: int, options: Options) -> Path:
     return options.work / f"{options.rung:g}-{nfe:02d}{scale}.safetensors"
 
 
-def _missing(wanted: Sequence[int], options: Options) -> list[int]:
-    """What is to be fitted, in order: the table whose levels others take comes before them."""
-    missing = {n for n in wanted if not _file(n, options).exists()}
-    based = any(n > FULL for n in missing) and options.guidance == 1 and not _file(BASE, options).exists()
-    return sorted(missing | ({BASE} if based else set()))
-
-
-def _base(nfe: int, options: Options) -> Levels | None:
-    """The levels to resample: those of the finished table of `BASE` evaluations; None where grids are tried."""
-    if nfe <= FULL or options.guidance != 1:
-        return None
-    (entry,) = table_files.load(_file(BASE, options)).values()
-    return entry[0].levels
-
-
 @command
 def main(options: Options) -> None:
     """Fit what is missing, or write all to one file."""
@@ -219,7 +185,7 @@ def main(options: Options) -> None:
     rung, guidance = options.rung, options.guidance
     wanted = parse_seeds(options.nfe)
     require(min(wanted) >= 1, "a table needs at least one evaluation", nfe=options.nfe)
-    missing = _missing(wanted, options)
+    missing = [n for n in wanted if not _file(n, options).exists()]
     if not missing:
         return
     seeds = [1_000_000 * options.seed + i for i in range(3)]
@@ -229,7 +195,7 @@ def main(options: Options) -> None:
     laws, held, others = (family(n, rung, seed, options.steps, name, guidance) for n, seed, name in parts)
     for nfe in tqdm(missing, desc=f"tables from {rung:g}", disable=None):
         start = time.perf_counter()
-        table = best(nfe, rung, laws, held, options, _base(nfe, options))
+        table = best(nfe, rung, laws, held, options)
         about = report(table, others, options, time.perf_counter() - start)
         name = _name(rung, nfe, guidance)
         table_files.save(_file(nfe, options), {name: (table, about)})

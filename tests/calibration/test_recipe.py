@@ -6,18 +6,15 @@ from itertools import pairwise
 import pytest
 import torch
 from recipes import fit_universal
-from recipes.fit_universal import LAST, Options, best, family, grids, resampled, score
+from recipes.fit_universal import LAST, Options, best, family, grids, score
 from recipes.random_laws import Family, draw, guided
 
 from steindiff.analytic import Gaussian, GaussianMixture
-from steindiff.calibration import fit
 from steindiff.denoisers import Guided
-from steindiff.solvers import Row, Tabulated, table_files, universal
+from steindiff.solvers import table_files, universal
 
 D64 = torch.float64
 SMALL = ["--laws", "4", "--held", "3", "--steps", "24", "--iterations", "2"]
-
-SHORT = Tabulated((160.0, 10.0, LAST), (Row(0.06, ()), Row(0.0004, (0.9996,))), (1.0, 1.0))
 
 
 def laws(n, seed=0, **ranges):
@@ -144,29 +141,6 @@ def test_the_best_table_is_scored_on_laws_that_it_was_not_fitted_to():
     assert 0 < about["scores"]["median"] <= about["scores"]["worst"] < 1
 
 
-@pytest.mark.parametrize("nfe", [2, 3, 7, 12])
-def test_levels_are_resampled_in_their_logarithms(nfe):
-    base = (160.0, 20.0, 5.0, 0.4, LAST)
-    levels = resampled(base, nfe)
-    assert len(levels) == nfe + 2
-    assert (levels[0], levels[1]) == (160.0, pytest.approx(20.0))
-    assert levels[-1] == pytest.approx(LAST)
-    assert all(s > t for s, t in pairwise(levels))
-    if nfe in (3, 12):  # every level is met again
-        assert levels[1 :: nfe // 3] == pytest.approx(base[1:])
-    if nfe == 12:
-        assert levels[2] == pytest.approx(20.0 * (5.0 / 20.0) ** 0.25)
-
-
-def test_a_table_of_many_evaluations_stands_on_the_levels_of_its_base():
-    options, base = Options(work=None, iterations=0), (40.0, 9.0, 2.0, 0.3, LAST)
-    fitted, held = (family(3, 40.0, seed, 16, "laws") for seed in range(2))
-    table = best(11, 40.0, fitted, held, options, base)
-    rough = fit(fitted, resampled(base, 11), history=6)
-    assert table.rows == rough.rows
-    assert max(len(row.values) for row in table.rows) == 6
-
-
 def test_under_guidance_the_best_grids_of_two_first_levels_are_refined():
     tried = [(160.0, first, last) for first in (16.0, 32.0, 48.0) for last in (2.0, 1.0)]
     scores = [-1.0, -1.5, -2.0, -1.9, -1.6, -1.1]
@@ -223,21 +197,6 @@ def test_the_same_seed_makes_the_same_tables_and_another_seed_others(pilot, tmp_
         work = tmp_path / seed
         assert fit_universal.main(["--work", str(work), "--nfe", "1", "--seed", seed, *SMALL]) == 0
         assert (numbers(work / "160-01.safetensors") == numbers(pilot / "160-01.safetensors")) == same
-
-
-def test_the_table_that_others_stand_on_is_made_first(tmp_path, monkeypatch):
-    made, options = [], Options(work=tmp_path)
-    monkeypatch.setattr(fit_universal, "_file", lambda nfe, options: options.work / f"{nfe}")
-    assert fit_universal._missing([12, 3], options) == [3, 8, 12]
-    assert fit_universal._missing([3, 12], replace(options, guidance=4.0)) == [3, 12]
-    (tmp_path / "8").touch()
-    (tmp_path / "3").touch()
-    assert fit_universal._missing([3, 8, 12], options) == [12]
-    monkeypatch.undo()
-    monkeypatch.setattr(fit_universal, "best", lambda nfe, rung, laws, held, options, base: made.append(base) or SHORT)
-    monkeypatch.setattr(fit_universal, "BASE", 1)
-    assert fit_universal.main(["--work", str(tmp_path), "--nfe", "11", *SMALL]) == 0
-    assert made == [None, SHORT.levels]
 
 
 def test_a_stopped_run_makes_what_is_missing_only(pilot, tmp_path):

@@ -5,7 +5,7 @@ from recipes.fit_universal import family
 from research.units import RUNG
 from research.universal_choice import Options, agreement, candidates, chosen, scores
 
-from research import universal_choice, universal_network
+from research import universal_choice, universal_many, universal_network
 from steindiff.calibration import score
 
 SMALL = ["--laws", "3", "--held", "2", "--images", "4", "--steps", "16", "--beds", "wine_mixture", "--nfe", "1"]
@@ -55,6 +55,16 @@ def test_the_program_on_networks_sets_each_share_against_none(capsys):
     assert "(1.000 ± 0.000)" in without[3]
     assert joined[:2] == ["1", "6"]
     assert float(joined[3].split("(")[1].split()[0]) < 1, "six laws of nine are its own"
+
+
+def test_the_program_on_many_evaluations_sets_each_table_against_the_shipped_one(capsys):
+    small = ["--laws", "3", "--held", "2", "--others", "2", "--images", "4", "--steps", "16", "--beds", "wine_mixture"]
+    assert universal_many.main([*small, "--nfe", "3", "--base", "2"]) == 0
+    shipped, fitted, refined = rows(capsys.readouterr().out)
+    assert shipped[:4] == ["3", "shipped", "+0.000 ± 0.000", "+0.000"]
+    assert "(1.00 ± 0.00)" in shipped[4]
+    assert [cells[1] for cells in (fitted, refined)] == ["fit", "1 steps"]
+    assert float(fitted[3]) != 0
 
 
 def test_laws_of_a_network_have_noise_of_their_own():

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 
+import torch
+
 from steindiff.calibration.fit import fit
 from steindiff.calibration.refine import score
 from steindiff.calibration.teacher import Trajectories
@@ -26,6 +28,14 @@ def grids(
     """Grids with a free first step: the first level, then the EDM grid's shape from a fraction of it to the last."""
     for first, rho in product(firsts, rhos):
         yield (top, *karras(nfe, bottom, first * top, rho).tolist())
+
+
+def resampled(levels: Sequence[float], nfe: int) -> tuple[float, ...]:
+    """The levels of a table for another number of evaluations: those after its free step by linear interpolation of log σ."""
+    logs, last = torch.tensor(levels[1:], dtype=torch.float64).log(), len(levels) - 2
+    at = torch.linspace(0, last, nfe + 1, dtype=torch.float64)
+    below = at.floor().clamp(max=last - 1).long()
+    return (levels[0], *torch.lerp(logs[below], logs[below + 1], at - below).exp().tolist())
 
 
 def start(
