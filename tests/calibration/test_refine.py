@@ -11,6 +11,7 @@ from exact_paths import D64, LEVELS, closed_form, normal
 from problems import MODEL
 from steindiff.calibration import Settings, errors, fit, refine, renamed, run, trajectories
 from steindiff.calibration.refine import _normal_equations, _run, jacobian, moved, parameters
+from steindiff.calibration.refine import score as choosing_score
 from steindiff.errors import InputError
 from steindiff.solvers import Row
 
@@ -96,6 +97,27 @@ def test_a_first_step_that_evaluates_may_be_told_a_level_above_the_first(laws, h
     start = fit(laws, GRID, free=False)
     better = refine(start, laws, held, Settings(iterations=4, along=0.2))
     assert score(better, held) < score(start, held)
+
+
+def test_images_that_choose_one_by_one_are_not_outvoted_by_one_of_them(table, laws, held):
+    """An image that no table can follow decides the mean square, and is one of many in the mean of logarithms."""
+    (law,) = held
+    ends = law.states.clone()
+    ends[-1, 0] += 100.0
+    odd = replace(law, states=ends)
+    better = refine(table, laws, held, Settings(iterations=4))
+    together, singly = (
+        choosing_score(table, [odd], singly=each) - choosing_score(better, [odd], singly=each) for each in (False, True)
+    )
+    assert abs(together) < 0.01
+    assert singly > 0.1
+
+
+def test_the_score_of_single_images_is_the_mean_of_their_logarithms(table, held):
+    (law,) = held
+    squares = (run(table, law) - law.ends).square().sum(1) / (law.ends - law.ends.mean(0)).square().sum(1).mean()
+    expected = float((squares + Settings.floor**2).log().mean()) / 2
+    assert choosing_score(table, [law], singly=True) == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_jacobian_is_that_of_automatic_differentiation(table):

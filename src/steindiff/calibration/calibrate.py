@@ -49,7 +49,7 @@ class Options:
 
     steps: int = STEPS
     batch: int = BATCH
-    settings: Settings = field(default_factory=lambda: Settings(iterations=10, patience=3, gain=2e-3, along=0.2))
+    settings: Settings = field(default_factory=lambda: Settings(iterations=10, patience=3, gain=2e-3, along=0.2, singly=True))
 
     def __post_init__(self) -> None:
         require(self.steps >= 8, "need 8 steps or more of a fine run", steps=self.steps)
