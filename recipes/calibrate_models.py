@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 from recipes.command import command
+from steindiff import calibration
 from steindiff.run import parse_seeds
 from steindiff.solvers import Table
 from steindiff.solvers.calibrated import SHIPPED
@@ -24,6 +25,8 @@ TRAJECTORIES = {"digits": 128, "cifar10": 64, "digits_classes": 32}
 """The noises of each network's calibration."""
 NFE = {"digits": "1-10", "cifar10": "1-10", "digits_classes": "3-6,8,10"}
 """The numbers of evaluations that each has tables for."""
+HOW = calibration.Options(settings=calibration.Settings(iterations=10, patience=3, gain=2e-3, along=0.2))
+"""How the shipped tables were made, before images that choose counted one by one."""
 SCALES = {"digits_classes": (2.0, 3.0, 5.0, 8.0)}
 """The scales of guidance of networks with classes."""
 
@@ -45,9 +48,9 @@ def main(options: Options) -> None:
     for name in options.models.split(","):
         nfe, count, work = parse_seeds(options.nfe or NFE[name]), TRAJECTORIES[name], options.work / name
         if name in SCALES:
-            tables = calibrate_guided(name, SCALES[name], nfe, count, work=work, progress=True)
+            tables = calibrate_guided(name, SCALES[name], nfe, count, options=HOW, work=work, progress=True)
         else:
-            tables = calibrate_bed(testbed.make(name), nfe, count, work=work, progress=True)
+            tables = calibrate_bed(testbed.make(name), nfe, count, options=HOW, work=work, progress=True)
         said = {"command": f"python -m recipes.calibrate_models --models {name} --work WORK"}  # folders are nobody's business
         tables = [Table(table.solver, {**table.report, **said}) for table in tables]
         print(f"{len(tables)} tables in {kept_beside(options.out / f'{name}.safetensors', tables)}", flush=True)

@@ -187,7 +187,9 @@ class _Job:
         starts = {"starts": [repr(table.solver) for table in self.starts]} if self.starts else {}
         numbers = hashlib.sha256(self.noise.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
         parts = {"purpose": asdict(self.purpose), "noise": numbers, "levels": (self.sigma_max, self.sigma_min)}
-        return files.digest(**parts, **starts, steps=self.options.steps, settings=asdict(self.options.settings))
+        # What is off is left out: a new switch changes no key
+        on = {name: value for name, value in asdict(self.options.settings).items() if value is not False}
+        return files.digest(**parts, **starts, steps=self.options.steps, settings=on)
 
     def fine_runs(self, folder: Path | None) -> Trajectories:
         """The exact flow of all noises, made once in a folder."""

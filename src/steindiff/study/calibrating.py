@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from steindiff.calibration import calibrations
+from steindiff.calibration.calibrate import USUAL, Options
 from steindiff.denoisers import Denoiser
 from steindiff.errors import require
 from steindiff.grids import SIGMA_MAX, SIGMA_MIN
@@ -28,6 +29,7 @@ def calibrate_bed(
     sigma_max: float = SIGMA_MAX,
     sigma_min: float = SIGMA_MIN,
     first_seed: int = FIRST_SEED,
+    options: Options = USUAL,
     starts: Sequence[Table] = (),
     work: Path | None = None,
     progress: bool = False,
@@ -42,7 +44,7 @@ def calibrate_bed(
     noise = initial_noise(seeds, bed.event_shape, sigma_max, device=bed.device)
     tables = calibrations(
         bed.denoiser, noise, nfe, sigma_max=sigma_max, sigma_min=sigma_min, conditioned=None if given is None else conditioned,
-        starts=starts, work=work, progress=progress,
+        options=options, starts=starts, work=work, progress=progress,
     )  # fmt: skip
     named = {"testbed": bed.name, "digest": bed.digest, "first_seed": first_seed}
     return [Table(table.solver, {**table.report, **named}) for table in tables]
