@@ -40,8 +40,14 @@ from steindiff.study.measure import Ruler, references
 from steindiff.study.testbed import Testbed, make
 
 OURS, UNIVERSAL, PLAIN, DOUBLED = "calibrated", "universal", "best_plain", "best_plain_2n"
-BASES = {"ddim": "ddim on karras", "ipndm_4": "ipndm_4 on karras"}
-"""What peers claim to be better than: OLSS and OSS than DDIM, GITS than iPNDM, BNS than the best plain solver."""
+BASES = {
+    "ddim": "ddim on karras",
+    "ipndm_4": "ipndm_4 on karras",
+    "dpmpp_3m": "dpmpp_3m on log_snr",
+    "unipc_3": "unipc_3 on log_snr",
+}
+"""What peers claim to be better than: OLSS, OSS and PAS than DDIM, GITS than iPNDM, DPM-Solver-v3 than DPM-Solver++ and UniPC,
+DC-Solver than UniPC, BNS than the best plain solver."""
 ROWS = (OURS, UNIVERSAL, PLAIN, DOUBLED, *BASES, *PEERS)
 METRICS = ("energy", "endpoint")
 LIKELY = 4
