@@ -15,7 +15,6 @@ and by how much the table is nearer than the universal one, image by image (the 
 - `counts`: 1, 2, 4, … noises, of which an eighth choose; one and two noises choose for themselves;
 - `teacher`: fine runs of 16, 32 and 128 steps, scored against 128;
 - `seeds`: the same calibration on other noise, and with β = 0;
-- `choice`: images that choose together, by their mean square, instead of one by one;
 - `moments`: rows scaled to the exact flow's second moments;
 - `bands`: a row of weights for every ring of frequencies, in the last step alone or in every step.
 """
@@ -32,7 +31,7 @@ from recipes.command import command
 from torch import Tensor
 
 from research.calibration_variants import Pair, banded, calibrated, flows, forced, parted, restricted, setting
-from steindiff.calibration import Trajectories, fit, matched, refine, renamed, run, score, search
+from steindiff.calibration import Settings, Trajectories, fit, matched, refine, renamed, run, score, search
 from steindiff.calibration.calibrate import USUAL
 from steindiff.calibration.fit import RIDGE
 from steindiff.corrections.bands import Cosine
@@ -61,6 +60,7 @@ class Options:
     steps: Annotated[int, "steps of the fine runs", 8] = 64
     most: Annotated[int, "the most noises of the part counts", 1] = 128
     parts: Annotated[tuple[str, ...], "parts, as above"] = ("start", "ridge", "numbers", "along", "moments", "bands", "seeds")
+    together: Annotated[bool, "images that choose count together, as when the shipped tables were made"] = False
     threads: Annotated[int, "CPU threads", 1] = 1
 
 
@@ -90,13 +90,18 @@ class Case:
         """The universal table."""
         return entry(self.options.nfe, setting(self.bed, self.mine[0]))[0]
 
+    @property
+    def settings(self) -> Settings:
+        """How a refinement is done."""
+        return replace(USUAL.settings, singly=not self.options.together)
+
     def refined(self, start: Tabulated, along: float = USUAL.settings.along) -> Tabulated:
         """What Gauss–Newton makes of a table."""
-        return refine(start, [self.mine[0]], [self.mine[1]], replace(USUAL.settings, along=along))
+        return refine(start, [self.mine[0]], [self.mine[1]], replace(self.settings, along=along))
 
     def calibrated(self, laws: Pair, along: float = USUAL.settings.along) -> Tabulated:
         """What `calibrate` makes of these, without its gate."""
-        return calibrated(self.bed, laws, self.options.nfe, along)
+        return calibrated(self.bed, laws, self.options.nfe, replace(self.settings, along=along))
 
     @cached_property
     def base(self) -> Tabulated:
@@ -167,7 +172,7 @@ def counts(case: Case) -> Found:
         choosing = law.part(torch.arange(max(1, n // 8))) if n > 2 else some
         fitted = law.part(torch.arange(max(1, n // 8), n)) if n > 2 else some
         yield f"{n} noises: closed-loop fit", fit([fitted], case.universal.levels)
-        yield f"{n} noises: refined", refine(case.universal, [fitted], [choosing], USUAL.settings)
+        yield f"{n} noises: refined", refine(case.universal, [fitted], [choosing], case.settings)
         n *= 2
 
 
@@ -187,13 +192,6 @@ def seeds(case: Case) -> Found:
         yield f"the same, seeds from {first}, β = 0", case.calibrated(laws, along=0.0)
 
 
-def choice(case: Case) -> Found:
-    """Images that choose together, by their mean square, instead of one by one."""
-    law, choosing = case.mine
-    start = search.start([law], [choosing], case.options.nfe, setting(case.bed, law))
-    yield "the images that choose count together", refine(start, [law], [choosing], replace(USUAL.settings, singly=False))
-
-
 def moments(case: Case) -> Found:
     """The exact flow's second moments."""
     yield "closed-loop fit, second moments matched", fit([case.mine[0]], case.universal.levels, moments=True)
@@ -207,7 +205,7 @@ def bands(case: Case) -> Found:
 
 
 PARTS: dict[str, Callable[[Case], Found]] = {
-    part.__name__: part for part in (start, ridge, numbers, along, counts, teacher, seeds, choice, moments, bands)
+    part.__name__: part for part in (start, ridge, numbers, along, counts, teacher, seeds, moments, bands)
 }
 
 

@@ -29,6 +29,7 @@ from recipes.command import command
 from research.calibration_variants import calibrated, flows, parted, setting
 from steindiff.analytic import FactorMixture
 from steindiff.calibration import Trajectories, run
+from steindiff.calibration.calibrate import USUAL
 from steindiff.errors import InputError
 from steindiff.metrics.distances import endpoint_rmse
 from steindiff.noise import mix
@@ -57,6 +58,7 @@ class Options:
     images: Annotated[int, "new noises that the scores are of", 2] = 128
     seed: Annotated[int, "seed of the first new noise; the calibration's are a million higher", 0] = 90_000
     steps: Annotated[int, "steps of the fine runs", 8] = 64
+    together: Annotated[bool, "images that choose count together, as when the shipped tables were made"] = False
     threads: Annotated[int, "CPU threads", 1] = 1
 
 
@@ -81,7 +83,8 @@ def scored(tables: dict[str, Tabulated], laws: dict[str, Trajectories], universa
 
 def of_bed(bed: Testbed, o: Options, seeds: Sequence[int]) -> Tabulated:
     """The calibrated table."""
-    return calibrated(bed, parted(flows(bed, seeds, o.steps)), o.nfe)
+    settings = replace(USUAL.settings, singly=not o.together)
+    return calibrated(bed, parted(flows(bed, seeds, o.steps)), o.nfe, settings)
 
 
 def fitting(bed: Testbed, law: Trajectories, o: Options) -> Tabulated:

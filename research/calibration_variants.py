@@ -44,11 +44,11 @@ def setting(bed: Testbed, law: Trajectories) -> Setting:
     return replace(bed.setting, sigma_data=law.variance**0.5)
 
 
-def calibrated(bed: Testbed, laws: Pair, nfe: int, along: float = USUAL.settings.along) -> Tabulated:
+def calibrated(bed: Testbed, laws: Pair, nfe: int, settings: Settings = USUAL.settings) -> Tabulated:
     """What `calibrate` makes of these, without its gate."""
     law, choosing = laws
     start = search.start([law], [choosing], nfe, setting(bed, law))
-    return refine(start, [law], [choosing], replace(USUAL.settings, along=along))
+    return refine(start, [law], [choosing], settings)
 
 
 def forced(law: Trajectories, levels: Sequence[float], ridge: float) -> Tabulated:
