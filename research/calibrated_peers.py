@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import torch
 from recipes.command import command
+from recipes.pages import block
 
 from steindiff import grids, initial_noise
 from steindiff.calibration import Trajectories, trajectories
@@ -31,7 +32,7 @@ from steindiff.io.files import read_tensors, write_json, write_text
 from steindiff.metrics import Value
 from steindiff.report.blocks import Heading, Table, Text
 from steindiff.report.markdown import markdown
-from steindiff.report.numbers import MARKS, show
+from steindiff.report.numbers import MARKS, NONE, show
 from steindiff.solvers import Solver, Tabulated
 from steindiff.solvers import Table as Calibrated
 from steindiff.study.calibrating import FIRST_SEED, calibrate_bed
@@ -67,6 +68,7 @@ class Options:
     scored: Annotated[int, "seed of the first of them", 0] = 70_000
     out: Annotated[Path, "the folder of the rows"] = Path("outputs/peers")
     page: Annotated[Path | None, "a file for the page"] = None
+    into: Annotated[Path | None, "a page whose block `peers` gets the ratios"] = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,14 +201,33 @@ def _summary(mine: Sequence[Mapping[str, Any]]) -> Table:
 
     def entry(name: str, nfe: int) -> str:
         value, own = ends.get((name, nfe)), ends.get((OURS, nfe))
-        if value is None or own is None or name == OURS:
-            return show(value)
-        apart = (value.value - own.value) / math.hypot(value.se, own.se)
-        mark = MARKS["win" if apart > 2 else "loss" if apart < -2 else "noise"]
-        return f"{value.value:.4f}: {value.value / own.value:.3g}× {mark}"
+        known = name != OURS and value is not None and own is not None
+        return f"{value.value:.4f}: {_times(value, own)}" if known else show(value)
 
     lines = ((name, *(entry(name, nfe) for nfe in counts)) for name in names)
     return Table(("endpoint RMSE", *(f"N = {nfe}" for nfe in counts)), tuple(lines))
+
+
+def _times(value: Value, own: Value) -> str:
+    """How many times as large as ours an error is, and whether that is beyond two standard errors."""
+    apart = (value.value - own.value) / math.hypot(value.se, own.se)
+    mark = MARKS["win" if apart > 2 else "loss" if apart < -2 else "noise"]
+    return f"{value.value / own.value:.3g}× {mark}"
+
+
+def ratios(found: Sequence[Mapping[str, Any]], counts: Sequence[int]) -> Table:
+    """A line for each row, a column for each testbed with these numbers of evaluations one after another."""
+    ends = {(one["bed"], one["peer"], one["nfe"]): Value(*one["endpoint"]) for one in found if "endpoint" in one}
+    beds = [bed for bed in dict.fromkeys(bed for bed, *_ in ends) if any((bed, OURS, n) in ends for n in counts)]
+    names = [name for name in dict.fromkeys(one["peer"] for one in sorted(found, key=_place)) if name != OURS]
+
+    def entry(bed: str, name: str, nfe: int) -> str:
+        value, own = ends.get((bed, name, nfe)), ends.get((bed, OURS, nfe))
+        return NONE if value is None or own is None else _times(value, own)
+
+    own = (OURS, *(" / ".join(f"{ends[bed, OURS, n].value:.4f}" for n in counts if (bed, OURS, n) in ends) for bed in beds))
+    lines = [(name, *(" / ".join(entry(bed, name, n) for n in counts) for bed in beds)) for name in names]
+    return Table(("", *beds), (own, *lines))
 
 
 def _line(one: Mapping[str, Any]) -> tuple[str, ...]:
@@ -250,3 +271,6 @@ def main(o: Options) -> None:
         print(text)
     else:
         write_text(o.page, PREFACE + text)
+    if o.into is not None:
+        body = markdown([ratios(found, o.nfe)])
+        write_text(o.into, block(o.into.read_text(encoding="utf-8"), "peers", body))

@@ -29,11 +29,16 @@ def test_a_row_that_is_there_is_not_made_again_and_the_page_has_all(made, capsys
     changed = {**json.loads(path.read_text()), "endpoint": [0.5, 0.01]}
     path.write_text(json.dumps(changed))
     page = folder / "page.md"
-    assert calibrated_peers.main([*wanted, "--peers", "olss", "ddim", "--page", str(page)]) == 0
+    into = folder / "into.md"
+    into.write_text("Before.\n<!-- peers -->\n<!-- end of peers -->\nAfter.\n")
+    assert calibrated_peers.main([*wanted, "--peers", "olss", "ddim", "--page", str(page), "--into", str(into)]) == 0
     text = page.read_text()
     assert "| 2 | olss | 0.500 ± 0.010 |" in text
     assert "| 2 | ddim |" in text
     assert "| 2 | best_plain: " in text
+    ours = json.loads((folder / "wine_mixture" / "2" / "calibrated.json").read_text())["endpoint"][0]
+    assert f"| olss | {0.5 / ours:.3g}× ▲ |" in into.read_text()
+    assert into.read_text().endswith("<!-- end of peers -->\nAfter.\n")
 
 
 def test_another_name_is_refused(made, capsys):
