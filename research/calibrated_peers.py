@@ -253,7 +253,8 @@ and [calibration.md](../../calibration.md#peers) says what it means.
 - All calibrations have the same noises (seeds from 3·10⁹ on), and all scores are of seeds 70000 to 70127.
 - ▲ says that our table is nearer beyond two standard errors, ▼ that it is farther away, and · that the two are within noise.
   Errors are taken as independent, although they have the same noise, so that the marks are cautious.
-- Images are network evaluations. A backward pass counts as two, and a JVP as one beside its own evaluation.
+- Images are network evaluations. A backward pass counts as two, and a JVP as one beside its own evaluation. Seconds are of a
+  machine that did other work at the same time; they say the order of magnitude only.
 
 """
 
