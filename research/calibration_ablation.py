@@ -16,6 +16,7 @@ and by how much the table is nearer than the universal one, image by image (the 
 - `teacher`: fine runs of 16, 32 and 128 steps, scored against 128;
 - `seeds`: the same calibration on other noise, and with β = 0;
 - `moments`: rows scaled to the exact flow's second moments;
+- `mean`: the whole calibration about the mean of the exact flow's end points, in place of zero;
 - `bands`: a row of weights for every ring of frequencies, in the last step alone or in every step.
 """
 
@@ -198,6 +199,18 @@ def moments(case: Case) -> Found:
     yield "the calibrated table, second moments matched", matched(case.base, [case.mine[0]])
 
 
+def about(law: Trajectories, mean: Tensor) -> Trajectories:
+    """The same trajectories about another mean."""
+    return replace(law, states=law.states - mean, mean=law.mean + mean)
+
+
+def mean(case: Case) -> Found:
+    """The mean as an offset."""
+    offset = case.mine[0].ends.mean(0)
+    fitted, choosing = (about(law, offset) for law in case.mine)
+    yield "about the data's mean", run(case.calibrated((fitted, choosing)), about(case.new, offset)) + offset
+
+
 def bands(case: Case) -> Found:
     """Rows of rings."""
     for last_only, where in ((True, "the last step"), (False, "every step")):
@@ -205,7 +218,7 @@ def bands(case: Case) -> Found:
 
 
 PARTS: dict[str, Callable[[Case], Found]] = {
-    part.__name__: part for part in (start, ridge, numbers, along, counts, teacher, seeds, moments, bands)
+    part.__name__: part for part in (start, ridge, numbers, along, counts, teacher, seeds, moments, mean, bands)
 }
 
 

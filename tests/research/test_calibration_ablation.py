@@ -40,6 +40,16 @@ def test_teacher_forcing_is_the_closed_loop_where_the_loop_is_exact_and_only_the
     assert float(errors(forced(law, GRID, 1e-3), [law])) > float(errors(table, [law]))
 
 
+def test_a_run_about_another_mean_is_the_same_where_rows_sum_to_one(law):
+    """Otherwise the offset counts."""
+    mean = torch.tensor([0.5, -1.0, 2.0], dtype=D64)
+    moved, table = calibration_ablation.about(law, mean), fit([law], GRID, free=False)
+    torch.testing.assert_close(moved.ends + moved.mean, law.ends)
+    affine = replace(table, rows=tuple(Row(row.a, (1 - row.a,)) for row in table.rows))
+    torch.testing.assert_close(run(affine, moved) + mean, run(affine, law))
+    assert float((run(table, moved) + mean - run(table, law)).abs().max()) > 1e-6
+
+
 def test_a_restricted_refinement_moves_nothing_else(law, table):
     told, weights = (restricted(table, (law, paths(2)), moves, not moves, 3) for moves in (True, False))
     assert told.rows == table.rows
