@@ -85,9 +85,9 @@ def family(count: int, rung: float, seed: int, steps: int, label: str, guidance:
     for i in tqdm(range(count), desc=label, disable=None):
         law = draw(_ranges(guidance)[i % 2], generator)
         n = max(4, min(MOST, SIZE // law.dim))
-        denoiser = law if guidance == 1 else guided(law, n, (guidance / BAND, guidance * BAND), generator)
+        own = None if guidance == 1 else guided(law, n, (guidance / BAND, guidance * BAND), generator)
         noise = rung * torch.randn(n, law.dim, generator=generator, dtype=torch.float64)
-        found.append(trajectories(denoiser, noise, rung, LAST, count=steps))
+        found.append(trajectories(own or law, noise, rung, LAST, count=steps, conditioned=own and own.of))
     return found
 
 

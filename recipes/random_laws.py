@@ -11,7 +11,7 @@ Under guidance a law has classes, which are clusters or groups of clusters, and 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ GROUPED = 0.3
 
 @dataclass(frozen=True, eq=False)
 class GuidedMixture:
-    """D + w (D_c − D) of a mixture of Gaussians, where image i of a batch has the class c_i.
+    """D + w (D_c − D) of a mixture of Gaussians, where image i has the class c_i.
 
     With p_k the responsibilities of all clusters, and p'_k those within the image's class, it is Σ_k q_k m_k. Here m_k is the
     posterior mean in cluster k, and q = p + w (p' − p).
@@ -111,14 +111,18 @@ class GuidedMixture:
     inside: Tensor
     scale: float
 
+    def of(self, index: Tensor) -> GuidedMixture:
+        """The same for some images, by their numbers, (b,)."""
+        return replace(self, inside=self.inside[index])
+
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """The guided denoised values of one batch or of several, one after another."""
+        """The guided denoised values, (B, d)."""
         law, variance = self.law, float(sigma) ** 2
         precision = 1 / (law.variances + variance)
         scaled = precision * law.means
         squares = x.square() @ precision.mT - 2 * x @ scaled.mT + (scaled * law.means).sum(1)
         logits = law.weights.log() + precision.log().sum(1) / 2 - squares / 2
-        own = logits.masked_fill(~self.inside.repeat(len(x) // len(self.inside), 1), -math.inf)
+        own = logits.masked_fill(~self.inside, -math.inf)
         p = logits.softmax(1)
         q = p + self.scale * (own.softmax(1) - p)
         gain = law.variances * precision

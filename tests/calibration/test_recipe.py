@@ -89,11 +89,12 @@ def test_a_law_is_the_mixture_of_its_numbers():
 
 
 def test_a_guided_law_is_classifier_free_guidance_to_its_classes():
-    """Against the mixture of a class's clusters alone, image by image; several batches are one after another."""
+    """Against the mixture of a class's clusters alone, image by image."""
     generator, grouped = torch.Generator().manual_seed(3), 0
     for law in laws(12, clusters=(2, 9)):
         own = guided(law, 5, (1.5, 8.0), generator)
         assert 1.5 <= own.scale <= 8
+        whole = own.of(torch.arange(10) % 5)
         x = 2 * torch.randn(10, law.dim, generator=generator, dtype=D64)
         for i in range(10):
             k = own.inside[i % 5]
@@ -101,7 +102,7 @@ def test_a_guided_law_is_classifier_free_guidance_to_its_classes():
             part = GaussianMixture(law.weights[k] / law.weights[k].sum(), law.means[k], torch.diag_embed(law.variances[k]))
             sigma = torch.tensor(0.7, dtype=D64)
             expected = Guided(part, law, own.scale)(x[i : i + 1], sigma)
-            torch.testing.assert_close(own(x, sigma)[i : i + 1], expected, rtol=1e-8, atol=1e-8)
+            torch.testing.assert_close(whole(x, sigma)[i : i + 1], expected, rtol=1e-8, atol=1e-8)
     assert grouped > 0, "some classes are groups of clusters"
 
 
@@ -113,6 +114,15 @@ def test_guidance_to_the_only_cluster_of_a_class_is_a_gaussian_far_out():
     single = Gaussian(law.means[k[0]], law.variances[k[0]].diag())
     x = law.means[k] + 0.01
     torch.testing.assert_close(own(x, torch.tensor(0.01))[:1], single(x[:1], 0.01), rtol=1e-6, atol=1e-6)
+
+
+def test_many_runs_of_a_guided_law_are_evaluated_at_once_each_image_with_its_class():
+    odd = [law for law in family(8, 160.0, 0, 8, "laws", 4.0) if 256 % len(law.noise)]
+    assert odd, "the images of a law need not fill a batch of the network"
+    law, runs = odd[0], 300 // len(odd[0].noise) + 1
+    alone = law.denoise(law.noise, 2.0)
+    for own in law.denoise(law.noise.expand(runs, *law.noise.shape), 2.0):
+        torch.testing.assert_close(own, alone)
 
 
 # ---------------------------------------------------------------- the choice
