@@ -6,9 +6,13 @@ The shipped file, one to two hours on a core in all; a stopped run goes on with 
     python -m recipes.fit_universal --work outputs/universal --rung 14.6 --nfe 1-10 --laws 96 --held 64 --iterations 10
     python -m recipes.fit_universal --work outputs/universal --out src/steindiff/solvers/universal.safetensors
 
-Tables for guidance, ten minutes on a core for a scale; none is shipped (`docs/universal.md` says why):
+The tables for guidance, in a file of their own; P is python -m recipes.fit_universal --work outputs/guided --laws 40 --held 24:
 
-    python -m recipes.fit_universal --work outputs/guided --guidance 4 --nfe 3-8,10 --laws 48 --held 32 --steps 192
+    $P --guidance 2 --nfe 3-5; $P --guidance 2 --nfe 6,8,10 --first 0.4; $P --guidance 2 --nfe 4-6,8 --rung 14.6
+    $P --guidance 4 --nfe 3-5; $P --guidance 4 --nfe 6,8 --least 2 --first 0.4; $P --guidance 4 --nfe 10 --least 2
+    $P --guidance 4 --nfe 4,5 --rung 14.6; $P --guidance 4 --nfe 6,8 --least 2 --rung 14.6
+    $P --guidance 8 --nfe 3-6,8,10; $P --guidance 8 --nfe 4,5 --rung 14.6; $P --guidance 8 --nfe 6,8 --least 4 --rung 14.6
+    $P --out src/steindiff/solvers/guided.safetensors
 
 A pilot in half a minute:
 
@@ -17,8 +21,9 @@ A pilot in half a minute:
 For each number of evaluations N and each rung (the first level, in units of σ_data), rows are fitted by closed-loop least
 squares on many grids: first levels after the free step, exponents ρ, lengths of the history. The best grid of each history by
 the error on held-out laws is refined by Gauss–Newton; the best of these is kept. Its scores are taken on a third set of laws.
-Under guidance the laws have classes, and scales up to a factor of `BAND` from the table's. There the best grids of `STARTS`
-first levels are refined, because a refinement from one grid alone may end far from the best.
+Under guidance the laws have classes, and scales from `--least` to `BAND` times the table's. A network is guided less strongly
+than an exact law of the same scale, so that a short table of strongly guided laws alone is too careful for it. With more
+evaluations there is room for care, and images need it.
 """
 
 from __future__ import annotations
@@ -50,15 +55,16 @@ RHOS = (4.0, 5.0, 7.0)
 SIZE, MOST = 6144, 64
 """Numbers in the noise of one law, and the most noises of it."""
 SCANNED = 48
-"""Laws that choose a grid; the rows on it are then fitted to all."""
+"""Laws that choose a grid, half as many under guidance; the rows on it are then fitted to all."""
 PATIENT, FULL = 6, 10
 """Tables of more evaluations than the first are refined for `LATE` steps at most, since most of the gain is in the first ones.
 Those of more than the second have rows of four values, and are refined for half as long on as many laws as choose a grid.
 Under guidance every refinement is as short as those after the first, and rows after the first have four values."""
 LATE = 10
-BAND, STARTS = math.sqrt(2), 2
-"""Under guidance: the factor to the ends of a table's band of scales (those of 2, 4, 8 meet), and first levels to refine."""
-Levels = tuple[float, ...]
+BAND = math.sqrt(2)
+"""Under guidance, the factor from a table's scale to the highest of its laws; the tables of 2, 4 and 8 then meet."""
+Scales = tuple[float, float] | None
+"""A range of scales of guidance; None is no guidance."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,10 @@ class Options:
     nfe: Annotated[str, "numbers of evaluations, such as 3,5-10"] = "1-20"
     rung: Annotated[float, "the first level, in units of sigma_data", 1] = 160.0
     guidance: Annotated[float, "the scale of classifier-free guidance; 1 is none", 1] = 1.0
+    least: Annotated[float, "under guidance, the lowest scale of a law", 1] = 1.0
+    first: Annotated[
+        float, "the level after the free step, as a fraction of the rung, where a fit starts; 0 tries several", 0
+    ] = 0.0
     laws: Annotated[int, "laws that are fitted", 1] = 160
     held: Annotated[int, "laws that choose grids, histories and when to stop; as many others give the scores", 1] = 96
     steps: Annotated[int, "steps of the fine runs", 1] = 96
@@ -79,38 +89,42 @@ class Options:
     out: Annotated[Path | None, "write all finished tables of --work to this file, and fit nothing"] = None
 
 
-def family(count: int, rung: float, seed: int, steps: int, label: str, guidance: float = 1.0) -> list[Trajectories]:
-    """So many laws with their fine runs."""
+def family(count: int, rung: float, seed: int, steps: int, label: str, scales: Scales = None) -> list[Trajectories]:
+    """So many laws with their fine runs; under guidance, of scales in this range."""
     generator, found = torch.Generator().manual_seed(seed), list[Trajectories]()
     for i in tqdm(range(count), desc=label, disable=None):
-        law = draw(_ranges(guidance)[i % 2], generator)
+        law = draw(_ranges(scales)[i % 2], generator)
         n = max(4, min(MOST, SIZE // law.dim))
-        own = None if guidance == 1 else guided(law, n, (guidance / BAND, guidance * BAND), generator)
+        own = scales and guided(law, n, scales, generator)
         noise = rung * torch.randn(n, law.dim, generator=generator, dtype=torch.float64)
         found.append(trajectories(own or law, noise, rung, LAST, count=steps, conditioned=own and own.of))
     return found
 
 
-def _ranges(guidance: float) -> tuple[Family, Family]:
+def _ranges(scales: Scales) -> tuple[Family, Family]:
     """What laws come from, in turns."""
-    return (Family(), Family()) if guidance == 1 else GUIDED
+    return GUIDED if scales else (Family(), Family())
 
 
-def grids(nfe: int, rung: float) -> Iterator[tuple[float, ...]]:
-    """Grids to choose from."""
-    return search.grids(nfe, rung, LAST, FIRSTS, RHOS)
+def _scales(options: Options) -> Scales:
+    """The range of the laws' scales of guidance; None is none."""
+    return None if options.guidance == 1 else (options.least, options.guidance * BAND)
+
+
+def grids(nfe: int, rung: float, first: float = 0.0) -> Iterator[tuple[float, ...]]:
+    """Grids to choose from; `first` is the fraction of the rung to which their free step goes, 0 for several."""
+    return search.grids(nfe, rung, LAST, (first,) if first else FIRSTS, RHOS)
 
 
 def best(nfe: int, rung: float, laws: Sequence[Trajectories], held: Sequence[Trajectories], options: Options) -> Tabulated:
     """The best table on held-out laws."""
-    found = list[tuple[float, Tabulated]]()
+    found, some = list[tuple[float, Tabulated]](), SCANNED if options.guidance == 1 else SCANNED // 2
     for history in _histories(nfe, options.guidance):
-        tried = [fit(laws[:SCANNED], levels, history=history) for levels in grids(nfe, rung)]
-        scores = [score(table, held[:SCANNED]) for table in tried]
-        for levels in _starts([table.levels for table in tried], scores, options.guidance):
-            chosen = fit(laws, levels, history=history)
-            chosen = refine(chosen, *_shares(nfe, laws, held), _settings(nfe, options))
-            found.append((score(chosen, held), chosen))
+        tried = [fit(laws[:some], levels, history=history) for levels in grids(nfe, rung, options.first)]
+        chosen = min(tried, key=lambda table: score(table, held[:some]))
+        chosen = fit(laws, chosen.levels, history=history)
+        chosen = refine(chosen, *_shares(nfe, laws, held), _settings(nfe, options))
+        found.append((score(chosen, held), chosen))
     return renamed(min(found, key=lambda pair: pair[0])[1], laws)
 
 
@@ -119,14 +133,6 @@ def _histories(nfe: int, guidance: float) -> tuple[int | None, ...]:
     if guidance != 1:
         return (None,) if nfe <= PATIENT else (4,)
     return (None,) if nfe <= 4 else (None, 4) if nfe <= FULL else (4,)
-
-
-def _starts(tried: Sequence[Levels], scores: Sequence[float], guidance: float) -> list[Levels]:
-    """The grid of the best score, or under guidance those of the best first levels, with the best exponent of each."""
-    best_first = dict[float, Levels]()
-    for _score, levels in sorted(zip(scores, tried, strict=True)):
-        best_first.setdefault(levels[1], levels)
-    return list(best_first.values())[: 1 if guidance == 1 else STARTS]
 
 
 def _shares(
@@ -148,8 +154,9 @@ def report(table: Tabulated, laws: Sequence[Trajectories], options: Options, sec
     relative = errors(table, laws).sqrt()
     scores = {"median": float(relative.median()), "mean_log": float(relative.log().mean()), "worst": float(relative.max())}
     settings = {**asdict(options), "work": None, "out": None, "nfe": None}
-    first, second = map(asdict, _ranges(options.guidance))
-    ranges = {"family": first} if first == second else {"family": first, "images": second}
+    scales = _scales(options)
+    first, second = map(asdict, _ranges(scales))
+    ranges = {"family": first, "images": second, "scales": scales} if scales else {"family": first}
     return manifest(**ranges, settings=settings, scores=scores, seconds=round(seconds, 1))
 
 
@@ -192,7 +199,7 @@ def main(options: Options) -> None:
     counts = (options.laws, options.held, options.held)
     names = ("laws to fit", "laws to choose by", "laws for the scores")
     parts = zip(counts, seeds, names, strict=True)
-    laws, held, others = (family(n, rung, seed, options.steps, name, guidance) for n, seed, name in parts)
+    laws, held, others = (family(n, rung, seed, options.steps, name, _scales(options)) for n, seed, name in parts)
     for nfe in tqdm(missing, desc=f"tables from {rung:g}", disable=None):
         start = time.perf_counter()
         table = best(nfe, rung, laws, held, options)

@@ -11,6 +11,7 @@ The tables of README.md and docs/correction.md and their pictures too, from a ru
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ ROOT = Path(__file__).parents[1]
 PAGE, EXAMPLE = ROOT / "docs" / "universal.md", ROOT / "examples" / "twenty_lines.py"
 RUNG, COUNTS = 160.0, (3, 4, 5, 6, 7, 8)
 """The rung and the numbers of evaluations of the tables that are printed."""
+LOW_RUNG, GUIDED_COUNTS = 14.6, (4, 6, 8)
+"""The other rung that has tables for guidance, and the numbers of evaluations whose errors under it are printed."""
 DEMO = {
     ROOT / "README.md": ("The universal solver at few evaluations",),
     ROOT / "docs" / "correction.md": ("The paper's correction", "What the corrections do"),
@@ -55,6 +58,7 @@ def pages() -> dict[Path, str]:
         "example": _python(example.split('"""', 2)[2].strip()),
         "levels": markdown([_levels()]),
         "rungs": markdown([_rungs()]),
+        "scales": markdown([_scales()]),
         "family": markdown([_family()]),
     }.items():
         text = block(text, name, body)
@@ -132,6 +136,20 @@ def _rungs() -> Table:
     rungs = dict.fromkeys(rung for rung, _ in known)
     rows = [(f"{rung:g}", f"{0.5 * rung:g}", _spans([n for r, n in known if r == rung])) for rung in rungs]
     return Table(("first level, in units of σ_data", "σ_max at σ_data = 0.5", "N"), tuple(rows))
+
+
+def _scales() -> Table:
+    """Which scales of guidance have tables, for how many evaluations, and the median errors on new guided laws."""
+    known, rows = universal.guided(), list[tuple[str, ...]]()
+    scales, low = sorted(known), 1.0
+    for scale, above in zip(scales, (*scales[1:], None), strict=True):
+        high = scale * universal.BAND if above is None else math.sqrt(scale * above)
+        counts = (_spans(sorted(nfe for rung, nfe in known[scale] if rung == first)) for first in (RUNG, LOW_RUNG))
+        medians = (f"{known[scale][RUNG, n][1]['scores']['median']:.2g}" for n in GUIDED_COUNTS)
+        rows.append((f"{scale:g}", f"{low:.3g} to {high:.3g}", *counts, *medians))
+        low = high
+    heads = (f"N from {first:g}" for first in (RUNG, LOW_RUNG))
+    return Table(("w", "serves", *heads, *(f"error at N = {n}" for n in GUIDED_COUNTS)), tuple(rows))
 
 
 def _spans(numbers: list[int]) -> str:

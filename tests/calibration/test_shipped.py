@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 from recipes.calibrate_models import HOW, TRAJECTORIES
-from recipes.fit_universal import COMMAND, FULL, Options, best, family
-from recipes.random_laws import Family
+from recipes.fit_universal import BAND, COMMAND, FULL, Options, best, family
+from recipes.random_laws import GUIDED, Family
 
 from steindiff.solvers import Table, universal
 from steindiff.solvers.calibrated import SHIPPED
@@ -16,11 +16,19 @@ from steindiff.solvers.table import load_all
 from steindiff.study.calibrating import calibrate_bed
 from steindiff.study.testbed import make
 
-OWN = ("work", "out", "nfe", "rung", "guidance")
+OWN = ("work", "out", "nfe", "rung", "guidance", "least", "first")
 """What tables of one command differ in."""
 DEFAULTS = {name: value for name, value in asdict(Options(work=None)).items() if name not in OWN}
 COMMANDS = {160.0: DEFAULTS, 14.6: {**DEFAULTS, "laws": 96, "held": 64, "iterations": 10}}
 """The settings of each rung's command, as the recipe's help has it."""
+UNDER_GUIDANCE = {**DEFAULTS, "laws": 40, "held": 24}
+CHOSEN: dict[tuple[float, float, int], tuple[float, float]] = {
+    **{(2, 160.0, nfe): (1, 0.4) for nfe in (6, 8, 10)},
+    **{(4, 160.0, nfe): (2, 0.4) for nfe in (6, 8)},
+    (4, 160.0, 10): (2, 0),
+    **{(scale, 14.6, nfe): (scale / 2, 0) for scale in (4, 8) for nfe in (6, 8)},
+}
+"""The lowest scale of the laws and the first level of the tables that have others than 1 and the best of several."""
 
 
 def test_every_shipped_table_is_of_this_family_with_these_settings():
@@ -32,10 +40,26 @@ def test_every_shipped_table_is_of_this_family_with_these_settings():
         assert "/work" not in json.dumps(about)
 
 
-def test_tables_of_more_evaluations_have_smaller_errors():
+def test_every_table_for_guidance_is_of_these_families_with_these_settings():
+    usual, images = json.loads(json.dumps([asdict(family) for family in GUIDED]))
+    for scale, tables in universal.guided().items():
+        for (rung, nfe), (_, about) in tables.items():
+            assert (about["family"], about["images"]) == (usual, images), (scale, nfe)
+            least, first = about["settings"].get("least", 1), about["settings"].get("first", 0)
+            assert about["scales"] == [least, scale * BAND]
+            assert (least, first) == CHOSEN.get((scale, rung, nfe), (1, 0)), (scale, rung, nfe)
+            assert {name: about["settings"][name] for name in DEFAULTS} == UNDER_GUIDANCE, (scale, nfe)
+            assert (about["settings"]["rung"], about["settings"]["guidance"]) == (rung, scale)
+            assert about["command"] == COMMAND
+            assert "/work" not in json.dumps(about)
+
+
+@pytest.mark.parametrize("known", [universal.shipped(), *universal.guided().values()])
+def test_tables_of_more_evaluations_have_smaller_errors(known):
     """On the recipe's third set of laws, which took no part in a fit or a choice."""
-    for rung in {rung for rung, _ in universal.shipped()}:
-        reports = {nfe: about for (r, nfe), (_, about) in universal.shipped().items() if r == rung and nfe <= FULL}
+    for rung, least in {(rung, about["settings"].get("least", 1)) for (rung, _), (_, about) in known.items()}:
+        same = [(nfe, about) for (r, nfe), (_, about) in known.items() if r == rung and nfe <= FULL]
+        reports = {nfe: about for nfe, about in same if about["settings"].get("least", 1) == least}
         scores = [reports[nfe]["scores"]["mean_log"] for nfe in sorted(reports)]
         assert all(b < a + 0.1 for a, b in pairwise(scores)), (rung, scores)
 

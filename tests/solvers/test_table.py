@@ -606,6 +606,47 @@ def test_the_nearest_rung_is_taken(monkeypatch):
         universal.entry(4, Setting(4.9, 0.004, 1.0))
 
 
+@pytest.mark.parametrize(
+    "guidance, scale",
+    [(0.0, 1), (1.0, 1), (1.01, 2), (2.0, 2), (2.8, 2), (2.9, 4), (5.6, 4), (5.7, 8), (7.5, 8), (8 * math.sqrt(2), 8)],
+)
+def test_the_nearest_scale_of_guidance_is_taken(guidance, scale):
+    own = universal.entry(4, Setting(guidance=scale))
+    near = universal.entry(4, Setting(guidance=guidance))
+    assert near[0].rows == own[0].rows
+    assert near[0].told == own[0].told
+    assert own[1]["settings"].get("guidance", 1) == scale
+    assert Table.universal(4, guidance=guidance).solver.rows == own[0].rows
+
+
+def test_every_scale_of_guidance_has_the_same_tables_and_other_numbers():
+    assert universal.GUIDED.stat().st_size < 500_000
+    counts = {scale: sorted(nfe for _, nfe in known) for scale, known in universal.guided().items()}
+    assert sorted(counts) == [2, 4, 8]
+    assert counts[2] == counts[4] == counts[8]
+    for known in universal.guided().values():
+        for (rung, nfe), (solver, report) in known.items():
+            assert solver.levels[0] == rung
+            assert [bool(row.values) for row in solver.rows] == [False] + [True] * nfe
+            assert solver.rows != universal.shipped()[rung, nfe][0].rows
+            json.dumps(report)
+
+
+@pytest.mark.parametrize(
+    "nfe, guidance, message",
+    [
+        (4, 11.4, "guidance=11.4: there are universal tables up to a scale of 11.3; take a lower one, or a plain solver"),
+        (4, math.inf, "guidance=inf: there are universal tables up to"),
+        (4, math.nan, "guidance=nan: there are universal tables up to"),
+        (2, 5.0, "nfe=2: there are universal tables for 3, 4, .* evaluations under guidance of 5; take one of them"),
+        (20, 1.5, "nfe=20: there are universal tables for 3, 4, .* evaluations under guidance of 1.5; take one of them"),
+    ],
+)
+def test_guidance_without_a_table_is_refused(nfe, guidance, message):
+    with pytest.raises(InputError, match=message):
+        Table.universal(nfe, guidance=guidance)
+
+
 def test_the_first_step_is_never_shorter_than_a_fifth_of_its_level(monkeypatch):
     late = Tabulated((160.0, 100.0, 8.0, 0.004), (Row(0.6, ()), Row(0.1, (0.9,)), Row(0.0, (1.0,))), (1.0,) * 3)
     monkeypatch.setattr(universal, "shipped", lambda: {(160.0, 2): (late, {})})
@@ -692,17 +733,30 @@ def test_auto_takes_the_table_and_elsewhere_the_best_published_choice():
     low = sample("auto", mixture, noisy_state(0.5), nfe=4, setting=Setting(sigma_max=0.5))
     assert low.solver == str(solvers.make("ipndm_4"))
     assert torch.equal(low.x, sample("ipndm_4", mixture, noisy_state(0.5), grids.karras(4, sigma_max=0.5)).x)
-    for scale, nfe, table in (
-        (1.2, 3, True),
-        (1.2, 2, False),
-        (2.0, 3, True),
-        (3.0, 5, False),
-        (3.0, 6, True),
-        (7.5, 10, False),
-    ):
-        guided = sample("auto", Guided(mixture, mixture, scale), x, nfe=nfe)
-        assert guided.solver == (f"universal table of {nfe} evaluations" if table else "DDIM()"), (scale, nfe)
-    assert solvers.make("auto").for_nfe(40, Setting(guidance=5.0)) == (solvers.make("ipndm_2"), 40)
+    for scale in (1.2, 2.0, 3.0, 5.0, 7.5, 11.3):
+        guided = sample("auto", Guided(mixture, mixture, scale), x, nfe=4)
+        assert guided.solver == "universal table of 4 evaluations", scale
+        assert torch.equal(guided.x, sample("universal", Guided(mixture, mixture, scale), x, nfe=4).x)
+
+
+@pytest.mark.parametrize(
+    "nfe, setting, name",
+    [
+        (2, Setting(guidance=1.2), "ddim"),
+        (2, Setting(guidance=7.5), "ddim"),
+        (40, Setting(guidance=2.0), "ipndm_4"),
+        (40, Setting(guidance=5.0), "ipndm_2"),
+        (10, Setting(guidance=15.0), "ddim"),
+        (17, Setting(guidance=15.0), "ddim"),
+        (18, Setting(guidance=15.0), "ipndm_2"),
+        (5, Setting(sigma_max=0.5, guidance=3.0), "ddim"),
+        (6, Setting(sigma_max=0.5, guidance=3.0), "ipndm_2"),
+        (3, Setting(sigma_max=0.5, guidance=2.0), "ipndm_4"),
+    ],
+)
+def test_under_guidance_without_a_table_auto_takes_what_breaks_least(nfe, setting, name):
+    """Of few evaluations DDIM, and above w = 2 a method of low order."""
+    assert solvers.make("auto").for_nfe(nfe, setting) == (solvers.make(name), nfe)
 
 
 @pytest.mark.parametrize("name", ["auto", "universal"])

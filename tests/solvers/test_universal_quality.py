@@ -6,6 +6,7 @@ import torch
 from steindiff import grids, initial_noise
 from steindiff.analytic import GaussianMixture
 from steindiff.sampling import sample
+from steindiff.study import testbed
 from steindiff.study.testbed import digits_mixture
 
 D64 = torch.float64
@@ -39,4 +40,15 @@ def test_what_auto_takes_ends_nearer_the_exact_flow_than_the_best_plain_solver(b
     ours = sample("auto", law, x, nfe=n)
     assert ours.solver == f"universal table of {n} evaluations"
     plain = {name: rmse(sample(name, law, x, grids.karras(n)).x, exact) for name in PLAIN}
+    assert min(plain.values()) / rmse(ours.x, exact) >= factor, (plain, rmse(ours.x, exact))
+
+
+@pytest.mark.parametrize("scale, n, factor", [(2, 4, 2.0), (2, 6, 2.0), (5, 5, 1.4), (5, 6, 2.0), (8, 6, 2.0), (8, 8, 2.0)])
+def test_under_guidance_it_ends_nearer_too(scale, n, factor):
+    bed, seeds = testbed.make(f"digits_guided_{scale}"), range(5000, 5048)
+    denoiser, x = bed.denoiser_for(seeds), initial_noise(seeds, bed.event_shape)
+    exact = sample("unipc_3", denoiser, x, grids.karras(128)).x
+    ours = sample("auto", denoiser, x, nfe=n)
+    assert ours.solver == f"universal table of {n} evaluations"
+    plain = {name: rmse(sample(name, denoiser, x, grids.karras(n)).x, exact) for name in (*PLAIN, "ipndm_2")}
     assert min(plain.values()) / rmse(ours.x, exact) >= factor, (plain, rmse(ours.x, exact))

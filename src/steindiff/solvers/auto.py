@@ -10,20 +10,23 @@ from steindiff.solvers.multistep import DDIM
 from steindiff.solvers.universal import OnTables, Universal
 
 
-def needed(guidance: float) -> float:
-    """The fewest evaluations with which a table holds under guidance: none without it, 3 up to w = 2, and w + 3 above."""
-    if guidance <= 1:
-        return 0
-    return 3 if guidance <= 2 else guidance + 3
+def published(nfe: int, guidance: float) -> Solver:
+    """The published method where there is no table: iPNDM-4, and under guidance of a scale w what breaks least there.
+
+    That is DDIM for fewer than 3 evaluations, or fewer than w + 3 where w is above 2; and iPNDM-2 for more where w is above 2.
+    """
+    strong = guidance > 2
+    if guidance > 1 and nfe < (guidance + 3 if strong else 3):
+        return DDIM()
+    return IPNDM(2 if strong else 4)
 
 
 @dataclass(frozen=True)
 class Auto(OnTables):
-    """A table calibrated for this network, else the universal one where its test says that it wins, else a published method.
+    """A table calibrated for this network, else the universal one, and a published method where there is none.
 
-    A calibrated table is looked for as `calibrated.found` says. The universal table is taken without guidance, and under
-    guidance of a scale w where N ≥ `needed(w)`. With fewer evaluations it can break, and a run takes DDIM, which seldom does.
-    Where there is no table for N or for the noise levels, a run takes iPNDM-4, or iPNDM-2 under guidance of a scale above 2
+    A calibrated table is looked for as `calibrated.found` says, and under guidance the universal table is that of the nearest
+    scale. Where there is no table for N, for the noise levels or for the scale of guidance, a run takes what `published` says
     (`docs/universal.md` has the test).
     """
 
@@ -33,9 +36,7 @@ class Auto(OnTables):
         own = found(nfe, setting)
         if own is not None:
             return own, len(own.rows)
-        if nfe < needed(setting.guidance):
-            return DDIM(), nfe
         try:
             return Universal(self.sigma_data).for_nfe(nfe, setting)
         except InputError:
-            return IPNDM(4 if setting.guidance <= 2 else 2), nfe
+            return published(nfe, setting.guidance), nfe

@@ -70,6 +70,7 @@ class Table:
         sigma_min: float = SIGMA_MIN,
         sigma_data: float = 0.5,
         mean: Tensor | None = None,
+        guidance: float = 1.0,
     ) -> "Table":
         """The shipped table for networks it has never seen.
 
@@ -79,11 +80,13 @@ class Table:
             sigma_min: the last noise level; 0 is allowed.
             sigma_data: the standard deviation of the data's coordinates.
             mean: the data's mean, broadcastable to an event; None is zero, which costs little (`docs/universal.md`).
+            guidance: the scale of classifier-free guidance; 1 is none.
 
         Raises:
-            InputError: there is no table for this number of evaluations or these levels; the error names what there is.
+            InputError: there is no table for this number of evaluations, these levels or this guidance; the error names what
+                there is.
         """
-        solver, report = universal.entry(nfe, Setting(sigma_max, sigma_min, sigma_data))
+        solver, report = universal.entry(nfe, Setting(sigma_max, sigma_min, sigma_data, guidance))
         return Table(replace(solver, mean=mean), report)
 
 

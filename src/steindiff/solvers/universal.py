@@ -4,9 +4,12 @@ A table is in units of σ_data: data, noise levels and states scale together, an
 few first levels, the *rungs*; a run takes the rung nearest its own first level s_0 = σ_max/σ_data, with its first step, which
 evaluates nothing, stretched by the flow of a Gaussian of variance one,
 
-    a ← a √((1 + rung²)/(1 + s_0²)),      s_0 ≥ rung/2 and s_0 ≥ 5/4 of the level after that step,
+    a ← a √((1 + rung²)/(1 + s_0²)),      s_0 ≥ rung/2 and s_0 ≥ 5/4 of the level after that step, or s_0 ≥ rung,
 
 and it ends at its own last level s, by the noise that the last evaluation sees: x ← x + (s − s_n)(x_N − D_N)/told level.
+
+Under classifier-free guidance there are other tables, for a few scales w, fitted on guided laws. A run above w = 1 takes the
+scale whose ratio to w is nearest to one, and none beyond √2 times the highest.
 """
 
 import math
@@ -21,29 +24,64 @@ from steindiff.solvers.multistep import Row
 from steindiff.solvers.planned import Planned
 from steindiff.solvers.tabulated import Tabulated
 
-FILE = Path(__file__).parent / "universal.safetensors"
+FILE, GUIDED = (Path(__file__).parent / f"{name}.safetensors" for name in ("universal", "guided"))
+Tables = dict[tuple[float, int], table_files.Entry]
+BAND = math.sqrt(2)
+"""The factor above the highest scale of guidance up to which its tables are taken."""
 _HIGHEST, _LOWEST = 1e6, 0.5
 
 
 @cache
-def shipped() -> dict[tuple[float, int], table_files.Entry]:
+def shipped() -> Tables:
     """The shipped tables by rung and number of evaluations."""
     entries = table_files.load(FILE).values()
     return {(solver.levels[0], solver.nfe(solver.own_grid)): (solver, report) for solver, report in entries}
+
+
+@cache
+def guided() -> dict[float, Tables]:
+    """The shipped tables for guidance by scale; a name in the file is rung/evaluations/scale."""
+    found = dict[float, Tables]()
+    for name, entry in table_files.load(GUIDED).items():
+        solver, scale = entry[0], float(name.split("/")[2])
+        found.setdefault(scale, {})[solver.levels[0], solver.nfe(solver.own_grid)] = entry
+    return found
+
+
+def highest() -> float:
+    """The highest scale of guidance that has tables."""
+    return BAND * max(guided())
+
+
+def tables(guidance: float) -> Tables:
+    """The tables of the nearest scale of guidance by its ratio. Raises InputError beyond the highest band."""
+    if guidance <= 1:
+        return shipped()
+    known = guided()
+    if not guidance <= highest() * (1 + 1e-6):
+        raise InputError(
+            f"guidance={guidance:g}: there are universal tables up to a scale of {highest():.3g}; take a lower one, or a plain "
+            "solver such as ddim"
+        )
+    return known[min(sorted(known), key=lambda scale: round(abs(math.log(scale / guidance)), 6))]
 
 
 def entry(nfe: int, setting: Setting = USUAL) -> table_files.Entry:
     """The universal table for this number of evaluations and these noise levels.
 
     Raises:
-        InputError: there is no table for this number of evaluations or these levels; the error names what there is.
+        InputError: there is no table for this number of evaluations, these levels or this scale of guidance; the error names
+            what there is.
     """
-    s, known = setting.sigma_data, shipped()
+    s, known = setting.sigma_data, tables(setting.guidance)
     top, bottom = setting.sigma_max / s, setting.sigma_min / s
     rungs = sorted({rung for rung, n in known if whole(nfe) and n == nfe})
     if not rungs:
         have = ", ".join(map(str, sorted({n for _, n in known})))
-        raise InputError(f"nfe={nfe}: there are universal tables for {have} evaluations; take one of them, or a plain solver")
+        under = f" under guidance of {setting.guidance:g}" if setting.guidance > 1 else ""
+        raise InputError(
+            f"nfe={nfe}: there are universal tables for {have} evaluations{under}; take one of them, or a plain solver"
+        )
     lowest = {rung: _lowest(known[rung, nfe][0]) for rung in rungs}
     usable = [rung for rung in rungs if lowest[rung] <= top * (1 + 1e-6)]
     if not usable or not top <= _HIGHEST:
@@ -66,7 +104,8 @@ def entries(nfe: int, setting: Setting = USUAL) -> list[Tabulated]:
 
 def _lowest(solver: Tabulated) -> float:
     """The lowest first level to which the first step may be stretched."""
-    return max(solver.levels[0] / 2, 1.25 * solver.levels[1])
+    rung, after = solver.levels[:2]
+    return min(rung, max(rung / 2, 1.25 * after))
 
 
 def _started(solver: Tabulated, top: float) -> Tabulated:
