@@ -85,15 +85,19 @@ def test_guidance_to_a_class_is_that_of_the_model(tmp_path, monkeypatch, capsys)
     code, text = run(monkeypatch, capsys, "sample", *args, "--nfe", "6", "--outdir", str(tmp_path / "a"))
     assert code == 0, text
     about = json.loads((tmp_path / "a" / "run.json").read_text())
-    assert (about["solver"], about["job"]["guidance"]) == ("universal table of 6 evaluations", 3.0)
+    assert (about["solver"], about["job"]["guidance"]) == ("calibrated table of 6 evaluations", 3.0)
     assert (about["stats"][0]["nfe"], about["stats"][0]["forward_equivalents"]) == (6, 12)
     model = models.load("digits_classes", dtype=torch.float64)
     x = steindiff.initial_noise(range(4), model.event_shape, dtype=torch.float64)
     wanted = steindiff.sample("auto", model.guided(torch.tensor(7), 3.0), x, nfe=6).x
     assert np.array_equal(np.load(tmp_path / "a" / "samples.npz")["arr_0"], to_uint8(wanted))
+    code, text = run(monkeypatch, capsys, "sample", *args, "--nfe", "6", "--guidance", "4", "--outdir", str(tmp_path / "c"))
+    assert code == 0, text
+    between = "calibrated table, between w = 3 and 5, of 6 evaluations"
+    assert json.loads((tmp_path / "c" / "run.json").read_text())["solver"] == between
     code, text = run(monkeypatch, capsys, "sample", *args, "--nfe", "5", "--outdir", str(tmp_path / "b"))
     assert code == 0, text
-    assert json.loads((tmp_path / "b" / "run.json").read_text())["solver"] == "DDIM()"  # too few for the table
+    assert json.loads((tmp_path / "b" / "run.json").read_text())["solver"] == "universal table of 5 evaluations"
 
 
 def test_without_guidance_a_class_costs_one_forward(tmp_path, monkeypatch, capsys):
