@@ -43,7 +43,7 @@ def test_what_auto_takes_ends_nearer_the_exact_flow_than_the_best_plain_solver(b
     assert min(plain.values()) / rmse(ours.x, exact) >= factor, (plain, rmse(ours.x, exact))
 
 
-@pytest.mark.parametrize("scale, n, factor", [(2, 4, 2.0), (2, 6, 2.0), (5, 5, 1.4), (5, 6, 2.0), (8, 6, 2.0), (8, 8, 2.0)])
+@pytest.mark.parametrize("scale, n, factor", [(2, 4, 2.0), (5, 6, 2.0), (8, 8, 2.0)])
 def test_under_guidance_it_ends_nearer_too(scale, n, factor):
     bed, seeds = testbed.make(f"digits_guided_{scale}"), range(5000, 5048)
     denoiser, x = bed.denoiser_for(seeds), initial_noise(seeds, bed.event_shape)
