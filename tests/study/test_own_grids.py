@@ -12,7 +12,7 @@ from steindiff.models.datasets import load_digits
 from steindiff.report.evaluate import blocks, write
 from steindiff.report.markdown import markdown
 from steindiff.report.study import write_report
-from steindiff.solvers import DDIM, IPNDM, DPMpp2M, Table, Tabulated, as_table
+from steindiff.solvers import DDIM, IPNDM, DPMpp2M, Setting, Table, Tabulated, as_table
 from steindiff.solvers.multistep import Row
 from steindiff.study import testbed
 from steindiff.study.evaluate import evaluate
@@ -44,6 +44,15 @@ def test_a_solver_with_its_own_grid_has_one_run_for_each_nfe_that_it_can_spend()
     assert dataclasses.replace(CONFIG, solvers=("universal",)).used_grids == (OWN,)
     twice = dataclasses.replace(CONFIG, solvers=("universal",), nfe=(5, 20), corrections=("twice",))
     assert [(c.nfe, c.correction) for c in twice.cells()] == [(5, PLAIN), (5, "twice"), (20, PLAIN)]  # and none of 40
+
+
+def test_a_testbeds_guidance_decides_which_tables_there_are():
+    """A study goes on where one of its testbeds has no table: there is one of 12 evaluations without guidance only."""
+    cell, guided = Cell("ring", "universal", OWN, 12, PLAIN), Setting(guidance=2.0)
+    assert CONFIG.runs_on(cell, Setting())
+    assert not CONFIG.runs_on(cell, guided)
+    assert CONFIG.runs_on(dataclasses.replace(cell, nfe=8), guided)
+    assert CONFIG.runs_on(dataclasses.replace(cell, solver="auto"), guided)
 
 
 def test_a_study_that_cannot_have_such_runs_is_refused():

@@ -88,11 +88,9 @@ def rivals_of(study: Study, contender: str) -> list[Rivals]:
 
 
 def duels(study: Study, bed: str, contender: str, metric: str, rivals: Rivals) -> list[Duel]:
-    """One for each NFE that the contender runs at."""
-    cells = [Cell(bed, contender, OWN, nfe, PLAIN) for nfe in study.nfe]
-    some = study.config.solver(contender).of_networks
-    run = (cell for cell in cells if (cell in study.results if some else study.config.runs(contender, cell.nfe)))
-    return [duel(study, cell, metric, rivals) for cell in run]
+    """One for each NFE that the contender has run at: the testbed's network and guidance decide whether it has a table."""
+    cells = (Cell(bed, contender, OWN, nfe, PLAIN) for nfe in study.nfe)
+    return [duel(study, cell, metric, rivals) for cell in cells if cell in study.results]
 
 
 def duel(study: Study, cell: Cell, metric: str, rivals: Rivals) -> Duel:

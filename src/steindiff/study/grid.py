@@ -158,9 +158,8 @@ class Config:
         return solver.of_networks or _spends(solver, nfe, USUAL)
 
     def runs_on(self, cell: Cell, setting: Setting) -> bool:
-        """Whether a cell's solver can spend its evaluations on a testbed of this setting."""
-        solver = self.solver(cell.solver)
-        return not solver.of_networks or _spends(solver, cell.evaluations, setting)
+        """Whether a cell's solver can spend its evaluations on a testbed of this setting: guidance decides it too."""
+        return _spends(self.solver(cell.solver), cell.evaluations, setting)
 
     def correction(self, label: str) -> Correction | None:
         """What a label stands for, None for a plain run. Raises InputError as `corrections.make`."""
