@@ -47,13 +47,15 @@ def start(
 ) -> Tabulated:
     """The universal table, where there is one and no fit has a much smaller error on the held-out laws or noises.
 
-    Fits are on its levels, on others after a free step, and on grids without one. A table `near` is taken before all of them,
-    where its runs stay finite: that of a neighbouring scale of guidance is in the same valley, and no fit is sure to be.
+    Fits are on its levels, on others after a free step, and on grids without one. Under guidance it is the unguided table all
+    the same: from a table for guidance a refinement ends up to three times as far away (`docs/calibration.md`). A table `near`
+    is taken before all of them, where its runs stay finite: that of a neighbouring scale of guidance is in the same valley, and
+    no fit is sure to be.
     """
     if near is not None and math.isfinite(score(near, held)):
         return replace(near, purpose=None)
     top, bottom = setting.sigma_max, setting.sigma_min
-    universal = entries(nfe, setting)
+    universal = entries(nfe, replace(setting, guidance=1.0))
     fits = [fit(laws, grid) for grid in [*(table.levels for table in universal), *grids(nfe, top, bottom)]]
     fits += [fit(laws, karras(nfe, bottom, top, rho).tolist(), free=False) for rho in RHOS]
     scored = [(score(table, held) - AHEAD * (table in universal), i) for i, table in enumerate([*universal, *fits])]
