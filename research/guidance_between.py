@@ -91,7 +91,7 @@ def lines(options: Options, scales: list[float], asked: list[float], nfe: Sequen
                     except InputError:
                         cells.append("none")
                 cells.append(score(chain[high][k].solver, law))
-                cells += [score(table, law) for table in entries(n, setting)]
+                cells += [score(table, law) for table in entries(n, setting)] or ["none"]
                 yield f"| {n} | {scale:g} | {low:g}, {high:g} | {' | '.join(cells)} |"
 
 

@@ -29,7 +29,7 @@ def test_auto_takes_the_universal_table_for_the_denoisers_own_scale():
 
 
 def test_auto_takes_a_plain_solver_under_guidance_beyond_the_tables_and_on_a_grid_that_is_named():
-    for scale, kind in ((1.0, Tabulated), (5.0, DDIM)):
+    for scale, kind in ((1.0, Tabulated), (5.0, Tabulated), (20.0, DDIM)):
         assert isinstance(AUTO.prepare(Guided(LAW, LAW, scale))[0], kind)
     many, levels = replace(AUTO, nfe=60).prepare(LAW)
     assert isinstance(many, IPNDM)
