@@ -25,11 +25,11 @@ from steindiff import initial_noise
 from steindiff.calibration import Trajectories, run, trajectories
 from steindiff.errors import InputError
 from steindiff.run import parse_seeds
-from steindiff.solvers import Setting, Table, Tabulated
+from steindiff.solvers import Setting, Tabulated
 from steindiff.solvers.between import between
 from steindiff.solvers.universal import entries
 from steindiff.study import testbed
-from steindiff.study.calibrating import calibrate_bed
+from steindiff.study.calibrating import calibrate_bed, chained
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,11 @@ def score(table: Tabulated, law: Trajectories) -> str:
     return f"{rmse:.4f} ± {float(squares.std()) / len(squares) ** 0.5 / (2 * rmse):.4f}"
 
 
-def chained(options: Options, scales: list[float], nfe: Sequence[int]) -> dict[float, list[Table]]:
-    """The tables of all scales, from the largest down."""
-    found, latest = dict[float, list[Table]](), list[Table]()
-    for scale in sorted(scales, reverse=True):
-        latest = found[scale] = calibrate_bed(bed_of(options, scale), nfe, options.trajectories, starts=latest)
-    return found
-
-
 def lines(options: Options, scales: list[float], asked: list[float], nfe: Sequence[int]) -> Iterator[str]:
     """The rows of a Markdown table."""
-    chain = chained(options, scales, nfe)
+    down = sorted(scales, reverse=True)
+    beds = (bed_of(options, scale) for scale in down)
+    chain = dict(zip(down, chained(beds, nfe, options.trajectories), strict=True))
     alone = {w: calibrate_bed(bed_of(options, w), nfe, options.trajectories) for w in {*scales, *asked}}
     for low, high in pairwise(sorted(scales)):
         for scale in (w for w in asked if low < w < high):

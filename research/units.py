@@ -14,7 +14,7 @@ from recipes.fit_universal import LAST
 from torch import Tensor
 
 from steindiff import initial_noise
-from steindiff.calibration import Trajectories, run, trajectories
+from steindiff.calibration import Trajectories, errors, run, trajectories
 from steindiff.denoisers import Denoiser
 from steindiff.solvers import Tabulated
 from steindiff.study import testbed
@@ -63,6 +63,23 @@ def rmse(squares: Tensor) -> tuple[float, float]:
     """The root of a mean of squares, and its standard error by the delta method."""
     root = math.sqrt(float(squares.mean()))
     return root, float(squares.std()) / math.sqrt(len(squares)) / (2 * root)
+
+
+def log_changes(table: Tabulated, reference: Tabulated, laws: Sequence[Trajectories]) -> Tensor:
+    """The logarithm of the ratio of two tables' errors, one for each law."""
+    return (errors(table, laws).log() - errors(reference, laws).log()) / 2
+
+
+def mean_of(logs: Tensor) -> str:
+    """The mean over laws with its standard error."""
+    return f"{float(logs.mean()):+.3f} ± {float(logs.std()) / math.sqrt(len(logs)):.3f}"
+
+
+def beside(table: Tabulated, reference: Tabulated, bed: Trajectories, digits: int) -> str:
+    """A table's error on a testbed, and its ratio to another table's with so many digits."""
+    squares = relative(table, bed)
+    (root, se), (value, noise) = rmse(squares), ratio(squares, relative(reference, bed))
+    return f"{root:.4f} ± {se:.4f} ({value:.{digits}f} ± {noise:.{digits}f})"
 
 
 def ratio(mine: Tensor, theirs: Tensor) -> tuple[float, float]:

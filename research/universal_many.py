@@ -10,7 +10,6 @@ relative to the standard deviation, and in brackets the ratio on the same images
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -18,8 +17,8 @@ from typing import Annotated
 from recipes.command import command
 from recipes.fit_universal import family
 
-from research.units import RUNG, law, ratio, relative, rmse
-from steindiff.calibration import Settings, Trajectories, errors, fit, refine
+from research.units import RUNG, beside, law, log_changes, mean_of
+from steindiff.calibration import Settings, Trajectories, fit, refine
 from steindiff.calibration.search import resampled
 from steindiff.solvers import Tabulated, universal
 
@@ -55,13 +54,8 @@ def tables(o: Options, shipped: Tabulated) -> Iterator[tuple[str, Tabulated]]:
 
 def cells(table: Tabulated, shipped: Tabulated, others: Sequence[Trajectories], beds: Sequence[Trajectories]) -> list[str]:
     """What a line shows of a table."""
-    logs = (errors(table, others).log() - errors(shipped, others).log()) / 2
-    found = [f"{float(logs.mean()):+.3f} ± {float(logs.std()) / math.sqrt(len(logs)):.3f}", f"{float(logs.median()):+.3f}"]
-    for bed in beds:
-        squares = relative(table, bed)
-        (root, se), (value, noise) = rmse(squares), ratio(squares, relative(shipped, bed))
-        found.append(f"{root:.4f} ± {se:.4f} ({value:.2f} ± {noise:.2f})")
-    return found
+    logs = log_changes(table, shipped, others)
+    return [mean_of(logs), f"{float(logs.median()):+.3f}", *(beside(table, shipped, bed, 2) for bed in beds)]
 
 
 @command

@@ -19,8 +19,8 @@ from typing import Annotated
 from recipes.command import command
 from recipes.fit_universal import MOST, SIZE, family, grids
 
-from research.units import RUNG, law, ratio, relative, rmse
-from steindiff.calibration import Settings, Trajectories, errors, fit, refine, score
+from research.units import RUNG, beside, law, log_changes, mean_of
+from steindiff.calibration import Settings, Trajectories, fit, refine, score
 from steindiff.solvers import Tabulated
 from steindiff.study import testbed
 
@@ -61,13 +61,8 @@ def fitted(o: Options, laws: Sequence[Trajectories], held: Sequence[Trajectories
 
 def cells(table: Tabulated, without: Tabulated, others: Sequence[Trajectories], beds: Sequence[Trajectories]) -> list[str]:
     """What a line shows of a table."""
-    logs = (errors(table, others).log() - errors(without, others).log()) / 2
-    found = [f"{float(logs.mean()):+.3f} ± {float(logs.std()) / math.sqrt(len(logs)):.3f}"]
-    for bed in beds:
-        squares = relative(table, bed)
-        (root, se), (value, noise) = rmse(squares), ratio(squares, relative(without, bed))
-        found.append(f"{root:.4f} ± {se:.4f} ({value:.3f} ± {noise:.3f})")
-    return found
+    logs = log_changes(table, without, others)
+    return [mean_of(logs), *(beside(table, without, bed, 3) for bed in beds)]
 
 
 @command

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from steindiff.calibration import gate, search
+from steindiff.calibration.bill import Bill
 from steindiff.calibration.memory import BATCH, Room, runs_out
 from steindiff.calibration.refine import Progress, Settings, refine, renamed
 from steindiff.calibration.teacher import STEPS, Conditioned, Trajectories, trajectories
@@ -145,22 +146,6 @@ def _check(noise: Tensor, nfe: int) -> None:
         )
 
 
-@dataclass
-class _Bill:
-    """How many images the network has evaluated."""
-
-    images: int = 0
-
-    def of(self, denoiser: Denoiser) -> Denoiser:
-        """The same denoiser, billed."""
-
-        def billed(x: Tensor, sigma: Tensor) -> Tensor:
-            self.images += len(x)
-            return denoiser(x, sigma)
-
-        return billed
-
-
 @dataclass(frozen=True, eq=False)
 class _Job:
     """A calibration: what it is of, and how it is done."""
@@ -174,7 +159,7 @@ class _Job:
     options: Options
     progress: bool
     starts: tuple[Table, ...] = ()
-    bill: _Bill = field(default_factory=_Bill)
+    bill: Bill = field(default_factory=Bill)
 
     @cached_property
     def room(self) -> Room:

@@ -1,6 +1,6 @@
 """Tables calibrated on a testbed: a shipped model, a model file, or one of them guided."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +57,16 @@ def calibrate_guided(
 
     The largest scale comes first, and each other one starts from the tables of the one above.
     """
-    found, latest = list[Table](), list[Table]()
-    for scale in sorted(scales, reverse=True):
-        bed = guided_model(f"{model}_guided_{scale:g}", model, scale, device)
+    beds = (guided_model(f"{model}_guided_{scale:g}", model, scale, device) for scale in sorted(scales, reverse=True))
+    return [table for tables in chained(beds, nfe, trajectories, **how) for table in tables]
+
+
+def chained(beds: Iterable[Testbed], nfe: Sequence[int], trajectories: int, **how: Any) -> Iterator[list[Table]]:
+    """The tables of each testbed, which start from those of the one before; `how` is as `calibrate_bed`."""
+    latest = list[Table]()
+    for bed in beds:
         latest = calibrate_bed(bed, nfe, trajectories, starts=latest, **how)
-        found += latest
-    return found
+        yield latest
 
 
 def kept_beside(path: Path, tables: Sequence[Table]) -> Path:

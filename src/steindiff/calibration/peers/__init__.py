@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
 
+from steindiff.calibration.bill import Bill
 from steindiff.calibration.peers import bns, dc_solver, dpm_v3, gits, olss, oss, pas
-from steindiff.calibration.peers.base import Bill, Made, Peer, Task
+from steindiff.calibration.peers.base import Made, Peer, Task
 
 PEERS: Mapping[str, Peer] = MappingProxyType(
     {

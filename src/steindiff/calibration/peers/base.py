@@ -6,50 +6,23 @@ a solver with its grid. Every image that the network evaluates is billed.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
+from steindiff.calibration.bill import Bill
 from steindiff.calibration.calibrate import divided
 from steindiff.calibration.refine import run
 from steindiff.calibration.teacher import Trajectories
-from steindiff.denoisers import Denoiser
 from steindiff.errors import require
 from steindiff.solvers import USUAL, Setting, Solver, Tabulated
 from steindiff.solvers.base import whole
 
 BACKWARD = 2
 """What a derivative with respect to all numbers of a run costs beside the run itself, in evaluations."""
-
-
-@dataclass
-class Bill:
-    """How many images the network has evaluated, or the equivalent in derivatives."""
-
-    images: int = 0
-
-    def add(self, images: int) -> None:
-        """Write down images, or what a derivative counts as: a VJP two evaluations, a JVP one beside its own."""
-        self.images += images
-
-    def of(self, denoiser: Denoiser) -> Denoiser:
-        """The same denoiser, billed."""
-
-        def billed(x: Tensor, sigma: Tensor) -> Tensor:
-            self.add(len(x))
-            return denoiser(x, sigma)
-
-        return billed
-
-    def law(self, law: Trajectories) -> Trajectories:
-        """The same trajectories, with the denoiser billed."""
-        given = law.conditioned
-        conditioned = None if given is None else lambda places: self.of(given(places))
-        return replace(law, denoiser=self.of(law.denoiser), conditioned=conditioned)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from steindiff import grids
-from steindiff.calibration.peers.base import Bill, Made, Task
+from steindiff.calibration.bill import Bill
+from steindiff.calibration.peers.base import Made, Task
 from steindiff.calibration.teacher import Trajectories, trajectories
 from steindiff.divergence import choose
 from steindiff.divergence.products import Options, linearise
