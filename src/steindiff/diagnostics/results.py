@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from steindiff.analytic import GaussianMixture
 from steindiff.diagnostics.meters import TraceSummary
 from steindiff.diagnostics.setup import Setup
+from steindiff.diagnostics.toy import Turn
 from steindiff.diagnostics.trajectory import Reference, StepReport
 from steindiff.models import Model
 
@@ -93,38 +93,6 @@ class TraceRun:
 
 
 @dataclass(frozen=True, eq=False)
-class Panel:
-    """Trajectories (levels, B) at `sigmas` under one method; fewer levels where the run became infinite."""
-
-    name: str
-    sigmas: Tensor
-    paths: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Toy:
-    """Runs of `steps` on a law in one dimension; the exact flow is the first panel."""
-
-    law: GaussianMixture
-    steps: int
-    panels: tuple[Panel, ...]
-
-    def numbers(self) -> dict[str, dict[str, float]]:
-        """Per method: the RMS distance of the end points to the exact flow's, and the shares at the wrong and at no mode."""
-        exact = self.panels[0].paths[-1]
-        out = {}
-        for panel in self.panels[1:]:
-            end = panel.paths[-1] if len(panel.paths) == len(panel.sigmas) else torch.full_like(exact, math.inf)
-            off = (end.abs() - 1).abs() > 0.25
-            out[panel.name] = {
-                "rms": float((end - exact).square().mean().sqrt()),
-                "wrong_mode": float(((end.sign() != exact.sign()) & ~off).double().mean()),
-                "no_mode": float(off.double().mean()),
-            }
-        return out
-
-
-@dataclass(frozen=True, eq=False)
 class Diagnosis:
     """Everything that was found; `seconds` it took."""
 
@@ -132,7 +100,7 @@ class Diagnosis:
     flows: tuple[Flow, ...]
     cells: tuple[StepRun, ...]
     traces: tuple[TraceRun, ...]
-    toy: Toy
+    toy: tuple[Turn, ...]
     seconds: float
 
     def runs(self, flow: Flow) -> list[StepRun]:
@@ -149,5 +117,6 @@ class Diagnosis:
             }
             for flow in self.flows
         }
+        toy = {turn.name: turn.as_json() for turn in self.toy}
         cells, traces = ([asdict(run) for run in runs] for runs in (self.cells, self.traces))
-        return {"denoiser": denoiser, "cells": cells, "traces": traces, "toy": self.toy.numbers()}
+        return {"denoiser": denoiser, "cells": cells, "traces": traces, "toy": toy}

@@ -58,8 +58,7 @@ def run_diagnose(setup: Setup, outdir: str | Path) -> Diagnosis:
                 bar.update()
             traces += _traces(model, setup)
             bar.update()
-    toy = run_toy(setup.first_seed)
-    found = Diagnosis(setup, tuple(flows), tuple(cells), tuple(traces), toy, time.perf_counter() - start)
+    found = Diagnosis(setup, tuple(flows), tuple(cells), tuple(traces), run_toy(), time.perf_counter() - start)
     write_json(folder / "results.json", found.as_json())
     shas = {m.name: m.sha256 for m in loaded}
     write_json(folder / "run.json", manifest(config=asdict(setup), models=shas, seconds=round(found.seconds, 1)))
