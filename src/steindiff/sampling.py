@@ -90,6 +90,22 @@ class Record:
         return sum(value) / len(value) if isinstance(value, tuple) else value
 
 
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What is kept of a step until somebody asks for its record: the numbers stay on the device."""
+
+    index: int
+    sigma: float
+    sigma_next: float
+    note: Note
+
+    @classmethod
+    def of(cls, interval: Interval, note: Note) -> "Kept":
+        """A step of a grid."""
+        sigma, sigma_next = interval.grid.levels[interval.index : interval.index + 2]
+        return cls(interval.index, sigma, sigma_next, note)
+
+
 @dataclass(frozen=True)
 class Stats:
     """What a run cost.
@@ -243,14 +259,14 @@ def sample(
     watched = _Watched(denoiser)
     observers = (on_step,) if callable(on_step) else tuple(on_step or ())
     events = steps(solver, watched, x, sigmas, generator=generator)
-    kept: list[tuple[Interval, Note]] = []
+    kept = list[Kept]()
     final = x
     for event in _bar(events, len(sigmas) - 1) if progress else events:
-        kept.append((event.interval, event.step.note or Note(Reason.PLAIN)))
+        kept.append(Kept.of(event.interval, event.step.note or Note(Reason.PLAIN)))
         for observe in observers:
             observe(_copied(event))
         final = event.step.x
-    return SampleResult(final, _trace(kept), _stats(watched, [note for _, note in kept], len(x)), str(solver))
+    return SampleResult(final, records(kept), _stats(watched, [k.note for k in kept], len(x)), str(solver))
 
 
 def _planned(
@@ -319,19 +335,19 @@ def _bar(events: Iterator[Event], total: int) -> Iterable[Event]:
     return bar
 
 
-def _trace(kept: list[tuple[Interval, Note]]) -> tuple[Record, ...]:
-    """Every number of the run in one transfer."""
-    tensors = [z for _, note in kept for z in (note.reason, *note.numbers.values()) if isinstance(z, Tensor)]
+def records(kept: Sequence[Kept]) -> tuple[Record, ...]:
+    """The trace of these steps: every number in one transfer."""
+    tensors = [z for k in kept for z in (k.note.reason, *k.note.numbers.values()) if isinstance(z, Tensor)]
     wide = torch.float32 if tensors and tensors[0].device.type == "mps" else torch.float64
     flat = iter(torch.cat([z.reshape(-1).to(wide) for z in tensors]).tolist() if tensors else ())
-    return tuple(_record(interval, note, flat) for interval, note in kept)
+    return tuple(_record(k, flat) for k in kept)
 
 
-def _record(interval: Interval, note: Note, flat: Iterator[float]) -> Record:
+def _record(kept: Kept, flat: Iterator[float]) -> Record:
+    note = kept.note
     reason = Reason(int(next(flat))) if isinstance(note.reason, Tensor) else note.reason
     numbers = {name: tuple(islice(flat, z.numel())) if z.ndim else next(flat) for name, z in note.numbers.items()}
-    sigma, sigma_next = interval.grid.levels[interval.index : interval.index + 2]
-    return Record(interval.index, sigma, sigma_next, reason.name.lower(), numbers)
+    return Record(kept.index, kept.sigma, kept.sigma_next, reason.name.lower(), numbers)
 
 
 def _stats(watched: _Watched, notes: list[Note], batch: int) -> Stats:

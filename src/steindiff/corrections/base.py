@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ from steindiff.errors import SteindiffError
 from steindiff.io.processes import Gather, alone
 from steindiff.schedules import VE, Schedule
 from steindiff.solvers.base import Grid, Interval, Solver, State, Step
+
+A = TypeVar("A")
 
 
 class Reason(IntEnum):
@@ -223,11 +225,8 @@ class Proposal:
         Stein's identity says σ² E[∇·u] = E⟨u, x − αx*⟩, and Tweedie's formula E[x* | x] = D(x). The divergence is the total
         one: it counts that the history of a multistep solver is a function of x too. It holds for any next state, moved or not.
         """
-        y, wide = self.x, torch.promote_types(self.x.dtype, torch.float32)
-        residual, noise = (self.rho * y - self.next).to(wide), (y - self.denoised).to(wide)
-        values = (residual * noise).flatten(1).sum(1) / (self.rho * self.interval.sigma**2)
-        estimate = Estimate(self.gather(values)[None], primals=0, jvps=0, vjps=0)
-        return Divergence(estimate.mean, estimate.se)
+        y = self.x
+        return by_tweedie(self.rho * y - self.next, y - self.denoised, self.rho * self.interval.sigma**2, self.gather)
 
     def denoiser_trace(self, contract: Contract) -> tuple[Tensor, Tensor]:
         """D(x, σ) and E[tr P_b ∂D/∂x], (n,): the partial traces that `contract` takes from each product, in one estimate.
@@ -255,15 +254,38 @@ class Proposal:
                 "another correction has moved this step, so its divergence is not known: put the correction that needs it first"
             )
 
-    def _estimate(self, g: Through[Any], contract: Contract = dot) -> tuple[Estimate, Any]:
-        # An estimator cuts the graph and the tangent of x: what came out would be a derivative with T's part missing.
-        if (self.x.requires_grad and torch.is_grad_enabled()) or forward_ad.unpack_dual(self.x).tangent is not None:
-            raise SteindiffError(
-                "a step that estimates its divergence cannot itself be differentiated: run under torch.no_grad, or freeze γ "
-                "with FixedGamma"
-            )
-        estimate, aux = self.estimator.through(g, self.denoiser, self.x, self.interval.index, contract)
-        return estimate._replace(values=self.gather(estimate.values, 1)), aux
+    def _estimate(self, g: Through[A], contract: Contract = dot) -> tuple[Estimate, A]:
+        return by_estimator(self.estimator, g, self.denoiser, self.x, self.interval.index, self.gather, contract)
+
+
+def by_tweedie(residual: Tensor, noise: Tensor, variance: Tensor, gather: Gather = alone) -> Divergence:
+    """E[∇·u] = E⟨u, x − αD⟩/σ²; the residual u and the noise x − αD are (B, *event), the variance σ² is ()."""
+    estimate = Estimate(gather(dot(residual, noise) / variance)[None], primals=0, jvps=0, vjps=0)
+    return Divergence(estimate.mean, estimate.se)
+
+
+def by_estimator(
+    estimator: Estimator,
+    g: Through[A],
+    denoiser: Denoiser,
+    x: Tensor,
+    index: int,
+    gather: Gather = alone,
+    contract: Contract = dot,
+) -> tuple[Estimate, A]:
+    """∇·g at x, of the whole batch, and g's by-product.
+
+    Raises:
+        SteindiffError: x is being differentiated.
+    """
+    # An estimator cuts the graph and the tangent of x: what came out would be a derivative with T's part missing.
+    if (x.requires_grad and torch.is_grad_enabled()) or forward_ad.unpack_dual(x).tangent is not None:
+        raise SteindiffError(
+            "a step that estimates its divergence cannot itself be differentiated: run under torch.no_grad, or freeze γ "
+            "with FixedGamma"
+        )
+    estimate, aux = estimator.through(g, denoiser, x, index, contract)
+    return estimate._replace(values=gather(estimate.values, 1)), aux
 
 
 @dataclass(frozen=True, init=False)

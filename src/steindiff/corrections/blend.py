@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from steindiff.corrections.base import Correction, Divergence, Outcome, Proposal, Reason, Run, strongest
+from steindiff.divergence import dot
+from steindiff.io.processes import Gather, alone
 
 
 class Moments(NamedTuple):
@@ -109,13 +111,16 @@ def _moments(proposal: Proposal, need: Need) -> Moments:
 
 
 def _inner_products(proposal: Proposal, rho: Tensor) -> tuple[Tensor, Tensor]:
-    """Batch means of ⟨u, y⟩ and ‖u‖², u = ρy − T, summed in float32 or better; a residual that is all rounding counts as 0."""
-    y, candidate = proposal.x, proposal.next
-    wide = torch.promote_types(y.dtype, torch.float32)
-    u, y = (rho * y - candidate).to(wide), y.to(wide)
-    ux, uu, yy = (proposal.mean((a * b).flatten(1).sum(1)) for a, b in ((u, y), (u, u), (y, y)))
-    rounding = (4 * torch.finfo(candidate.dtype).eps * rho) ** 2 * yy
-    return ux, torch.where(uu > rounding, uu, uu * 0)  # times 0: NaN stays NaN
+    return inner_products(proposal.x, proposal.next, rho, proposal.gather)
+
+
+def inner_products(x: Tensor, candidate: Tensor, rho: Tensor, gather: Gather = alone) -> tuple[Tensor, Tensor]:
+    """Batch means of ⟨u, x⟩ and ‖u‖², u = ρx − T, summed in float32 or better; a residual that is all rounding counts as 0."""
+    wide, eps = torch.promote_types(x.dtype, torch.float32), torch.finfo(candidate.dtype).eps
+    x = x.to(wide)
+    u = rho * x - candidate.to(wide)
+    ux, uu, xx = (gather(dot(a, b)).mean(0) for a, b in ((u, x), (u, u), (x, x)))
+    return ux, torch.where(uu > (4 * eps * rho) ** 2 * xx, uu, uu * 0)  # times 0: NaN stays NaN
 
 
 def _noise_ratio(proposal: Proposal, div: Tensor) -> Tensor:
