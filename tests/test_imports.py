@@ -14,7 +14,7 @@ LEVELS = (
     ("solvers",),
     ("divergence",),
     ("corrections", "rules"),
-    ("sampling",),
+    ("sampling", "standalone"),
     ("calibration",),
     ("analytic", "models", "metrics"),
     ("diagnostics", "study", "train", "run"),

@@ -9,11 +9,12 @@ from steindiff.errors import InputError, ModelFileError, NonFiniteError, Steindi
 from steindiff.noise import generators, initial_noise
 from steindiff.sampling import SampleResult, sample, steps
 from steindiff.solvers import Table
+from steindiff.standalone import SteinDiff
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Chain", "Corrected", "Denoiser", "Hutchinson", "InputError", "ModelFileError", "NonFiniteError", "SampleResult",
-    "SteindiffError", "Table", "analytic", "calibrate", "corrections", "denoisers", "divergence", "generators", "grids",
-    "initial_noise", "models", "rules", "sample", "schedules", "solvers", "steps",
+    "SteinDiff", "SteindiffError", "Table", "analytic", "calibrate", "corrections", "denoisers", "divergence", "generators",
+    "grids", "initial_noise", "models", "rules", "sample", "schedules", "solvers", "steps",
 ]  # fmt: skip

@@ -38,6 +38,20 @@ def test_the_corrected_run_is_the_one_in_the_docs(capsys):
     assert body in (ROOT / "docs" / "correction.md").read_text()
 
 
+def test_the_loop_beside_the_correction_is_the_one_in_the_docs(capsys):
+    path = ROOT / "examples" / "beside_a_loop.py"
+    end = runpy.run_path(str(path), run_name="__main__")
+    assert len(capsys.readouterr().out.splitlines()) == 6
+    body = path.read_text().split('"""', 2)[2].strip()
+    assert body in (ROOT / "docs" / "correction.md").read_text()
+    assert len(path.read_text().splitlines()) < 25
+    noise = sd.initial_noise(seeds=range(64), event_shape=(1, 8, 8))
+    solver = sd.Corrected("dpmpp_2m(lower_order_final=False)", "tweedie")
+    inside = sd.sample(solver, end["model"].denoiser, noise, sd.grids.karras(6))
+    torch.testing.assert_close(end["x"], inside.x, rtol=1e-3, atol=1e-3)
+    assert [r.reason for r in end["stein"].trace] == [r.reason for r in inside.trace]
+
+
 def test_a_testbed_of_ones_own_runs_and_is_the_one_in_the_docs(tmp_path, capsys, monkeypatch):
     path = ROOT / "examples" / "own_testbed.py"
     monkeypatch.setattr("sys.argv", ["own_testbed.py", str(tmp_path)])

@@ -1,0 +1,350 @@
+"""The paper's correction beside any loop: a module that takes a state and what somebody else's solver makes of it.
+
+It works in the coordinates of that loop, where the state is x = α x* + σ ε, the candidate T(x) and the residual u = x − T(x):
+
+    x' = (1−γ) x + γ T(x),      γ = max(γ*, γ_min),      γ* = [(1 − 1/α) E⟨u,x⟩ + (σ²/α) E[∇·u]] / E‖u‖²
+
+The formulas are those of `corrections`; here is only what lets them see a step whose solver they do not know.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from steindiff.corrections.base import Divergence, by_estimator, by_tweedie
+from steindiff.corrections.blend import Decision, Moments, Need, inner_products
+from steindiff.corrections.corrected import Note
+from steindiff.corrections.stein import CleanTarget, Mode
+from steindiff.denoisers import Denoiser
+from steindiff.divergence import Estimator, Hutchinson
+from steindiff.errors import InputError, NonFiniteError, SteindiffError, require
+from steindiff.io.processes import Gather, alone
+from steindiff.noise import fresh_seed
+from steindiff.sampling import Generators, Kept, Record, records
+
+Scalar = float | Tensor
+StepFunction = Callable[[Tensor], Tensor]
+"""x -> T(x), both (B, *event): somebody's solver step as a function of the state."""
+
+
+@dataclass(eq=False)
+class _Given:
+    """One step as its loop states it, checked; what was not given is None."""
+
+    x: Tensor
+    candidate: Tensor | None
+    alpha: Scalar
+    sigma: Scalar
+    step: StepFunction | None
+    denoised: Tensor | None
+    linear: Scalar | None
+    mode: Mode
+
+    def __post_init__(self) -> None:
+        x = self.x
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or x.numel() == 0:
+            got = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+            raise InputError(f"x is {got}: need a floating-point tensor (B, *event) with B ≥ 1")
+        self.alpha, self.sigma = a, s = _number("alpha", self.alpha), _number("sigma", self.sigma)
+        need = "need α > 0 and σ > 0, of the state before the step: without noise there is nothing to correct"
+        require(a > 0 and s > 0, need, alpha=a, sigma=s)
+        self.level = s / a
+        """σ/α, the noise level in VE coordinates."""
+        self.wide = torch.promote_types(x.dtype, torch.float32)
+        """What sums are taken in."""
+        self.linear = None if self.linear is None else _number("linear", self.linear)
+        require(self.step is None or callable(self.step), "need a function x -> T(x)", step=self.step)
+        for name, z in (("x", x), ("candidate", self.candidate), ("denoised", self.denoised)):
+            if z is not None:
+                self.finite(name, self.like(name, z))
+
+    def like(self, name: str, z: Any) -> Tensor:
+        """z, if it is a tensor like x: another shape would broadcast, another dtype would round, in silence."""
+        x = self.x
+        if not isinstance(z, Tensor) or (z.shape, z.dtype, z.device) != (x.shape, x.dtype, x.device):
+            got = f"{tuple(z.shape)} {z.dtype} on {z.device}" if isinstance(z, Tensor) else type(z).__name__
+            own = f"{tuple(x.shape)} {x.dtype} on {x.device}"
+            raise InputError(f"{name} is {got} where x is {own}: give one of the same shape, dtype and device")
+        return z
+
+    def finite(self, name: str, z: Tensor) -> Tensor:
+        """z, unless it holds a NaN or an infinity."""
+        if not bool(torch.isfinite(z.detach()).all()):
+            raise NonFiniteError(
+                f"{name} holds NaN or infinite values at σ/α = {self.level:g}: check the network's dtype (float16 overflows), "
+                "and whether an unbounded correction has driven the state away (gamma_max=1 bounds it)"
+            )
+        return z
+
+    def evaluated(self) -> Tensor:
+        """T(x), as it was given or as `step` makes it."""
+        if self.candidate is not None:
+            return self.candidate
+        if self.step is None:
+            raise self.lacks("candidate=T(x), or step=f, which makes it")
+        return self.finite("step(x)", self.like("step(x)", self.step(self.x)))
+
+    def agreed(self, own: Tensor) -> Tensor:
+        """T(x) as it was given, if it is also what `step` makes: a stateful solver that has moved on makes another step."""
+        self.finite("step(x)", own)
+        if self.candidate is None:
+            return own
+        x, given, own = (z.to(self.wide) for z in (self.x, self.candidate, own))
+        gap, length, size = (z.norm() for z in (own - given, x - given, x))
+        if bool(gap > 0.05 * length + 32 * torch.finfo(self.x.dtype).eps * size):
+            raise InputError(
+                f"step(x) is not the candidate: it is {float(gap / length):.2g} of the step's length away. Make the function "
+                "from the solver's state before the step (a deep copy, where a step changes it), or give candidate=None"
+            )
+        return self.candidate
+
+    def by_tweedie(self, candidate: Tensor, gather: Gather) -> Divergence:
+        """E[∇·u] from the denoised value."""
+        if self.denoised is None:
+            raise self.lacks("denoised=D, the denoised value that the step starts from")
+        x, t, denoised = (z.to(self.wide) for z in (self.x, candidate, self.denoised))
+        return by_tweedie(x - t, x - self.alpha * denoised, x.new_full((), float(self.sigma) ** 2), gather)
+
+    def of_linear_part(self) -> Divergence:
+        """(1−a) d."""
+        if self.linear is None:
+            rows = "σ'/σ for Euler, DDIM, Heun, DPM-Solver++ and UniPC"
+            raise self.lacks(f"linear=a, ∂T/∂x with the network's outputs held fixed ({rows})")
+        div = torch.full((), (1 - float(self.linear)) * self.x[0].numel(), dtype=self.wide, device=self.x.device)
+        return Divergence(div, torch.zeros_like(div))
+
+    def lacks(self, what: str) -> InputError:
+        """The error for a part that the mode needs."""
+        return InputError(f"mode={self.mode!r} at σ/α = {self.level:g} needs what was not given: pass {what}")
+
+
+def _number(name: str, value: Scalar) -> float:
+    """One finite number, on the host."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise InputError(f"{name} of shape {tuple(value.shape)}: need one number, since the whole batch has one γ")
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}={value!r}: need one number") from error
+    require(math.isfinite(number), "need a finite number", **{name: number})
+    return number
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What a step is worth."""
+
+    candidate: Tensor
+    decision: Decision
+    note: Note
+
+
+class SteinDiff(nn.Module):
+    """SteinDiff beside any sampling loop: x' = (1−γ) x + γ T(x), γ = max(γ*, γ_min) (paper, Eq. 11, Algorithm 1, App. E.1).
+
+    Call `apply` after each step of the loop, with the state x, (B, *event), and the solver's candidate T(x). Both are in the
+    loop's own coordinates, where x = α x* + σ ε: α = 1 in a k-diffusion loop, α = √ᾱ in DDPM's. γ is one number for the batch.
+    The mode decides what else a step must give, and an error names what is missing:
+
+    - "full" needs `step`, the function x -> T(x). It is evaluated once, with one derivative for each probe; where there is no
+      `candidate`, this evaluation is the candidate. The function must have no side effects and call the network with gradients
+      on. What it holds constant has no part in the derivative: γ* is not Eq. 9's where that is a multistep method's history.
+    - "analytical" needs `linear`, a in T(x) = a x + (network outputs): σ'/σ for Euler, DDIM, Heun, DPM-Solver++ and UniPC.
+    - "adaptive" needs `linear` where σ/α > `threshold`, and `step` elsewhere.
+    - "tweedie" (ours) needs `denoised`, D(x) ≈ E[x* | x]. It takes no derivative and no probe, and it is right for multistep
+      methods too: prefer it there.
+
+    The module has no weights, and its state_dict is empty. The number of the next step, which picks the probes, and the trace
+    stand in the object; `reset` begins another run. A step that takes a derivative cannot itself be differentiated. For float16
+    and bfloat16 states, sums and the blend are taken in float32.
+
+    Example:
+        >>> stein = SteinDiff("tweedie", gamma_max=1.0)
+        >>> x, D, sigma, sigma_next = torch.tensor([[4.0, -3.0]]), torch.tensor([[0.5, 0.5]]), 4.0, 1.0
+        >>> stein.apply(x, x + (sigma_next - sigma) * (x - D) / sigma, 1.0, sigma, denoised=D)
+        tensor([[ 1.3750, -0.3750]])
+        >>> round(stein.trace[0].gamma_raw, 4)
+        1.3333
+
+    Args:
+        mode: "full", "analytical", "adaptive" (the paper's) or "tweedie", as for `CleanTarget`.
+        probes: the number of Rademacher probes, differentiated in reverse mode; or an estimator, `Hutchinson(1, method="fd")`.
+        gamma_min: the lower bound of γ; the paper has 1e-6.
+        gamma_max: the upper bound. None, as printed, is no bound, and diverges on exact models; with 1.0 it is a blend.
+        threshold: the level σ/α of "adaptive"; the paper gives no value, 1.0 is ours.
+        seed: what probes are drawn from, one int or one per image; None leaves the estimator's own, 0.
+        gather: joins per-image numbers of several processes before a batch mean (`steindiff.io.processes.gather`).
+    """
+
+    def __init__(
+        self,
+        mode: Mode = "full",
+        probes: int | Estimator = 5,
+        gamma_min: float = 1e-6,
+        gamma_max: float | None = None,
+        *,
+        threshold: float = 1.0,
+        seed: int | tuple[int, ...] | None = None,
+        gather: Gather = alone,
+    ) -> None:
+        super().__init__()
+        self.rule = CleanTarget(gamma_min, gamma_max, mode, threshold)
+        estimator = probes if isinstance(probes, Estimator) else Hutchinson(probes, method="vjp")
+        self.estimator = estimator if seed is None else estimator.seeded(seed)
+        self.gather = gather
+        self.reset()
+
+    def reset(self, *, index: int = 0, generator: Generators = None) -> "SteinDiff":
+        """Begin a run: an empty trace, and the probes of step `index`; from other seeds where generators are given.
+
+        Args:
+            index: the number of the next step; above 0 where a run goes on that was stopped.
+            generator: one, or one per image, whose probes are then independent of its batch-mates; each moves on by one draw.
+        """
+        require(index >= 0, "need the number of a step", index=index)
+        if isinstance(generator, torch.Generator):
+            self.estimator = self.estimator.seeded(fresh_seed(generator))
+        elif generator is not None:
+            self.estimator = self.estimator.seeded(tuple(map(fresh_seed, generator)))
+        self.index = index
+        self._kept = list[Kept]()
+        return self
+
+    @property
+    def trace(self) -> tuple[Record, ...]:
+        """A record of every step since `reset`: γ, γ before its bounds, the moments, and the reason. It waits for the device.
+
+        `sigma` is σ/α, and `sigma_next` is NaN, since no step is told where it leads. `noise_ratio` is σ̂/σ with
+        σ̂² = E⟨u, x − αD⟩/E[∇·u], at steps that take a derivative and are given `denoised` too.
+        """
+        return records(self._kept)
+
+    def compute_optimal_gamma(
+        self,
+        x: Tensor,
+        candidate: Tensor | None,
+        alpha: Scalar,
+        sigma: Scalar,
+        *,
+        step: StepFunction | None = None,
+        denoised: Tensor | None = None,
+        linear: Scalar | None = None,
+        index: int | None = None,
+    ) -> Tensor:
+        """γ of one step, () in float32 or better: Eq. 11, then the bounds; 1 where T(x) = x. Nothing is recorded.
+
+        Args:
+            x: the state before the step, (B, *event).
+            candidate: T(x), what the solver makes of it, (B, *event); None: `step` makes it.
+            alpha: α > 0 before the step, a number; 1 in VE coordinates.
+            sigma: σ > 0 before the step, a number, in the units of x.
+            step: x -> T(x), for a derivative.
+            denoised: D, the denoised value that the step starts from, (B, *event), in the units of the clean x*.
+            linear: ∂T/∂x with every network output held fixed, a number.
+            index: the number of the step, which picks the probes; None: that of the next one since `reset`.
+
+        Raises:
+            InputError: an argument is malformed, the mode needs one that is not there, or `step` does not make the candidate.
+            NonFiniteError: x, the candidate or the denoised value is not finite.
+            SteindiffError: no derivative reaches the step, or the step is being differentiated.
+        """
+        given = _Given(x, candidate, alpha, sigma, step, denoised, linear, self.rule.mode)
+        return self._solve(given, self.index if index is None else index).decision.gamma
+
+    def forward(
+        self,
+        x: Tensor,
+        candidate: Tensor | None,
+        alpha: Scalar,
+        sigma: Scalar,
+        *,
+        step: StepFunction | None = None,
+        denoised: Tensor | None = None,
+        linear: Scalar | None = None,
+        index: int | None = None,
+    ) -> Tensor:
+        """(1−γ) x + γ T(x), (B, *event), in the dtype of x; γ = 1 is the candidate itself. The trace gets a record.
+
+        Arguments and errors are those of `compute_optimal_gamma`.
+        """
+        given = _Given(x, candidate, alpha, sigma, step, denoised, linear, self.rule.mode)
+        at = self.index if index is None else index
+        found = self._solve(given, at)
+        self._kept.append(Kept(at, given.level, math.nan, found.note))
+        self.index = at + 1
+        start, end, gamma = (z.to(given.wide) for z in (x, found.candidate, found.decision.gamma))
+        return torch.lerp(start, end, gamma).to(x.dtype)
+
+    @overload
+    def apply(self, x: Callable[[nn.Module], None]) -> "SteinDiff": ...
+
+    @overload
+    def apply(self, x: Tensor, candidate: Tensor | None, alpha: Scalar, sigma: Scalar, **parts: Any) -> Tensor: ...
+
+    def apply(self, x: Any, *args: Any, **parts: Any) -> Any:
+        """The corrected state, as `forward` makes it: `apply(x, candidate, alpha, sigma, step=f, denoised=D, linear=a)`.
+
+        The paper's name is that of `nn.Module.apply(function)` too, which visits modules: a function alone does so here.
+        """
+        if not isinstance(x, Tensor) and callable(x) and not args and not parts:
+            return super().apply(x)
+        return self(x, *args, **parts)
+
+    def extra_repr(self) -> str:
+        """The rule, and the estimator where it is used."""
+        return f"{self.rule}, {self.estimator}" if self.rule.mode in ("full", "adaptive") else f"{self.rule}"
+
+    def _solve(self, given: _Given, index: int) -> _Found:
+        """Eq. 11 from the moments of the step, in float64 where the device has it."""
+        x, need, numbers = given.x, self.rule.need(given.level), dict[str, Tensor]()
+        candidate, div = self._divergence(given, need, index)
+        fine = torch.float32 if x.device.type == "mps" else torch.float64
+        one, alpha, sigma, unknown = torch.tensor([1, given.alpha, given.sigma, math.nan], dtype=fine, device=x.device).unbind()
+        m = Moments(alpha, sigma, unknown, unknown, *inner_products(x, candidate, one, self.gather), *div)
+        decision = self.rule.decide(m, index)
+        if need is Need.FULL and given.denoised is not None:
+            numbers["noise_ratio"] = (given.by_tweedie(candidate, self.gather).mean / div.mean).sqrt()
+        known = {name: value for name, value in m._asdict().items() if value is not unknown}
+        note = Note(decision.reason, {"gamma": decision.gamma, "gamma_raw": decision.raw, **known, **numbers})
+        return _Found(candidate, decision, note)
+
+    def _divergence(self, given: _Given, need: Need, index: int) -> tuple[Tensor, Divergence]:
+        """The candidate and E[∇·u]."""
+        if need is Need.FULL:
+            return self._estimated(given, index)
+        candidate = given.evaluated()
+        return candidate, given.by_tweedie(candidate, self.gather) if need is Need.TWEEDIE else given.of_linear_part()
+
+    def _estimated(self, given: _Given, index: int) -> tuple[Tensor, Divergence]:
+        """The candidate and E[∇·u] by the estimator, in one evaluation of the step where no candidate is given."""
+        step = given.step
+        if step is None:
+            raise given.lacks("step=f, the function x -> candidate, or choose mode='tweedie' with denoised=D")
+
+        def residual(_: Denoiser, z: Tensor) -> tuple[Tensor, Tensor]:
+            out = step(z)
+            _check_differentiable(z, given.like("step(x)", out))
+            return z - out, out
+
+        def network(z: Tensor, _: Tensor) -> Tensor:
+            return step(torch.cat([z, given.x[len(z) :]]))[: len(z)]
+
+        if isinstance(self.estimator, Hutchinson) and self.estimator.method == "auto":
+            self.estimator = self.estimator.resolve(network, given.x, torch.tensor(given.sigma))
+        estimate, own = by_estimator(self.estimator, residual, network, given.x, index, self.gather)
+        return given.agreed(own), Divergence(estimate.mean, estimate.se)
+
+
+def _check_differentiable(z: Tensor, out: Tensor) -> None:
+    """Refuse a step through which no derivative comes at all; u = x − T(x) would still have one, that of x."""
+    cut = z.requires_grad and not out.requires_grad
+    if cut or (forward_ad.unpack_dual(z).tangent is not None and forward_ad.unpack_dual(out).tangent is None):
+        raise SteindiffError(
+            "no derivative comes through step(x): does it run under torch.no_grad or inference_mode, or detach its input? Let "
+            "gradients through, take probes=Hutchinson(5, method='fd'), or choose mode='tweedie', which needs none"
+        )

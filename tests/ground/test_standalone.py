@@ -1,0 +1,401 @@
+"""`SteinDiff` beside loops that know nothing of this package makes what `Corrected` makes of the same solver, to rounding."""
+
+import copy
+import itertools
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from problems import mixture, noisy_state
+from steindiff import SteinDiff, grids
+from steindiff.corrections import CleanTarget, Corrected, FixedGamma
+from steindiff.denoisers import declare
+from steindiff.divergence import Exact, Hutchinson
+from steindiff.errors import InputError, NonFiniteError, SteindiffError
+from steindiff.noise import generators
+from steindiff.sampling import sample
+from steindiff.schedules import VE, VPLinear
+
+torch.set_num_threads(1)
+D64 = torch.float64
+GRID = grids.karras(5, 0.05, 6.0)
+X = noisy_state(6.0, batch=6)
+SCHEDULES = {"ve": VE(), "vp": VPLinear()}
+MODES = ("full", "analytical", "adaptive", "tweedie")
+
+
+# Three solvers as their users write them, in the loop's own x = αx* + σε: (x', D) from x; `old` is what a step remembers.
+
+
+def ddim(model, x, a, s, a_next, s_next, old=None):
+    denoised = model(x, a, s)
+    return s_next / s * x + (a_next - a * s_next / s) * denoised, denoised
+
+
+def heun(model, x, a, s, a_next, s_next, old=None):
+    """k-diffusion's, in y = x/α."""
+    y, sigma, sigma_next = x / a, s / a, s_next / a_next
+    denoised = model(x, a, s)
+    d = (y - denoised) / sigma
+    euler = y + (sigma_next - sigma) * d
+    d_2 = (euler - model(a_next * euler, a_next, s_next)) / sigma_next
+    return a_next * (y + (sigma_next - sigma) * (d + d_2) / 2), denoised
+
+
+def dpm_solver_2m(model, x, a, s, a_next, s_next, old=None):
+    """DPM-Solver++ 2M from its paper: λ = log(α/σ), and D of the step before with its λ."""
+    denoised, lam, lam_next = model(x, a, s), (a / s).log(), (a_next / s_next).log()
+    mixed, h = denoised, lam_next - lam
+    if old is not None:
+        previous, lam_previous = old
+        r = (lam - lam_previous) / h
+        mixed = (1 + 1 / (2 * r)) * denoised - 1 / (2 * r) * previous
+    return s_next / s * x - a_next * torch.expm1(-h) * mixed, denoised
+
+
+SOLVERS = {"ddim": ddim, "heun": heun, "dpmpp_2m(lower_order_final=False)": dpm_solver_2m}
+
+
+def beside(stein, solver, schedule, y, sigmas, parts=("step", "denoised", "linear"), candidate=True):
+    """Somebody's loop with `apply` after each step; y and the result in VE coordinates."""
+    alphas = schedule.alpha_of(sigmas)
+
+    def model(x, a, s):
+        return mixture(x / a, s / a)
+
+    x, old = alphas[0] * y, None
+    for i in range(len(sigmas) - 1):
+        a, a_next = alphas[i], alphas[i + 1]
+        s, s_next = a * sigmas[i], a_next * sigmas[i + 1]
+
+        def step(z, args=(a, s, a_next, s_next, old)):
+            return solver(model, z, *args)[0]
+
+        proposed, denoised = solver(model, x, a, s, a_next, s_next, old)
+        given = {"step": step, "denoised": denoised, "linear": s_next / s}
+        x_next = stein.apply(x, proposed if candidate else None, a, s, **{name: given[name] for name in parts})
+        x, old = x_next, (denoised, (a / s).log())
+    return x / alphas[-1]
+
+
+def inside(solver, rule, schedule, y, sigmas, probes=5, generator=None):
+    """The same by `Corrected`."""
+    model = declare(mixture, schedule=schedule)
+    corrected = Corrected(solver, rule, divergence=Hutchinson(probes, method="vjp"))
+    return sample(corrected, model, y, sigmas, generator=generator)
+
+
+def agree(x, stein, run, rtol=1e-9):
+    torch.testing.assert_close(x, run.x, rtol=rtol, atol=rtol)
+    for ours, theirs in zip(stein.trace, run.trace, strict=True):
+        assert ours.reason == theirs.reason
+        assert (ours.index, ours.sigma) == (theirs.index, pytest.approx(theirs.sigma, rel=1e-12))
+        assert ours.gamma_raw == pytest.approx(theirs.gamma_raw, rel=rtol)
+        for name in ("alpha", "sigma", "ux", "uu", "div", "div_se"):
+            assert ours.moments[name] == pytest.approx(theirs.moments[name], rel=rtol, abs=rtol, nan_ok=True)
+
+
+@pytest.mark.parametrize("frame", SCHEDULES)
+@pytest.mark.parametrize(
+    ("solver", "mode"),
+    [(s, m) for s in SOLVERS for m in MODES if "2m" not in s or m in ("analytical", "tweedie")],
+)
+def test_it_is_corrected_to_rounding(solver, mode, frame):
+    schedule = SCHEDULES[frame]
+    stein = SteinDiff(mode, gamma_max=1.5)
+    x = beside(stein, SOLVERS[solver], schedule, X, GRID)
+    run = inside(solver, CleanTarget(mode=mode, gamma_max=1.5), schedule, X, GRID)
+    agree(x, stein, run)
+    if mode == "full" and frame == "ve" and solver == "ddim":
+        assert [r.noise_ratio for r in stein.trace] == pytest.approx([r.noise_ratio for r in run.trace], rel=1e-9)
+
+
+def test_without_an_upper_bound_it_is_the_rule_as_printed():
+    stein = SteinDiff()
+    agree(beside(stein, ddim, VE(), X, GRID[:4]), stein, inside("ddim", CleanTarget.printed(), VE(), X, GRID[:4]))
+    assert max(r.gamma for r in stein.trace) > 1
+
+
+def test_the_lower_bound_is_the_only_one_unless_another_is_given():
+    """A first-order step has γ* = 1/(1−r), here 4/3 and then 2."""
+    sigmas = torch.tensor([4.0, 1.0, 0.5], dtype=D64)
+    for bounds, gammas in ({}, (4 / 3, 2)), ({"gamma_min": 1.5}, (1.5, 2)), ({"gamma_max": 1.5}, (4 / 3, 1.5)):
+        stein = SteinDiff("tweedie", **bounds)
+        beside(stein, ddim, VE(), X, sigmas)
+        assert [r.gamma for r in stein.trace] == pytest.approx(gammas, rel=1e-12)
+    assert SteinDiff().rule == CleanTarget.printed()
+
+
+@pytest.mark.parametrize("seeds", [7, list(range(6))], ids=["one", "one per image"])
+def test_probes_are_those_of_a_run_with_the_same_generators(seeds):
+    """The whole batch from one generator, or every image from its own."""
+
+    def fresh():
+        return generators(seeds) if isinstance(seeds, list) else generators([seeds])[0]
+
+    stein = SteinDiff(probes=2, gamma_max=1.0).reset(generator=fresh())
+    x = beside(stein, ddim, VE(), X, GRID)
+    agree(x, stein, inside("ddim", "clamped", VE(), X, GRID, 2, fresh()))
+    gammas = [r.gamma_raw for r in stein.trace]
+    beside(stein.reset(generator=fresh()), ddim, VE(), X, GRID)
+    assert [r.gamma_raw for r in stein.trace] == gammas
+    beside(stein.reset(), ddim, VE(), X, GRID)
+    assert [r.gamma_raw for r in stein.trace] == gammas
+    beside(SteinDiff(probes=2, gamma_max=1.0, seed=3), ddim, VE(), X, GRID)
+    other = SteinDiff(probes=2, gamma_max=1.0, seed=3)
+    beside(other, ddim, VE(), X, GRID)
+    assert other.trace[0].gamma_raw != gammas[0]
+
+
+def test_a_run_that_was_stopped_goes_on_with_its_probes():
+    whole = SteinDiff(probes=1, gamma_max=1.0)
+    x = beside(whole, ddim, VE(), X, GRID)
+    first = SteinDiff(probes=1, gamma_max=1.0)
+    half = beside(first, ddim, VE(), X, GRID[:3])
+    rest = SteinDiff(probes=1, gamma_max=1.0).reset(index=first.index)
+    torch.testing.assert_close(beside(rest, ddim, VE(), half, GRID[2:]), x, rtol=1e-12, atol=1e-12)
+    assert [r.index for r in rest.trace] == [2, 3, 4]
+
+
+def test_the_gammas_of_a_trace_replay_by_a_table():
+    stein = SteinDiff("tweedie", gamma_max=1.3)
+    x = beside(stein, dpm_solver_2m, VE(), X, GRID)
+    table = FixedGamma.from_gammas([r.gamma for r in stein.trace])
+    torch.testing.assert_close(inside("dpmpp_2m(lower_order_final=False)", table, VE(), X, GRID).x, x, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("probes", [Exact(), Hutchinson(2, "gaussian", "fd"), Hutchinson(3, method="jvp", batched=True)])
+def test_any_estimator_takes_the_place_of_the_probes(probes):
+    stein = SteinDiff(probes=probes, gamma_max=1.2)
+    x = beside(stein, heun, VE(), X, GRID[:3])
+    run = sample(Corrected("heun", CleanTarget(gamma_max=1.2), divergence=probes), mixture, X, GRID[:3])
+    agree(x, stein, run, 1e-5 if "fd" in str(probes) else 1e-9)
+
+
+def test_auto_finds_a_method_for_a_step_that_takes_whole_batches_only():
+    """A loop's function holds a history of the whole batch; the probe of a network is made on a part of one."""
+    x, old = noisy_state(2.0, batch=11), noisy_state(2.0, batch=11, seed=1)
+
+    def step(z):
+        return 0.3 * z + 0.5 * mixture(z, torch.tensor(2.0)) + 0.1 * old
+
+    auto = SteinDiff(probes=Hutchinson(2))
+    assert auto.compute_optimal_gamma(x, None, 1.0, 2.0, step=step) == SteinDiff(probes=2).compute_optimal_gamma(
+        x, None, 1.0, 2.0, step=step
+    )
+    assert auto.estimator.method == "vjp"
+
+
+def test_the_step_makes_the_candidate_where_none_is_given():
+    """One evaluation then serves the candidate and the derivative."""
+    counts = []
+    for candidate in (True, False):
+        calls = []
+
+        def counted(model, *args, calls=calls):
+            calls.append(1)
+            return ddim(model, *args)
+
+        stein = SteinDiff(probes=3, gamma_max=1.0)
+        counts.append((beside(stein, counted, VE(), X, GRID[:2], candidate=candidate), len(calls)))
+    (with_it, n), (without, same) = counts
+    torch.testing.assert_close(with_it, without, rtol=0, atol=0)
+    assert n == same == 2  # the loop's own, and the derivative's
+    tweedie = SteinDiff("tweedie", gamma_max=1.0)
+    torch.testing.assert_close(
+        beside(tweedie, ddim, VE(), X, GRID, ("step", "denoised"), candidate=False),
+        beside(SteinDiff("tweedie", gamma_max=1.0), ddim, VE(), X, GRID, ("denoised",)),
+    )
+
+
+def test_gamma_alone_records_nothing_and_is_that_of_the_blend():
+    x, s, s_next = X, GRID[0], GRID[1]
+    candidate, denoised = ddim(lambda x, a, s: mixture(x, s), x, 1, s, 1, s_next)
+    stein = SteinDiff("tweedie")
+    gamma = stein.compute_optimal_gamma(x, candidate, 1.0, s, denoised=denoised)
+    assert stein.trace == ()
+    assert float(gamma) == pytest.approx(1 / (1 - float(s_next / s)), rel=1e-12)
+    torch.testing.assert_close(stein.apply(x, candidate, 1.0, s, denoised=denoised), torch.lerp(x, candidate, gamma))
+    assert len(stein.trace) == stein.index == 1
+
+
+def test_beside_a_loop_as_in_k_diffusion():
+    """Its Euler sampler: the network sees a noise level for each image."""
+    x, s_in, stein = X.float(), X.new_ones(len(X)), SteinDiff("tweedie", gamma_max=1.0)
+    for sigma, sigma_next in itertools.pairwise(GRID):
+        denoised = mixture(x, sigma * s_in)
+        d = (x - denoised) / sigma
+        dt = sigma_next - sigma
+        x = stein.apply(x, x + d * dt, 1.0, sigma, denoised=denoised)
+    agree(x, stein, inside("ddim", "tweedie", VE(), X.float(), GRID), 1e-4)
+
+
+# Somebody else's schedulers.
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip("diffusers")
+        from diffusers import schedulers
+    return schedulers
+
+
+ARRAYS = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+
+
+@ARRAYS
+@pytest.mark.parametrize("mode", ["analytical", "tweedie"])
+def test_beside_a_scheduler_of_diffusers(theirs, mode):
+    """DPM-Solver++ 2M in x = αy; the scheduler rounds the state to float32. A step changes it, so that `step` takes a copy."""
+    scheduler = theirs.DPMSolverMultistepScheduler(
+        prediction_type="sample", lower_order_final=False, final_sigmas_type="sigma_min"
+    )
+    scheduler.set_timesteps(5)
+    scheduler.sigmas = GRID
+    scheduler.set_begin_index(0)
+    alphas = torch.rsqrt(1 + GRID**2)
+    stein, x = SteinDiff(mode, gamma_max=1.5), alphas[0] * X
+    for i, t in enumerate(scheduler.timesteps):
+        a, s = alphas[i], alphas[i] * GRID[i]
+        before, denoised = copy.deepcopy(scheduler), mixture(x / a, GRID[i])
+
+        def step(z, before=before, a=a, sigma=GRID[i], t=t):
+            return copy.deepcopy(before).step(mixture(z / a, sigma), t, z).prev_sample
+
+        candidate = scheduler.step(denoised, t, x).prev_sample
+        linear = alphas[i + 1] * GRID[i + 1] / s
+        x = stein.apply(x, candidate, a, s, step=step, denoised=denoised, linear=linear)
+    run = inside("dpmpp_2m(lower_order_final=False)", CleanTarget(mode=mode, gamma_max=1.5), VPLinear(), X, GRID)
+    agree(x / alphas[-1], stein, run, 2e-4)
+
+
+@ARRAYS
+def test_a_stateful_scheduler_that_has_moved_on_is_noticed(theirs):
+    scheduler = theirs.EDMEulerScheduler()
+    scheduler.set_timesteps(5)
+    scheduler.set_begin_index(0)
+    scheduler.is_scale_input_called = True
+    x, sigma, t = noisy_state(80.0), scheduler.sigmas[0], scheduler.timesteps[0]
+
+    def step(z):
+        return scheduler.step(z, t, z, pred_original_sample=mixture(z, sigma)).prev_sample
+
+    with pytest.raises(InputError, match="a deep copy, where a step changes it"):
+        SteinDiff(probes=1).apply(x, step(x), 1.0, sigma, step=step)
+
+
+# What a PyTorch module is.
+
+
+class Sampler(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Linear(3, 3)
+        self.stein = SteinDiff("tweedie")
+
+
+def test_it_is_a_module_without_weights():
+    sampler = Sampler()
+    seen = []
+    assert sampler.apply(lambda module: seen.append(type(module).__name__)) is sampler
+    assert seen == ["Linear", "SteinDiff", "Sampler"]  # nn.Module's own apply goes on working
+    assert sampler.stein.apply(lambda module: None) is sampler.stein
+    assert set(sampler.state_dict()) == {"network.weight", "network.bias"}  # checkpoints load with or without it
+    sampler.load_state_dict(Sampler().state_dict(), strict=True)
+    assert "gamma_min=1e-06" in repr(sampler.to(torch.float64))
+    assert "Hutchinson(probes=5" in repr(SteinDiff())
+    hooked = []
+    sampler.stein.register_forward_hook(lambda module, args, out: hooked.append(out))
+    out = sampler.stein.apply(X, 0.5 * X, 1.0, 2.0, denoised=0.1 * X)
+    assert hooked[0] is out
+    assert copy.deepcopy(sampler.stein).trace == sampler.stein.trace
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_states_keep_their_dtype_and_sums_are_wide(dtype):
+    x, candidate, denoised = (z.to(dtype) for z in (X, 0.4 * X, 0.2 * X))
+    stein = SteinDiff("tweedie", gamma_max=0.9)
+    out = stein.apply(x, candidate, 1.0, 6.0, denoised=denoised)
+    assert out.dtype is dtype
+    exact = SteinDiff("tweedie", gamma_max=0.9)
+    expected = exact.apply(x.double(), candidate.double(), 1.0, 6.0, denoised=denoised.double())
+    torch.testing.assert_close(out.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-7)
+    assert stein.trace[0].gamma_raw == pytest.approx(exact.trace[0].gamma_raw, rel=1e-6)
+    same = stein.apply(x, x, 1.0, 6.0, denoised=denoised)
+    assert torch.equal(same, x)
+    assert stein.trace[1].reason == "zero_residual"
+
+
+def test_gamma_one_is_the_candidate_itself():
+    x, candidate = X.float(), (0.3 * X).float()
+    assert torch.equal(SteinDiff("analytical", gamma_min=1.0, gamma_max=1.0).apply(x, candidate, 1, 2, linear=0.5), candidate)
+
+
+# What is refused.
+
+GOOD = {"candidate": 0.4 * X, "alpha": 1.0, "sigma": 2.0}
+BAD = X.clone()
+BAD[1, 2] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("mode", "change", "error", "words"),
+    [
+        ("tweedie", {"x": X[0]}, InputError, "need a floating-point tensor"),
+        ("tweedie", {"x": X.long()}, InputError, "int64: need a floating-point tensor"),
+        ("tweedie", {"x": X.numpy()}, InputError, "x is ndarray"),
+        ("tweedie", {"candidate": X[:1]}, InputError, r"candidate is \(1, 3\) torch.float64 on cpu where x is \(6, 3\)"),
+        ("tweedie", {"candidate": X.float()}, InputError, "candidate is .* torch.float32"),
+        ("tweedie", {"candidate": None}, InputError, "pass candidate=T"),
+        ("tweedie", {"denoised": X[:, :1]}, InputError, "denoised is"),
+        ("tweedie", {"denoised": 0.1}, InputError, "denoised is float"),
+        ("tweedie", {"sigma": 0.0}, InputError, "sigma=0.0: need α > 0 and σ > 0"),
+        ("tweedie", {"alpha": -1.0}, InputError, "alpha=-1.0"),
+        ("tweedie", {"sigma": float("inf")}, InputError, "sigma=inf: need a finite number"),
+        ("tweedie", {"sigma": torch.ones(6)}, InputError, r"sigma of shape \(6,\): need one number"),
+        ("tweedie", {"alpha": "one"}, InputError, "alpha='one': need one number"),
+        ("tweedie", {"candidate": BAD}, NonFiniteError, "candidate holds NaN"),
+        ("tweedie", {"x": BAD}, NonFiniteError, "x holds NaN"),
+        ("tweedie", {"denoised": BAD}, NonFiniteError, "denoised holds NaN"),
+        ("tweedie", {}, InputError, "mode='tweedie' at σ/α = 2 needs what was not given: pass denoised=D"),
+        ("analytical", {}, InputError, "pass linear=a"),
+        ("full", {}, InputError, "pass step=f"),
+        ("full", {"step": X}, InputError, "need a function"),
+        ("full", {"step": lambda z: z[:1]}, InputError, r"step\(x\) is \(1, 3\)"),
+        ("full", {"step": lambda z: 0.4 * z * float("nan")}, NonFiniteError, r"step\(x\) holds NaN"),
+        (
+            "full",
+            {"step": lambda z: 0.8 * z},
+            InputError,
+            r"step\(x\) is not the candidate: it is 0.67 of the step's length away",
+        ),
+        ("full", {"step": lambda z: 0.4 * z.detach()}, SteindiffError, "no derivative comes through"),
+        ("adaptive", {"step": lambda z: 0.4 * z}, InputError, "pass linear=a"),
+        ("adaptive", {"linear": 0.4, "sigma": 0.5}, InputError, "pass step=f"),
+    ],
+)
+def test_a_malformed_step_names_what_to_do(mode, change, error, words):
+    with pytest.raises(error, match=words):
+        SteinDiff(mode).apply(**{"x": X, **GOOD, **change})
+
+
+def test_a_step_without_a_forward_derivative_is_refused_too():
+    with pytest.raises(SteindiffError, match="no derivative comes through"):
+        SteinDiff(probes=Hutchinson(method="jvp")).apply(X, **GOOD, step=lambda z: 0.4 * z.detach())
+
+
+def test_a_step_with_a_derivative_is_not_differentiated():
+    with pytest.raises(SteindiffError, match="cannot itself be differentiated"):
+        SteinDiff().apply(X.clone().requires_grad_(), **GOOD, step=lambda z: 0.4 * z)
+
+
+@pytest.mark.parametrize("options", [{"mode": "fast"}, {"probes": 0}, {"gamma_min": 0.0}, {"gamma_min": 2.0, "gamma_max": 1.0}])
+def test_options_are_checked(options):
+    with pytest.raises(InputError, match=r"choose full|at least one probe|need 0 < gamma_min"):
+        SteinDiff(**options)
+    with pytest.raises(InputError, match="need the number of a step"):
+        SteinDiff().reset(index=-1)
