@@ -151,7 +151,7 @@ def test_numbers_carry_their_standard_error_and_stay_short(number, signed, text)
     assert show(number, signed) == text
 
 
-def test_the_layout_of_table_2_cell_by_cell():
+def test_the_layout_of_table_1_cell_by_cell():
     def at(nfe, rule="none", solver="ddim"):
         return Cell("digits", solver, "karras", nfe, rule)
 
@@ -371,8 +371,10 @@ def test_the_markdown_has_whole_tables_and_its_pictures(folder):
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
     links = re.findall(r"(?<!!)\[.*?\]\((.*?)\)", text)
-    assert links == ["metrics/recall.md", "metrics/endpoint.md", "metrics/cost.md"]
-    for link in links:
+    assert links == ["paper/table-1.md", "paper/table-2.md", "metrics/recall.md", "metrics/endpoint.md", "metrics/cost.md"]
+    assert check_tables((folder / links[0]).read_text(encoding="utf-8")) == 2 * 2
+    assert check_tables((folder / links[1]).read_text(encoding="utf-8")) == 2 * (2 + 1)
+    for link in links[2:]:
         assert check_tables((folder / link).read_text(encoding="utf-8")) == 2
     assert text.count("<details>") == text.count("</details>") > 5
 
@@ -381,8 +383,9 @@ def test_the_sections_stand_in_order_and_say_what_was_counted(folder):
     text = (folder / "report.md").read_text(encoding="utf-8")
     sections = re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
     assert sections == [
-        "What was found", "Energy distance in the layout of the paper's Table 2",
-        "The best plain solver against the best corrected one", "Figures", "Losses, cell by cell", "As published, not ours",
+        "What was found", "Energy distance in the layout of the paper's Table 1",
+        "The best plain solver against the best corrected one", "Figures", "Losses, cell by cell",
+        "The paper's Tables 1 and 2", "As published, not ours",
         "How this was made", "Other metrics and costs",
     ]  # fmt: skip
     results = whole_study()
@@ -441,7 +444,7 @@ def test_foreign_names_are_text_in_both_documents(tmp_path):
     markdown_text = (tmp_path / "report.md").read_text(encoding="utf-8")
     check_tables(markdown_text)
     assert "### &lt;b&gt;&amp;\\|\\`\\*\\_x\\_\\$1\\$.safetensors" in markdown_text
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["figures", "metrics", "report.html", "report.md"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["figures", "metrics", "paper", "report.html", "report.md"]
 
 
 def test_blocks_are_escaped_one_by_one():

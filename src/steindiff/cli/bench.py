@@ -21,6 +21,7 @@ import typer
 from steindiff.cli.derive import options_of
 from steindiff.cli.options import Device, Dinov2, Dinov2Reference, Inception, InceptionReference, Threads, judges, use_threads
 from steindiff.errors import unknown_name
+from steindiff.report.paper import MODELS, check
 from steindiff.study.grid import FLAGS, METRICS, PRESETS, Config, read_config
 from steindiff.study.testbed import names as bed_names
 
@@ -34,6 +35,9 @@ def bench_command(
     inception_reference: InceptionReference = None,
     dinov2: Dinov2 = None,
     dinov2_reference: Dinov2Reference = None,
+    paper_model: Annotated[
+        str, typer.Option(help=f"The testbed is this model of the paper, whose FID is then subtracted: {', '.join(MODELS)}.")
+    ] = "",
     device: Device = "cpu",
     threads: Threads = 0,
     **given: Any,
@@ -46,13 +50,14 @@ def bench_command(
 
     use_threads(threads)
     study = configure(preset, config, given)
+    check(paper_model, study.beds, inception is not None)
     named = judges(inception=(inception, inception_reference), dinov2=(dinov2, dinov2_reference))
     with processes.joined(device):
         found = run_study(study, outdir, judges=named, device=device)
         if processes.rank():
             return
         about = manifest(device=device, rerun=shlex.join(["steindiff", *sys.argv[1:]]))
-        write_report(outdir, found, about)
+        write_report(outdir, found, about, paper_model)
         typer.echo(f"everything is in {outdir}: report.md, report.html, cells/")
 
 

@@ -1,7 +1,8 @@
 """Published FIDs, to be read beside a study and never to be compared with it: other models, other features, 50,000 samples.
 
 published.json holds them. Each number was copied from the source named beside it, none was measured here. A method that is
-calibrated, trained or distilled for its number of evaluations says so: it does not compete with what needs nothing.
+calibrated, trained or distilled for its number of evaluations says so: it does not compete with what needs nothing. Rows of
+the SteinDiff paper say where they stand in its tables; `report.paper` sets them beside a study's own numbers.
 """
 
 import json
@@ -12,6 +13,17 @@ from steindiff.report.blocks import Block, Details, Table, Text, notes
 from steindiff.report.numbers import NONE
 
 
+class Place(NamedTuple):
+    """Where a row stands in the SteinDiff paper's table."""
+
+    solver: str
+    """A solver's name, or what the names of its family begin with; empty where the paper names none."""
+    grid: str
+    """Our name of the schedule; empty in a table without schedules."""
+    stein: bool
+    """Whether the row is corrected."""
+
+
 class Published(NamedTuple):
     """One method in one setting; `fid` by network evaluations, with the digits of the source, a key (or two) of SOURCES."""
 
@@ -19,6 +31,17 @@ class Published(NamedTuple):
     needs: str
     source: str
     fid: dict[int, str]
+    place: Place | None = None
+
+
+class Improvement(NamedTuple):
+    """An improvement that the SteinDiff paper states in a cell whose Base and Stein we do not know."""
+
+    solver: str
+    grid: str
+    nfe: int
+    percent: str
+    source: str
 
 
 class Setting(NamedTuple):
@@ -27,6 +50,14 @@ class Setting(NamedTuple):
     name: str
     note: str
     rows: tuple[Published, ...]
+    improvements: tuple[Improvement, ...] = ()
+    paper_table: int = 0
+    """The number of the SteinDiff paper's table on this setting; 0 for none."""
+
+    @property
+    def of_paper(self) -> tuple[Published, ...]:
+        """The rows of the SteinDiff paper's table."""
+        return tuple(row for row in self.rows if row.place)
 
     @property
     def table(self) -> Table:
@@ -47,9 +78,16 @@ def published_blocks() -> tuple[Block, ...]:
 
 
 def _row(row: dict[str, Any]) -> Published:
-    return Published(**{**row, "fid": {int(nfe): fid for nfe, fid in row["fid"].items()}})
+    place = Place(*row["place"]) if "place" in row else None
+    return Published(**{**row, "fid": {int(nfe): fid for nfe, fid in row["fid"].items()}, "place": place})
+
+
+def _setting(about: dict[str, Any]) -> Setting:
+    improvements = tuple(Improvement(**one) for one in about.get("improvements", ()))
+    rows = tuple(map(_row, about["rows"]))
+    return Setting(about["name"], about["note"], rows, improvements, about.get("paper_table", 0))
 
 
 _FILE: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
 SOURCES: dict[str, str] = _FILE["sources"]
-PUBLISHED = tuple(Setting(s["name"], s["note"], tuple(map(_row, s["rows"]))) for s in _FILE["settings"])
+PUBLISHED = tuple(map(_setting, _FILE["settings"]))

@@ -13,6 +13,7 @@ from steindiff.metrics import HIGHER, TITLES
 from steindiff.report import write
 from steindiff.report.blocks import Block, Bullets, Code, Details, Heading, Part, Table, Text, notes
 from steindiff.report.contest import contest_blocks
+from steindiff.report.paper import paper_blocks
 from steindiff.report.published import published_blocks
 from steindiff.report.study_figures import AXES, image_strips, overview, quality, shown_solvers, spectra, traces
 from steindiff.report.tables import best_table, cost_table, count_table, counts, gamma_table, losing_table, quality_table, short
@@ -29,12 +30,15 @@ _KINDS = {
 }
 
 
-def write_report(folder: Path, study: Study, about: Mapping[str, Any] | None = None) -> None:
-    """Write report.md, figures/, metrics/ and report.html; cells without a result are shown as missing.
+def write_report(folder: Path, study: Study, about: Mapping[str, Any] | None = None, paper_model: str = "") -> None:
+    """Write report.md, figures/, metrics/, paper/ and report.html; cells without a result are shown as missing.
 
-    `about` is a `files.manifest(…)`; its "rerun", where given, is the command that makes the study. Raises as `report.write`.
+    `about` is a `files.manifest(…)`; its "rerun", where given, is the command that makes the study. `paper_model` is the model
+    of the SteinDiff paper that the study is of (`paper.MODELS`), whose published numbers may then be subtracted. Raises as
+    `report.write`.
     """
     blocks = [*_facts(study), *contest_blocks(study), *_tables(study), *_best(study), *_figures(study), *_losses(study)]
+    blocks += paper_blocks(study, paper_model)
     blocks += [Heading("As published, not ours"), *published_blocks(), *_how(study, about or {}), *_appendix(study)]
     write(folder, "steindiff bench", blocks)
 
@@ -105,7 +109,7 @@ def _counts(study: Study, metric: str, correction: str = "") -> str:
 def _tables(study: Study) -> list[Block]:
     """The headline metric, testbed by testbed."""
     text = "Value ± standard error; for a corrected run its change against the plain row above, and whether that is noise."
-    blocks: list[Block] = [Heading(f"{_title(HEADLINE)} in the layout of the paper's Table 2"), Text(text)]
+    blocks: list[Block] = [Heading(f"{_title(HEADLINE)} in the layout of the paper's Table 1"), Text(text)]
     for bed in study.config.beds:
         blocks += [Heading(short(bed), 3), Text(_described(study.bed(bed)))]
         for grid in study.config.used_grids:

@@ -1,14 +1,15 @@
-"""The tables of a study: the layout of the paper's Table 2, the best runs at equal cost, losses, and what γ was."""
+"""The tables of a study: the layouts of the paper's Tables 1 and 2, the best runs at equal cost, losses, and what γ was."""
 
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
 
-from steindiff.metrics import Value, weigh
+from steindiff.metrics import HIGHER, TITLES, Value, weigh
 from steindiff.report.blocks import Entry, Table
 from steindiff.report.numbers import MARKS, NONE, SAME, compact, show
 from steindiff.study.compare import HEADLINE, Study, Verdict, best, capped, change_of, cost, gammas, rival
@@ -50,7 +51,7 @@ def count_table(study: Study, entry: str, of: Callable[[Cell], Verdict]) -> Tabl
 
 
 def quality_table(study: Study, bed: str, grid: str, metric: str) -> Table:
-    """The paper's Table 2: a solver, below it its corrections, NFE across; floors last."""
+    """The layout of the paper's Table 1, method × NFE: a solver, below it its corrections, NFE across; floors last."""
     table = _layout(study, bed, grid, lambda cell: _entry(study, cell, metric))
     summary = study.bed(bed)
     floors = []
@@ -58,6 +59,41 @@ def quality_table(study: Study, bed: str, grid: str, metric: str) -> Table:
         value = (values or {}).get(metric)
         floors.append((f"floor: {title}", show(value), *[SAME if value else NONE] * (len(study.nfe) - 1)))
     return Table(table.columns, (*table.rows, *floors))
+
+
+def improvement_table(study: Study, bed: str, rule: str, solvers: Sequence[str], metrics: Sequence[str]) -> Table:
+    """The layout of the paper's Table 2, metric × schedule × steps: Base, Stein and Improvement of each solver.
+
+    Base is the plain run and Stein the one that `rule` corrects. The paper's steps are (NFE + 1)/2: it counts those of Heun.
+    """
+    kinds = ("Base", "Stein", "Improvement")
+    columns = ("metric", "schedule", "steps (NFE)", *(f"{solver}: {kind}" for solver in solvers for kind in kinds))
+    rows: list[tuple[str | Entry, ...]] = []
+    for metric, grid, nfe in product(metrics, study.config.grids, study.nfe):
+        cells = [Cell(bed, solver, grid, nfe, rule) for solver in solvers]
+        entries = [e for cell in cells for e in (_entry(study, cell.plain, metric), *_stein(study, cell, metric))]
+        rows.append((TITLES.get(metric, metric), grid, f"{(nfe + 1) / 2:g} ({nfe})", *entries))
+    return Table(columns, tuple(rows))
+
+
+def improvement(study: Study, cell: Cell, metric: str) -> Value | None:
+    """How much better a corrected run is than its plain one, in percent of the latter, with the paired standard error.
+
+    None where either has no number, and where the plain run's is within two standard errors of 0: no part of it means anything.
+    """
+    result, plain = (study.results.get(c) for c in (cell, cell.plain))
+    change, base = result.changes.get(metric) if result else None, plain.values.get(metric) if plain else None
+    if change is None or base is None or study.verdict(cell, metric) == "diverged" or not base.value > 2 * base.se:
+        return None
+    percent = (100 if metric in HIGHER else -100) / base.value
+    return Value(percent * change.value, abs(percent) * change.se)
+
+
+def _stein(study: Study, cell: Cell, metric: str) -> tuple[Entry, Entry]:
+    """A corrected run's value, and its improvement; the change itself where no part of the plain value means anything."""
+    whole, found, gain = _entry(study, cell, metric), study.verdict(cell, metric), improvement(study, cell, metric)
+    text, change = (f"{show(gain, signed=True)} %", MARKS[found]) if gain else ("", whole.change or MARKS[found])
+    return Entry(whole.text, mark=whole.mark), Entry(text, change, found)
 
 
 def cost_table(study: Study, bed: str, grid: str) -> Table:
