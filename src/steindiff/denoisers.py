@@ -11,7 +11,8 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -92,6 +93,16 @@ def guidance_of(denoiser: Denoiser) -> float:
     """The scale of classifier-free guidance that a layer of the denoiser states (`guidance`); 1 where none does."""
     stated = (getattr(layer, "guidance", None) for layer in _layers(denoiser))
     return next((float(scale) for scale in stated if isinstance(scale, float | int)), 1.0)
+
+
+def is_conditioned(denoiser: Denoiser) -> bool:
+    """Whether labels or prompts are bound to it: a layer says so (`conditioned`), or is a `functools.partial` with a tensor."""
+    return any(getattr(layer, "conditioned", None) is True or _binds_a_tensor(layer) for layer in _layers(denoiser))
+
+
+def _binds_a_tensor(layer: object) -> bool:
+    bound = (*layer.args, *layer.keywords.values()) if isinstance(layer, partial) else ()
+    return any(isinstance(value, Tensor) for value in bound)
 
 
 class _Wrapper:
@@ -196,6 +207,7 @@ class Guided(_Wrapper):
     conditional: Denoiser
     unconditional: Denoiser
     scale: float
+    conditioned: ClassVar[bool] = True
 
     @property
     def denoiser(self) -> Denoiser:  # type: ignore[override]
@@ -224,6 +236,7 @@ class Labelled(_Wrapper):
 
     denoiser: Callable[..., Tensor]
     labels: Tensor
+    conditioned: ClassVar[bool] = True
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D(x, sigma, labels)."""

@@ -15,7 +15,7 @@ from steindiff.solvers import Auto, Purpose, Row, Setting, Table, Tabulated, as_
 from steindiff.solvers.between import RATIO, between
 from steindiff.solvers.table import save_all
 
-PURPOSE = Purpose.of(MODEL, (3,))
+PURPOSE = Purpose.of(Guided(MODEL, MODEL, 2.0), (3,))
 
 
 def table(scale: float, told: float = 1.0, turned: float = 0.0, name: str = "calibrated table") -> Tabulated:

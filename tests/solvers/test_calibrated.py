@@ -1,6 +1,7 @@
 """Tables of one network: refused elsewhere, insisted upon by name, and found by auto."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from problems import MODEL, noisy_state
 from steindiff import solvers
 from steindiff.analytic import GaussianMixture
-from steindiff.denoisers import Guided
+from steindiff.denoisers import EpsilonScaled, Guided, Labelled, is_conditioned
 from steindiff.errors import InputError, ModelFileError
 from steindiff.io.files import read_tensors, write_tensors
 from steindiff.sampling import sample
@@ -54,6 +55,32 @@ def test_anything_else_is_refused_by_name_and_can_be_insisted_upon(purpose, deno
         own.anyway("shape")
 
 
+def test_a_network_with_its_labels_bound_is_another_one(tmp_path, monkeypatch):
+    plain, bound = Purpose.of(MODEL, (3,)), Purpose.of(Guided(MODEL, MODEL, 1.0), (3,))
+    monkeypatch.setenv("STEINDIFF_TABLES", str(tmp_path))
+    save_all(tmp_path / "t.safetensors", [table(4, plain), table(6, bound)])
+    for denoiser, mine, other in ((MODEL, 4, 6), (Guided(MODEL, MODEL, 1.0), 6, 4)):
+        setting = Setting.of(denoiser, event=(3,))
+        assert calibrated.found(mine, setting).purpose.network == plain.network
+        assert calibrated.found(other, setting) is None
+        with pytest.raises(InputError, match=r"calibrated for conditioned .* table\.anyway\('conditioned'\)"):
+            sample((own := table(4, bound if other == 6 else plain)).solver, denoiser, start(), own.sigmas)
+    unknown = Setting(network=plain.network, event=(3,))
+    assert calibrated.found(4, unknown) is not None
+    assert calibrated.found(6, unknown) is not None
+
+
+def test_whether_labels_are_bound_is_seen_through_wrappers():
+    def network(x, sigma, labels=None):
+        return x
+
+    labels = torch.zeros(4, dtype=torch.int64)
+    for denoiser in (partial(network, labels=labels), Labelled(network, labels), EpsilonScaled(Guided(MODEL, MODEL, 2.0), 1.0)):
+        assert is_conditioned(denoiser)
+    for denoiser in (network, MODEL, partial(network, labels=None), EpsilonScaled(MODEL, 1.0)):
+        assert not is_conditioned(denoiser)
+
+
 def test_a_file_keeps_the_purpose(tmp_path):
     own = table(purpose=Purpose.of(Guided(MODEL, MODEL, 3.0), (3,)))
     loaded = Table.load(own.save(tmp_path / "t.safetensors"))
@@ -61,7 +88,10 @@ def test_a_file_keeps_the_purpose(tmp_path):
     assert Table.load(Table(own.solver.anyway("network"), {}).save(tmp_path / "u.safetensors")).solver.purpose.network is None
 
 
-@pytest.mark.parametrize("purpose", ["x", {"network": 3}, {"event": "abc"}, {"guidance": "1"}, {"wrong": 1}, {"event": 3}])
+MALFORMED = ["x", {"network": 3}, {"event": "abc"}, {"guidance": "1"}, {"conditioned": "yes"}, {"wrong": 1}, {"event": 3}]
+
+
+@pytest.mark.parametrize("purpose", MALFORMED)
 def test_a_file_with_a_malformed_purpose_is_refused(tmp_path, purpose):
     path = table().save(tmp_path / "t.safetensors")
     about, _ = read_tensors(path)

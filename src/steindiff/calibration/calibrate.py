@@ -171,7 +171,10 @@ class _Job:
         """A digest of all that determines the tables."""
         starts = {"starts": [repr(table.solver) for table in self.starts]} if self.starts else {}
         numbers = hashlib.sha256(self.noise.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
-        parts = {"purpose": asdict(self.purpose), "noise": numbers, "levels": (self.sigma_max, self.sigma_min)}
+        purpose = asdict(self.purpose)
+        if not purpose["conditioned"] or purpose["guidance"] != 1:  # guidance is conditioned anyway
+            del purpose["conditioned"]
+        parts = {"purpose": purpose, "noise": numbers, "levels": (self.sigma_max, self.sigma_min)}
         # What is off is left out: a new switch changes no key
         on = {name: value for name, value in asdict(self.options.settings).items() if value is not False}
         return files.digest(**parts, **starts, steps=self.options.steps, settings=on)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from steindiff.denoisers import Denoiser, guidance_of, sigma_data_of
+from steindiff.denoisers import Denoiser, guidance_of, is_conditioned, sigma_data_of
 from steindiff.errors import require
 from steindiff.grids import SIGMA_MAX, SIGMA_MIN, karras
 from steindiff.identity import network_of
@@ -100,6 +100,7 @@ class Setting:
         network: the digest of the network, by which a calibrated table is found; None finds none.
         event: the shape of an image; None finds no calibrated table.
         folders: where calibrated tables are looked for first.
+        conditioned: whether labels or prompts are bound to the network; None finds tables of either kind.
     """
 
     sigma_max: float = SIGMA_MAX
@@ -109,6 +110,7 @@ class Setting:
     network: str | None = None
     event: tuple[int, ...] | None = None
     folders: tuple[str, ...] = ()
+    conditioned: bool | None = None
 
     def __post_init__(self) -> None:
         ends = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
@@ -127,7 +129,7 @@ class Setting:
         """These noise levels and this shape, and what the denoiser says of itself; EDM's σ_data where it says nothing."""
         network = None if event is None else network_of(denoiser)
         data = sigma_data_of(denoiser) or cls.sigma_data
-        return cls(sigma_max, sigma_min, data, guidance_of(denoiser), network, event, folders)
+        return cls(sigma_max, sigma_min, data, guidance_of(denoiser), network, event, folders, is_conditioned(denoiser))
 
 
 USUAL = Setting()

@@ -31,7 +31,8 @@ class Calibrated(Planned):
 
     Args:
         path: a file of tables; None: the network's own, wherever `auto` would find it.
-        anyway: parts of the tables' purpose that do not matter here: network, event or guidance, or several with + between.
+        anyway: parts of the tables' purpose that do not matter here: network, event, guidance or conditioned; + stands between
+            several.
     """
 
     of_networks = True
@@ -63,7 +64,7 @@ class Calibrated(Planned):
         if not fitting:
             have = ", ".join(map(str, sorted({solver.nfe(solver.own_grid) for solver in tables})))
             raise InputError(f"nfe={nfe}: {path} has tables of {have} evaluations; take one of these, or calibrate anew")
-        here = Purpose(setting.network, setting.event, setting.guidance)
+        here = Purpose(setting.network, setting.event, setting.guidance, setting.conditioned)
         least = min(len(_elsewhere(solver, here)) for solver in fitting)
         return _served([solver for solver in fitting if len(_elsewhere(solver, here)) == least], setting.guidance)
 
@@ -82,7 +83,7 @@ def _fitting(nfe: int, setting: Setting) -> list[Tabulated]:
     """The tables of so many evaluations for this network, shape and range of levels, of any scale of guidance."""
     if setting.network is None or setting.event is None:
         return []
-    here, wanted = Purpose(setting.network, setting.event), (setting.sigma_max, setting.sigma_min)
+    here, wanted = Purpose(setting.network, setting.event, None, setting.conditioned), (setting.sigma_max, setting.sigma_min)
     tables = []
     for solver in _known(setting):
         ends = (solver.levels[0], solver.levels[-1])

@@ -181,6 +181,7 @@ class OfClasses:
     labels: Tensor
     sigma_data: float
     schedule: ClassVar[Schedule] = VE()
+    conditioned: ClassVar[bool] = True
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D(x, sigma), each image by its own law. Raises InputError for another number of images than labels."""
