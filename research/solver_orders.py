@@ -27,7 +27,7 @@ from torch import Tensor
 from steindiff.analytic.integrate import runge_kutta
 from steindiff.report.blocks import Table
 from steindiff.report.markdown import markdown
-from steindiff.solvers import DEIS, DPMpp2M, DPMpp3M, Grid, Solver, UniPC, make, names
+from steindiff.solvers import DEIS, PNDM, DPMpp2M, DPMpp3M, Grid, Solver, UniPC, make, names
 
 COUNTS = (64, 96, 128, 192)
 FINE = math.lcm(*COUNTS)
@@ -62,6 +62,9 @@ CASES: dict[str, Solver] = {
     **{f"unipc_{k}, no corrector": UniPC(order=k, corrector=False) for k in (1, 2, 3)},
     **{f"deis_{k}, sigma": DEIS(order=k, variable="sigma") for k in (2, 3, 4)},
     **{f"deis_{k}, log_sigma": DEIS(order=k, variable="log_sigma") for k in (2, 3, 4)},
+    "pndm": PNDM(),
+    "pndm, sigma": PNDM(middle="sigma"),
+    "pndm, order=2": PNDM(2),
 }
 """Every registered name as `make` builds it, and the other settings of the same classes."""
 

@@ -30,8 +30,8 @@ def mix(*values: int) -> int:
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
     """One CPU generator per image, 0 ≤ seed < 2⁶³; below 2³² the stream of `torch.manual_seed(seed)`.
 
-    `sample(generator=generators(seeds))` seeds the probes of a correction and nothing else: the images themselves come from
-    the state that `sample` is given, which `initial_noise(seeds, …)` draws.
+    `sample(generator=generators(seeds))` seeds the probes of a correction, and the fresh noise of a stochastic solver, from
+    streams of their own. The first noise is the state that `sample` is given, which `initial_noise(seeds, …)` draws.
     """
     return [_stream(seed) for seed in seeds]
 

@@ -245,8 +245,8 @@ def sample(
             own, or EDM's.
         nfe: the network evaluations to spend; give either this or `sigmas`.
         setting: the noise levels, σ_data and guidance to plan for. None: EDM's levels, and what the denoiser says.
-        generator: seeds the probes of a divergence estimator, and nothing else: the noise is x. One generator, or one per
-            image; None is a fixed seed.
+        generator: seeds the probes of a divergence estimator and the fresh noise of a stochastic solver, and nothing else: the
+            first noise is x. One generator, or one per image; None is a fixed seed.
         on_step: observers of every step; they get copies of the states and cannot change what happens.
         progress: whether to show a tqdm bar on stderr.
 

@@ -13,7 +13,7 @@ from steindiff.corrections import CleanTarget, Corrected
 from steindiff.denoisers import Counter
 from steindiff.divergence import Choice, Exact
 from steindiff.errors import InputError
-from steindiff.solvers import DDIM, DEIS, IPNDM, DPMpp2S, DPMpp3M, DPMpp3S, Grid, Heun, UniPC
+from steindiff.solvers import DDIM, DEIS, IPNDM, PNDM, DPMpp2S, DPMpp3M, DPMpp3S, Grid, Heun, UniPC
 from steindiff.solvers.coefficients import phi
 
 # Every registered name, and the settings `make` does not reach.
@@ -28,6 +28,9 @@ SOLVERS = {
     "unipc_3, not lowered": UniPC(3, lower_order_final=False),
     "deis_3, sigma": DEIS(3, "sigma"),
     "deis_4, log_sigma, lowered": DEIS(4, "log_sigma", lower_order_final=True),
+    "pndm": PNDM(),
+    "pndm, sigma": PNDM(middle="sigma"),
+    "s-pndm": PNDM(2),
 }
 ENDS = {
     "min": lambda n: grids.karras(n),
@@ -70,6 +73,9 @@ def test_nfe_by_hand():
     assert Heun(euler_at_end=True).nfe(to_min) == 9
     assert DPMpp3S(tail=(2, 1)).nfe(to_min) == 12
     assert UniPC(stored="refresh").nfe(to_min) == 9
+    assert [PNDM(order).nfe(sigmas) for order in (4, 2) for sigmas in (to_min, to_zero)] == [14, 14, 6, 6]
+    assert [PNDM(order).nfe(ENDS["zero"](1)) for order in (4, 2)] == [1, 1]
+    assert PNDM().nfe(ENDS["zero"](3)) == 9
 
 
 @every_solver
@@ -124,10 +130,10 @@ def test_dtypes(solver, end):
 
 @every_solver
 def test_last_step_to_zero(solver):
-    """Every method becomes DDIM there, x = D, but iPNDM, whose constant coefficients go on: x = x − σ Σ_j c_j ε̂_j."""
+    """Every method becomes DDIM there, x = D, but iPNDM and PNDM, whose constant coefficients go on: x = x − σ Σ_j c_j ε̂_j."""
     *_, (x, interval, state, step) = _steps(solver, mixture, noisy_state(80.0), ENDS["zero"](6))
     expected = step.denoised
-    if isinstance(solver, IPNDM):
+    if isinstance(solver, (IPNDM, PNDM)):
         noise = [(x - step.denoised) / interval.sigma, *state]
         weights = {1: [1.0], 2: [1.5, -0.5], 3: [23 / 12, -16 / 12, 5 / 12], 4: [55 / 24, -59 / 24, 37 / 24, -9 / 24]}
         expected = x - interval.sigma * sum(w * e for w, e in zip(weights[solver.order], noise, strict=True))
@@ -139,7 +145,7 @@ def test_one_step(solver):
     """No history: a multistep method takes DDIM's step."""
     sigmas, x = grids.from_list([5.0, 1.0]), noisy_state(5.0)
     out = run(solver, mixture, x, sigmas)
-    more_stages = isinstance(solver, (Heun, DPMpp2S, DPMpp3S)) and solver.nfe(sigmas) > 1
+    more_stages = isinstance(solver, (Heun, DPMpp2S, DPMpp3S, PNDM)) and solver.nfe(sigmas) > 1
     if more_stages:
         assert not torch.allclose(out, run(DDIM(), mixture, x, sigmas), rtol=1e-3)
     else:

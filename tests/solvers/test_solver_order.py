@@ -39,6 +39,9 @@ OWN = {
     "ipndm_2": (2, 2, 2),
     "ipndm_3": (2, 2, 3),  # the coefficients are those of equal steps
     "ipndm_4": (2, 2, 4),
+    "pndm": (2, 2, 4),
+    "pndm, sigma": (2, 2, 4),
+    "pndm, order=2": (2, 2, 2),
 }
 
 # Runs as published: where the start-up error has not yet taken over at these n, the slope lies between 2 and the order.

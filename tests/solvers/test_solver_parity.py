@@ -13,6 +13,7 @@ Where diffusers is not the published method, or cannot do what ours does:
 * The last step to σ = 0 is NaN in DEISMultistep and in UniPC with bh1; UniPC without `lower_order_final` is infinite there
   (order 2) or raises (order 3). Ours take it with order 1, where every method is DDIM and returns D.
 * UniPC of order ≥ 2 raises when torch's default dtype is float64 and its noise levels are float32, as it makes them.
+* PNDM adds up the network's outputs of several times as they are, which for a network of v is no sum of noise predictions.
 * IPNDM's own grid starts at α = 0, infinite noise in VE coordinates; the test gives it a finite one through `trained_betas`.
 * DDIM steps from t to t − N//n, which is the next time of its own grid for "leading" spacing but not for "linspace", nor for
   "trailing" where n does not divide N (diffusers#11347); the test uses "leading".
@@ -26,8 +27,8 @@ import torch
 from problems import mixture, noisy_state, run
 from steindiff import grids, solvers
 from steindiff.denoisers import FromEps, FromFlow, FromV
-from steindiff.schedules import DiscreteBetas, RectifiedFlow
-from steindiff.solvers import DDIM, DEIS, IPNDM, DPMpp2M, DPMpp2S, DPMpp3M, DPMpp3S, Heun, UniPC
+from steindiff.schedules import DiscreteBetas, RectifiedFlow, VPLinear
+from steindiff.solvers import DDIM, DEIS, IPNDM, PNDM, DPMpp2M, DPMpp2S, DPMpp3M, DPMpp3S, Heun, UniPC
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -242,6 +243,25 @@ def test_ipndm(n):
         clean = mixture(x / a, sigmas[i])
         x = scheduler.step(a * (x - a * clean) / b - b * clean, t, x).prev_sample
     torch.testing.assert_close(run(IPNDM(4), mixture, y, sigmas), x, **FLOAT64)
+
+
+@pytest.mark.parametrize("n", [4, 5, 10, 50])
+def test_pndm(n):
+    """Their Runge–Kutta start and integer times, on the linear VP schedule, so that the middle of a step is an integer too."""
+    scheduler = theirs.PNDMScheduler(timestep_spacing="leading", steps_offset=1000 // n)
+    schedule = VPLinear()
+    sigmas = schedule.ratio(torch.arange(1001, dtype=torch.float64) / 1000)
+    scheduler.alphas_cumprod = _alpha(sigmas) ** 2
+    scheduler.set_timesteps(n)
+    times = torch.arange(n, -1, -1) * (1000 // n)
+    y = noisy_state(float(sigmas[times[0]]))
+    x = _alpha(sigmas[times[0]]) * y
+    for t in scheduler.timesteps:
+        a, b = _alpha(sigmas[t]), sigmas[t] * _alpha(sigmas[t])
+        clean = mixture(x / a, sigmas[t])
+        x = scheduler.step((x - a * clean) / b, int(t), x).prev_sample
+    assert len(scheduler.timesteps) == PNDM().nfe(sigmas[times[:-1]]) + 1
+    torch.testing.assert_close(run(PNDM(), mixture, y, sigmas[times]), x / _alpha(sigmas[times[-1]]), **FLOAT64)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

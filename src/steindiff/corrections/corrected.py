@@ -131,6 +131,11 @@ class Corrected(Solver):
         return self._solver.plans
 
     @property
+    def stochastic(self) -> bool:  # type: ignore[override]  # as for the order
+        """Whether the wrapped solver is."""
+        return self._solver.stochastic
+
+    @property
     def own_grid(self) -> Tensor | None:
         """The wrapped solver's."""
         return self._solver.own_grid

@@ -163,6 +163,9 @@ class Solver(ABC):
     of_networks: ClassVar[bool] = False
     """Whether there is a method for some networks and numbers of evaluations only, so that the setting decides."""
 
+    stochastic: ClassVar[bool] = False
+    """Whether a run draws noise of its own, from `seeded`: its end is then no function of where it starts."""
+
     def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> State:
         """The state before the first step of a run over `grid`; None for a method that carries nothing."""
         return None
@@ -203,5 +206,5 @@ class Solver(ABC):
         return ddim(x, denoised, interval.sigma, interval.sigma_next)
 
     def seeded(self, seed: int | tuple[int, ...]) -> "Solver":
-        """This solver with its random probes drawn from `seed` (one int, or one per image); a plain solver has none."""
+        """This solver with its random numbers drawn from `seed` (one int, or one per image); most solvers have none."""
         return self

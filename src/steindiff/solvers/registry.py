@@ -8,8 +8,11 @@ from steindiff.solvers.calibrated import Calibrated
 from steindiff.solvers.deis import DEIS, IPNDM
 from steindiff.solvers.dpm_v3 import of_file
 from steindiff.solvers.dpmpp import DPMpp2M, DPMpp3M
+from steindiff.solvers.evodiff import EVODiff
 from steindiff.solvers.free import Free
 from steindiff.solvers.multistep import DDIM
+from steindiff.solvers.pndm import PNDM
+from steindiff.solvers.restart import of_spec as restarted
 from steindiff.solvers.singlestep import DPMpp2S, DPMpp3S, Heun
 from steindiff.solvers.table import load
 from steindiff.solvers.unipc import UniPC
@@ -48,8 +51,11 @@ PLANS: Registry[Solver] = Registry(
         "table": load,
         "free": _free,
         "dpm_v3": of_file,
+        "pndm": PNDM,
+        "restart": partial(restarted, SOLVERS.make),
+        "evodiff": EVODiff,
     },
 )
-"""The same, and those that need more than a grid, or have one of their own: `for_nfe` makes a method of them."""
+"""The same, and those that need more than a grid, have one of their own, cannot spend every budget, or are no ODE solvers."""
 
 make, names, plans = PLANS.make, SOLVERS.names, PLANS.names

@@ -194,7 +194,7 @@ class _Bench:
 
         def measured() -> Row:
             made, error = self._targets(samples.points()), None
-            if fine is not None:
+            if fine is not None and not run.solver.stochastic:
                 count = min(len(fine.images), len(samples.images))
                 error = endpoint_rmse(samples.points(count), fine.points(count))
             to_train, to_held = map(made.to, self._real)

@@ -116,7 +116,8 @@ class Row:
     Attributes:
         nfe: network evaluations an image; None for real images.
         train, held: distances to training and to held-out images; None where it failed, or has too few images for a floor.
-        error: endpoint RMSE to the fine run, image by image; None for the fine run itself, and without one.
+        error: endpoint RMSE to the fine run, image by image; None for the fine run itself, without one, and for a stochastic
+            solver, which has no end of its own.
         effect: endpoint RMSE between bf16 and float32; None in float32.
     """
 

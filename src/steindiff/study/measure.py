@@ -159,7 +159,7 @@ class Ruler:
     spectrum    RMS log ratio of power over frequency bands, for images
     precision, recall, coverage    by k-NN, in the features or the axes
     components  total variation of the component weights, for mixtures
-    endpoint    RMSE to the exact flow's end points of the same noise (not for other sets than those of the study's seeds)
+    endpoint    RMSE to the exact flow's end points of the same noise (not for sets that are no function of that noise)
     fid, inception_score, fd_dinov2    by the judges that are given, for images
 
     `metrics` are measured as far as the testbed has them. So many `axes` stand for the pixels where there are more pixels.
@@ -177,7 +177,7 @@ class Ruler:
         return self.measure(self.references.endpoints)
 
     def measure(self, x: Tensor, paired: bool = True) -> Measures:
-        """Measure samples (n, *event); paired: they come from the noise of the study's seeds."""
+        """Measure samples (n, *event); paired: they are a function of the noise of the study's seeds."""
         ratios, found = list[float](), {name: statistic(x) for name, statistic in self._statistics.items()}
         if self._spectrum is not None:
             spectrum = self._spectrum.spectrum(x)

@@ -139,7 +139,7 @@ class _Part:
             solver, sigmas = build(cell, self.config, self.bed.setting, self._price, self._clean)
             drawn = draw(solver, self.bed, sigmas, self.config.seeds, batch=self.config.batch, together=True)
             if self.ruler is not None:
-                measured = None if drawn.x is None else self.ruler.measure(drawn.x)
+                measured = None if drawn.x is None else self.ruler.measure(drawn.x, paired=not solver.stochastic)
                 plain = measured if cell == first else plain
                 if cell in missing:
                     yield _result(cell, keys[cell], drawn, measured, plain, self.ruler)
