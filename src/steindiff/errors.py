@@ -29,6 +29,10 @@ class StateWarning(UserWarning):
     """The state's size does not fit the first noise level."""
 
 
+class DerivativeWarning(UserWarning):
+    """The derivative of a step looks as if the network had no part in it."""
+
+
 def require(holds: bool, need: str, **values: object) -> None:
     """Raise InputError, which names the values and what they need, unless it holds.
 

@@ -8,6 +8,7 @@ The formulas are those of `corrections`; here is only what lets them see a step 
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, overload
@@ -22,7 +23,7 @@ from steindiff.corrections.corrected import Note
 from steindiff.corrections.stein import CleanTarget, Mode
 from steindiff.denoisers import Denoiser
 from steindiff.divergence import Estimator, Hutchinson
-from steindiff.errors import InputError, NonFiniteError, SteindiffError, require
+from steindiff.errors import DerivativeWarning, InputError, NonFiniteError, SteindiffError, require
 from steindiff.io.processes import Gather, alone
 from steindiff.noise import fresh_seed
 from steindiff.sampling import Generators, Kept, Record, records
@@ -212,7 +213,7 @@ class SteinDiff(nn.Module):
         elif generator is not None:
             self.estimator = self.estimator.seeded(tuple(map(fresh_seed, generator)))
         self.index = index
-        self._kept = list[Kept]()
+        self._kept, self._warned = list[Kept](), False
         return self
 
     @property
@@ -309,8 +310,9 @@ class SteinDiff(nn.Module):
         decision = self.rule.decide(m, index)
         if need is Need.FULL and given.denoised is not None:
             numbers["noise_ratio"] = (given.by_tweedie(candidate, self.gather).mean / div.mean).sqrt()
-        known = {name: value for name, value in m._asdict().items() if value is not unknown}
-        note = Note(decision.reason, {"gamma": decision.gamma, "gamma_raw": decision.raw, **known, **numbers})
+        numbers |= {name: value for name, value in m._asdict().items() if value is not unknown}
+        numbers |= {"gamma": decision.gamma, "gamma_raw": decision.raw}
+        note = Note(decision.reason, {name: value.detach() for name, value in numbers.items()})
         return _Found(candidate, decision, note)
 
     def _divergence(self, given: _Given, need: Need, index: int) -> tuple[Tensor, Divergence]:
@@ -337,7 +339,10 @@ class SteinDiff(nn.Module):
         if isinstance(self.estimator, Hutchinson) and self.estimator.method == "auto":
             self.estimator = self.estimator.resolve(network, given.x, torch.tensor(given.sigma))
         estimate, own = by_estimator(self.estimator, residual, network, given.x, index, self.gather)
-        return given.agreed(own), Divergence(estimate.mean, estimate.se)
+        candidate = given.agreed(own)
+        if given.x.dtype is given.wide and not self._warned:  # a narrow dtype may round a small derivative away
+            self._warned = _warn_if_constant(estimate.values)
+        return candidate, Divergence(estimate.mean, estimate.se)
 
 
 def _check_differentiable(z: Tensor, out: Tensor) -> None:
@@ -348,3 +353,17 @@ def _check_differentiable(z: Tensor, out: Tensor) -> None:
             "no derivative comes through step(x): does it run under torch.no_grad or inference_mode, or detach its input? Let "
             "gradients through, take probes=Hutchinson(5, method='fd'), or choose mode='tweedie', which needs none"
         )
+
+
+def _warn_if_constant(values: Tensor) -> bool:
+    """Whether vᵀJv is the same for all images and probes, with a warning: only x's own part may have a derivative then."""
+    constant = values.numel() > 1 and bool((values == values[0, 0]).all())
+    if constant:
+        warnings.warn(
+            f"vᵀ(∂u/∂x)v is {float(values[0, 0]):g} for every image and probe, as if the network had no derivative: does "
+            "step(x) call it under torch.no_grad or inference_mode, or detach its output? Let gradients through, or choose "
+            "mode='tweedie', which needs none. (It is right for a linear network of one eigenvalue.)",
+            DerivativeWarning,
+            stacklevel=2,
+        )
+    return constant

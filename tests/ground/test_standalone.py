@@ -13,7 +13,7 @@ from steindiff import SteinDiff, grids
 from steindiff.corrections import CleanTarget, Corrected, FixedGamma
 from steindiff.denoisers import declare
 from steindiff.divergence import Exact, Hutchinson
-from steindiff.errors import InputError, NonFiniteError, SteindiffError
+from steindiff.errors import DerivativeWarning, InputError, NonFiniteError, SteindiffError
 from steindiff.noise import generators
 from steindiff.sampling import sample
 from steindiff.schedules import VE, VPLinear
@@ -250,27 +250,29 @@ ARRAYS = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't acc
 @ARRAYS
 @pytest.mark.parametrize("mode", ["analytical", "tweedie"])
 def test_beside_a_scheduler_of_diffusers(theirs, mode):
-    """DPM-Solver++ 2M in x = αy; the scheduler rounds the state to float32. A step changes it, so that `step` takes a copy."""
-    scheduler = theirs.DPMSolverMultistepScheduler(
-        prediction_type="sample", lower_order_final=False, final_sigmas_type="sigma_min"
-    )
+    """DPM-Solver++ 2M of a network that predicts ε, in x = αy. The scheduler keeps D; a step changes it, and `step` a copy."""
+    scheduler = theirs.DPMSolverMultistepScheduler(lower_order_final=False, final_sigmas_type="sigma_min")
     scheduler.set_timesteps(5)
     scheduler.sigmas = GRID
     scheduler.set_begin_index(0)
-    alphas = torch.rsqrt(1 + GRID**2)
-    stein, x = SteinDiff(mode, gamma_max=1.5), alphas[0] * X
+    stein, x = SteinDiff(mode, gamma_max=1.5), torch.rsqrt(1 + GRID[0] ** 2) * X
+
+    def network(x, sigma):
+        a = torch.rsqrt(1 + sigma**2)
+        return (x / a - mixture(x / a, sigma)) / sigma
+
     for i, t in enumerate(scheduler.timesteps):
-        a, s = alphas[i], alphas[i] * GRID[i]
-        before, denoised = copy.deepcopy(scheduler), mixture(x / a, GRID[i])
+        before, sigma = copy.deepcopy(scheduler), GRID[i]
 
-        def step(z, before=before, a=a, sigma=GRID[i], t=t):
-            return copy.deepcopy(before).step(mixture(z / a, sigma), t, z).prev_sample
+        def step(z, before=before, sigma=sigma, t=t):
+            return copy.deepcopy(before).step(network(z, sigma), t, z).prev_sample
 
-        candidate = scheduler.step(denoised, t, x).prev_sample
-        linear = alphas[i + 1] * GRID[i + 1] / s
-        x = stein.apply(x, candidate, a, s, step=step, denoised=denoised, linear=linear)
+        alpha, noise = scheduler._sigma_to_alpha_sigma_t(sigma)
+        candidate = scheduler.step(network(x, sigma), t, x).prev_sample
+        linear = scheduler._sigma_to_alpha_sigma_t(GRID[i + 1])[1] / noise
+        x = stein.apply(x, candidate, alpha, noise, step=step, denoised=scheduler.model_outputs[-1], linear=linear)
     run = inside("dpmpp_2m(lower_order_final=False)", CleanTarget(mode=mode, gamma_max=1.5), VPLinear(), X, GRID)
-    agree(x / alphas[-1], stein, run, 2e-4)
+    agree(x / scheduler._sigma_to_alpha_sigma_t(GRID[-1])[0], stein, run, 2e-4)
 
 
 @ARRAYS
@@ -381,6 +383,45 @@ BAD[1, 2] = float("nan")
 def test_a_malformed_step_names_what_to_do(mode, change, error, words):
     with pytest.raises(error, match=words):
         SteinDiff(mode).apply(**{"x": X, **GOOD, **change})
+
+
+@pytest.mark.parametrize("cut", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
+def test_a_network_without_gradients_is_noticed(cut):
+    """The linear part still has a derivative, so that nothing raises: full would be analytical in silence."""
+
+    @cut()
+    def network(x, a, s):
+        return mixture(x / a, s / a)
+
+    def step(z):
+        return ddim(network, z, 1, GRID[1], 1, GRID[2])[0]
+
+    stein = SteinDiff()
+    with pytest.warns(DerivativeWarning, match="every image and probe, as if the network had no derivative"):
+        stein.apply(X, None, 1.0, GRID[1], step=step)
+    assert stein.trace[0].moments["div"] == pytest.approx((1 - float(GRID[2] / GRID[1])) * 3, rel=1e-12)
+    stein.apply(X, None, 1.0, GRID[1], step=step)  # says it once a run
+
+
+def test_a_trace_keeps_no_graph():
+    candidate = (0.4 * X).requires_grad_()
+    stein = SteinDiff("tweedie")
+    assert stein.apply(X, candidate, 1.0, 2.0, denoised=0.1 * X).requires_grad
+    assert not any(z.requires_grad for kept in stein._kept for z in kept.note.numbers.values())
+
+
+def test_gamma_is_that_of_the_whole_batch():
+    """Several processes join their images: here the others hold copies of ours."""
+
+    def doubled(z, dim=0):
+        return torch.cat([z, z], dim)
+
+    for mode in MODES:
+        alone, joined = SteinDiff(mode, gamma_max=1.5), SteinDiff(mode, gamma_max=1.5, gather=doubled)
+        x, y = (beside(stein, heun, VE(), X, GRID[:4]) for stein in (alone, joined))
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
+        if mode in ("full", "tweedie"):
+            assert joined.trace[-1].moments["div_se"] < 0.8 * alone.trace[-1].moments["div_se"]
 
 
 def test_a_step_without_a_forward_derivative_is_refused_too():
