@@ -3,17 +3,21 @@
 Examples:
   steindiff diagnose --outdir outputs/diagnose
   steindiff diagnose --model digits --solver dpmpp_2m,heun --nfe 5,6,8,10 --outdir outputs/diagnose-digits
+  steindiff diagnose --shift --outdir outputs/shift
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from steindiff.cli.derive import FLAGS, options_of
 from steindiff.cli.options import ReportFolder
-from steindiff.diagnostics.setup import Setup, configure
+from steindiff.diagnostics.setup import Setup, configure, configure_shift
+
+if TYPE_CHECKING:
+    from steindiff.report.blocks import Block
 
 
 @options_of(Setup, changes=True, flags={**FLAGS, "models": "--model", "solvers": "--solver"})
@@ -24,16 +28,34 @@ def diagnose_command(
         typer.Option(help="quick takes minutes and measures long runs at some steps; full measures every solver and step."),
     ] = "quick",
     all_solvers: Annotated[bool, typer.Option("--all", help="Measure every solver.")] = False,
+    shift: Annotated[
+        bool, typer.Option("--shift", help="Measure how far a run's law and gamma are from the exact flow's; nothing else.")
+    ] = False,
     **given: Any,
 ) -> None:
     """Compare local Lipschitz constants of solver steps with the actual error's growth; trace gamma and the noise level."""
     from steindiff import report
+
+    seconds, blocks = (_shift if shift else _steps)(outdir, preset, all_solvers, given)
+    console = report.console()
+    report.show(console, blocks)
+    files = "report.md, report.html, pictures, results.json, run.json"
+    console.print(f"{seconds:.0f} s; everything is in [bold]{escape(str(outdir))}[/bold]: {files}", highlight=False)
+
+
+def _steps(outdir: Path, preset: str, all_solvers: bool, given: dict[str, Any]) -> tuple[float, "list[Block]"]:
     from steindiff.diagnostics.study import run_diagnose
     from steindiff.report.diagnose import summary, write_report
 
     found = run_diagnose(configure(preset, all_solvers, **given), outdir)
     write_report(outdir, found)
-    console = report.console()
-    report.show(console, summary(found))
-    files = "report.md, report.html, pictures, results.json, run.json"
-    console.print(f"{found.seconds:.0f} s; everything is in [bold]{escape(str(outdir))}[/bold]: {files}", highlight=False)
+    return found.seconds, summary(found)
+
+
+def _shift(outdir: Path, preset: str, all_solvers: bool, given: dict[str, Any]) -> tuple[float, "list[Block]"]:
+    from steindiff.diagnostics.shift import run_shift
+    from steindiff.report.shift import summary, write_report
+
+    found = run_shift(configure_shift(preset, all_solvers, **given), outdir)
+    write_report(outdir, found)
+    return found.seconds, summary(found)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from steindiff import models, solvers
+from steindiff import corrections, models, solvers
 from steindiff.errors import InputError, at_least, require, unknown_name
 
 FAMILIES = ("ddim", "heun", "dpmpp_2m", "unipc_3", "ipndm_3")
@@ -59,6 +59,45 @@ class Setup:
         return self.samples or (self.few if dim <= 1000 else max(2, self.few // 2))
 
 
+@dataclass(frozen=True)
+class ShiftSetup:
+    """Everything that determines the numbers of `steindiff diagnose --shift`; the grid is EDM's or the solver's own.
+
+    Args:
+        beds: testbeds, by name.
+        solvers: names or specs of solvers.
+        nfe: network evaluations of the runs.
+        rules: corrections by name or spec; "none" is the plain solver.
+        n: images of a run; as many others, of other seeds, are carried along the exact flow.
+        scored: the most images on which the run's own score is taken, where the law is exact and small; 0 for none.
+        first_seed: image i comes from this seed plus i.
+
+    Raises:
+        InputError: a name is unknown or repeated, or a number is out of range.
+    """
+
+    LEAST: ClassVar[Any] = {"n": 16, "scored": 0, "first_seed": 0}
+
+    beds: tuple[str, ...] = ("digits", "digits_mixture")
+    solvers: tuple[str, ...] = ("dpmpp_2m", "heun")
+    nfe: tuple[int, ...] = (6,)
+    rules: tuple[str, ...] = ("none", "clamped", "literal")
+    n: int = 128
+    scored: int = 16
+    first_seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.solvers:
+            solvers.make(name)
+        for name in self.rules:
+            corrections.make(name)
+        for what in ("beds", "solvers", "nfe", "rules"):
+            values = getattr(self, what)
+            require(bool(values) and len(set(values)) == len(values), "need at least one, and none twice", **{what: values})
+        at_least(self, self.LEAST)
+        require(all(type(v) is int for v in self.nfe), "give whole numbers separated by commas, such as 5,6,8", nfe=self.nfe)
+
+
 _FULL = Setup(models.names(), solvers.names(), (5, 6, 8, 10, 15, 20, 50, 100), few=16, measured=None, directions=8, batch=256)
 PRESETS = {"quick": Setup(("digits", "cifar10_mixture"), FAMILIES, (5, 6, 8, 10, 20, 100)), "full": _FULL}
 """By name; "full" has every solver at every step, and takes hours."""
@@ -73,4 +112,17 @@ def configure(preset: str, all_solvers: bool = False, **changes: Any) -> Setup:
     if all_solvers:
         changes["solvers"] = solvers.names()
     setup = replace(PRESETS[preset], **changes)
+    return replace(setup, nfe=tuple(sorted(setup.nfe)))
+
+
+_OF_SHIFT = {"models": "beds", "solvers": "solvers", "nfe": "nfe", "samples": "n", "first_seed": "first_seed"}
+
+
+def configure_shift(preset: str = "quick", all_solvers: bool = False, **changes: Any) -> ShiftSetup:
+    """The run of `--shift` with some fields changed, by their names in `Setup`. Raises InputError for what it does not have."""
+    others = [name for name in changes if name not in _OF_SHIFT]
+    if others or all_solvers or preset != "quick":
+        wrong = others[0].replace("_", "-") if others else "all" if all_solvers else f"preset {preset}"
+        raise InputError(f"--shift with --{wrong}: it takes --model, --solver, --nfe, --samples and --seed")
+    setup = ShiftSetup(**{_OF_SHIFT[name]: value for name, value in changes.items()})
     return replace(setup, nfe=tuple(sorted(setup.nfe)))
