@@ -2,7 +2,7 @@
 
 A spec is a name, or a call with options:
 
-    dpmpp_2m        dpmpp_3m(exact=True)        energy(bands=8, moment=m.json)        chain(clamped, fast_km)
+    dpmpp_2m        dpmpp_3m(exact=True)        energy(bands=8, moment=m.json)        chain(clamped, dcw)
 
 A value is a Python literal (`0.5`, `True`, `None`, `(2, 3)`, `'text'`), `inf`, or else plain text: a path, a word, another
 spec. Nothing in a spec is executed.

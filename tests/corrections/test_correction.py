@@ -4,7 +4,6 @@ import itertools
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -336,63 +335,6 @@ def test_unipc_keep_and_refresh_are_different_maps():
     moved = next(iter(steps(Corrected(UniPC(order=2), gammas), MIX, x, GRID))).step
     ahead = moved.state.inner[0]
     assert (ahead - MIX(moved.x, GRID[1])).abs().max() > 1e-3  # the kept value does not belong to the blended state
-
-
-# ---------------------------------------------------------------- which steps
-
-
-@pytest.mark.parametrize(
-    "active",
-    [[0, 2], (0, 2), {0, 2}, range(0, 3, 2), np.array([0, 2]).tolist(), list(np.array([0, 2])), lambda i, s: s in (10.0, 1.5)],
-    ids=["list", "tuple", "set", "range", "ints", "numpy ints", "predicate"],
-)
-@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "heun"])
-def test_inactive_steps_are_plain_and_cost_nothing(active, name):
-    x = start(dtype=torch.float32)
-    solver = Corrected(solvers.make(name), CLAMPED, divergence=Hutchinson(2, method="vjp"), active=active)
-    run = sample(solver, MIX, x, GRID)
-    assert [r.reason == "inactive" for r in run.trace] == [False, True, False, True]
-    for r in run.trace[1::2]:
-        assert r.gamma == r.gamma_raw == 1
-        assert math.isnan(r.noise_ratio)
-        assert all(math.isnan(v) for v in r.moments.values())
-    stages = solvers.make(name).nfe(GRID) // 4
-    assert (run.stats.nfe, run.stats.vjps) == (4 * stages, 2 * 2 * stages)
-
-
-def test_no_active_step_is_the_plain_solver_and_probes_nothing():
-    x = start()
-    calls = []
-
-    def network(y, sigma):
-        calls.append(1)
-        return MIX(y, sigma)
-
-    for active in ([], lambda i, s: False):
-        calls.clear()
-        run = sample(Corrected(solvers.make("heun"), CLAMPED, active=active), network, x, GRID)
-        assert torch.equal(run.x, sample("heun", MIX, x, GRID).x)
-        assert len(calls) == run.stats.nfe == 8
-        assert run.stats.choice is None
-        assert {r.reason for r in run.trace} == {"inactive"}
-
-
-def test_predicates_see_index_and_sigma():
-    seen = []
-    sample(Corrected(solvers.make("ddim"), ones(GRID), active=lambda i, s: seen.append((i, s))), MIX, start(), GRID)
-    assert seen == list(enumerate(GRID.tolist()[:-1]))
-
-
-@pytest.mark.parametrize("active", [[4], [-1], [0, 99], range(5)])
-def test_steps_beyond_the_run_are_refused(active):
-    with pytest.raises(InputError, match=r"this run has steps 0 to 3"):
-        sample(Corrected(solvers.make("ddim"), ones(GRID), active=active), MIX, start(), GRID)
-
-
-@pytest.mark.parametrize("active", [3, "first", [True, False, True, False], [0.5], [None], iter([1])])
-def test_what_is_neither_indices_nor_a_predicate_is_refused(active):
-    with pytest.raises(InputError, match="give step indices, or a predicate"):
-        Corrected(solvers.make("ddim"), CLAMPED, active=active)
 
 
 def test_an_unknown_frame_is_refused():

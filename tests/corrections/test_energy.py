@@ -6,7 +6,7 @@ import torch
 
 import steindiff as sd
 from steindiff import grids, solvers
-from steindiff.corrections import Energy
+from steindiff.corrections import Energy, Sparse
 from steindiff.corrections.bands import Channels, Cosine, RandomBands, Whole
 from steindiff.corrections.base import Proposal
 from steindiff.corrections.energy import second_moment
@@ -172,7 +172,9 @@ def test_the_second_moment_is_that_of_the_state_where_a_solver_keeps_an_evaluati
     again = unipc.step(MODEL, first.x, Grid.of(sigmas).interval(1), first.state)
     assert torch.equal(kept[1].x, again.x)
     x = sd.initial_noise(range(32), EVENT, dtype=torch.float64)
-    run = sd.sample(sd.Corrected(unipc, Energy(), divergence=Hutchinson(method="vjp"), active=[2]), MODEL, x, grids.karras(5))
+    run = sd.sample(
+        sd.Corrected(unipc, Sparse(Energy(), steps=[2]), divergence=Hutchinson(method="vjp")), MODEL, x, grids.karras(5)
+    )
     assert (run.stats.nfe, run.stats.vjps) == (6, 1)
     assert [r.reason == "inactive" for r in run.trace] == [True, True, False, True, True]
 
@@ -297,7 +299,7 @@ def test_float32_active_steps_and_observers():
     x = sd.initial_noise(range(64), EVENT)
     model = _model(torch.float32)
     seen = []
-    solver = sd.Corrected(solvers.make("dpmpp_2m"), Energy(bands=Cosine(3)), active=[1, 2])
+    solver = sd.Corrected("dpmpp_2m", Sparse(Energy(bands=Cosine(3)), steps=[1, 2]))
     result = sd.sample(solver, model, x, grids.karras(5), on_step=lambda e: seen.append(e.step.note.numbers.get("eta")))
     assert result.x.dtype == torch.float32
     assert [r.reason for r in result.trace].count("inactive") == 3

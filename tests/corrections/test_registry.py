@@ -9,17 +9,18 @@ import steindiff as sd
 from steindiff import corrections, grids, rules
 from steindiff.corrections import (
     DCW,
+    BotNguyen,
     Chain,
     CleanTarget,
     Corrected,
     Correction,
     Energy,
     EpsilonScaling,
-    FastKM,
     FixedGamma,
     NoiseConsistent,
     Outcome,
     SelfConsistent,
+    Sparse,
     second_moment,
 )
 from steindiff.corrections.bands import Channels, Cosine, Whole
@@ -37,19 +38,26 @@ X = sd.initial_noise(range(4), (1, 4, 4))
         ("literal", CleanTarget.printed()),
         ("clamped", CleanTarget.clamped()),
         ("clamped(gamma_max=0.9, gamma_min=0.1)", CleanTarget(0.1, 0.9)),
-        ("analytical", CleanTarget(gamma_max=1.0, mode="analytical")),
-        ("adaptive(threshold=0.5)", CleanTarget(gamma_max=1.0, mode="adaptive", threshold=0.5)),
+        ("analytical", CleanTarget(mode="analytical")),
+        ("adaptive", CleanTarget(mode="adaptive", threshold=1.0)),
+        ("adaptive(threshold=0.5)", CleanTarget(mode="adaptive", threshold=0.5)),
+        ("tweedie", CleanTarget(mode="tweedie")),
+        ("fast_km", CleanTarget(mode="analytical")),
+        ("clamped(mode=analytical)", CleanTarget(gamma_max=1.0, mode="analytical")),
         ("noise_consistent", NoiseConsistent(0.0, 2.0)),
         ("energy", Energy()),
         ("energy(bands=8, moment=(1, 2))", Energy((1.0, 2.0), Cosine(8))),
         ("energy(bands=channels, deficit=track)", Energy(bands=Channels(), deficit="track")),
         ("energy_bands", Energy(bands=Cosine())),
-        ("self_consistent", Chain(CLAMPED, SelfConsistent())),
-        ("self_consistent(eta=1.0, proposal=none)", SelfConsistent(eta=1.0)),
-        ("fast_km(s=0.5)", FastKM(s=0.5)),
+        ("self_consistent", Chain(CleanTarget(gamma_max=1.0, mode="tweedie"), SelfConsistent(1.0, 1.0, "state"))),
+        ("self_consistent(eta=0.5, proposal=none)", SelfConsistent(eta=0.5)),
+        ("self_consistent(look_ahead=proposal, proposal=clamped)", Chain(CLAMPED, SelfConsistent(look_ahead="proposal"))),
+        ("sparse(clamped, below=1.0)", Sparse(CLAMPED, below=1.0)),
+        ("bot_nguyen", BotNguyen(3.0, 1.0)),
+        ("bot_nguyen(s=0.5)", BotNguyen(s=0.5)),
         ("epsilon_scaling(1.01)", EpsilonScaling(1.01)),
         ("dcw(scale=0.1)", DCW(0.1)),
-        ("chain(clamped, fast_km)", Chain(CLAMPED, FastKM())),
+        ("chain(clamped, bot_nguyen)", Chain(CLAMPED, BotNguyen())),
         (CLAMPED, CLAMPED),
     ],
 )
@@ -85,7 +93,7 @@ def test_tables_of_gamma_and_moments_are_read_from_files(tmp_path):
 def test_a_moment_of_the_target_is_filled_in_and_refused_where_it_is_not():
     energy = corrections.make("energy(moment=target)")
     assert energy.given(X) == Energy(second_moment(X, Whole()))
-    assert corrections.make("chain(energy(moment=target), fast_km)").given(X).parts[0] == energy.given(X)
+    assert corrections.make("chain(energy(moment=target), dcw)").given(X).parts[0] == energy.given(X)
     assert CLAMPED.given(X) is CLAMPED
     with pytest.raises(InputError, match="moment='target' is for studies"):
         sd.sample(Corrected("heun", energy), lambda x, s: 0.5 * x, X, grids.karras(3))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from steindiff import solvers
 from steindiff.analytic import GaussianMixture
-from steindiff.corrections import CleanTarget, Corrected, FixedGamma, NoiseConsistent, Reason
+from steindiff.corrections import CleanTarget, Corrected, FixedGamma, NoiseConsistent, Reason, Sparse
 from steindiff.corrections.blend import Moments, Need
 from steindiff.corrections.stein import stein_ratio
 from steindiff.denoisers import FromEps, FromFlow, FromV
@@ -114,7 +114,7 @@ def test_plain_and_inactive_are_reasons_of_a_run():
     x = 4 * torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
     plain = sample("ddim", shrink, x, grid).trace
     assert [r.reason for r in plain] == ["plain"] * 3
-    sparse = sample(Corrected(solvers.make("ddim"), CleanTarget(gamma_max=1.0), active=[1]), shrink, x, grid).trace
+    sparse = sample(Corrected("ddim", Sparse(CleanTarget(gamma_max=1.0), steps=[1])), shrink, x, grid).trace
     assert [r.reason for r in sparse][::2] == ["inactive"] * 2
     assert sparse[1].reason in ("rule", "clamped_high")
     reached = {r.reason for r in (*plain, *sparse)}

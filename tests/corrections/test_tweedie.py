@@ -124,7 +124,7 @@ def test_it_is_not_the_divergence_with_a_history_held_constant(name):
 def test_it_costs_nothing(name):
     x = PATHS[0][0][:8]
     plain = sample(name, MODEL, x, GRID)
-    run = sample(Corrected(name, "tweedie"), MODEL, x, GRID)
+    run = sample(Corrected(name, "clamped(mode=tweedie)"), MODEL, x, GRID)
     assert (run.stats.nfe, run.stats.jvps, run.stats.vjps) == (plain.stats.nfe, 0, 0)
     assert run.stats.forward_equivalents == plain.stats.forward_equivalents
     assert all(r.gamma <= 1 for r in run.trace)
@@ -141,7 +141,7 @@ def test_a_first_order_step_has_one_over_one_minus_r_whatever_the_denoiser(denoi
 
 
 def test_one_image_has_a_coefficient_without_a_standard_error():
-    record = sample(Corrected("dpmpp_2m", "tweedie"), MODEL, PATHS[0][0][:1], GRID).trace[1]
+    record = sample(Corrected("dpmpp_2m", "clamped(mode=tweedie)"), MODEL, PATHS[0][0][:1], GRID).trace[1]
     assert math.isfinite(record.gamma_raw)
     assert math.isnan(record.moments["div_se"])
 

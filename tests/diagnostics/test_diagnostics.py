@@ -12,7 +12,7 @@ from commandline import run_command
 from problems import PROPERTY, mixture, noisy_state
 from steindiff import Corrected, InputError, SteindiffError, grids, models, sample, solvers
 from steindiff.analytic import Gaussian
-from steindiff.corrections import CleanTarget
+from steindiff.corrections import CleanTarget, Sparse
 from steindiff.diagnostics import (
     along_trajectory,
     certificate_threshold,
@@ -305,7 +305,7 @@ def test_the_noise_meter_is_one_on_the_marginal():
 
 
 def test_trace_summaries():
-    solver = Corrected(solvers.make("dpmpp_2m"), CleanTarget(gamma_max=1.0), divergence=Exact(), active=[0, 1, 2, 3])
+    solver = Corrected("dpmpp_2m", Sparse(CleanTarget(gamma_max=1.0), steps=range(4)), divergence=Exact())
     trace = sample(solver, mixture, noisy_state(80.0, batch=64), grids.karras(5)).trace
     summary = summarize(trace)
     assert summary.steps == 5

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from steindiff import grids, solvers
 from steindiff.analytic import GaussianMixture
-from steindiff.corrections import CleanTarget, Corrected, FixedGamma, Reason
+from steindiff.corrections import CleanTarget, Corrected, FixedGamma, Reason, Sparse
 from steindiff.corrections.blend import Moments
 from steindiff.denoisers import Counter, Guided
 from steindiff.divergence import Exact, Hutchinson
@@ -47,7 +47,8 @@ def start(batch=3, sigma=10.0, dtype=D64, seed=0):
 
 
 @pytest.mark.parametrize(
-    "solver", ["heun", Corrected(DDIM, CLAMPED), Corrected(DDIM, FixedGamma((0.5,) * 4)), Corrected(DDIM, CLAMPED, active=[1])]
+    "solver",
+    ["heun", Corrected(DDIM, CLAMPED), Corrected(DDIM, FixedGamma((0.5,) * 4)), Corrected(DDIM, Sparse(CLAMPED, steps=[1]))],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, D64])
 def test_the_trace_is_complete_and_plain(solver, dtype):

@@ -31,7 +31,7 @@ def test_levels_are_those_of_the_universal_table():
         assert torch.equal(solvers.make("free(dpmpp_2m, sigma_data=0.4)").plan(nfe)[1], own)
 
 
-@pytest.mark.parametrize("rule", ["clamped", "dcw", "fast_km"])
+@pytest.mark.parametrize("rule", ["clamped", "dcw", "bot_nguyen"])
 def test_it_is_corrected_like_any_other(rule):
     result = sample(Corrected("free(dpmpp_2m)", rule), mixture, noisy_state(80.0), nfe=3)
     assert result.stats.nfe == 3

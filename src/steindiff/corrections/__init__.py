@@ -9,10 +9,12 @@ from steindiff.corrections.corrected import Corrected, apply
 from steindiff.corrections.energy import Energy, second_moment
 from steindiff.corrections.peers import DCW, EpsilonScaling
 from steindiff.corrections.registry import make, names
+from steindiff.corrections.sparse import Sparse
 from steindiff.corrections.stein import CleanTarget, FixedGamma, NoiseConsistent
-from steindiff.corrections.variants import FastKM, SelfConsistent
+from steindiff.corrections.variants import BotNguyen, SelfConsistent
 
 __all__ = [
-    "DCW", "Chain", "CleanTarget", "Corrected", "Correction", "Energy", "EpsilonScaling", "FastKM", "FixedGamma",
-    "NoiseConsistent", "Outcome", "Proposal", "Reason", "Run", "SelfConsistent", "apply", "make", "names", "second_moment",
+    "DCW", "BotNguyen", "Chain", "CleanTarget", "Corrected", "Correction", "Energy", "EpsilonScaling", "FixedGamma",
+    "NoiseConsistent", "Outcome", "Proposal", "Reason", "Run", "SelfConsistent", "Sparse", "apply", "make", "names",
+    "second_moment",
 ]  # fmt: skip

@@ -5,9 +5,9 @@ In VE coordinates, where the solvers work, the same blend is y' = lerp(ρ y, T(y
 its divergence with respect to x is that of y ↦ y − T(y)/ρ with respect to y.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import Any, Literal, NamedTuple, SupportsIndex
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -40,7 +40,6 @@ class CorrectedState:
     own: Any
     estimator: Estimator
     schedule: Schedule
-    active: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,6 @@ class Corrected(Solver):
             network.
         frame: the coordinates of a blend. "model" is the model's own x = α y (the paper's choice; α comes from the denoiser
             adapter and is 1 for a plain VE denoiser); "ve" is y.
-        active: which steps are corrected (the paper's sparse activation): indices, or a predicate of (index, sigma); None is
-            all. The other steps are plain and cost nothing.
         gather: joins per-image numbers before a batch mean: `processes.gather` where several processes hold one batch, with one
             generator per image (`sample(generator=…)`), so that γ is that of the whole batch.
 
@@ -64,7 +61,7 @@ class Corrected(Solver):
     corrected step, freeze its γ first (`FixedGamma`).
 
     Raises:
-        InputError: the solver is corrected already; the rule is "none"; at the start of a run, `active` names a step beyond it.
+        InputError: the solver is corrected already; the rule is "none".
         SteindiffError: a step that estimates the divergence is being differentiated.
     """
 
@@ -73,7 +70,6 @@ class Corrected(Solver):
     _: KW_ONLY
     divergence: Estimator | None = None
     frame: Literal["model", "ve"] = "model"
-    active: Collection[int] | Callable[[int, float], bool] | None = None
     gather: Gather = field(default=alone, repr=False)
 
     def __post_init__(self) -> None:
@@ -85,12 +81,6 @@ class Corrected(Solver):
         if rule is None:
             raise InputError("the rule is 'none': use the solver as it is, or corrections.apply, which returns it")
         object.__setattr__(self, "rule", rule)
-        # A mask of booleans would pass for the indices 0 and 1.
-        indices = isinstance(self.active, Collection) and all(
-            isinstance(i, SupportsIndex) and not isinstance(i, bool) for i in self.active
-        )
-        known = self.active is None or callable(self.active) or indices
-        require(known, "give step indices, or a predicate of (index, sigma)", active=self.active)
 
     def __str__(self) -> str:
         return f"{self.solver}, corrected by {self.rule}"
@@ -101,20 +91,16 @@ class Corrected(Solver):
         return self._solver.order
 
     def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> CorrectedState:
-        """Decide once, on the host, which steps are corrected; probe the network if any of them needs a derivative."""
-        active = self._active_steps(grid)
-        run = Run(grid, active, x)
+        """Probe the network once, if any step needs a derivative."""
+        run = Run(grid, tuple(range(grid.steps)), x)
         own, estimator = self._rule.init(run), self.divergence or Hutchinson()
         if self._rule.differentiates(run):
             estimator = estimator.resolve(denoiser, x, grid.sigmas[0])
         schedule = schedule_of(denoiser) if self.frame == "model" else VE()
-        return CorrectedState(self._solver.init(denoiser, x, grid), own, estimator, schedule, frozenset(active))
+        return CorrectedState(self._solver.init(denoiser, x, grid), own, estimator, schedule)
 
     def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: CorrectedState) -> Step:
         """Propose and correct."""
-        if interval.index not in state.active:
-            plain = self._solver.step(denoiser, x, interval, state.inner)
-            return Step(plain.x, plain.denoised, replace(state, inner=plain.state), Note(Reason.INACTIVE))
         proposal = Proposal(self._solver, denoiser, x, interval, state.inner, state.estimator, state.schedule, self.gather)
         outcome = self._rule.correct(proposal, state.own)
         note = Note(outcome.reason, outcome.numbers, proposal.spent, state.estimator.choice)
@@ -161,14 +147,6 @@ class Corrected(Solver):
     def _rule(self) -> Correction:
         assert isinstance(self.rule, Correction)  # __post_init__ has made it one
         return self.rule
-
-    def _active_steps(self, grid: Grid) -> tuple[int, ...]:
-        active, steps = self.active, range(grid.steps)
-        if isinstance(active, Collection):
-            beyond = [i for i in active if i not in steps]
-            require(not beyond, f"this run has steps 0 to {grid.steps - 1}", active=beyond)
-            return tuple(i for i in steps if i in active)
-        return tuple(i for i in steps if active is None or active(i, grid.levels[i]))
 
 
 def apply(

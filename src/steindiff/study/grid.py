@@ -29,7 +29,12 @@ _PLAIN = (
     "ddim", "heun", "dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "deis_2", "deis_3", "deis_4", "ipndm_2", "ipndm_3", "ipndm_4",
 )  # fmt: skip
 _ON_LEVELS = ("ddim", "dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "deis_3", "ipndm_3", "ipndm_4")
-_RULES = ("none", "literal", "clamped", "analytical", "self_consistent", "fast_km", "energy", "energy_bands")
+_PAPERS = (
+    "literal", "clamped", "analytical", "clamped(mode=analytical)", "adaptive",
+    "sparse(clamped, above=1.0)", "sparse(clamped, below=1.0)", "self_consistent", "self_consistent(eta=0.5)",
+)  # fmt: skip
+"""The paper's rules; its fast KM is `analytical` by another name."""
+_RULES = ("none", *_PAPERS, "bot_nguyen", "energy", "energy_bands")
 _NFE = (5, 6, 8, 10, 12, 15, 20, 25)
 
 
@@ -237,7 +242,7 @@ PRESETS: dict[str, Config] = {
         n=256,
         checked=64,
     ),
-    "full": Config(nfe=(3, 4, *_NFE), corrections=(*_RULES, "adaptive", "noise_consistent"), n=2048),
+    "full": Config(nfe=(3, 4, *_NFE), corrections=(*_RULES, "tweedie", "clamped(mode=adaptive)", "noise_consistent"), n=2048),
 }
 
 
