@@ -80,6 +80,15 @@ def test_a_flag_and_an_option_of_a_spec_say_the_same(tmp_path, monkeypatch, caps
     assert sigmas[0] == sigmas[1] == sigmas[2] == steindiff.grids.karras(4, rho=5).tolist()
 
 
+def test_some_steps_only_are_corrected_by_a_spec(tmp_path, monkeypatch, capsys):
+    args = ["--model", "digits", "--solver", "dpmpp_2m", "--nfe", "5", "--seeds", "0-3", "--outdir", str(tmp_path)]
+    code, text = run(monkeypatch, capsys, "sample", *args, "--correction", "sparse(adaptive, above=1.0)")
+    assert code == 0, text
+    trace = [json.loads(line) for line in (tmp_path / "trace.jsonl").read_text().splitlines()]
+    assert [t["reason"] == "inactive" for t in trace] == [t["sigma"] <= 1 for t in trace] == [False] * 3 + [True] * 2
+    assert json.loads((tmp_path / "run.json").read_text())["stats"][0]["vjps"] == 0  # analytical there
+
+
 def test_guidance_to_a_class_is_that_of_the_model(tmp_path, monkeypatch, capsys):
     args = ["--model", "digits_classes", "--class", "7", "--guidance", "3", "--seeds", "0-3", "--dtype", "float64"]
     code, text = run(monkeypatch, capsys, "sample", *args, "--nfe", "6", "--outdir", str(tmp_path / "a"))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from commandline import run_command
 from steindiff import grids
 from steindiff.analytic import GaussianMixture
 from steindiff.cli.bench import configure
@@ -362,6 +363,25 @@ def test_a_testbed_of_ones_own(tmp_path):
     (result,) = run_study(config, tmp_path, beds=[testbed.Testbed("mine", law, (4,), "v1")], progress=False).results.values()
     assert set(result.values) >= {"energy", "endpoint"}
     assert "spectrum" not in result.values
+
+
+def test_the_commands_corrections_are_specs_with_commas_in_them(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def stop(config, *_, **__):
+        asked.append(config)
+        raise InputError("asked")
+
+    monkeypatch.setattr(running, "run_study", stop)
+    rules = ("fast_km", "adaptive", "sparse(clamped, above=1.0)", "sparse(clamped, steps=(0, 4))", "self_consistent(eta=0.5)")
+    args = ["bench", "--beds", "digits_mixture", "--solvers", "dpmpp_2m", "--nfe", "5", "--corrections", ",".join(rules)]
+    assert run_command(monkeypatch, capsys, *args, "--outdir", tmp_path)[0] == 2
+    assert asked[0].corrections == rules
+    bed, cells = make("digits_mixture"), list(asked[0].cells())
+    solvers = {cell.correction: repr(build(cell, asked[0])[0]) for cell in cells}
+    assert "Sparse" in solvers["sparse(clamped, steps=(0, 4))"]
+    assert len(set(solvers.values())) == 1 + len(rules)
+    assert len({key_of(cell, bed, asked[0]) for cell in cells}) == len(cells) == 6
 
 
 def test_two_processes_give_the_single_processs_numbers(study, tmp_path):
