@@ -46,7 +46,7 @@ def test_the_loop_beside_the_correction_is_the_one_in_the_docs(capsys):
     assert body in (ROOT / "docs" / "correction.md").read_text()
     assert len(path.read_text().splitlines()) < 25
     noise = sd.initial_noise(seeds=range(64), event_shape=(1, 8, 8))
-    solver = sd.Corrected("dpmpp_2m(lower_order_final=False)", "tweedie")
+    solver = sd.Corrected("dpmpp_2m(lower_order_final=False)", "clamped(mode=tweedie)")
     inside = sd.sample(solver, end["model"].denoiser, noise, sd.grids.karras(6))
     torch.testing.assert_close(end["x"], inside.x, rtol=1e-3, atol=1e-3)
     assert [r.reason for r in end["stein"].trace] == [r.reason for r in inside.trace]

@@ -200,7 +200,7 @@ def test_linear_is_the_derivative_with_outputs_and_noise_held(method):
 
 def test_a_correction_wraps_it_and_bills_every_evaluation():
     x, sigmas = noisy_state(80.0), grids.karras(8)
-    for rule in ("clamped", "tweedie", "energy(moment=4.0)"):
+    for rule in ("clamped", "clamped(mode=tweedie)", "energy(moment=4.0)"):
         wrapped = sd.Corrected(LOW, rule)
         assert wrapped.stochastic
         result = sd.sample(wrapped, mixture, x, sigmas, generator=generators(range(5)))
