@@ -20,8 +20,9 @@ import torch
 from recipes.command import command
 from tqdm.auto import tqdm
 
-from research.theory import runs
-from research.theory.core import DIM, SCHEDULES, STATEMENTS, Case, cases, improvement, law, sample_of, violated
+from research.theory import certificate, drift, runs
+from research.theory.core import DIM, SCHEDULES, STATEMENTS, Case, cases, displacement, improvement, law, sample_of, violated
+from research.theory.trajectory import Setting, whole_run
 from steindiff.io.files import atomic, write_text
 from steindiff.metrics import Value
 from steindiff.report.blocks import Figure
@@ -44,9 +45,11 @@ Key = tuple[str, str, int]
 
 
 def identities(n: int, seed: int) -> Values:
-    """Both sides of seven statements on every case, and the two inequalities."""
+    """Both sides of seven statements on every case, and the inequalities."""
     found = {case: tuple(sample_of(case, n, seed + 2 * i + j) for j in (0, 1)) for i, case in enumerate(tqdm(cases()))}
     compared = {name: {case: statement(*pair) for case, pair in found.items()} for name, statement in STATEMENTS.items()}
+    moved = {case: displacement(a, n, seed + 999 + i) for i, (case, (a, _)) in enumerate(found.items())}
+    compared["Cor. 4.9"] = {case: one.distance for case, one in moved.items()}
     shown = Case("mixture", "vp-linear", "model", "dpmpp_2m", 1)  # not linear: the case that a reader may check
     rows = []
     for name, results in compared.items():
@@ -55,7 +58,6 @@ def identities(n: int, seed: int) -> Values:
     zs = [abs(c.z) for results in compared.values() for c in results.values()]
     criterion = [one for pair in found.values() for one in improvement(*pair)]
     agreeing = [predicted == measured for predicted, measured, clear in criterion if clear]
-    least = [b.estimate(lambda m: m.loss(m.best)) for _, b in found.values()]
     gammas = [(c, x) for c, x in compared["Thm 4.7"].items() if c.frame == "model"]
     return {
         "cases": len(found),
@@ -68,8 +70,54 @@ def identities(n: int, seed: int) -> Values:
         "agreeing": sum(agreeing),
         "undecided": len(criterion) - len(agreeing),
         "largest_rho": f"{max(float(b.means.best**2 * b.means.c / b.means.ee) for _, b in found.values()):.3f}",
-        "margin": f"{min(value / se for value, se in least):.0f}",
+        "margin": f"{min(one.margin.value / one.margin.se for one in moved.values()):.0f}",
+        "least_share": f"{min(one.share for one in moved.values()):.2f}",
+        "most_share": f"{max(one.share for one in moved.values()):.2f}",
+        **_variances({case: b.estimate(lambda m: m.gamma) for case, (_, b) in found.items()}),
     }
+
+
+def _variances(gammas: Mapping[Case, Value]) -> Values:
+    """The relative standard error of γ̂ in the model's frame, over that in VE coordinates, of every VP case."""
+    relative = {case: gamma.se / abs(gamma.value) for case, gamma in gammas.items()}
+    ratios = [relative[replace(case, frame="model")] / own for case, own in relative.items() if case.frame == "ve"]
+    least, most = (f"{f(ratios):.2g}" for f in (min, max))
+    return {"variance_cases": sum(ratio > 1 for ratio in ratios), "variance_least": least, "variance_most": most}
+
+
+def whole_runs(n: int, seed: int) -> Values:
+    """Thm 4.8 along whole runs: with x* known, and with what a sampler knows."""
+    settings = [
+        *(Setting(name, solver) for name in LAWS for solver in ("ddim", "dpmpp_2m")),
+        Setting("mixture", "heun"),
+        Setting("mixture", first=1.0),
+        *(Setting("mixture", "ddim", "vp-linear", frame) for frame in ("ve", "model")),
+        Setting("mixture", "dpmpp_2m", "vp-linear"),
+    ]
+    exact, known = [], []
+    for o in tqdm(settings, desc="whole runs"):
+        w = whole_run(o, n, seed)
+        start = [o.law, o.solver, f"{o.schedule}, {o.frame}", o.first, _gammas(w.steps), w.steps[0].error]
+        exact.append([*start, f"{w.product:.10g}", f"{w.end:.10g}", w.mmse, w.variance, w.spread])
+    for name, (rule, label) in product(LAWS, {"eq9": "Eq. 9", "eq11": "Eq. 11", "tweedie": "Eq. 11, no derivative"}.items()):
+        w = whole_run(Setting(name, rule=rule), n, seed)  # type: ignore[arg-type]
+        known.append([name, label, _gammas(w.steps), w.product, w.end, w.variance, w.spread])
+    return {"trajectory_table": exact, "sampler_table": known}
+
+
+def _gammas(steps: Sequence[Any]) -> str:
+    return ", ".join(f"{step.gamma:.3g}" for step in steps[:3])
+
+
+def shifts(n: int, seed: int) -> Values:
+    """Thm 4.10 and Cor. 4.12 with the law of a run of five steps."""
+    rows = []
+    for name, solver, schedule in product(("gaussian", "line"), ("ddim", "dpmpp_2m"), ("edm", "vp-linear")):
+        for d in drift.drifts(name, solver, schedule):
+            gap, cost = abs(d.drifted - d.star), drift.excess(d, name, n, seed)
+            numbers = [d.level, d.score, d.star, d.drifted, gap, d.two_terms, d.bound, cost, d.there.B * d.bound**2]
+            rows.append([name, solver, schedule, *numbers])
+    return {"drift_table": rows}
 
 
 def hypotheses(n: int, seed: int) -> Values:
@@ -124,16 +172,18 @@ def frames(n: int, seed: int) -> Values:
 
 
 def bounds(n: int, seed: int) -> tuple[Values, Figure]:
-    """Thm 4.10 under controlled shifts and Prop. D.1, with the picture of the first."""
+    """Thm 4.10 under controlled shifts, Prop. 4.1 and Eqs. 38–46, with the picture of the first."""
     sizes = torch.logspace(-2, 0.5, 11, dtype=torch.float64).tolist()
     case, kappas = Case("mixture", level=1), (0.5, 0.7, 0.85, 0.95, 1.05, 1.2, 1.5, 2.0, 3.0)
     estimates = {f"{f} δ": [runs.shifted_estimate(case, f, z, n, seed)[0] for z in sizes] for f in FIELDS}
     networks = {f"{f} δ": [runs.shifted_network("mixture", 0.5, 0.4, f, z, n, seed) for z in sizes] for f in FIELDS}
     laws = [runs.shifted_law("mixture", 0.5, 0.4, k, 5 * n, seed)[0] for k in kappas]
     rows = [[k, *s, s.measured / s.bound] for k, s in zip(kappas, laws, strict=True)]
-    lip = []
+    lip, noise = [], []
     for name, schedule, level in tqdm(list(product(LAWS, SCHEDULES, (0, 1))), desc="Lipschitz"):
-        x = runs.lipschitz(Case(name, schedule, level=level), min(n, 2000), seed)
+        case = Case(name, schedule, level=level)
+        x, (a_s, a_t) = certificate.lipschitz(case, min(n, 2000), seed), map(float, case.alphas)
+        noise.append([name, schedule, level, x.step, x.bound, x.noise_least, a_t / a_s])
         lip.append([name, schedule, level, x.threshold, x.denoiser, f"{100 * x.lost:.1f} %", x.step, x.flow, x.random])
     figures = {
         "an estimate from a shifted score": {**estimates, "state at κσ": laws},
@@ -147,7 +197,7 @@ def bounds(n: int, seed: int) -> tuple[Values, Figure]:
             lines += [Line(name, {**LOOKS[0], "ms": 4, "color": colour}, *zip(*shown, strict=True))] if shown else []
         panels.append(Panel(title, [*lines, Line("equality", EQUAL, ends, ends)], level=math.nan))
     picture = _figure("shift", "bounds", panels, x="bound", y="measured", abscissa=_log)
-    return {"shift_table": rows, "lipschitz_table": lip}, picture
+    return {"shift_table": rows, "lipschitz_table": lip, "noise_table": noise}, picture
 
 
 # ---------------------------------------------------------------- what the coefficient does
@@ -300,7 +350,7 @@ def main(o: Options) -> None:
     """Compute everything, then write."""
     n, seed = o.samples, o.seed
     values, figures = {"samples": n, "seed": seed}, []
-    for part in (identities, hypotheses, frames, edm_values):
+    for part in (identities, hypotheses, whole_runs, shifts, frames, edm_values):
         values |= part(n, seed)
     for found, picture in (bounds(n, seed), behaviour(n, seed), meter(min(n, 20000), seed)):
         values |= found

@@ -23,13 +23,14 @@ from torch import Tensor
 
 from steindiff.analytic import ExactModel, Gaussian, GaussianMixture
 from steindiff.analytic.integrate import runge_kutta
+from steindiff.corrections import Corrected, Correction, FixedGamma
 from steindiff.corrections.blend import Moments
 from steindiff.corrections.stein import stein_ratio
 from steindiff.denoisers import Denoiser, FromEps
 from steindiff.divergence import Exact
 from steindiff.metrics import Value
 from steindiff.schedules import VE, DiscreteBetas, Schedule, VPCosine, VPLinear
-from steindiff.solvers import DDIM, DPMpp2M, Grid
+from steindiff.solvers import DDIM, DPMpp2M, Grid, Multistep, Step
 
 D64 = torch.float64
 DIM = 8
@@ -42,7 +43,13 @@ def mean_of(values: Tensor) -> Value:
 
 @cache
 def law(name: str) -> ExactModel:
-    """Of d = 8: "gaussian", spectrum 1/i, D linear; "mixture", four correlated Gaussians, D not linear; "unit", N(0, I)."""
+    """Of d = 8: "gaussian", spectrum 1/i, D linear; "mixture", four correlated Gaussians, D not linear; "unit", N(0, I).
+
+    Of d = 1: "line", two Gaussians of unequal weight.
+    """
+    if name == "line":
+        places, widths = torch.tensor([[-1.0], [1.0]], dtype=D64), torch.tensor([0.09, 0.04], dtype=D64)
+        return GaussianMixture(torch.tensor([0.4, 0.6], dtype=D64), places, widths[:, None, None])
     g = torch.Generator().manual_seed(0)
     if name == "unit":
         return Gaussian(torch.zeros(DIM, dtype=D64), torch.eye(DIM, dtype=D64))
@@ -110,6 +117,11 @@ class Case:
         return schedule.alpha_of(self.sigmas[1]), schedule.alpha_of(self.sigmas[2])
 
     @property
+    def base(self) -> Multistep:
+        """The plain solver."""
+        return DDIM() if self.solver == "ddim" else DPMpp2M(lower_order_final=False)
+
+    @property
     def denoiser(self) -> Denoiser:
         """The law's exact denoiser itself in VE; elsewhere behind the adapter of a network that predicts ε."""
         model, schedule = law(self.law), SCHEDULES[self.schedule]
@@ -131,12 +143,21 @@ def cases() -> list[Case]:
 
 
 class Draw(NamedTuple):
-    """VE states y = x* + κ s ε with their x*, and the step T(y) as a function."""
+    """VE states y = x* + κ s ε with their x*, the step T(y) as a function, and the solver's state before it."""
 
     case: Case
     clean: Tensor
     y: Tensor
     step: Callable[[Tensor], Tensor]
+    history: tuple[Tensor, ...]
+
+    def corrected(self, rule: Correction) -> Step:
+        """The step that the package makes of it under `rule`, in the frame of the case, with the exact divergence."""
+        case, grid = self.case, Grid.of(self.case.sigmas)
+        solver = Corrected(case.base, rule, divergence=Exact(), frame=case.frame)
+        with torch.no_grad():
+            begun = replace(solver.init(case.denoiser, self.y, grid), inner=self.history)
+            return solver.step(case.denoiser, self.y, grid.interval(1), begun)
 
 
 def draw(case: Case, n: int, seed: int) -> Draw:
@@ -155,14 +176,13 @@ def draw(case: Case, n: int, seed: int) -> Draw:
     def past(z: Tensor) -> Tensor:
         return denoiser(other if case.history == "independent" else flow(model, z, sigma, before), before)
 
-    solver = DDIM() if case.solver == "ddim" else DPMpp2M(lower_order_final=False)
-    kept = None if case.solver == "ddim" or case.history == "flow" else past(y)
+    kept = () if case.solver == "ddim" else (past(y),)
 
     def step(z: Tensor) -> Tensor:
-        history = () if case.solver == "ddim" else (past(z) if kept is None else kept,)
-        return solver.step(denoiser, z, Grid.of(case.sigmas).interval(1), history).x
+        history = (past(z),) if kept and case.history == "flow" else kept
+        return case.base.step(denoiser, z, Grid.of(case.sigmas).interval(1), history).x
 
-    return Draw(case, clean, y, step)
+    return Draw(case, clean, y, step, kept)
 
 
 def flow(model: ExactModel, y: Tensor, start: Tensor, stop: Tensor) -> Tensor:
@@ -292,10 +312,37 @@ STATEMENTS: dict[str, Statement] = {
     "Thm 4.4": Statement(lambda m, _: (m.c - m.b) ** 2 / m.c, lambda m, _: m.loss(1.0) - m.loss(m.gamma)),
     "Thm 4.7": Statement(lambda m, _: m.gamma, lambda m, _: m.best, paired=True),
     "Thm 4.8": Statement(lambda m, _: (1 - m.b**2 / (m.c * m.ee)) * m.ee, lambda m, _: m.loss(m.gamma)),
-    "Cor. 4.9": Statement(lambda m, _: (1 - m.gamma) ** 2 * m.c, lambda m, _: m.loss(1.0) - m.loss(m.best)),
     "Cor. 4.12": Statement(lambda m, g: m.c * (g - m.gamma) ** 2, lambda m, g: m.loss(g) - m.loss(m.gamma)),
 }
 """docs/theory.md states each in words."""
+
+
+class Displacement(NamedTuple):
+    """Cor. 4.9: E‖x^Stein − T‖², as (1−γ*)²c predicts it and of the package's own states, and E‖T − x*‖² beside it.
+
+    `share` is the first over the second, which the corollary bounds by 1.
+    """
+
+    distance: Comparison
+    plain: Value
+    margin: Value
+
+    @property
+    def share(self) -> float:
+        """E‖x^Stein − T‖²/E‖T − x*‖²."""
+        return self.distance.measured.value / self.plain.value
+
+
+def displacement(a: Sample, n: int, seed: int) -> Displacement:
+    """Sample `a` gives γ* by Eq. 11; the package takes that step on n other draws, and the states are compared."""
+    drawn, (_, a_next) = draw(a.case, n, seed), a.case.alphas
+    made = drawn.corrected(FixedGamma((float(a.means.gamma),) * 2)).x
+    T = drawn.step(drawn.y)
+    moved, plain = (a_next * (made - T)).square().sum(1), (a_next * T - drawn.clean).square().sum(1)
+    predicted, measured = a.estimate(lambda m: (1 - m.gamma) ** 2 * m.c), mean_of(moved)
+    apart = a.estimate(lambda m: (1 - m.gamma.detach()) ** 2 * m.c)  # both sides have the error of this γ
+    z = (measured.value - predicted.value) / math.hypot(measured.se, apart.se)
+    return Displacement(Comparison(predicted, measured, z), mean_of(plain), mean_of(plain - moved))
 
 
 def improvement(a: Sample, b: Sample) -> Iterator[tuple[bool, bool, bool]]:

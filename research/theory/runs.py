@@ -1,4 +1,4 @@
-"""What docs/theory.md reports beyond the identities: frames, shifted scores, Lipschitz constants, runs, and the noise meter."""
+"""What docs/theory.md reports beyond the identities: frames, shifted scores, runs, and the noise meter."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.functional import jacobian
-from torch.linalg import matrix_norm
 
 from research.theory.core import D64, DIM, Case, draw, flow, law, mean_of
 from steindiff import grids
 from steindiff.analytic import ExactModel
 from steindiff.corrections import CleanTarget, Corrected, FixedGamma
 from steindiff.denoisers import Denoiser
-from steindiff.diagnostics import certificate_threshold, noise_mismatch, step_bound
+from steindiff.diagnostics import noise_mismatch
 from steindiff.divergence import Exact
 from steindiff.errors import NonFiniteError
 from steindiff.metrics import Value
@@ -166,48 +164,6 @@ def shifted_network(name: str, sigma: float, ratio: float, shape: str, size: flo
     star = _inner(u, e) / _inner(u, u)
     least = [math.sqrt(_inner(e, e) - _inner(v, e) ** 2 / _inner(v, v)) for v in (u, wrong)]
     return Shift(size, least[1] - least[0], abs(star) * (1 - ratio) * sigma**2 * size)
-
-
-# ---------------------------------------------------------------- Lipschitz constants
-
-
-class Lipschitz(NamedTuple):
-    """Over draws of the marginal, in the model's frame: the certificate's threshold and what exceeds it.
-
-    Args:
-        denoiser: the largest ‖J_D‖.
-        threshold: where the certificate is lost.
-        lost: the share of states where ‖J_D‖ reaches the threshold.
-        step: the largest ‖J_T‖.
-        bound_gap: the largest of ‖J_T‖ − (σ_t/σ_s + σ_t h ‖J_D‖): not above rounding.
-        random: the median amplification of random directions at the states that lost the certificate.
-        flow: the largest ‖J‖ of the exact flow over the same interval.
-    """
-
-    denoiser: float
-    threshold: float
-    lost: float
-    step: float
-    bound_gap: float
-    random: float
-    flow: float
-
-
-def lipschitz(case: Case, n: int, seed: int) -> Lipschitz:
-    """Prop. D.1 on the states of `case` (DDIM, the model's frame): s → t, pointwise, by singular values."""
-    model, d, (a_s, a_t), (_, s, t) = law(case.law), draw(case, n, seed), case.alphas, case.sigmas
-    maps = (lambda y: model.denoise(y, s) / a_s, lambda y: d.step(y) * a_t / a_s, lambda y: flow(model, y, s, t) * a_t / a_s)
-    JD, JT, exact = (jacobian(lambda y, f=f: f(y).sum(0), d.y).movedim(1, 0) for f in maps)
-    LD, LT = matrix_norm(JD, 2), matrix_norm(JT, 2)
-    step = tuple(map(float, (a_s * s, a_t * t, a_s, a_t)))
-    threshold = certificate_threshold(*step)
-    lost = threshold <= LD
-    v = torch.randn(n, DIM, generator=torch.Generator().manual_seed(seed + 1), dtype=D64)
-    amplified = (JT @ v[..., None])[..., 0].norm(dim=1) / v.norm(dim=1)
-    random = amplified[lost].median() if lost.any() else float("nan")
-    gap = max(got - step_bound(bound, *step) for got, bound in zip(LT.tolist(), LD.tolist(), strict=True))
-    found = (LD.max(), threshold, lost.double().mean(), LT.max(), gap, random, matrix_norm(exact, 2).max())
-    return Lipschitz(*map(float, found))
 
 
 # ---------------------------------------------------------------- runs

@@ -1,0 +1,23 @@
+"""What a correction does where no option is given: the documented constants, seen in runs rather than read off the class."""
+
+import pytest
+import torch
+
+from problems import MODEL
+from steindiff import grids
+from steindiff.corrections import CleanTarget, Corrected
+from steindiff.divergence import Hutchinson
+from steindiff.sampling import sample
+
+torch.set_num_threads(1)
+D64 = torch.float64
+X = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=D64)
+
+
+@pytest.mark.parametrize("rule", ["adaptive", CleanTarget(mode="adaptive")], ids=["name", "class"])
+def test_adaptive_takes_derivatives_from_noise_level_one_on(rule):
+    """Levels on both sides of 1: only the steps from 1 and below it take a product, and only these read the noise."""
+    sigmas = grids.validate(torch.tensor([5.0, 1.01, 1.0, 0.99, 0.1], dtype=D64))
+    run = sample(Corrected("ddim", rule, divergence=Hutchinson(method="vjp")), MODEL, 5 * X, sigmas)
+    assert run.stats.vjps == 2
+    assert [r.noise_ratio == r.noise_ratio for r in run.trace] == [False, False, True, True]
