@@ -27,6 +27,7 @@ from torch import Tensor
 
 from research.theory.core import D64, DIM, SCHEDULES, Case, law, mean_of
 from steindiff import grids
+from steindiff.diagnostics.pushforward import run_scores
 from steindiff.metrics import Value
 from steindiff.solvers import Grid, make
 
@@ -166,23 +167,20 @@ def _gaussian(name: str, solver: str, schedule: str, grid: Tensor, alphas: list[
 
 
 def _line(name: str, solver: str, schedule: str, grid: Tensor, alphas: list[float], n: int = 6001) -> Iterator[Drift]:
-    """x_k = F_k(z), z ~ N(0, 1): p̃_k has the score (−z − F''/F')/F', and g_f p = ∫ (f − E_p f) p."""
-    model = law(name)
-    nodes = torch.linspace(-8, 8, n, dtype=D64)
-    z, spacing = nodes.clone().requires_grad_(True), 16 / (n - 1)
+    """x_k = F_k(z), z ~ N(0, 1): the run's own score is that of `run_scores`, and g_f p = ∫ (f − E_p f) p."""
+    model, nodes, spacing = law(name), torch.linspace(-8, 8, n, dtype=D64), 16 / (n - 1)
+    z = nodes.clone().requires_grad_(True)
     run = [y[:, 0] for y in states(name, solver, schedule, grid, float(grid[0]) * z[:, None])]
-    slopes = [torch.autograd.grad(y.sum(), z, create_graph=True)[0] for y in run]
+    slopes = [torch.autograd.grad(y.sum(), z, retain_graph=True)[0] for y in run]
+    scores = run_scores(make(solver), Case(name, schedule).denoiser, float(grid[0]) * nodes[:, None], grid)
     weight = torch.exp(-(nodes**2) / 2) / math.sqrt(2 * math.pi) * spacing
-    for k, level in enumerate(grid[:-1].tolist()):
-        a, a_next, y, slope = alphas[k], alphas[k + 1], run[k].detach(), slopes[k].detach()
-        linear = slopes[k].grad_fn is None  # the initial noise itself
-        bend = 0 * slope if linear else torch.autograd.grad(slopes[k].sum(), z, retain_graph=True)[0]
-        own = (-nodes - bend / slope) / slope
-        shift = (model.score(y[:, None], level)[:, 0] - own) / a  # ∇log p − ∇log p̃
+    for k, (level, own) in enumerate(zip(grid[:-1].tolist(), scores, strict=False)):
+        a, a_next, y, slope = alphas[k], alphas[k + 1], run[k].detach(), slopes[k]
+        shift = (model.score(y[:, None], level) - own.score)[:, 0] / a  # ∇log p − ∇log p̃
         density = model.log_density(y[:, None], level).exp()
         mass = density * slope * spacing
         u = a * y - a_next * run[k + 1].detach()
-        parts = ((1 - 1 / a) * u * a * y + a * level**2 * (1 - a_next * slopes[k + 1].detach() / (a * slope)), u * u)
+        parts = ((1 - 1 / a) * u * a * y + a * level**2 * (1 - a_next * slopes[k + 1] / (a * slope)), u * u)
         there, real = (Pair(*(float(f @ q) for f in parts)) for q in (mass, weight))
         g_A, g_B = (a * _cumulative((f - there[i]) * mass) / density for i, f in enumerate(parts))
         identity = float((g_A - there.A / there.B * g_B) * shift @ weight) / real.B
