@@ -19,7 +19,7 @@ from steindiff.report.numbers import show
 from steindiff.report.page import page
 from steindiff.report.published import PUBLISHED, SOURCES
 from steindiff.report.study import command, write_report
-from steindiff.report.study_figures import image_strips, overview, quality, spectra, traces
+from steindiff.report.study_figures import every_metric, image_strips, overview, quality, spectra, traces
 from steindiff.report.tables import best_table, cost_table, counts, gamma_table, losing_table, quality_table
 from steindiff.study.compare import Study, against_best, equal_cost, rival, verdict
 from steindiff.study.grid import PRESETS, Cell, Config
@@ -361,7 +361,7 @@ def test_the_page_parses_and_needs_nothing_else(folder):
     assert "prefers-color-scheme: dark" in text
     assert "currentColor" in text
     assert "#1b1e21" not in text.split("</style>")[1], "ink of a fixed colour would vanish in a dark theme"
-    assert found.tags.count("svg") == 2 + 2 * (2 + 1 + 1)
+    assert found.tags.count("svg") == 2 + 2 * (2 + 2 + 1 + 1)
     assert any(tag == "img" for tag in found.tags)
 
 
@@ -479,9 +479,35 @@ def test_images_have_a_row_per_run_and_the_same_seeds():
     strips = image_strips(full, "digits", "ddim")
     assert isinstance(strips, Strips)
     assert [label for label, _ in strips.rows] == ["ddim", "+ literal", "+ energy", "reference flow"]
-    assert strips.columns == ("NFE 5", "NFE 8")
-    assert [bool(png) for png in strips.rows[1][1]] == [False, False], "diverged"
-    assert all(png.startswith(b"\x89PNG") for png in strips.rows[0][1])
+    assert strips.columns == ("NFE 5", "NFE 8", "NFE 10")
+    assert [bool(png) for png in strips.rows[1][1]] == [False] * 3, "diverged"
+    assert [png[:4] for png in strips.rows[0][1]] == [b"\x89PNG", b"\x89PNG", b""], "the last one is missing"
+
+
+def test_images_of_a_testbed_with_classes_are_one_of_each():
+    white = torch.full((10, 8, 8, 1), 255, dtype=torch.uint8)
+    full = Study.of(CONFIG, whole_study(), [bed("digits", shown=white, labels=tuple(range(10)))])
+    strips = image_strips(full, "digits", "ddim")
+    assert strips.caption.endswith("one of each class (0, 1, 2, 3, 4, 5, 6, 7, 8, 9); “–”: no result, or no number left.")
+    width = int.from_bytes(strips.rows[-1][1][0][16:20], "big")  # of a PNG, in its header
+    assert width == 10 * 9 - 1
+
+
+def test_every_metric_has_its_panel():
+    fid = [replace(r, values={**r.values, "fid": Value(7.0, 0.1)}) if r.values else r for r in whole_study()]
+    one = study(fid)
+    figure = every_metric(one, "digits_mixture", "dpmpp_2m")
+    assert figure.name == "figures/digits_mixture-dpmpp_2m-metrics"
+    for title in (
+        "energy distance (lower is better)",
+        "recall (higher is better)",
+        "endpoint RMSE (lower",
+        "FID (lower is better)",
+    ):
+        assert title in figure.svg
+    assert figure.svg.count("lower is better") + figure.svg.count("higher is better") == len(one.metrics["digits_mixture"]) == 4
+    for rule in ("plain", "literal", "energy"):
+        assert f">{rule}</text>" in figure.svg
 
 
 def test_published_numbers_name_their_source_and_what_they_need():

@@ -14,8 +14,8 @@ from steindiff.report.study import write_report
 from steindiff.schedules import VE
 from steindiff.study.draw import draw
 from steindiff.study.grid import PRESETS
-from steindiff.study.measure import references
-from steindiff.study.run import run_study
+from steindiff.study.measure import References, Ruler, references
+from steindiff.study.run import _shown, run_study
 from steindiff.study.testbed import components, digits_mixture, make, names, wine_mixture
 
 X = initial_noise(range(6), (1, 8, 8), 2.0)
@@ -95,6 +95,21 @@ def test_a_network_is_guided_to_the_class_of_a_seed_as_the_law_is():
     assert file.digest == bed.digest != make("digits_classes_guided_2").digest != make("digits_classes").digest
     with pytest.raises(InputError, match="cifar10 has no null class"):
         make("cifar10_guided_3")
+
+
+@pytest.mark.parametrize(("name", "classes"), [("digits_classes_guided_1", 10), ("digits", 0)])
+def test_a_report_shows_one_image_of_each_class(name, classes):
+    bed, seeds = make(name), range(200, 280)
+    x = torch.linspace(-1, 1, 80)[:, None, None, None].expand(80, 1, 8, 8)  # the grey of an image says which it is
+    ruler = Ruler(bed, References(x, x, x, "test"), seeds=seeds)
+    shown = _shown(ruler, x)
+    places = [int(g) for g in ((shown[:, 0, 0, 0].double() / 255) * 79).round()]
+    if not classes:
+        assert places == list(range(12))
+        return
+    labels = [mix(seed) % 10 for seed in seeds]
+    assert [labels[i] for i in places] == list(range(10))
+    assert places == [labels.index(c) for c in range(10)]
 
 
 @pytest.mark.parametrize(("name", "steps", "error"), [("digits_guided_8", 200, 1e-4), ("digits_classes_guided_8", 50, 3e-3)])

@@ -15,7 +15,7 @@ from steindiff.report.blocks import Block, Bullets, Code, Details, Heading, Part
 from steindiff.report.contest import contest_blocks
 from steindiff.report.paper import paper_blocks
 from steindiff.report.published import published_blocks
-from steindiff.report.study_figures import AXES, image_strips, overview, quality, shown_solvers, spectra, traces
+from steindiff.report.study_figures import AXES, every_metric, image_strips, overview, quality, shown_solvers, spectra, traces
 from steindiff.report.tables import best_table, cost_table, count_table, counts, gamma_table, losing_table, quality_table, short
 from steindiff.study.compare import HEADLINE, Study, Verdict, against_best, equal_cost
 from steindiff.study.grid import FLAGS, OWN, PRESETS, Cell, Config
@@ -162,6 +162,8 @@ def _figures(study: Study) -> list[Block]:
         blocks.append(Heading(f"{short(bed)}: figures", 3))
         solver_by_solver = tuple(quality(study, bed, grid, axis) for grid in study.config.used_grids for axis in AXES)
         blocks.append(Details(f"{short(bed)}: {TITLES[HEADLINE]}, solver by solver", solver_by_solver))
+        curves = tuple(every_metric(study, bed, solver) for solver in shown_solvers(study))
+        blocks.append(Details(f"{short(bed)}: every metric against NFE", curves))
         blocks += filter(None, (traces(study, bed), spectra(study, bed)))
         first, *others = [image_strips(study, bed, solver) for solver in shown_solvers(study)]
         blocks += [first] if first else []

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from steindiff.metrics import TITLES, Value
+from steindiff.metrics import HIGHER, TITLES, Value
 from steindiff.report.blocks import Figure, Strips, slug
 from steindiff.report.figures import Image, Line, Panel, charts, drawing, figure, plain_ticks, strips, style
 from steindiff.report.palette import look
@@ -22,10 +22,11 @@ from steindiff.study.store import Result
 
 AXES = {"nfe": "NFE", "forward_equivalents": "forward-equivalents"}
 _PANELS, _COLUMNS = 12, 4
-_SEEDS = 8
+_SEEDS, _SETS = 8, 4
 _PREFERRED = ("dpmpp_2m", "unipc_3", "heun", "ipndm_3")
 _LEGEND = "bars: one standard error; grey: the reference flow ± 2 standard errors."
-_Curves: TypeAlias = tuple[str, str, Mapping[str, Sequence[Result]]]  # title, testbed, and by correction the runs of a line
+_Curves: TypeAlias = tuple[str, str, str, Mapping[str, Sequence[Result]]]
+"""Title, testbed, metric, and by correction the runs of a line."""
 _CROSSES = " × in the upper rows, one for each correction: diverged."
 
 
@@ -43,7 +44,12 @@ def shown_solvers(study: Study) -> list[str]:
 def overview(study: Study, axis: str) -> Figure:
     """A panel per testbed and grid, a line per correction: the best of all solvers at this NFE, or up to this cost."""
     panels = [
-        (f"{short(bed)}, {grid}", bed, {rule: front(study, bed, grid, rule, by_cost=axis != "nfe") for rule in study.rules})
+        (
+            f"{short(bed)}, {grid}",
+            bed,
+            HEADLINE,
+            {rule: front(study, bed, grid, rule, by_cost=axis != "nfe") for rule in study.rules},
+        )
         for bed, grid in study.places
     ]
     at = "at each NFE" if axis == "nfe" else "up to each cost"
@@ -54,11 +60,20 @@ def overview(study: Study, axis: str) -> Figure:
 def quality(study: Study, bed: str, grid: str, axis: str) -> Figure:
     """A panel per solver, a line per correction."""
     panels = [
-        (solver, bed, {rule: study.found(study.row(bed, solver, grid, rule)) for rule in study.rules})
+        (solver, bed, HEADLINE, {rule: study.found(study.row(bed, solver, grid, rule)) for rule in study.rules})
         for solver in study.config.solvers_on(grid)
     ]
     caption = f"{TITLES[HEADLINE]} on {short(bed)}, {grid}, against {AXES[axis]}, solver by solver; {_LEGEND}{_CROSSES}"
     return _curves(study, _file(bed, grid, axis), caption, panels, axis)
+
+
+def every_metric(study: Study, bed: str, solver: str) -> Figure:
+    """The paper's Fig. 7: a panel per metric, FID and inception score among them where they were measured; a line per rule."""
+    grid = study.config.grids_of(solver)[0]
+    lines = {rule: study.found(study.row(bed, solver, grid, rule)) for rule in study.rules}
+    panels = [(_metric(metric), bed, metric, lines) for metric in study.metrics[bed]]
+    caption = f"Every metric of {solver} on {short(bed)}, {grid}, against NFE; {_LEGEND}{_CROSSES}"
+    return _curves(study, _file(bed, solver, "metrics"), caption, panels, "nfe")
 
 
 def traces(study: Study, bed: str) -> Figure | None:
@@ -92,23 +107,33 @@ def spectra(study: Study, bed: str) -> Figure | None:
 
 
 def image_strips(study: Study, bed: str, solver: str) -> Strips | None:
-    """One row per correction and the reference flow last, the same seeds everywhere; None where there are no images."""
-    grid, nfe = study.config.grids_of(solver)[0], shown_nfe(study)
+    """The paper's Figs. 5, 11 and 12: a row per correction and the reference flow last, a set per NFE; None without images.
+
+    The same seeds are in every set; where there are classes, one image of each, in their order.
+    """
+    grid, nfe = study.config.grids_of(solver)[0], study.nfe if len(study.nfe) <= _SETS else shown_nfe(study)
+    summary = study.bed(bed)
+    count = len(summary.labels) if summary is not None and summary.labels else _SEEDS
     rows: list[tuple[str, list[Image | None]]] = []
     for rule in study.rules:
         results = [study.results.get(Cell(bed, solver, grid, n, rule)) for n in nfe]
-        rows.append((solver if rule == PLAIN else f"+ {_title(rule)}", [_images(r.shown) if r else None for r in results]))
-    summary = study.bed(bed)
+        rows.append(
+            (solver if rule == PLAIN else f"+ {_title(rule)}", [_images(r.shown, count) if r else None for r in results])
+        )
     if all(image is None for _, images in rows for image in images):
         return None
     if summary is not None and summary.shown.numel():
-        rows.append(("reference flow", [_images(summary.shown)] * len(nfe)))
-    caption = f"Samples on {short(bed)}, {solver}, {grid}, the same seeds in every row; “–”: no result, or no number left."
+        rows.append(("reference flow", [_images(summary.shown, count)] * len(nfe)))
+    labels = ", ".join(map(str, summary.labels)) if summary is not None else ""
+    classes = f", one of each class ({labels})" if labels else ""
+    caption = (
+        f"Samples on {short(bed)}, {solver}, {grid}, the same seeds in every row{classes}; “–”: no result, or no number left."
+    )
     return strips(_file(bed, solver, "images"), caption, [f"NFE {n}" for n in nfe], rows)
 
 
 def _curves(study: Study, name: str, caption: str, panels: Sequence[_Curves], axis: str) -> Figure:
-    """Small multiples of the headline metric, as far as there is room."""
+    """Small multiples, as far as there is room."""
     left_out, panels = len(panels[_PANELS:]), panels[:_PANELS]
     caption += f" {left_out} panels are left out." if left_out else ""
     columns = min(_COLUMNS, len(panels))
@@ -118,21 +143,21 @@ def _curves(study: Study, name: str, caption: str, panels: Sequence[_Curves], ax
         axes = plot.subplots(rows, columns, squeeze=False)
         for panel in axes.flat[len(panels) :]:
             panel.set_axis_off()
-        for panel, (title, bed, lines) in zip(axes.flat, panels, strict=False):
-            _panel(panel, study, bed, lines, axis)
+        for panel, (title, bed, metric, lines) in zip(axes.flat, panels, strict=False):
+            _panel(panel, study, bed, metric, lines, axis)
             plain_ticks(panel)
             panel.set_title(title)
             if axis == "nfe":
                 panel.set_xticks(sorted({run.cell.nfe for runs in lines.values() for run in runs}))
-        for line in axes:
+        for line in axes if all(metric == HEADLINE for _, _, metric, _ in panels) else ():
             line[0].set_ylabel(TITLES[HEADLINE])
         for i in range(columns):
             axes[(len(panels) - 1 - i) // columns, i].set_xlabel(AXES[axis])
         return drawing(name, caption, plot, list(map(_title, study.rules)))
 
 
-def _panel(panel: Any, study: Study, bed: str, lines: Mapping[str, Sequence[Result]], axis: str) -> None:
-    """Lines with error bars, crosses for diverged runs, and the floor."""
+def _panel(panel: Any, study: Study, bed: str, metric: str, lines: Mapping[str, Sequence[Result]], axis: str) -> None:
+    """Lines with error bars, crosses for diverged runs, and the floor; logarithmic where less is better."""
 
     def x(run: Result) -> float:
         return run.cell.nfe if axis == "nfe" or not math.isfinite(cost(run)) else cost(run)
@@ -142,9 +167,9 @@ def _panel(panel: Any, study: Study, bed: str, lines: Mapping[str, Sequence[Resu
     for rule, runs in lines.items():
         title, settings = _title(rule), _look(study, rule)
         lost = [run for run in runs if _diverged(study, run)]
-        kept = [run for run in runs if run not in lost and HEADLINE in run.values]
+        kept = [run for run in runs if run not in lost and metric in run.values]
         if kept:
-            values = [run.values[HEADLINE] for run in kept]
+            values = [run.values[metric] for run in kept]
             errors = [max(v.se, 0.0) for v in values]
             panel.errorbar([*map(x, kept)], [v.value for v in values], errors, **settings, elinewidth=0.8, label=title)
             drawn += values
@@ -153,10 +178,12 @@ def _panel(panel: Any, study: Study, bed: str, lines: Mapping[str, Sequence[Resu
             panel.plot([*map(x, lost)], y, "x", color=settings["color"], ms=4, transform=above, label=title)
             crosses += 1
     summary = study.bed(bed)
-    floor = summary.perfect.get(HEADLINE) if summary else None
-    if floor is not None and math.isfinite(floor.se):
+    floor = summary.perfect.get(metric) if summary else None
+    if floor is not None and math.isfinite(floor.se) and floor != (0, 0):  # the reference flow is no way from itself
         panel.axhspan(floor.value - 2 * floor.se, floor.value + 2 * floor.se, color="0.5", alpha=0.25, lw=0)
     low, high = (f((v.value for v in drawn), default=1.0) for f in (min, max))
+    if metric in HIGHER:
+        return
     if drawn and low > 0:
         panel.set(yscale="log", ylim=(low / 1.6, high * 1.8))
     elif drawn:  # linear near zero, where an unbiased distance is not positive
@@ -204,8 +231,13 @@ def _title(rule: str) -> str:
     return "plain" if rule == PLAIN else short(rule)
 
 
-def _images(shown: Tensor) -> Image | None:
-    return shown[:_SEEDS].cpu().numpy() if shown.ndim == 4 and len(shown) else None
+def _metric(name: str) -> str:
+    """A metric's name above a panel, and where better is."""
+    return f"{TITLES.get(name, name)} ({'higher' if name in HIGHER else 'lower'} is better)"
+
+
+def _images(shown: Tensor, count: int) -> Image | None:
+    return shown[:count].cpu().numpy() if shown.ndim == 4 and len(shown) else None
 
 
 def _file(*parts: str) -> str:

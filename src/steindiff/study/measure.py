@@ -163,6 +163,7 @@ class Ruler:
     fid, inception_score, fd_dinov2    by the judges that are given, for images
 
     `metrics` are measured as far as the testbed has them. So many `axes` stand for the pixels where there are more pixels.
+    `seeds` are those of the end points.
     """
 
     bed: Testbed
@@ -170,6 +171,7 @@ class Ruler:
     judges: Sequence[Judge] = ()
     metrics: Collection[str] = METRICS
     axes: int = AXES
+    seeds: Sequence[int] = ()
 
     @cached_property
     def perfect(self) -> Measures:

@@ -67,7 +67,8 @@ def run_study(
                 ruler = None
                 if processes.rank() == 0:
                     refs = references(bed, config.seeds, folder, config.checked)
-                    ruler = Ruler(bed, refs, judges_of(bed, judges, refs.target, config.n), config.metrics, config.axes)
+                    named = judges_of(bed, judges, refs.target, config.n)
+                    ruler = Ruler(bed, refs, named, config.metrics, config.axes, config.seeds)
                     summaries.append(_summary(ruler))
                 part = _Part(bed, config, folder, ruler, bar.set_postfix_str)
                 for _, group in groupby((c for c in config.cells() if c.bed == name), key=lambda c: c.plain):
@@ -105,6 +106,7 @@ def key_of(cell: Cell, bed: Testbed, config: Config, judges: Sequence[str] = ())
         raise InputError(f"{text}: a cell is kept under the text of its solver, and an address says nothing; define __repr__")
     what = {"bed": bed.digest, "solver": text, "sigmas": sigmas.tolist(), "seeds": (config.first_seed, config.n)}
     how = {"batch": config.batch, "metrics": sorted(config.metrics), "axes": config.axes, "judges": list(judges)}
+    how |= {"shown": "classes"} if bed.classes else {}
     return digest(format=store.FORMAT, **what, **how)
 
 
@@ -162,8 +164,9 @@ def _summary(ruler: Ruler) -> BedSummary:
     bed, refs = ruler.bed, ruler.references
     how = "; ".join([refs.how, *(f"{', '.join(j.names)}: extractor {j.extractor.sha256[:16]}" for j in ruler.judges)])
     floors, kind = ruler.measure(refs.floor, paired=False).values, "exact" if bed.law else bed.kind
-    shown, perfect = _shown(bed, refs.endpoints), ruler.perfect.values
-    return BedSummary(bed.name, kind, bed.event_shape, how, len(refs.target), floors, perfect, shown, refs.error)
+    shown, perfect = _shown(ruler, refs.endpoints), ruler.perfect.values
+    labels = tuple(bed.label(ruler.seeds[i]) for i in _places(ruler)) if bed.classes else ()
+    return BedSummary(bed.name, kind, bed.event_shape, how, len(refs.target), floors, perfect, shown, refs.error, labels)
 
 
 def _result(cell: Cell, key: str, drawn: Drawn, measured: Measures | None, plain: Measures | None, ruler: Ruler) -> Result:
@@ -173,14 +176,22 @@ def _result(cell: Cell, key: str, drawn: Drawn, measured: Measures | None, plain
     spread = measured.spread
     return Result(
         cell, key, len(drawn.x), measured.values, change, drawn.stats, drawn.trace, measured.spectrum, seconds=drawn.seconds,
-        shown=_shown(ruler.bed, drawn.x), excess=changes(measured, ruler.perfect),
+        shown=_shown(ruler, drawn.x), excess=changes(measured, ruler.perfect),
         spread=torch.cat([torch.empty(0), *map(Tensor.float, spread.values())]), lengths={k: len(v) for k, v in spread.items()},
     )  # fmt: skip
 
 
-def _shown(bed: Testbed, x: Tensor) -> Tensor:
-    """The first images, for a report."""
-    return torch.from_numpy(to_uint8(x[:_SHOWN])) if bed.is_image else torch.empty(0, dtype=torch.uint8)
+def _shown(ruler: Ruler, x: Tensor) -> Tensor:
+    """A few images, for a report."""
+    return torch.from_numpy(to_uint8(x[_places(ruler)])) if ruler.bed.is_image else torch.empty(0, dtype=torch.uint8)
+
+
+def _places(ruler: Ruler) -> list[int]:
+    """The first images; where there are classes, the first of each class, in the order of the classes."""
+    if not ruler.bed.classes:
+        return list(range(min(_SHOWN, len(ruler.references.endpoints))))
+    first = {ruler.bed.label(seed): i for i, seed in reversed(list(enumerate(ruler.seeds)))}
+    return [first[label] for label in sorted(first)[:_SHOWN]]
 
 
 def _check(config: Config, judges: Sequence[JudgeFiles]) -> None:

@@ -109,7 +109,7 @@ class Result:
         stats: nfe, forward_equivalents, jvps and vjps, means over batches.
         trace: one record for each step of the first batch.
         spectrum: the log ratio of power to the target's by band, from low to high frequency.
-        shown: the first images, uint8 (k, H, W, C); empty for points that are no images.
+        shown: the first images, or the first of each class, uint8 (k, H, W, C); empty for points that are no images.
         excess: this run less the exact flow's end points, paired over seeds, by metric: what the few steps lose.
         spread: `Paired.spread` of every metric, one after the other, float32.
         lengths: how many of these numbers each metric has.
@@ -155,6 +155,7 @@ class BedSummary:
         perfect: the reference flow's own end points against the target.
         shown: the first of these end points, uint8 (k, H, W, C), for a row beside the samples; may be empty.
         error: estimated RMS error of the end points, a coordinate; None where it was not asked for.
+        labels: the classes of the images shown, here and in every result; empty where images have none.
     """
 
     name: str
@@ -166,6 +167,7 @@ class BedSummary:
     perfect: dict[str, Value]
     shown: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8), compare=False, repr=False)
     error: float | None = None
+    labels: tuple[int, ...] = ()
 
 
 def place(folder: Path, cell: Cell, key: str) -> Path:

@@ -48,6 +48,7 @@ class Testbed:
         conditioned: gives the denoiser for images of these seeds, where they have classes; None where one serves all.
         fine_steps: steps of the fine runs that stand for the flow of a denoiser whose law is not known.
         kind: what a report calls the denoiser where its law is not known: network, guided or guided network.
+        classes: how many classes there are, of which a seed names one; 0 where images have none.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Testbed:
     conditioned: Callable[[Sequence[int]], Denoiser] | None = None
     fine_steps: int = FINE_STEPS
     kind: str = "network"
+    classes: int = 0
 
     @property
     def law(self) -> ExactModel | None:
@@ -73,6 +75,10 @@ class Testbed:
     def setting(self) -> Setting:
         """What a solver with a grid of its own plans for: EDM's range, and the σ_data and guidance that the denoiser states."""
         return Setting.of(self.denoiser_for((0,)), event=self.event_shape)
+
+    def label(self, seed: int) -> int:
+        """The class that a seed names, where there are classes."""
+        return mix(seed) % self.classes
 
     def denoiser_for(self, seeds: Sequence[int]) -> Denoiser:
         """The denoiser of a batch whose images have these seeds."""
@@ -131,14 +137,14 @@ def guided(bed: Testbed, classes: int, conditional: Callable[[Tensor], Denoiser]
         scale: w.
         fine_steps: steps of the fine runs.
     """
+    whole = Guided(bed.denoiser, bed.denoiser, scale)  # it says σ_data and the scale; images have classes
+    key = digest(law=bed.digest, guidance=scale)
+    made = replace(bed, denoiser=whole, digest=key, fine_steps=fine_steps, classes=classes)
 
     def conditioned(seeds: Sequence[int]) -> Denoiser:
-        return Guided(conditional(torch.tensor([mix(seed) % classes for seed in seeds])), bed.denoiser, scale)
+        return Guided(conditional(torch.tensor([made.label(seed) for seed in seeds])), bed.denoiser, scale)
 
-    whole = Guided(bed.denoiser, bed.denoiser, scale)  # it says σ_data and the scale; images have classes
-    return replace(
-        bed, denoiser=whole, digest=digest(law=bed.digest, guidance=scale), conditioned=conditioned, fine_steps=fine_steps
-    )
+    return replace(made, conditioned=conditioned)
 
 
 def _guided_mixture(name: str, what: str, scale: float, device: str) -> Testbed:
