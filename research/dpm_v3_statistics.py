@@ -78,6 +78,6 @@ def main(o: Options) -> None:
     """Measure, run and print."""
     bed = make(o.bed)
     wanted = (calibrated_peers.Options(seed=first, trajectories=n) for first, n in ((FIRST_SEED, 64), (o.seed, o.images)))
-    law, new = (calibrated_peers.fine_runs(one, bed)[0] for one in wanted)
+    law, new = (calibrated_peers.fine_runs(one, bed) for one in wanted)
     lines = [(name, *(scored(found, o, new, nfe) for nfe in o.nfe)) for name, found in cases(o, law)]
     print(markdown([Table(("statistics", *(f"N = {nfe}" for nfe in o.nfe)), tuple(lines))]), end="")

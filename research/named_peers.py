@@ -66,7 +66,7 @@ def statistics(o: Options, bed: Testbed) -> Statistics:
     try:
         return Statistics.load(path)[0]
     except ModelFileError:
-        law, _ = calibrated_peers.fine_runs(calibrated_peers.Options(trajectories=o.noises, out=o.out), bed)
+        law = calibrated_peers.fine_runs(calibrated_peers.Options(trajectories=o.noises, out=o.out), bed)
         found = dpm_v3.measured(law, dpm_v3.Measuring(intervals=60, probes=1))
         found.save(path)
         return found

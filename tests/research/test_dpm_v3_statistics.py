@@ -4,9 +4,12 @@ import torch
 from research.dpm_v3_statistics import LEVELS, Options, averaged, cases, scored
 
 from problems import MODEL
+from research import dpm_v3_statistics
+from steindiff.analytic import GaussianMixture
 from steindiff.calibration import trajectories
 from steindiff.calibration.peers import dpm_v3
 from steindiff.solvers import Statistics
+from steindiff.study import testbed
 
 
 def noises(n, seed):
@@ -34,3 +37,11 @@ def test_statistics_that_are_data_prediction_score_as_it_does_and_noises_are_as_
     assert len(lines) == 7
     assert len({line for name, line in lines if name != "noise prediction, (0, −1, 0)"}) == 1
     assert len({line for _, line in lines}) == 2
+
+
+def test_the_program_measures_on_some_noises_and_scores_on_others(monkeypatch, capsys):
+    law = GaussianMixture(torch.ones(2) / 2, torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.1 * torch.eye(2).repeat(2, 1, 1))
+    monkeypatch.setattr(dpm_v3_statistics, "make", lambda name: testbed.Testbed(name, law, event_shape=(2,), digest="two, 1"))
+    monkeypatch.setattr(dpm_v3, "measured", lambda law, how: Statistics.constant(1.0, 0.0, 0.0, LEVELS, (2,)))
+    assert dpm_v3_statistics.main(["--nfe", "3", "--noises", "4", "--images", "8"]) == 0
+    assert capsys.readouterr().out.count("±") == 5

@@ -5,6 +5,7 @@ from research.named_peers import V3, Options, statistics, studied, tables
 
 from research import named_peers
 from steindiff.analytic import GaussianMixture
+from steindiff.calibration.peers import dpm_v3
 from steindiff.report.markdown import markdown
 from steindiff.solvers import Statistics
 from steindiff.study import testbed
@@ -14,10 +15,11 @@ LAW = GaussianMixture(torch.ones(2) / 2, torch.tensor([[-1.0, 0.0], [1.0, 0.5]])
 
 def test_every_peer_has_its_row_where_it_can_spend_the_budget(tmp_path, monkeypatch):
     bed = testbed.Testbed("two", LAW, event_shape=(2,), digest="two, 1")
-    wanted = Options(bed="two", nfe=(8, 14), images=40, noises=8, out=tmp_path)
-    constant = Statistics.constant(1.0, 0.0, 0.0, (81.0, 1.0, 0.001), (2,))
-    constant.save(tmp_path / "v3-two-8.safetensors")
-    assert repr(statistics(wanted, bed)) == repr(constant)
+    wanted = Options(bed="two", nfe=(8, 14), images=40, noises=16, out=tmp_path)
+    constant, laws = Statistics.constant(1.0, 0.0, 0.0, (81.0, 1.0, 0.001), (2,)), []
+    monkeypatch.setattr(dpm_v3, "measured", lambda law, how: laws.append(law) or constant)
+    assert repr(statistics(wanted, bed)) == repr(statistics(wanted, bed)) == repr(constant)
+    assert [len(law.noise) for law in laws] == [16]  # the second time they are read
     monkeypatch.setattr(named_peers, "SOLVERS", ("dpmpp_2m", "pndm", "evodiff", "restart(heun)"))
     study = studied(wanted, bed)
     energy, _, endpoint, _ = tables(study)
