@@ -37,7 +37,7 @@ from steindiff.io.files import manifest, write_json, write_text
 from steindiff.noise import initial_noise
 from steindiff.report.blocks import Block, Heading, Table, Text
 from steindiff.report.markdown import markdown
-from steindiff.rules import CleanTarget
+from steindiff.rules import CleanTarget, Correction, Sparse
 from steindiff.sampling import steps
 from steindiff.solvers import Solver
 
@@ -61,30 +61,22 @@ class Options:
 
 
 class Mode(NamedTuple):
-    """One row: a mode of `CleanTarget`, or None for the plain solver, with the noise levels at which it takes probes."""
+    """One row: a rule, or None for the plain solver, and the probes that it takes of steps from above < σ ≤ upto."""
 
     name: str
-    mode: Any = None
+    rule: Correction | None = None
     probes: int = 0
     above: float = 0.0
     upto: float = math.inf
-    sparse: bool = False
-    """Whether the other levels are not corrected at all."""
 
     def probed(self, sigma: float) -> bool:
-        """Whether a step from this noise level takes probes, of a mode that has any."""
+        """Whether a step from this noise level takes probes."""
         return self.probes > 0 and self.above < sigma <= self.upto
 
     def corrects(self, solver: Solver, choice: Choice) -> Solver:
-        """The solver under this mode, at this price of a product; γ ≤ 1 keeps every run finite."""
-        if self.mode is None:
-            return solver
-        rule = CleanTarget(gamma_max=1.0, mode=self.mode, threshold=self.upto)
+        """The solver under this rule, at this price of a product."""
         estimator = Hutchinson(max(self.probes, 1), method="vjp", choice=choice)
-        return Corrected(solver, rule, divergence=estimator, active=self._active if self.sparse else None)
-
-    def _active(self, index: int, sigma: float) -> bool:
-        return self.probed(sigma)
+        return solver if self.rule is None else Corrected(solver, self.rule, divergence=estimator)
 
 
 class Price(NamedTuple):
@@ -112,14 +104,21 @@ class Row(NamedTuple):
 
 
 def modes(threshold: float) -> tuple[Mode, ...]:
-    """The modes of App. E.1, sparse activation, and ours without a derivative."""
+    """The modes of App. E.1, sparse activation, and ours without a derivative; γ ≤ 1 keeps every run finite."""
+    bounded = partial(CleanTarget, gamma_max=1.0)
+    sparse = Sparse(bounded(mode="full"), above=threshold)
     return (
         Mode("plain"),
-        *(Mode(f"full, k = {k}", "full", k) for k in PROBES),
-        Mode(f"adaptive, k = {MOST}, probes at σ ≤ {threshold:g}", "adaptive", MOST, upto=threshold),
-        Mode(f"sparse, k = {MOST}, active at σ > {threshold:g}", "full", MOST, above=threshold, sparse=True),
-        Mode("analytical", "analytical"),
-        Mode("tweedie (ours)", "tweedie"),
+        *(Mode(f"full, k = {k}", bounded(mode="full"), k) for k in PROBES),
+        Mode(
+            f"adaptive, k = {MOST}, probes at σ ≤ {threshold:g}",
+            bounded(mode="adaptive", threshold=threshold),
+            MOST,
+            upto=threshold,
+        ),
+        Mode(f"sparse, k = {MOST}, active at σ > {threshold:g}", sparse, MOST, above=threshold),
+        Mode("analytical", bounded(mode="analytical")),
+        Mode("tweedie (ours)", bounded(mode="tweedie")),
     )
 
 
