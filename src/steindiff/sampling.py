@@ -16,7 +16,7 @@ from torch import Tensor
 
 from steindiff import grids
 from steindiff.corrections.base import Reason
-from steindiff.corrections.blend import Moments
+from steindiff.corrections.blend import Moments, Need
 from steindiff.corrections.corrected import Note
 from steindiff.denoisers import Counter, Denoiser, forwards_per_call
 from steindiff.divergence import Choice
@@ -70,9 +70,20 @@ class Record:
     def noise_ratio(self) -> float:
         """σ̂/σ, σ̂² = E‖x−D‖²/E[∇·(x−D)] the noise level the batch really has, read off the step's residual.
 
-        It is exact for a first-order step, 1 on the ideal marginal, and NaN without a derivative or a positive estimate.
+        It compares two forms of E[∇·u], that of Tweedie's formula and the derivative's. It is exact for a first-order step, and
+        1 on the ideal marginal for every step that depends on x alone. NaN without a derivative, where the step depends on a
+        history too, and where the estimate is not positive.
         """
         return self._number("noise_ratio", math.nan)
+
+    @property
+    def source(self) -> str:
+        """Where E[∇·u] came from, a name of `corrections.blend.Need` in lower case; "" where the step is no blend.
+
+        "full" is the estimator; "frozen" the estimator with a history held constant; "tweedie" the form without a derivative,
+        which a rule takes by default where a step depends on a history; "linear" the solver's linear part.
+        """
+        return Need(int(self._number("source", 0))).name.lower() if "source" in self.numbers else ""
 
     @property
     def moments(self) -> dict[str, float]:
@@ -81,7 +92,7 @@ class Record:
 
     def as_json(self) -> dict[str, Any]:
         """A flat dictionary for trace files."""
-        named = {name: getattr(self, name) for name in ("gamma", "gamma_raw", "reason", "moments", "noise_ratio")}
+        named = {name: getattr(self, name) for name in ("gamma", "gamma_raw", "reason", "moments", "source", "noise_ratio")}
         others = {k: v for k, v in self.numbers.items() if k not in named and k not in Moments._fields}
         return {"index": self.index, "sigma": self.sigma, "sigma_next": self.sigma_next, **named, **others}
 

@@ -22,6 +22,8 @@ from steindiff.solvers.unipc import UniPC
 torch.set_num_threads(1)
 D64 = torch.float64
 CLAMPED = CleanTarget(gamma_max=1.0)
+FROZEN = CleanTarget(gamma_max=1.0, history="frozen")
+"""The same with the estimator at every step."""
 
 
 class Mix:
@@ -214,7 +216,8 @@ def measured(solver_step, state_of, kind, frame, sigma, sigma_next, n=4000, batc
         clean = MIX.sample(n, g)
         y = clean + sigma * torch.randn(clean.shape, generator=g, dtype=D64)
         inner = state_of(grid, clean, g)
-        corrected = Corrected(solver_step, CleanTarget(), divergence=Hutchinson(method="vjp", seed=i), frame=frame)
+        rule = CleanTarget(history="frozen")
+        corrected = Corrected(solver_step, rule, divergence=Hutchinson(method="vjp", seed=i), frame=frame)
         begun = corrected.init(DENOISERS[kind], y, Grid.of(grid))
         with torch.no_grad():
             state = replace(begun, inner=inner)
@@ -230,7 +233,7 @@ def measured(solver_step, state_of, kind, frame, sigma, sigma_next, n=4000, batc
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "heun"])
 @pytest.mark.parametrize("kind, frame", [("ve", "ve"), ("vp-linear", "model"), ("rectified flow", "model")])
 def test_gamma_minimises_the_distance_to_the_clean_sample(name, kind, frame):
-    """Over the true coupling; the history of 2M comes from another noise, as Stein's identity asks."""
+    """Over the true coupling; the history of 2M comes from another noise and is no function of x: constant is right there."""
     solver = solvers.make(name)
     if name == "dpmpp_2m":
         solver = type(solver)(lower_order_final=False)
@@ -289,7 +292,7 @@ def test_the_divergence_is_that_of_the_finished_step_with_its_history_constant(n
             plus, minus = (solver.step(denoiser, x + s * h * e, interval, inner).x @ e for s in (1, -1))
             differences += (plus - minus) / (2 * h)
     torch.testing.assert_close(x.shape[1] - differences / rho, expected, rtol=1e-6, atol=1e-6)
-    corrected = Corrected(solver, CLAMPED, divergence=Exact(), frame=frame)
+    corrected = Corrected(solver, FROZEN, divergence=Exact(), frame=frame)
     begun = corrected.init(denoiser, x, Grid.of(GRID))
     with torch.no_grad():
         last = corrected.step(denoiser, x, interval, replace(begun, inner=inner)).note.numbers
@@ -314,7 +317,7 @@ def test_the_analytical_divergence_is_the_trace_at_a_constant_network(name):
     for kind in ("ve", "vp-linear"):
         denoiser = constant if kind == "ve" else DENOISERS[kind]
         exact, linear = (
-            Corrected(solver, CLAMPED, divergence=Exact()),
+            Corrected(solver, FROZEN, divergence=Exact()),
             Corrected(solver, CleanTarget(gamma_max=1.0, mode="analytical")),
         )
         if kind == "ve":
@@ -394,7 +397,8 @@ class Stub(Exact):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_divergence_that_is_not_finite_leaves_the_step_plain(value):
     x = start(dtype=torch.float32)
-    run = sample(Corrected(solvers.make("dpmpp_2m"), CleanTarget(), divergence=Stub(value)), MIX, x, GRID)
+    rule = CleanTarget(history="frozen")
+    run = sample(Corrected(solvers.make("dpmpp_2m"), rule, divergence=Stub(value)), MIX, x, GRID)
     assert torch.equal(run.x, sample("dpmpp_2m", MIX, x, GRID).x)
     assert [(r.reason, r.gamma) for r in run.trace] == [("non_finite", 1.0)] * 4
 
@@ -434,7 +438,7 @@ def test_the_step_to_noise_zero_has_finite_statistics(name, kind, dtype):
 @pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp_3m", "unipc_3"])
 @pytest.mark.parametrize("kind", DENOISERS)
 def test_a_batch_of_one_works(name, kind):
-    run = sample(Corrected(solvers.make(name), CLAMPED, divergence=Hutchinson(3)), DENOISERS[kind], start(1), GRID)
+    run = sample(Corrected(solvers.make(name), FROZEN, divergence=Hutchinson(3)), DENOISERS[kind], start(1), GRID)
     assert run.stats.batch == 1
     assert torch.isfinite(run.x).all()
     assert all(math.isfinite(r.moments["div"]) for r in run.trace)
@@ -556,7 +560,7 @@ def stages_of(solver, grid):
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("grid", [GRID, TO_ZERO], ids=["", "to zero"])
 def test_the_bill_is_exact(name, method, k, grid):
-    """Every call of the network, stages × probes; derivatives at the measured cost; guidance twice."""
+    """With a derivative at every step: every call of the network, stages × probes; derivatives at the measured cost."""
     solver = UniPC(order=2, stored="refresh") if name == "unipc refresh" else solvers.make(name)
     stages = stages_of(solver, grid)
     plain = sum(stages)
@@ -567,13 +571,26 @@ def test_the_bill_is_exact(name, method, k, grid):
         calls.append(1)
         return MIX(y, sigma)
 
-    run = sample(Corrected(solver, CLAMPED, divergence=Hutchinson(k, method=method, choice=COSTS)), network, start(), grid)
+    run = sample(Corrected(solver, FROZEN, divergence=Hutchinson(k, method=method, choice=COSTS)), network, start(), grid)
     evaluations = {"vjp": 1, "jvp": k, "fd": 1 + 2 * k}[method]
     assert run.stats.nfe == len(calls) == evaluations * plain
     assert run.stats.vjps == (k * plain if method == "vjp" else 0)
     assert run.stats.jvps == (k * plain if method == "jvp" else 0)
     extra = {"vjp": 2.5 * k * plain, "jvp": 1.5 * k * plain, "fd": 0.0}[method]
     assert run.stats.forward_equivalents == pytest.approx(run.stats.nfe + extra)
+
+
+@pytest.mark.parametrize("name", solvers.names())
+def test_steps_with_a_history_are_billed_as_plain_ones(name):
+    """By default the estimator works at steps that depend on x alone: all of a one-step method, the first of the others."""
+    solver, grid = solvers.make(name), torch.tensor([10.0, 6.0, 4.0, 1.5, 0.6, 0.2], dtype=D64)
+    probes = Hutchinson(2, method="vjp", choice=COSTS)
+    run = sample(Corrected(solver, CLAMPED, divergence=probes), MIX, start(), grid)
+    spent = [evaluations for evaluations, r in zip(stages_of(solver, grid), run.trace, strict=True) if r.source == "full"]
+    assert run.stats.nfe == solver.nfe(grid)
+    assert run.stats.vjps == 2 * sum(spent)
+    assert len(spent) < len(run.trace) or solver.init(MIX, start(), Grid.of(grid)) in (None, ())
+    assert run.trace[0].source == "full"
 
 
 def test_guided_calls_are_billed_twice():

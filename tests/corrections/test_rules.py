@@ -164,6 +164,7 @@ def test_every_decision_is_finite_and_within_its_bounds(values, low, high, dtype
         {"gamma_max": math.inf},
         {"gamma_min": 0.9, "gamma_max": 0.5},
         {"mode": "half"},
+        {"history": "kept"},
         {"threshold": 0.0},
         {"threshold": math.nan},
     ],
@@ -189,6 +190,23 @@ def test_what_each_mode_needs():
     assert [adaptive.need(s) for s in (80.0, 0.71, 0.7, 0.01)] == [Need.LINEAR, Need.LINEAR, Need.FULL, Need.FULL]
     assert NoiseConsistent().need(1.0) is Need.FULL
     assert FixedGamma((1.0,)).need(1.0) is Need.NOTHING
+    frozen = CleanTarget(mode="adaptive", threshold=0.7, history="frozen")
+    assert [frozen.need(s) for s in (0.71, 0.7)] == [Need.LINEAR, Need.FROZEN]
+    assert CleanTarget(history="frozen").need(80.0) is NoiseConsistent(history="frozen").need(1.0) is Need.FROZEN
+
+
+def test_how_each_need_is_met():
+    """A history makes the whole divergence Tweedie's, and a frozen one what it is called; without one both are the same."""
+    assert [need.met(True) for need in Need] == [Need.NOTHING, Need.LINEAR, Need.TWEEDIE, Need.FROZEN, Need.TWEEDIE]
+    assert [need.met(False) for need in Need] == [Need.NOTHING, Need.LINEAR, Need.TWEEDIE, Need.FULL, Need.FULL]
+
+
+@pytest.mark.parametrize("rule", [CleanTarget, NoiseConsistent])
+def test_a_history_is_frozen_only_where_a_derivative_is_taken(rule):
+    with pytest.raises(InputError, match="history='constant': choose total or frozen"):
+        rule(history="constant")
+    with pytest.raises(InputError, match=r"history='frozen', mode='tweedie': only full and adaptive take a derivative"):
+        rule(mode="tweedie", history="frozen")
 
 
 @pytest.mark.parametrize("name", solvers.names())
@@ -204,7 +222,8 @@ def test_the_analytical_mode_takes_the_linear_part_and_no_derivative(name):
     assert first["div"] == pytest.approx((1 - 0.5) * 5)  # every method's linear part starts as r = ½
     assert first["div_se"] == 0
     assert run.trace[0].gamma_raw == pytest.approx(16 * first["div"] / first["uu"])
-    adaptive = sample(Corrected(solver, CleanTarget(gamma_max=1.0, mode="adaptive", threshold=2.0)), shrink, x, grid)
+    below = CleanTarget(gamma_max=1.0, mode="adaptive", threshold=2.0, history="frozen")
+    adaptive = sample(Corrected(solver, below), shrink, x, grid)
     assert math.isnan(adaptive.trace[0].noise_ratio)
     # UniPC's last step calls no network at all (the evaluation is stored): nothing to differentiate
     assert adaptive.stats.vjps == (1 if name.startswith("unipc") else 2) * (solver.nfe(grid) // 3)

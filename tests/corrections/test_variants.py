@@ -258,7 +258,7 @@ def test_no_evaluation_is_added_and_the_correction_inside_is_traced():
         solver = Corrected("dpmpp_2m", rule)
         result = sd.sample(solver, MODEL, X, sigmas, generator=torch.Generator().manual_seed(3))
         assert result.stats.nfe == 5 == solver.nfe(sigmas)
-        assert result.stats.vjps == 5
+        assert result.stats.vjps == 2  # the first step and the last, of first order: those between depend on a history
         assert all(0 < r.gamma <= 1 and r.reason != "plain" for r in result.trace)
         assert solver.order == 2
     solver = Corrected("dpmpp_2m", Chain(CLAMPED, SelfConsistent()))

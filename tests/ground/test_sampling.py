@@ -62,6 +62,7 @@ def test_the_trace_is_complete_and_plain(solver, dtype):
             assert type(value) is float
         assert type(record.reason) is str
         assert record.reason.upper() in Reason.__members__
+        assert record.source in ("", "nothing", "full")
         assert tuple(record.moments) in ((), Moments._fields)
         assert (record.moments == {}) == (record.reason in ("plain", "inactive"))
         json.dumps(record.as_json())
@@ -383,8 +384,10 @@ def test_the_denoiser_says_what_a_planning_solver_needs_to_know():
 def test_a_correction_spends_the_evaluations_of_what_it_wraps(solver):
     x, corrected = start(sigma=80.0, batch=8), Corrected(solver, CLAMPED, divergence=Hutchinson(method="vjp"))
     run = sample(corrected, gaussian, x, nfe=4)
-    assert (run.stats.nfe, run.stats.vjps) == (4, 4)
+    sources = [r.source for r in run.trace]
+    assert (run.stats.nfe, run.stats.vjps) == (4, sources.count("full") - (solver == "universal"))  # a free step calls nothing
     assert len(run.trace) == 4 + (solver == "universal")
+    assert set(sources) == {"full", "tweedie"}
 
 
 @pytest.mark.parametrize("both", [{}, {"sigmas": GRID, "nfe": 4}])

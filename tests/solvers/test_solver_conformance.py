@@ -12,6 +12,7 @@ from steindiff import grids, sampling, solvers
 from steindiff.corrections import CleanTarget, Corrected
 from steindiff.denoisers import Counter
 from steindiff.divergence import Choice, Exact
+from steindiff.divergence.products import mapped
 from steindiff.errors import InputError
 from steindiff.solvers import DDIM, DEIS, IPNDM, PNDM, DPMpp2S, DPMpp3M, DPMpp3S, Grid, Heun, UniPC
 from steindiff.solvers.coefficients import phi
@@ -211,6 +212,44 @@ def test_derivatives_agree(solver):
 FREE = Choice("vjp", {"vjp": 1.0}, {})
 
 
+@dataclasses.dataclass(frozen=True)
+class Drifting(solvers.Solver):
+    """DDIM with a state of its own kind, which it uses at every step but the first: nothing is said of `remembers`."""
+
+    order = 1
+
+    def init(self, denoiser, x, grid):
+        return {"count": 0, "values": []}
+
+    def step(self, denoiser, x, interval, state):
+        step = solvers.DDIM().step(denoiser, x, interval, ())
+        moved = sum(state["values"], step.x)
+        return step._replace(x=moved, state={"count": state["count"] + 1, "values": [0.1 * step.denoised]})
+
+    def nfe(self, sigmas):
+        return len(sigmas) - 1
+
+
+FREE_RUN = solvers.make("free(dpmpp_3m)").plan(8)
+OTHERS = {"free": FREE_RUN, "own": (Drifting(), None), "corrected": (Corrected("unipc_2", CleanTarget(mode="tweedie")), None)}
+
+
+@pytest.mark.parametrize("name", [*SOLVERS, *OTHERS])
+@every_end
+def test_a_step_remembers_what_moves_it(name, end):
+    """T changes with the tensors of the state where `remembers` is true, and nowhere else."""
+    solver, sigmas = OTHERS.get(name) or (SOLVERS[name], None)
+    seen = set()
+    for x, interval, state, step in _steps(solver, mixture, noisy_state(80.0), ENDS[end](8) if sigmas is None else sigmas):
+        other = solver.step(mixture, x, interval, mapped(lambda z: z + 0.1 + z.square(), state))
+        remembers = solver.remembers(interval, state)
+        assert remembers == (not torch.equal(other.x, step.x))
+        seen.add(remembers)
+    plain = solver.solver if isinstance(solver, Corrected) else solver
+    one_step = isinstance(plain, (Heun, DPMpp2S, DPMpp3S)) or (plain.order == 1 and not isinstance(plain, (UniPC, Drifting)))
+    assert seen == ({False} if one_step else {False, True})
+
+
 def _trace_by_differences(step, x):
     """tr ∂T/∂x per sample, by central differences of fourth order along every coordinate."""
     h, total = 1e-4 * (1 + x.abs().max()), torch.zeros(len(x), dtype=x.dtype)
@@ -228,7 +267,7 @@ def test_the_divergence_of_eq_11_is_that_of_the_finished_step(solver, end):
     T is the whole step, every stage and UniPC's corrector, and γ is made of this number. First step, warm-up, full history,
     lowered order, last step. (Frames and VP models, at one step: tests/test_correction.py.)
     """
-    corrected, history = Corrected(solver, CleanTarget(gamma_max=0.9), divergence=Exact(FREE)), []
+    corrected, history = Corrected(solver, CleanTarget(gamma_max=0.9, history="frozen"), divergence=Exact(FREE)), []
     for x, interval, state, step in _steps(corrected, mixture, noisy_state(80.0), ENDS[end](8)):
 
         def move(z, at=interval, frozen=state.inner):

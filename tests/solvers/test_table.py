@@ -235,7 +235,7 @@ def probe_calls(table, rule, law, x):
 
 def test_a_blend_under_vjp_costs_no_evaluation_and_a_free_step_no_derivative():
     table, x = Table.universal(4, **UNITS), noisy_state(160.0, 8)
-    stats = sample(Corrected(table.solver, "clamped", divergence=VJP), MODEL, x, table.sigmas).stats
+    stats = sample(Corrected(table.solver, "clamped(history=frozen)", divergence=VJP), MODEL, x, table.sigmas).stats
     assert (stats.nfe, stats.vjps, stats.jvps) == (4, 4, 0)
 
 

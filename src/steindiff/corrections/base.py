@@ -191,11 +191,17 @@ class Proposal:
         other.step = self.step._replace(x=x)
         return other
 
+    @property
+    def remembers(self) -> bool:
+        """Whether T depends on x through the solver's state too: `divergence` is then a part of the whole divergence."""
+        return self.solver.remembers(self.interval, self.state)
+
     @cached_property
     def divergence(self) -> Divergence:
-        """E[∇·u] as a function of the frame's state, by the estimator.
+        """E[∇·u] as a function of the frame's state, by the estimator, the solver's state held constant.
 
-        A multistep solver's history is constant here. Ask for it before the step: both then share one evaluation.
+        Where `remembers` is true, Stein's identity does not hold for it. Ask for it before the step: both then share one
+        evaluation.
 
         Raises:
             SteindiffError: the step is being differentiated, or another correction has moved it before.
@@ -224,6 +230,7 @@ class Proposal:
 
         Stein's identity says σ² E[∇·u] = E⟨u, x − αx*⟩, and Tweedie's formula E[x* | x] = D(x). The divergence is the total
         one: it counts that the history of a multistep solver is a function of x too. It holds for any next state, moved or not.
+        UniPC's D is its stored evaluation, near D(x); a table's is that at the noise level which the table tells the network.
         """
         y = self.x
         return by_tweedie(self.rho * y - self.next, y - self.denoised, self.rho * self.interval.sigma**2, self.gather)

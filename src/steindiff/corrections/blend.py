@@ -41,12 +41,23 @@ class Decision(NamedTuple):
 
 
 class Need(IntEnum):
-    """What a blend must know of E[∇·u] at a step."""
+    """What a blend must know of E[∇·u] at a step, and how it was found."""
 
     NOTHING = 0
     LINEAR = 1
+    """That of the solver's linear part."""
     TWEEDIE = 2
-    FULL = 3
+    """The whole of it, by Tweedie's formula, without a derivative."""
+    FROZEN = 3
+    """By the estimator, with the solver's history held constant: where there is one, not what Stein's identity asks for."""
+    FULL = 4
+    """The whole of it: by the estimator where the step depends on x alone, by Tweedie's formula where also on a history."""
+
+    def met(self, remembers: bool) -> "Need":
+        """How the need is met at a step that does or does not depend on x through a history."""
+        if self is Need.FULL and remembers:
+            return Need.TWEEDIE
+        return Need.FULL if self is Need.FROZEN and not remembers else self
 
 
 class Blend(Correction):
@@ -61,16 +72,16 @@ class Blend(Correction):
         """γ for step `index`."""
 
     def differentiates(self, run: Run) -> bool:
-        """Whether the full divergence is needed at any of the steps."""
-        return any(self.need(run.grid.levels[i]) is Need.FULL for i in run.steps)
+        """Whether the estimator may be needed at any of the steps."""
+        return any(self.need(run.grid.levels[i]) >= Need.FROZEN for i in run.steps)
 
     def correct(self, proposal: Proposal, state: None) -> Outcome:
         """Measure, decide, blend."""
         interval = proposal.interval
-        need = self.need(interval.grid.levels[interval.index])
+        need = self.need(interval.grid.levels[interval.index]).met(proposal.remembers)
         m = _moments(proposal, need)
         decision = self.decide(m, interval.index)
-        numbers = {"gamma": decision.gamma, "gamma_raw": decision.raw, **m._asdict()}
+        numbers = {"gamma": decision.gamma, "gamma_raw": decision.raw, **m._asdict(), "source": torch.full_like(m.uu, need)}
         if need is Need.FULL:
             numbers["noise_ratio"] = _noise_ratio(proposal, m.div)
         reason = strongest(decision.reason) if decision.reason.ndim else decision.reason
@@ -97,7 +108,7 @@ class PresetBlend(Blend):
 def _moments(proposal: Proposal, need: Need) -> Moments:
     """⟨u,x⟩ = α α' ⟨ρy − T, y⟩ and ‖u‖² = α'² ‖ρy − T‖², with y the VE state."""
     match need:
-        case Need.FULL:
+        case Need.FULL | Need.FROZEN:
             div = proposal.divergence
         case Need.TWEEDIE:
             div = proposal.tweedie_divergence
@@ -124,14 +135,14 @@ def inner_products(x: Tensor, candidate: Tensor, rho: Tensor, gather: Gather = a
 
 
 def _noise_ratio(proposal: Proposal, div: Tensor) -> Tensor:
-    """σ̂/σ, σ̂² = E‖y−D‖²/E[∇·(y−D)], read off E‖y − T‖²: y − T is (1−r)(y−D) for a first-order step.
+    """σ̂/σ, σ̂² = E⟨w, y−D⟩/E[∇·w] with w = y − T: Tweedie's formula over Stein's identity.
 
-    div is that of y − T/ρ, so E[∇·(y − T)] = d − ρ (d − div).
+    For a first-order step w is (1−r)(y−D), and σ̂² = E‖y−D‖²/E[∇·(y−D)]. div is that of y − T/ρ, so E[∇·w] = d − ρ (d − div).
     """
-    interval, rho, d = proposal.interval, proposal.rho, proposal.x[0].numel()
-    r = interval.sigma_next / interval.sigma
-    spread = _inner_products(proposal, torch.ones_like(rho))[1]
-    return (spread / ((1 - r) * interval.sigma**2 * (d - rho * (d - div)))).sqrt()
+    y, rho, d = proposal.x, proposal.rho, proposal.x[0].numel()
+    wide = torch.promote_types(y.dtype, torch.float32)
+    aligned = ((y - proposal.next).to(wide) * (y - proposal.denoised).to(wide)).flatten(1).sum(1)
+    return (proposal.mean(aligned) / (proposal.interval.sigma**2 * (d - rho * (d - div)))).sqrt()
 
 
 def bounded(raw: Tensor, low: float | None, high: float | None, uu: Tensor) -> Decision:

@@ -46,8 +46,8 @@ class CorrectedState:
 class Corrected(Solver):
     """A solver whose every step is first proposed by `solver` and then corrected by `rule`; both may be names or specs.
 
-    The history of a multistep solver is constant in the Jacobian. T is the finished step: Heun's with both evaluations, UniPC's
-    with its corrector (its stored evaluation is kept or refreshed as the solver says).
+    T is the finished step: Heun's with both evaluations, UniPC's with its corrector (its stored evaluation is kept or refreshed
+    as the solver says). What becomes of a history is the rule's to say (`CleanTarget.history`).
 
     Args:
         divergence: estimates E[∇·u]; by default `Hutchinson()`, one Rademacher probe, its method chosen by a probe of the
@@ -134,6 +134,10 @@ class Corrected(Solver):
     def linear(self, interval: Interval, state: CorrectedState) -> Tensor:
         """The wrapped solver's."""
         return self._solver.linear(interval, state.inner)
+
+    def remembers(self, interval: Interval, state: CorrectedState) -> bool:
+        """As the wrapped solver does."""
+        return self._solver.remembers(interval, state.inner)
 
     def seeded(self, seed: int | tuple[int, ...]) -> "Corrected":
         """The same, with probes from `seed`."""

@@ -18,11 +18,22 @@ from steindiff.corrections.blend import Blend, Decision, Moments, Need, PresetBl
 from steindiff.errors import InputError, require
 
 Mode = Literal["full", "analytical", "adaptive", "tweedie"]
+History = Literal["total", "frozen"]
 
 
 def stein_ratio(m: Moments) -> Tensor:
     """γ* = [(1 − 1/α) E⟨u,x⟩ + (σ²/α) E[∇·u]] / E‖u‖², the minimiser of E‖(1−γ)x + γT − x*‖² (SteinDiff Eq. 11)."""
     return ((1 - 1 / m.alpha) * m.ux + m.sigma**2 / m.alpha * m.div) / m.uu
+
+
+def _full(history: History) -> Need:
+    return Need.FULL if history == "total" else Need.FROZEN
+
+
+def _check_history(history: str, mode: str) -> None:
+    require(history in get_args(History), "choose total or frozen", history=history)
+    fits = history == "total" or mode in ("full", "adaptive")
+    require(fits, "only full and adaptive take a derivative that can hold a history constant", history=history, mode=mode)
 
 
 @dataclass(frozen=True)
@@ -40,12 +51,18 @@ class CleanTarget(Blend):
             the solver's linear part alone, without a derivative; analytical above `threshold` and full below. "tweedie" is
             ours: E⟨u, x − αD⟩/σ² = E[∇·u], so that γ* = E⟨u, x − D⟩/E‖u‖² without a derivative or a probe.
         threshold: the VE noise level of "adaptive"; the paper gives no value, 1.0 is ours.
+        history: what "full" means where a step depends on x through a history too (multistep methods; UniPC's stored
+            evaluation). "total" counts that dependence, so that γ* is Eq. 9's: it takes Tweedie's formula at these steps, and
+            the estimator at all others. "frozen" takes the estimator everywhere, and holds the history constant in the
+            derivative: γ is then off at a multistep step, and a bounded γ costs the solver its convergence. The paper says
+            nothing of a history; both are our readings. "analytical" holds every network output constant, a history's too.
     """
 
     gamma_min: float = 1e-6
     gamma_max: float | None = None
     mode: Mode = "full"
     threshold: float = 1.0
+    history: History = "total"
 
     def __post_init__(self) -> None:
         low, high = self.gamma_min, self.gamma_min if self.gamma_max is None else self.gamma_max
@@ -53,6 +70,7 @@ class CleanTarget(Blend):
         require(ordered, "need 0 < gamma_min ≤ gamma_max < inf (None: no bound)", gamma_min=low, gamma_max=self.gamma_max)
         require(self.mode in get_args(Mode), "choose full, analytical, adaptive or tweedie", mode=self.mode)
         require(self.threshold > 0, "need a noise level > 0", threshold=self.threshold)
+        _check_history(self.history, self.mode)
 
     @classmethod
     def printed(cls) -> "CleanTarget":
@@ -69,7 +87,7 @@ class CleanTarget(Blend):
         if self.mode == "tweedie":
             return Need.TWEEDIE
         linear = self.mode == "analytical" or (self.mode == "adaptive" and sigma > self.threshold)
-        return Need.LINEAR if linear else Need.FULL
+        return Need.LINEAR if linear else _full(self.history)
 
     def decide(self, m: Moments, index: int) -> Decision:
         """Eq. 11, then the bounds."""
@@ -88,11 +106,13 @@ class NoiseConsistent(Blend):
         gamma_max: the upper bound; None is none.
         mode: where E[∇·u] comes from: "full" or "tweedie", as for `CleanTarget`. With the latter γ is 1 for every DDIM step,
             by any denoiser.
+        history: "total" or "frozen", as for `CleanTarget`.
     """
 
     gamma_min: float | None = None
     gamma_max: float | None = None
     mode: Literal["full", "tweedie"] = "full"
+    history: History = "total"
 
     def __post_init__(self) -> None:
         bounds = [b for b in (self.gamma_min, self.gamma_max) if b is not None]
@@ -100,10 +120,11 @@ class NoiseConsistent(Blend):
         need = "need finite bounds, gamma_min ≤ gamma_max"
         require(ordered, need, gamma_min=self.gamma_min, gamma_max=self.gamma_max)
         require(self.mode in ("full", "tweedie"), "choose full or tweedie", mode=self.mode)
+        _check_history(self.history, self.mode)
 
     def need(self, sigma: float) -> Need:
         """The divergence at every step, by mode."""
-        return Need.FULL if self.mode == "full" else Need.TWEEDIE
+        return _full(self.history) if self.mode == "full" else Need.TWEEDIE
 
     def decide(self, m: Moments, index: int) -> Decision:
         """The regression on the noise-consistent state."""

@@ -7,7 +7,8 @@ differentiated, evaluated twice, wrapped and interleaved.
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
@@ -205,6 +206,24 @@ class Solver(ABC):
         """T₁ = r x + (1−r) D, rounded as this solver rounds: where its own step is of first order, T₁ is that step bitwise."""
         return ddim(x, denoised, interval.sigma, interval.sigma_next)
 
+    def remembers(self, interval: Interval, state: State) -> bool:
+        """Whether T(x) depends on x through `state` too, which earlier states on the same trajectory have left.
+
+        A derivative with the state held constant is then a part of the whole one. It is true wherever the state holds a tensor,
+        unless a solver knows better.
+        """
+        return _holds_tensor(state)
+
     def seeded(self, seed: int | tuple[int, ...]) -> "Solver":
         """This solver with its random numbers drawn from `seed` (one int, or one per image); most solvers have none."""
         return self
+
+
+def _holds_tensor(tree: Any) -> bool:
+    """Whether there is a tensor in a tree of tuples, lists, mappings and dataclasses."""
+    if isinstance(tree, Tensor):
+        return True
+    if is_dataclass(tree) and not isinstance(tree, type):
+        tree = [getattr(tree, f.name) for f in fields(tree)]
+    parts = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, (tuple, list)) else ()
+    return any(map(_holds_tensor, parts))

@@ -104,6 +104,12 @@ class FreeRun(Solver):
         first = interval.index == 0
         return interval.sigma.new_full((), self.a) if first else self.solver.linear(_inner(interval), state)
 
+    def remembers(self, interval: Interval, state: State) -> bool:
+        """As the method does; its run begins after the free step."""
+        inner = _inner(interval)
+        begun = interval.index > 1
+        return begun and self.solver.remembers(inner, state)
+
     def first_order(self, x: Tensor, denoised: Tensor, interval: Interval) -> Tensor:
         """As the method rounds it."""
         first = interval.index == 0

@@ -63,6 +63,10 @@ class Multistep(Solver):
         """a, since a data prediction is a network output."""
         return interval.sigma.new_full((), self.weights(interval.grid, interval.index).a)
 
+    def remembers(self, interval: Interval, state: History) -> bool:
+        """Whether the row of this step uses an earlier value; it does not at a first step, nor where the order is 1."""
+        return len(self.weights(interval.grid, interval.index).values) > 1
+
     def first_order(self, x: Tensor, denoised: Tensor, interval: Interval) -> Tensor:
         """T₁ = r x + (1−r) D."""
         return weighted(ddim_row(interval.grid, interval.index), x, (denoised,))

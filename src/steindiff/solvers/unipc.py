@@ -62,11 +62,10 @@ class UniPC(Solver):
     def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: tuple[Tensor, ...]) -> Step:
         """Predict, evaluate at the prediction, correct."""
         grid, index = interval.grid, interval.index
-        evaluated = self.corrector and bool(state)
+        evaluated, past = self._known(state)
         current = state[0] if evaluated and self.stored == "keep" else denoiser(x, interval.sigma)
-        past = state[1:] if evaluated else state
         kept = (current, *past)[: self.order - 1]
-        order = min(grid.order(index, self.order, self.lower_order_final, short=math.inf), len(past) + 1)
+        order = self._order(interval, past)
         base = ddim(x, current, interval.sigma, interval.sigma_next)
         if order == 1 and (interval.last or not self.corrector):
             return Step(base, current, kept)
@@ -83,6 +82,21 @@ class UniPC(Solver):
         """n; with "refresh" and the corrector, 2n − 1."""
         n = len(sigmas) - 1
         return 2 * n - 1 if self.corrector and self.stored == "refresh" else n
+
+    def remembers(self, interval: Interval, state: tuple[Tensor, ...]) -> bool:
+        """Whether the step starts from a stored evaluation, or uses values of earlier steps."""
+        evaluated, past = self._known(state)
+        return (evaluated and self.stored == "keep") or self._order(interval, past) > 1
+
+    def _known(self, state: tuple[Tensor, ...]) -> tuple[bool, tuple[Tensor, ...]]:
+        """Whether the first value was evaluated for this step, and the values of earlier steps."""
+        evaluated = self.corrector and bool(state)
+        return evaluated, state[1:] if evaluated else state
+
+    def _order(self, interval: Interval, past: tuple[Tensor, ...]) -> int:
+        """The order of this step, as far as there are values for it."""
+        order = interval.grid.order(interval.index, self.order, self.lower_order_final, short=math.inf)
+        return min(order, len(past) + 1)
 
 
 def _system(grid: Grid, index: int, order: int, variant: str) -> tuple[list[float], float, Array, Array]:
