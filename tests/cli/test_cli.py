@@ -43,7 +43,8 @@ def test_sample_writes_everything(tmp_path, monkeypatch, capsys):
     assert about["job"]["seeds"] == [*range(10), 20]
     assert about["model"]["sha256"] == models.load("digits").sha256
     assert about["stats"][0]["nfe"] == 5
-    assert about["stats"][0]["vjps"] == 5
+    assert about["stats"][0]["vjps"] == 2  # the first step and the last depend on x alone
+    assert [t["source"] for t in trace[:5]] == ["full", "tweedie", "tweedie", "tweedie", "full"]
     assert about["stats"][0]["forward_equivalents"] > 5
     assert (out / "grid.png").is_file()
     assert not list(out.rglob("*.tmp*"))

@@ -78,4 +78,4 @@ def test_a_corrected_table_runs_and_the_folder_says_what_ran(tmp_path):
     assert about["solver"] == str(solver)
     assert about["solver"].startswith("universal table of 3 evaluations, corrected by CleanTarget(")
     assert about["sigmas"] == sigmas.tolist()
-    assert (about["stats"][0]["nfe"], about["stats"][0]["vjps"]) == (3, 3)
+    assert (about["stats"][0]["nfe"], about["stats"][0]["vjps"]) == (3, 1)  # the rows after the first value use a history

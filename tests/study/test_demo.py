@@ -90,7 +90,7 @@ def test_every_cell_is_measured(report):
             assert cell["endpoint"]["value"] < plain[cell["model"], cell["solver"]]
         if cell["run"] == "clamped":
             assert max(t["gamma"] for t in cell["trace"]) <= 1
-            assert cell["stats"]["vjps"] == 5
+            assert cell["stats"]["vjps"] == {"heun": 5, "dpmpp_2m": 2, "ipndm_3": 1}[cell["solver"]]  # not where a history is
             assert cell["stats"]["forward_equivalents"] > 5
 
 
