@@ -210,7 +210,10 @@ def test_float32_follows_float64_and_keeps_its_dtype():
     torch.testing.assert_close(single.double(), sample(SMALL, mixture, x, SMALL.own_grid).x, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("rule", [name for name in corrections.names() if name not in ("none", "fixed", "chain")])
+ALONE = [name for name in corrections.names() if name not in ("none", "fixed", "chain", "sparse")]
+
+
+@pytest.mark.parametrize("rule", [*ALONE, "sparse(clamped, above=1.0)"])
 def test_a_table_runs_under_every_correction(rule):
     """Finite, with an honest count: the table's evaluations, and what the correction adds."""
     table, x = Table.universal(4, **UNITS), noisy_state(160.0, 8)
