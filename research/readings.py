@@ -32,7 +32,7 @@ VARIANCES = 1 / torch.arange(1, 65, dtype=torch.float64)
 LAW = Gaussian(torch.zeros(64, dtype=torch.float64), VARIANCES.diag())
 SOLVERS = ("ddim", "dpmpp_2m")
 WEIGHTS = {"ω": "eta=1.0", "½ ω": "eta=0.5", "ω, jump from x^S": "eta=1.0, look_ahead=proposal"}
-PROPOSALS = ("none", "clamped(mode=tweedie)", "clamped", "literal")
+PROPOSALS = ("none", "clamped(mode=tweedie)", "clamped", "clamped(history=frozen)", "literal")
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def test_cells_are_every_combination_with_the_plain_run_first():
     assert len(cells) == len(set(cells)) == 6
     assert [c.correction for c in cells[:3]] == ["none", "clamped", "energy"]
     assert all(c.plain in cells for c in cells)
-    assert len(list(PRESETS["paper"].cells())) == 4 * 9 * 2 * 8 * 13
+    assert len(list(PRESETS["paper"].cells())) == 4 * 9 * 2 * 8 * 15
 
 
 @pytest.mark.parametrize(
