@@ -62,7 +62,9 @@ def modes(x: Tensor, n: int) -> list[Block]:
     rows = list[tuple[str, ...]]()
     for rule in ("none", *MODES):
         ends = [run(solver, rule, x, n)[0] for solver in solvers]
-        rows.append((rule, *(f"{endpoint_rmse(end, exact(x)).value:.3g} ({endpoint_rmse(end, zero).value:.3g})" for end in ends)))
+        rows.append(
+            (rule, *(f"{endpoint_rmse(end, exact(x)).value:.3g} ({endpoint_rmse(end, zero).value:.3g})" for end in ends))
+        )
     text = f"No upper bound, {n} steps: RMSE to the exact flow's end points, and in brackets the end points' root mean square."
     return [Text(text), Table(("rule", *solvers), tuple(rows))]
 

@@ -30,7 +30,8 @@ _PLAIN = (
 )  # fmt: skip
 _ON_LEVELS = ("ddim", "dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "deis_3", "ipndm_3", "ipndm_4")
 _PAPERS = (
-    "literal", "clamped", "clamped(history=frozen)", "clamped(mode=tweedie)", "analytical", "clamped(mode=analytical)", "adaptive",
+    "literal", "clamped", "clamped(history=frozen)", "clamped(mode=tweedie)",
+    "analytical", "clamped(mode=analytical)", "adaptive",
     "sparse(clamped, above=1.0)", "sparse(clamped, below=1.0)", "self_consistent", "self_consistent(eta=0.5)",
 )  # fmt: skip
 """The paper's rules; its fast KM is `analytical` by another name."""
