@@ -220,6 +220,7 @@ class SteinDiff(nn.Module):
     def trace(self) -> tuple[Record, ...]:
         """A record of every step since `reset`: γ, γ before its bounds, the moments, and the reason. It waits for the device.
 
+        `source` is "full" where `step` was differentiated, whatever that holds constant.
         `sigma` is σ/α, and `sigma_next` is NaN, since no step is told where it leads. `noise_ratio` is σ̂/σ with
         σ̂² = E⟨u, x − αD⟩/E[∇·u], at steps that take a derivative and are given `denoised` too.
         """
@@ -252,7 +253,8 @@ class SteinDiff(nn.Module):
         Raises:
             InputError: an argument is malformed, the mode needs one that is not there, or `step` does not make the candidate.
             NonFiniteError: x, the candidate or the denoised value is not finite.
-            SteindiffError: no derivative reaches the step, or the step is being differentiated.
+            SteindiffError: no derivative reaches the step, or the step is being differentiated. A DerivativeWarning says where
+                one reaches the step, but seems not to reach its network.
         """
         given = _Given(x, candidate, alpha, sigma, step, denoised, linear, self.rule.mode)
         return self._solve(given, self.index if index is None else index).decision.gamma
@@ -311,7 +313,7 @@ class SteinDiff(nn.Module):
         if need is Need.FULL and given.denoised is not None:
             numbers["noise_ratio"] = (given.by_tweedie(candidate, self.gather).mean / div.mean).sqrt()
         numbers |= {name: value for name, value in m._asdict().items() if value is not unknown}
-        numbers |= {"gamma": decision.gamma, "gamma_raw": decision.raw}
+        numbers |= {"gamma": decision.gamma, "gamma_raw": decision.raw, "source": torch.full_like(m.uu, need)}
         note = Note(decision.reason, {name: value.detach() for name, value in numbers.items()})
         return _Found(candidate, decision, note)
 

@@ -98,18 +98,34 @@ def agree(x, stein, run, rtol=1e-9):
 
 
 @pytest.mark.parametrize("frame", SCHEDULES)
-@pytest.mark.parametrize(
-    ("solver", "mode"),
-    [(s, m) for s in SOLVERS for m in MODES if "2m" not in s or m in ("analytical", "tweedie")],
-)
+def frozen(mode):
+    """The rule whose derivative holds a history constant, as that of a loop's function does."""
+    return CleanTarget(gamma_max=1.5, mode=mode, history="frozen" if mode in ("full", "adaptive") else "total")
+
+
+@pytest.mark.parametrize("frame", SCHEDULES)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_it_is_corrected_to_rounding(solver, mode, frame):
     schedule = SCHEDULES[frame]
     stein = SteinDiff(mode, gamma_max=1.5)
     x = beside(stein, SOLVERS[solver], schedule, X, GRID)
-    run = inside(solver, CleanTarget(mode=mode, gamma_max=1.5), schedule, X, GRID)
+    run = inside(solver, frozen(mode), schedule, X, GRID)
     agree(x, stein, run)
-    if mode == "full" and frame == "ve" and solver == "ddim":
-        assert [r.noise_ratio for r in stein.trace] == pytest.approx([r.noise_ratio for r in run.trace], rel=1e-9)
+    for ours, theirs in zip(stein.trace, run.trace, strict=True):
+        assert ours.source == ("full" if theirs.source == "frozen" else theirs.source)
+        if frame == "ve" and theirs.source == "full":
+            assert ours.noise_ratio == pytest.approx(theirs.noise_ratio, rel=1e-9)
+
+
+def test_a_multistep_loop_that_wants_eq_9_takes_the_form_without_a_derivative():
+    """`Corrected` does so of itself; a loop says it by the mode."""
+    solver = "dpmpp_2m(lower_order_final=False)"
+    by_mode = inside(solver, CleanTarget(gamma_max=1.5, mode="tweedie"), VE(), X, GRID[1:])
+    stein, full = SteinDiff("tweedie", gamma_max=1.5), SteinDiff("full", Exact(), gamma_max=1.5)
+    agree(beside(stein, dpm_solver_2m, VE(), X, GRID[1:]), stein, by_mode)
+    beside(full, dpm_solver_2m, VE(), X, GRID[1:])
+    assert abs(full.trace[-1].gamma_raw - stein.trace[-1].gamma_raw) > 0.5
 
 
 def test_without_an_upper_bound_it_is_the_rule_as_printed():
@@ -157,6 +173,14 @@ def test_a_run_that_was_stopped_goes_on_with_its_probes():
     rest = SteinDiff(probes=1, gamma_max=1.0).reset(index=first.index)
     torch.testing.assert_close(beside(rest, ddim, VE(), half, GRID[2:]), x, rtol=1e-12, atol=1e-12)
     assert [r.index for r in rest.trace] == [2, 3, 4]
+
+    def coupled(z):
+        return z.sin().cumsum(1)
+
+    assert rest.apply(half, None, 1.0, 1.0, step=coupled, index=7) is not None
+    assert (rest.trace[-1].index, rest.index) == (7, 8)
+    again = [SteinDiff(probes=1).compute_optimal_gamma(half, None, 1.0, 1.0, step=coupled, index=i) for i in (7, 7, 8)]
+    assert again[0] == rest.trace[-1].gamma_raw == again[1] != again[2]
 
 
 def test_the_gammas_of_a_trace_replay_by_a_table():
@@ -248,7 +272,7 @@ ARRAYS = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't acc
 
 
 @ARRAYS
-@pytest.mark.parametrize("mode", ["analytical", "tweedie"])
+@pytest.mark.parametrize("mode", ["full", "analytical", "tweedie"])
 def test_beside_a_scheduler_of_diffusers(theirs, mode):
     """DPM-Solver++ 2M of a network that predicts ε, in x = αy. The scheduler keeps D; a step changes it, and `step` a copy."""
     scheduler = theirs.DPMSolverMultistepScheduler(lower_order_final=False, final_sigmas_type="sigma_min")
@@ -271,7 +295,7 @@ def test_beside_a_scheduler_of_diffusers(theirs, mode):
         candidate = scheduler.step(network(x, sigma), t, x).prev_sample
         linear = scheduler._sigma_to_alpha_sigma_t(GRID[i + 1])[1] / noise
         x = stein.apply(x, candidate, alpha, noise, step=step, denoised=scheduler.model_outputs[-1], linear=linear)
-    run = inside("dpmpp_2m(lower_order_final=False)", CleanTarget(mode=mode, gamma_max=1.5), VPLinear(), X, GRID)
+    run = inside("dpmpp_2m(lower_order_final=False)", frozen(mode), VPLinear(), X, GRID)
     agree(x / scheduler._sigma_to_alpha_sigma_t(GRID[-1])[0], stein, run, 2e-4)
 
 
