@@ -166,6 +166,18 @@ def test_every_run_starts_on_the_flow_and_leaves_it(found):
     assert found[1].errors["wine_mixture"] < 0.1 * plain.levels[-1].gap.value
 
 
+def test_the_flow_is_the_same_beside_every_run_and_the_run_is_not(found):
+    plain, literal, _ = found[1].runs
+    for name in ("gamma_flow", "noise_flow", "stein_flow"):
+        pairs = [(getattr(a, name), getattr(b, name)) for a, b in zip(plain.levels[:-1], literal.levels[:-1], strict=True)]
+        assert all(a == b for a, b in pairs), name
+    assert plain.levels[0].gamma == literal.levels[0].gamma
+    second = literal.levels[1]  # the printed rule has jumped to D, noise level zero
+    assert second.noise.value < 0.2 < 0.9 < second.noise_flow.value
+    assert second.gamma_change.value == pytest.approx(second.gamma.value - second.gamma_flow.value)
+    assert plain.levels[3].gamma != plain.levels[3].gamma_flow
+
+
 def test_the_stein_gap_stays_below_the_score_difference(found):
     for run in found[1].runs[:2]:
         for level in run.levels:
