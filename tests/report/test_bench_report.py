@@ -498,14 +498,9 @@ def test_every_metric_has_its_panel():
     one = study(fid)
     figure = every_metric(one, "digits_mixture", "dpmpp_2m")
     assert figure.name == "figures/digits_mixture-dpmpp_2m-metrics"
-    for title in (
-        "energy distance (lower is better)",
-        "recall (higher is better)",
-        "endpoint RMSE (lower",
-        "FID (lower is better)",
-    ):
+    for title in ("energy distance ↓", "recall ↑", "endpoint RMSE ↓", "FID ↓"):
         assert title in figure.svg
-    assert figure.svg.count("lower is better") + figure.svg.count("higher is better") == len(one.metrics["digits_mixture"]) == 4
+    assert figure.svg.count("↓") + figure.svg.count("↑") == len(one.metrics["digits_mixture"]) == 4
     for rule in ("plain", "literal", "energy"):
         assert f">{rule}</text>" in figure.svg
 

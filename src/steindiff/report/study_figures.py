@@ -72,7 +72,7 @@ def every_metric(study: Study, bed: str, solver: str) -> Figure:
     grid = study.config.grids_of(solver)[0]
     lines = {rule: study.found(study.row(bed, solver, grid, rule)) for rule in study.rules}
     panels = [(_metric(metric), bed, metric, lines) for metric in study.metrics[bed]]
-    caption = f"Every metric of {solver} on {short(bed)}, {grid}, against NFE; {_LEGEND}{_CROSSES}"
+    caption = f"Every metric of {solver} on {short(bed)}, {grid}, against NFE; ↓ less is better, ↑ more is; {_LEGEND}{_CROSSES}"
     return _curves(study, _file(bed, solver, "metrics"), caption, panels, "nfe")
 
 
@@ -233,7 +233,7 @@ def _title(rule: str) -> str:
 
 def _metric(name: str) -> str:
     """A metric's name above a panel, and where better is."""
-    return f"{TITLES.get(name, name)} ({'higher' if name in HIGHER else 'lower'} is better)"
+    return f"{TITLES.get(name, name)} {'↑' if name in HIGHER else '↓'}"
 
 
 def _images(shown: Tensor, count: int) -> Image | None:
