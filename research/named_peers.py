@@ -1,7 +1,7 @@
 """The solvers that the paper names beside its own, as baselines: PNDM, Restart, EVODiff and DPM-Solver-v3.
 
     python -m research.named_peers --bed digits_mixture --out outputs/named_peers
-    python -m research.named_peers --bed digits --images 256 --grids log_snr --out outputs/named_peers --into docs/solvers.md
+    python -m research.named_peers --bed digits --images 256 --grids log_snr --nfe 5 8 10 15 25 --out outputs/named_peers
 
 Every cell is one of `steindiff bench`, so that a stopped run goes on. DPM-Solver-v3 has statistics of other noises. A restarted
 run draws noise of its own and has no endpoint error. A dash is a budget that a method cannot spend.
@@ -93,7 +93,7 @@ def tables(study: Study) -> Iterator[Table]:
                 for name in study.config.solvers
             }
             what = f"{title}{' over the flow' if metric == 'energy' else ''}, {grid}, NFE"
-            kept = tuple((f"`{name}`", *line) for name, line in lines.items() if set(line) != {show(None)})
+            kept = tuple((name, *line) for name, line in lines.items() if set(line) != {show(None)})
             yield Table((what, *map(str, nfes)), kept)
 
 
