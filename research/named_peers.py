@@ -28,6 +28,7 @@ from steindiff.solvers import DPMSolverV3, Statistics
 from steindiff.study.compare import Study
 from steindiff.study.grid import PLAIN, Cell, Config
 from steindiff.study.run import run_study
+from steindiff.study.store import Result
 from steindiff.study.testbed import Testbed, make
 
 V3 = "dpm_v3"
@@ -45,6 +46,17 @@ SOLVERS = (
     "restart(dpmpp_2m, low=0.06, high=0.3, times=1)",
 )
 """Baselines, and then the named peers; the last is ours: one turn, as in Restart's rows of DPM-Solver-3."""
+RIVALS = {
+    "pndm": "ipndm_4",
+    "pndm(2)": "ipndm_4",
+    "evodiff": "dpmpp_2m",
+    "evodiff(last=False)": "dpmpp_2m",
+    "restart(heun)": "heun",
+    "restart(heun, cifar10_vp)": "heun",
+    SOLVERS[-1]: "dpmpp_2m",
+    V3: "ipndm_4",
+}
+"""What a peer is set against, pair by pair: the method that it changes, or the best plain solver."""
 METRICS = {"energy": "energy distance", "endpoint": "endpoint RMSE"}
 
 
@@ -84,26 +96,39 @@ def studied(o: Options, bed: Testbed) -> Study:
 
 
 def tables(study: Study) -> Iterator[Table]:
-    """The excess of energy distance over the exact flow's own end points, and the endpoint error, on each grid."""
-    (bed,), nfes = study.config.beds, study.config.nfe
+    """The excess of energy distance over the exact flow's own end points, the endpoint error, and both less a rival's."""
+    nfes, solvers = study.config.nfe, study.config.solvers
+    pairs = {f"{name} − {rival}": (name, rival) for name, rival in RIVALS.items() if {name, rival} <= set(solvers)}
     for metric, title in METRICS.items():
         for grid in study.config.grids:
-            lines = {
-                name: [_shown(study, Cell(bed, name, grid, nfe, PLAIN), metric) for nfe in nfes]
-                for name in study.config.solvers
-            }
             what = f"{title}{' over the flow' if metric == 'energy' else ''}, {grid}, NFE"
-            kept = tuple((name, *line) for name, line in lines.items() if set(line) != {show(None)})
-            yield Table((what, *map(str, nfes)), kept)
+            yield _table(what, nfes, {name: [_shown(study, name, grid, nfe, metric) for nfe in nfes] for name in solvers})
+            apart = {line: [_paired(study, *pair, grid, nfe, metric) for nfe in nfes] for line, pair in pairs.items()}
+            yield _table(f"{title}, paired difference, {grid}, NFE", nfes, apart)
 
 
-def _shown(study: Study, cell: Cell, metric: str) -> str:
-    found = study.results.get(cell)
+def _table(what: str, nfes: tuple[int, ...], lines: dict[str, list[str]]) -> Table:
+    """The lines that say anything."""
+    return Table((what, *map(str, nfes)), tuple((name, *line) for name, line in lines.items() if set(line) != {show(None)}))
+
+
+def _found(study: Study, name: str, grid: str, nfe: int) -> Result | None:
+    return study.results.get(Cell(study.config.beds[0], name, grid, nfe, PLAIN))
+
+
+def _shown(study: Study, name: str, grid: str, nfe: int, metric: str) -> str:
+    found = _found(study, name, grid, nfe)
     if found is None:
         return show(None)
     if found.failure:
         return "diverged"
     return show(found.excess.get(metric) if metric == "energy" else found.values.get(metric))
+
+
+def _paired(study: Study, name: str, rival: str, grid: str, nfe: int, metric: str) -> str:
+    one, other = (_found(study, which, grid, nfe) for which in (name, rival))
+    both = one is not None and other is not None and metric in one.values and metric in other.values
+    return show(one.minus(other, metric) if both and one and other else None, signed=True)
 
 
 @command
