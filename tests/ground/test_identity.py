@@ -62,6 +62,27 @@ def test_a_wider_copy_is_the_same_network_and_a_narrower_one_is_not():
     assert network_of(Network().to(torch.bfloat16)) != own
 
 
+class Layers(nn.Module):
+    """The layers given by name, registered in that order."""
+
+    def __init__(self, **layers: nn.Module) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x, sigma):
+        return x
+
+
+def test_names_count_and_their_order_and_the_compiler_do_not():
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    own = network_of(Layers(a=first, b=second))
+    assert network_of(Layers(b=second, a=first)) == own
+    assert network_of(Layers(_orig_mod=Layers(a=first, b=second))) == own  # as torch.compile wraps a module
+    assert network_of(Layers(a=first, c=second)) != own
+    assert network_of(Layers(a=second, b=first)) != own
+
+
 def test_two_networks_are_told_from_one():
     one, other = Network(), Network(1)
     both = network_of(Guided(one, other, 2.0))
