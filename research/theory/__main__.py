@@ -35,6 +35,8 @@ FIELDS = ("constant", "wave", "aligned")
 NOISES = (0.5, 0.8, 1.0, 1.25, 1.6, 2.5)
 STEPS = (3, 5, 8, 10, 20)
 RULES = {"plain": None, "as printed": runs.LITERAL, "γ ≤ 1": runs.CLAMPED}
+OTHERS = (runs.FREE, runs.FROZEN, replace(runs.FROZEN, gamma_max=1.0))
+"""Beyond RULES: without a derivative, and for 2M with its history held constant, as printed and with γ ≤ 1."""
 EQUAL = {"color": "0.5", "lw": 0.8}
 Values = dict[str, Any]
 """By name: a number, a text, or the rows of a table whose head is in page.md."""
@@ -71,7 +73,7 @@ def identities(n: int, seed: int) -> Values:
         "undecided": len(criterion) - len(agreeing),
         "largest_rho": f"{max(float(b.means.best**2 * b.means.c / b.means.ee) for _, b in found.values()):.3f}",
         "margin": f"{min(one.margin.value / one.margin.se for one in moved.values()):.0f}",
-        "least_share": f"{min(one.share for one in moved.values()):.2f}",
+        "least_share": f"{min(one.share for one in moved.values()):.1g}",
         "most_share": f"{max(one.share for one in moved.values()):.2f}",
         **_variances({case: b.estimate(lambda m: m.gamma) for case, (_, b) in found.items()}),
     }
@@ -211,14 +213,16 @@ def behaviour(n: int, seed: int) -> tuple[Values, Figure]:
         exact = law(name).flow(x, 80.0, 0.002, tol=1e-5)
         for solver, steps in tqdm(list(product(runs.NAMED, STEPS)), desc=f"runs, {name}"):
             found[name, solver, steps] = [
-                runs.run_against_flow(law(name), solver, rule, steps, x, exact) for rule in RULES.values()
+                runs.run_against_flow(law(name), solver, rule, steps, x, exact) for rule in (*RULES.values(), *OTHERS)
             ]
-    rows = [
-        [*key, p.error, q.error, f"{q.error / p.error:.2g}", f"{q.largest:.3g}", c.error, f"{c.reduced} of {key[2]}"]
-        for key, (p, q, c) in found.items()
-        if key[2] != 20
-    ]
-    factors = [q.error / p.error for p, q, _ in found.values()]
+    rows = []
+    for key, (p, q, c, free, held, held_clamped) in found.items():
+        frozen = [held.error, held_clamped.error] if "2m" in key[1] else ["–", "–"]
+        if key[2] != 20:
+            rows.append([*key, p.error, q.error, q.largest, free.error, c.error, f"{c.reduced} of {key[2]}", *frozen])
+    one_step, multistep = ([v for key, v in found.items() if ("2m" in key[1]) == several] for several in (False, True))
+    columns = {"": (one_step, 1), "held_": (multistep, 4), "total_": (multistep, 1)}
+    factors = {name: [cell[i].error / cell[0].error for cell in cells] for name, (cells, i) in columns.items()}
     candidates = [
         [level, name, c.clean, c.consistent, c.flow, c.energy if name != "exact flow" else "0"]
         for level in (0, 1)
@@ -246,13 +250,19 @@ def behaviour(n: int, seed: int) -> tuple[Values, Figure]:
     return {
         "run_table": rows,
         "run_cells": len(found),
-        "least_factor": f"{min(factors):.2g}",
-        "most_factor": f"{max(factors):.2g}",
-        "clamp_worse": _named(key for key, (p, _, c) in found.items() if c.error > 1.02 * p.error),
-        "clamp_better": _named(key for key, (p, _, c) in found.items() if c.error < 0.98 * p.error),
+        **{f"{name}least": f"{min(values):.2g}" for name, values in factors.items()},
+        **{f"{name}most": f"{max(values):.2g}" for name, values in factors.items()},
+        **{f"width_{name}": math.sqrt(runs.variance(name) / DIM) for name in LAWS},
+        **{f"free_{name}": f"{min(free):.3g} to {max(free):.3g}" for name, free in _by_law(found, 3).items()},
+        "clamp_worse": _named(key for key, (p, _, c, *_rest) in found.items() if c.error > 1.02 * p.error),
+        "clamp_better": _named(key for key, (p, _, c, *_rest) in found.items() if c.error < 0.98 * p.error),
         "equivalence_table": [[name, f"{difference:.0e}"] for name, difference in runs.equivalences(seed).items()],
         "candidate_table": candidates,
     }, picture
+
+
+def _by_law(found: Mapping[Key, Sequence[runs.Run]], rule: int) -> dict[str, list[float]]:
+    return {name: [cell[rule].error for key, cell in found.items() if key[0] == name] for name in LAWS}
 
 
 def _named(cells: Iterable[Key]) -> str:

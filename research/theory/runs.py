@@ -24,6 +24,8 @@ from steindiff.sampling import sample
 from steindiff.solvers import DDIM, DPMpp2M, Grid, Heun, Solver
 
 LITERAL, CLAMPED = CleanTarget(), CleanTarget(gamma_max=1.0)
+FROZEN, FREE = CleanTarget(history="frozen"), CleanTarget(mode="tweedie")
+"""As printed with the history of a multistep solver held constant, and as printed without a derivative."""
 
 # ---------------------------------------------------------------- frames
 
@@ -183,6 +185,11 @@ NAMED: dict[str, Solver] = {
     "dpmpp_2m, no lowering": DPMpp2M(lower_order_final=False),
     "heun": Heun(),
 }
+
+
+def variance(name: str) -> float:
+    """E‖x* − Ex*‖²."""
+    return float(law(name).second_moment()) - float(law(name).mean.square().sum())
 
 
 def start(n: int, seed: int) -> Tensor:

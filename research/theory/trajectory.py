@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from research.theory.core import D64, DIM, SCHEDULES, Case, law, mean_of
+from research.theory.runs import variance
 from steindiff import grids
 from steindiff.corrections import CleanTarget, Corrected
 from steindiff.corrections.base import Correction, Outcome, Proposal, Run
@@ -133,5 +134,4 @@ def whole_run(setting: Setting, n: int, seed: int) -> Whole:
     alpha = SCHEDULES[setting.schedule].alpha_of(grid[-1]) if setting.frame == "model" else 1.0
     of_mean, of_end = ((z - clean).square().sum(1) for z in (model.denoise(y, setting.first), alpha * run.x))
     spread = (alpha * (run.x - model.mean)).square().sum(1).mean()
-    variance = float(model.second_moment()) - float(model.mean.square().sum())
-    return Whole(passed, product, mean_of(of_mean), mean_of(of_end - of_mean), variance, float(spread))
+    return Whole(passed, product, mean_of(of_mean), mean_of(of_end - of_mean), variance(setting.law), float(spread))

@@ -7,7 +7,7 @@ from torch import nn
 
 from problems import MODEL, gaussian
 from steindiff.denoisers import Counter, FromEps, Guided, Labelled, TimeShifted, declare
-from steindiff.identity import network_of
+from steindiff.identity import MOST, _some, network_of
 from steindiff.schedules import VE, VPLinear
 
 
@@ -81,6 +81,12 @@ def test_names_count_and_their_order_and_the_compiler_do_not():
     assert network_of(Layers(_orig_mod=Layers(a=first, b=second))) == own  # as torch.compile wraps a module
     assert network_of(Layers(a=first, c=second)) != own
     assert network_of(Layers(a=second, b=first)) != own
+
+
+def test_a_large_tensor_gives_no_more_values_than_it_should():
+    for count in (MOST - 1, MOST, MOST + 1, 3 * MOST // 2, 10 * MOST - 1):
+        taken = len(_some(torch.zeros(count))) // 4  # float32
+        assert min(count, MOST) / 2 <= taken <= MOST
 
 
 def test_two_networks_are_told_from_one():
