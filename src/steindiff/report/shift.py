@@ -21,6 +21,7 @@ _COLUMNS = (
 )  # fmt: skip
 _GREY = {"color": "0.5", "ls": "--", "lw": 1.0}
 _LEFT = 10.0  # a run whose gap is so many times the plain run's has left the law, and sets no scale
+_ROUNDING = 1e-7
 _Of = Callable[[Level], float]
 
 
@@ -54,7 +55,7 @@ def picture(found: Shift) -> Figure:
     """Four rows, a column for each testbed, solver and NFE: gap, σ̂/σ, Stein gap beside σ S/√d, γ̃ beside γ*."""
     places = dict.fromkeys(map(_place, found.runs))
     columns = [[run for run in found.runs if _place(run) == place] for place in places]
-    titles = [", ".join(map(str, place)) for place in places]
+    titles = [f"{bed}\n{solver}, {nfe}" for bed, solver, nfe in places]
     rows = [
         [_panel(runs, lambda x: x.gap.value, title=title) for runs, title in zip(columns, titles, strict=True)],
         [_panel(runs, lambda x: x.noise.value, lambda x: x.noise_flow.value) for runs in columns],
@@ -73,7 +74,7 @@ def picture(found: Shift) -> Figure:
         "Lines that leave a panel are those of runs that left the law."
     )
     y = ("gap to the flow", "σ̂/σ (1: as told)", "Stein gap's change", "γ̃ (grey: γ*)")
-    return charts("shift", caption, rows, x="σ", y=y, abscissa=falling)
+    return charts("shift", caption, rows, x="σ", y=y, width=2.3, abscissa=falling)
 
 
 def _panel(runs: Sequence[ShiftRun], of: _Of, flow: _Of | None = None, dotted: _Of | None = None, title: str = "") -> Panel:
@@ -133,7 +134,7 @@ def _findings(found: Shift) -> Iterator[str]:
 def _coefficients(levels: Sequence[Level]) -> str:
     """How far γ̃ is from γ*, and whether a bound at 1 would treat them alike."""
     worst = max(levels, key=lambda x: abs(x.gamma_change.value))
-    beyond = sum(abs(x.gamma_change.value) > 2 * x.gamma_change.se for x in levels)
+    beyond = sum(abs(x.gamma_change.value) > max(2 * x.gamma_change.se, _ROUNDING * abs(x.gamma.value)) for x in levels)
     sides = sum((x.gamma.value - 1) * (x.gamma_flow.value - 1) < 0 for x in levels)
     return (
         f"γ̃ differs from γ* beyond two standard errors at {beyond} of {len(levels)} levels, most at σ = {number(worst.sigma)}: "
