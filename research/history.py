@@ -89,7 +89,7 @@ def coefficients() -> Table:
     rows = []
     for name in COMPARED:
         found = [gammas(make(name), i) for i in places]
-        rows.append((name, *(f"{g.known:.3f} / {g.tweedie:.3f} / {g.frozen:.3f}" for g in found)))
+        rows.append((name, *(f"{g.known:.4g} / {g.tweedie:.4g} / {g.frozen:.4g}" for g in found)))
     return Table(("γ by Eq. 9 / by Tweedie / history frozen", *levels), tuple(rows))
 
 

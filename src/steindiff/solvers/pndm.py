@@ -94,6 +94,10 @@ class PNDM(Solver):
         first = self._starts(interval.index)
         return super().linear(interval, state) if first else self._later.linear(interval, state)
 
+    def remembers(self, interval: Interval, state: tuple[Tensor, ...]) -> bool:
+        """Not in the start; later as iPNDM."""
+        return not self._starts(interval.index) and self._later.remembers(interval, state)
+
     def first_order(self, x: Tensor, denoised: Tensor, interval: Interval) -> Tensor:
         """As iPNDM rounds it after the start."""
         first = self._starts(interval.index)
