@@ -91,7 +91,7 @@ class Case:
         noise: the noise the state really has, in units of the one the step assumes; 1 is the coupling.
         shape: of the noise: Gaussian, or a skewed law of two points with the same mean and variance.
         history: of 2M, the denoised value at: "independent", a state with other noise on the same x*; "flow", the state's
-            own past on the exact flow; "frozen", the same, but constant in the derivative, as in the paper's algorithm.
+            own past on the exact flow; "frozen", the same, but constant in the derivative (`CleanTarget.history`).
         fixed: one x* for all draws: the conditional law.
     """
 
