@@ -6,6 +6,7 @@ import torch
 from problems import MODEL
 from steindiff import grids
 from steindiff.corrections import CleanTarget, Corrected
+from steindiff.corrections.blend import inner_products
 from steindiff.divergence import Hutchinson
 from steindiff.sampling import sample
 
@@ -21,3 +22,11 @@ def test_adaptive_takes_derivatives_from_noise_level_one_on(rule):
     run = sample(Corrected("ddim", rule, divergence=Hutchinson(method="vjp")), MODEL, 5 * X, sigmas)
     assert run.stats.vjps == 2
     assert [r.noise_ratio == r.noise_ratio for r in run.trace] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, D64], ids=str)
+def test_a_residual_counts_from_a_few_roundings_on(dtype):
+    """Below 4 ε ‖x‖ it is what rounding leaves of nothing, and counts as 0; a hundred roundings are a residual."""
+    x, one, eps = X.to(dtype), torch.tensor(1.0, dtype=dtype), torch.finfo(dtype).eps
+    assert float(inner_products(x, x * (1 - eps), one)[1]) == 0
+    assert float(inner_products(x, x * (1 - 100 * eps), one)[1]) > 0
