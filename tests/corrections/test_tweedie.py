@@ -152,6 +152,27 @@ def test_on_a_gaussian_it_is_equation_9_to_rounding(name, schedule):
             torch.testing.assert_close(gamma(step, need), regression(step, clean), rtol=1e-7, atol=1e-7)
 
 
+@every_schedule
+@pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp_2s", "dpmpp_3s"])
+@pytest.mark.parametrize("excess", [1.0, 1.3])
+def test_the_noise_meter_is_one_on_the_marginal_for_every_one_step_method(name, schedule, excess):
+    """D is linear here, so that states which are `excess` times as large read `excess`."""
+    sigmas = grids.karras(12)
+    for place in range(12):
+        *_, x = quadrature(place, sigmas)[1]
+        step = proposal(name, [excess * x], schedule, sigmas[place:], linear)
+        outcome = CleanTarget().correct(step, None)
+        assert float(outcome.numbers["noise_ratio"]) == pytest.approx(excess, rel=1e-8)
+
+
+@pytest.mark.parametrize("history", ["total", "frozen"])
+def test_a_step_with_a_history_has_no_reading(history):
+    trace = sample(Corrected("dpmpp_2m", CleanTarget(history=history)), MODEL, PATHS[0][0][:16], GRID).trace
+    assert [math.isnan(r.noise_ratio) for r in trace] == [False, True, True, True, True, False]
+    between = {"total": "tweedie", "frozen": "frozen"}[history]
+    assert [r.source for r in trace] == ["full", *[between] * 4, "full"]
+
+
 # ---------------------------------------------------------------- what it is and is not
 
 
