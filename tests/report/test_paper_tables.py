@@ -80,9 +80,11 @@ def test_no_part_of_nothing():
     cell = at("heun", "karras", 5, "clamped")
     within = study(run(cell.plain, energy=0.0019), run(cell, -0.05, energy=-0.048))
     assert improvement(within, cell, "energy") is None
-    assert str(improvement_table(within, "digits", "clamped", ("heun",), ("energy",)).rows[0][5]) == "−0.050 ± 0.010 ▲"
+    assert str(improvement_table(within, "digits", "clamped", ("heun",), ("energy",)).rows[0][5]) == "change −0.050 ± 0.010 ▲"
     beyond = study(run(cell.plain, energy=0.0021), run(cell, -0.05, energy=-0.048))
     assert improvement(beyond, cell, "energy").value == pytest.approx(100 * 0.05 / 0.0021)
+    same = study(run(cell.plain, energy=0.2), run(cell, 0.0, se=0.0, energy=0.2))
+    assert str(improvement_table(same, "digits", "clamped", ("heun",), ("energy",)).rows[0][5]) == "0 ± 0 % (·)"
     lost = study(run(cell.plain, energy=0.2), Result(cell, "0" * 16, 0, failure="NaN"))
     assert improvement(lost, cell, "energy") is None
     assert [str(e) for e in improvement_table(lost, "digits", "clamped", ("heun",), ("energy",)).rows[0][4:]] == [

@@ -86,14 +86,16 @@ def improvement(study: Study, cell: Cell, metric: str) -> Value | None:
     if change is None or base is None or study.verdict(cell, metric) == "diverged" or not base.value > 2 * base.se:
         return None
     percent = (100 if metric in HIGHER else -100) / base.value
-    return Value(percent * change.value, abs(percent) * change.se)
+    return Value(percent * change.value + 0.0, abs(percent) * change.se)  # no change is no −0
 
 
 def _stein(study: Study, cell: Cell, metric: str) -> tuple[Entry, Entry]:
     """A corrected run's value, and its improvement; the change itself where no part of the plain value means anything."""
     whole, found, gain = _entry(study, cell, metric), study.verdict(cell, metric), improvement(study, cell, metric)
-    text, change = (f"{show(gain, signed=True)} %", MARKS[found]) if gain else ("", whole.change or MARKS[found])
-    return Entry(whole.text, mark=whole.mark), Entry(text, change, found)
+    improved = Entry(f"{show(gain, signed=True)} %", MARKS[found], found) if gain else Entry("", MARKS[found], found)
+    if gain is None and whole.change and found != "missing":
+        improved = Entry("", f"change {whole.change}", found)
+    return Entry(whole.text, mark=whole.mark), improved
 
 
 def cost_table(study: Study, bed: str, grid: str) -> Table:
