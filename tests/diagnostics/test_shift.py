@@ -16,6 +16,7 @@ from steindiff.diagnostics.setup import ShiftSetup, configure_shift
 from steindiff.diagnostics.shift import Level, exact_states, look, run_shift
 from steindiff.errors import InputError
 from steindiff.report.shift import write_report
+from steindiff.study.testbed import wine_mixture
 
 D64 = torch.float64
 VARIANCES, MEAN = torch.tensor([4.0, 0.5, 0.01], dtype=D64), torch.tensor([0.5, -1.0, 0.2], dtype=D64)
@@ -174,6 +175,7 @@ def test_the_flow_is_the_same_beside_every_run_and_the_run_is_not(found):
     assert plain.levels[0].gamma == literal.levels[0].gamma
     second = literal.levels[1]  # the printed rule has jumped to D, noise level zero
     assert second.noise.value < 0.2 < 0.9 < second.noise_flow.value
+    assert second.excess.value > 1 > second.distance.value - second.excess.value
     assert second.gamma_change.value == pytest.approx(second.gamma.value - second.gamma_flow.value)
     assert plain.levels[3].gamma != plain.levels[3].gamma_flow
 
@@ -186,8 +188,10 @@ def test_the_stein_gap_stays_below_the_score_difference(found):
             )
             assert level.stein_change.value == pytest.approx(level.stein.value - level.stein_flow.value)
     assert max(level.score.median for level in found[1].runs[0].levels) > 0.01
-    first = found[1].runs[0].levels[0].score  # both laws are all but N(0, 80² I)
-    assert first.rms.value < 1e-3
+    x, law = initial_noise(range(16), (13,), dtype=D64), wine_mixture()
+    start = law(x, 80.0).square().sum(1) / (80.0**2 * 13)  # the scores differ by D/80²; the testbed is float32
+    assert found[1].runs[0].levels[0].score.rms.value == pytest.approx(float(start.mean().sqrt()), rel=1e-4)
+    assert found[1].runs[0].levels[0].score.median == pytest.approx(float(start.sqrt().quantile(0.5)), rel=1e-4)
 
 
 def test_the_flow_has_the_noise_it_is_told_and_no_stein_gap(found):
