@@ -4,6 +4,7 @@ The shipped file, one to two hours on a core in all; a stopped run goes on with 
 
     python -m recipes.fit_universal --work outputs/universal
     python -m recipes.fit_universal --work outputs/universal --rung 14.6 --nfe 1-10 --laws 96 --held 64 --iterations 10
+    python -m recipes.fit_universal --work outputs/universal --rung 14.6 --nfe 11-20 --laws 96 --held 64 --base 8
     python -m recipes.fit_universal --work outputs/universal --out src/steindiff/solvers/universal.safetensors
 
 The tables for guidance, in a file of their own; P is python -m recipes.fit_universal --work outputs/guided --laws 40 --held 24:
@@ -21,6 +22,7 @@ A pilot in half a minute:
 For each number of evaluations N and each rung (the first level, in units of σ_data), rows are fitted by closed-loop least
 squares on many grids: first levels after the free step, exponents ρ, lengths of the history. The best grid of each history by
 the error on held-out laws is refined by Gauss–Newton; the best of these is kept. Its scores are taken on a third set of laws.
+With `--base` the levels are those of a finished table, resampled, instead of a grid.
 Under guidance the laws have classes, and scales from `--least` to `BAND` times the table's. A network is guided less strongly
 than an exact law of the same scale, so that a short table of strongly guided laws alone is too careful for it. With more
 evaluations there is room for care, and images need it.
@@ -79,6 +81,7 @@ class Options:
     first: Annotated[
         float, "the level after the free step, as a fraction of the rung, where a fit starts; 0 tries several", 0
     ] = 0.0
+    base: Annotated[int, "the evaluations of a finished table whose levels are resampled; 0 tries grids", 0] = 0
     laws: Annotated[int, "laws that are fitted", 1] = 160
     held: Annotated[int, "laws that choose grids, histories and when to stop; as many others give the scores", 1] = 96
     steps: Annotated[int, "steps of the fine runs", 1] = 96
@@ -120,12 +123,24 @@ def best(nfe: int, rung: float, laws: Sequence[Trajectories], held: Sequence[Tra
     """The best table on held-out laws."""
     found, some = list[tuple[float, Tabulated]](), SCANNED if options.guidance == 1 else SCANNED // 2
     for history in _histories(nfe, options.guidance):
-        tried = [fit(laws[:some], levels, history=history) for levels in grids(nfe, rung, options.first)]
+        tried = [fit(laws[:some], levels, history=history) for levels in _starts(nfe, rung, options)]
         chosen = min(tried, key=lambda table: score(table, held[:some]))
         chosen = fit(laws, chosen.levels, history=history)
         chosen = refine(chosen, *_shares(nfe, laws, held), _settings(nfe, options))
         found.append((score(chosen, held), chosen))
     return renamed(min(found, key=lambda pair: pair[0])[1], laws)
+
+
+def _starts(nfe: int, rung: float, options: Options) -> Iterator[tuple[float, ...]]:
+    """Levels to choose from: grids, or those of a finished table alone. Raises InputError where that is not finished."""
+    if not options.base:
+        yield from grids(nfe, rung, options.first)
+        return
+    path = _file(options.base, options)
+    if not path.exists():
+        raise InputError(f"--base {options.base}: there is no {path}; fit it first, with --nfe {options.base}")
+    ((table, _),) = table_files.load(path).values()
+    yield search.resampled(table.levels, nfe)
 
 
 def _histories(nfe: int, guidance: float) -> tuple[int | None, ...]:

@@ -10,6 +10,8 @@ from recipes.fit_universal import LAST, Options, best, family, grids, score
 from recipes.random_laws import Family, draw, guided
 
 from steindiff.analytic import Gaussian, GaussianMixture
+from steindiff.calibration import fit, renamed
+from steindiff.calibration.search import resampled
 from steindiff.denoisers import Guided
 from steindiff.solvers import table_files, universal
 
@@ -200,6 +202,17 @@ def test_the_same_seed_makes_the_same_tables_and_another_seed_others(pilot, tmp_
         work = tmp_path / seed
         assert fit_universal.main(["--work", str(work), "--nfe", "1", "--seed", seed, *SMALL]) == 0
         assert (numbers(work / "160-01.safetensors") == numbers(pilot / "160-01.safetensors")) == same
+
+
+def test_a_table_may_stand_on_the_levels_of_a_finished_one(tmp_path, capsys):
+    few = ["--work", str(tmp_path), "--rung", "40", *SMALL[:-1], "0"]
+    assert fit_universal.main([*few, "--nfe", "3"]) == 0
+    assert fit_universal.main([*few, "--nfe", "11", "--base", "3"]) == 0
+    short, long = (next(iter(table_files.load(tmp_path / f"40-{n:02d}.safetensors").values()))[0] for n in (3, 11))
+    fitted = family(4, 40.0, 0, 24, "laws")
+    assert long.rows == renamed(fit(fitted, resampled(short.levels, 11), history=4), fitted).rows
+    assert fit_universal.main([*few, "--nfe", "12", "--base", "5"]) == 2
+    assert "there is no" in capsys.readouterr().err
 
 
 def test_a_stopped_run_makes_what_is_missing_only(pilot, tmp_path):
