@@ -9,10 +9,10 @@ The shipped file, one to two hours on a core in all; a stopped run goes on with 
 
 The tables for guidance, in a file of their own; P is python -m recipes.fit_universal --work outputs/guided --laws 40 --held 24:
 
-    $P --guidance 2 --nfe 3-5; $P --guidance 2 --nfe 6,8,10 --first 0.4; $P --guidance 2 --nfe 4-6,8 --rung 14.6
-    $P --guidance 4 --nfe 3-5; $P --guidance 4 --nfe 6,8 --least 2 --first 0.4; $P --guidance 4 --nfe 10 --least 2
-    $P --guidance 4 --nfe 4,5 --rung 14.6; $P --guidance 4 --nfe 6,8 --least 2 --rung 14.6
-    $P --guidance 8 --nfe 3-6,8,10; $P --guidance 8 --nfe 4,5 --rung 14.6; $P --guidance 8 --nfe 6,8 --least 4 --rung 14.6
+    $P --guidance 2 --nfe 3-5; $P --guidance 2 --nfe 6-10 --first 0.4; $P --guidance 2 --nfe 3-10 --rung 14.6
+    $P --guidance 4 --nfe 3-5; $P --guidance 4 --nfe 6-9 --least 2 --first 0.4; $P --guidance 4 --nfe 10 --least 2
+    $P --guidance 4 --nfe 3-5 --rung 14.6; $P --guidance 4 --nfe 6-10 --least 2 --rung 14.6
+    $P --guidance 8 --nfe 3-10; $P --guidance 8 --nfe 3-5 --rung 14.6; $P --guidance 8 --nfe 6-10 --least 4 --rung 14.6
     $P --out src/steindiff/solvers/guided.safetensors
 
 A pilot in half a minute:
