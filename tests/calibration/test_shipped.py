@@ -16,17 +16,18 @@ from steindiff.solvers.table import load_all
 from steindiff.study.calibrating import calibrate_bed
 from steindiff.study.testbed import make
 
-OWN = ("work", "out", "nfe", "rung", "guidance", "least", "first")
+OWN = ("work", "out", "nfe", "rung", "guidance", "least", "first", "base")
 """What tables of one command differ in."""
 DEFAULTS = {name: value for name, value in asdict(Options(work=None)).items() if name not in OWN}
-COMMANDS = {160.0: DEFAULTS, 14.6: {**DEFAULTS, "laws": 96, "held": 64, "iterations": 10}}
-"""The settings of each rung's command, as the recipe's help has it."""
+FEWER = {**DEFAULTS, "laws": 96, "held": 64}
+COMMANDS = {(160.0, False): DEFAULTS, (160.0, True): DEFAULTS, (14.6, False): {**FEWER, "iterations": 10}, (14.6, True): FEWER}
+"""The settings of each rung's command, as the recipe's help has it, for few and for many evaluations."""
 UNDER_GUIDANCE = {**DEFAULTS, "laws": 40, "held": 24}
 CHOSEN: dict[tuple[float, float, int], tuple[float, float]] = {
-    **{(2, 160.0, nfe): (1, 0.4) for nfe in (6, 8, 10)},
-    **{(4, 160.0, nfe): (2, 0.4) for nfe in (6, 8)},
+    **{(2, 160.0, nfe): (1, 0.4) for nfe in range(6, 11)},
+    **{(4, 160.0, nfe): (2, 0.4) for nfe in range(6, 10)},
     (4, 160.0, 10): (2, 0),
-    **{(scale, 14.6, nfe): (scale / 2, 0) for scale in (4, 8) for nfe in (6, 8)},
+    **{(scale, 14.6, nfe): (scale / 2, 0) for scale in (4, 8) for nfe in range(6, 11)},
 }
 """The lowest scale of the laws and the first level of the tables that have others than 1 and the best of several."""
 
@@ -34,7 +35,8 @@ CHOSEN: dict[tuple[float, float, int], tuple[float, float]] = {
 def test_every_shipped_table_is_of_this_family_with_these_settings():
     for (rung, nfe), (_, about) in universal.shipped().items():
         assert about["family"] == json.loads(json.dumps(asdict(Family()))), (rung, nfe)
-        assert {name: about["settings"][name] for name in DEFAULTS} == COMMANDS[rung], (rung, nfe)
+        assert {name: about["settings"][name] for name in DEFAULTS} == COMMANDS[rung, nfe > FULL], (rung, nfe)
+        assert about["settings"].get("base", 0) == (8 if rung == 14.6 and nfe > FULL else 0), (rung, nfe)
         assert about["settings"]["rung"] == rung
         assert about["command"] == COMMAND
         assert "/work" not in json.dumps(about)
