@@ -18,6 +18,7 @@ from research.theory import core, runs
 from steindiff import grids
 from steindiff.corrections import CleanTarget, Corrected, FixedGamma
 from steindiff.denoisers import EpsilonScaled
+from steindiff.diagnostics import noise_mismatch
 from steindiff.divergence import Exact
 from steindiff.sampling import sample
 from steindiff.solvers import DDIM
@@ -330,6 +331,19 @@ def test_the_clamp_acts_once_noise_exceeds_what_the_step_removes(law):
 def test_the_meter_and_gamma_are_one_number(law, sigma, noise):
     found = runs.meter(law, sigma, 0.4, noise, 2000, 1)
     assert 0.6 * found.gamma == pytest.approx(1 / found.ratio**2, rel=1e-9)
+
+
+@pytest.mark.parametrize("noise", [1.0, 1.6])
+def test_the_reading_is_of_the_state_and_not_of_a_frame(noise):
+    """In VP the residual of the model's own x has another divergence; σ̂/σ of the same state is the same."""
+    case = Case("mixture", "vp-linear", noise=noise)
+    y, solvers = (
+        core.draw(case, 500, 1).y,
+        [Corrected(DDIM(), runs.CLAMPED, divergence=Exact(), frame=f) for f in ("model", "ve")],
+    )
+    model, ve = (sample(solver, case.denoiser, y, case.sigmas[1:]).trace[0].noise_ratio for solver in solvers)
+    assert model == pytest.approx(ve, rel=1e-9)
+    assert model == pytest.approx(float(noise_mismatch(case.denoiser, y, case.sigmas[1], estimator=Exact())), rel=1e-9)
 
 
 @pytest.mark.parametrize("sigma", [5.0, 0.5, 0.1])
