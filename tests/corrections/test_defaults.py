@@ -5,9 +5,9 @@ import torch
 
 from problems import MODEL
 from steindiff import grids
-from steindiff.corrections import CleanTarget, Corrected
+from steindiff.corrections import CleanTarget, Corrected, Sparse
 from steindiff.corrections.blend import inner_products
-from steindiff.divergence import Hutchinson
+from steindiff.divergence import Exact, Hutchinson
 from steindiff.sampling import sample
 
 torch.set_num_threads(1)
@@ -30,3 +30,18 @@ def test_a_residual_counts_from_a_few_roundings_on(dtype):
     x, one, eps = X.to(dtype), torch.tensor(1.0, dtype=dtype), torch.finfo(dtype).eps
     assert float(inner_products(x, x * (1 - eps), one)[1]) == 0
     assert float(inner_products(x, x * (1 - 100 * eps), one)[1]) > 0
+
+
+def test_a_history_is_counted_by_default():
+    """At a step of 2M with a past: γ is the one without a derivative, at its cost, and not that of a frozen history."""
+    sigmas = grids.validate(torch.tensor([5.0, 2.0, 0.8, 0.3], dtype=D64))
+
+    def second(rule):
+        run = sample(Corrected("dpmpp_2m", Sparse(rule, steps=(1,)), divergence=Exact()), MODEL, 5 * X, sigmas)
+        return run.trace[1].gamma_raw, run.stats.vjps
+
+    rules = CleanTarget(), CleanTarget(mode="tweedie"), CleanTarget(history="frozen")
+    (counted, cost), (free, _), (held, more) = map(second, rules)
+    assert counted == pytest.approx(free, rel=1e-12)
+    assert abs(held - counted) > 1e-3
+    assert cost == 0 < more
