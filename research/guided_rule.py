@@ -3,10 +3,11 @@
     python -m research.guided_rule
     python -m research.guided_rule --what digits_classes --samples 64
     python -m research.guided_rule --top 14.6
+    python -m research.guided_rule --top 14.6 --what cifar10_mixture --scales 1 --nfe 3-20
 
-A line is a scale w, a column a number of evaluations. A cell has the RMSE of `auto` to the fine runs' end points of the same
-noise, and that of the best of four published solvers on EDM's grid, chosen on these very images. In brackets is how many images
-`auto` breaks: they end more than 0.5 away.
+A line is a scale w, where 1 is the testbed itself, unguided. A column is a number of evaluations. A cell has the RMSE of `auto`
+to the fine runs' end points of the same noise, and that of the best of four published solvers on EDM's grid, chosen on these
+very images. In brackets is how many images `auto` breaks: they end more than 0.5 away.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ PLAIN = ("ddim", "dpmpp_2m", "ipndm_2", "ipndm_3")
 class Options:
     """The command line."""
 
-    what: Annotated[str, "what is guided: digits for the exact mixture, or a model"] = "digits"
+    what: Annotated[str, "what is guided: digits for the exact mixture, or a model; at w = 1 any testbed"] = "digits"
     scales: Annotated[tuple[float, ...], "scales of guidance"] = (1.2, 1.5, 2.5, 4.0, 6.0, 7.5, 10.0)
     nfe: Annotated[str, "numbers of evaluations, such as 3-6,8"] = "3-6,8,10"
     top: Annotated[float, "the first level, in units of sigma_data; 0 is EDM's", 0] = 0.0
@@ -51,7 +52,11 @@ def cell(bed: Testbed, nfe: int, seeds: range, exact: Tensor, setting: Setting) 
     """The error of `auto`, that of the best published solver, and how many images `auto` breaks."""
     own, *others = (distances(bed, name, nfe, seeds, exact, setting) for name in ("auto", *PLAIN))
     error, best = float(own.square().mean().sqrt()), min(float(d.square().mean().sqrt()) for d in others)
-    return f"{error:.3f} / {best:.3f} ({int((own > BROKEN).sum())})"
+    return f"{_shown(error)} / {_shown(best)} ({int((own > BROKEN).sum())})"
+
+
+def _shown(error: float) -> str:
+    return f"{error:.3f}" if error >= 0.01 else f"{error:.2g}"
 
 
 @command
@@ -61,7 +66,7 @@ def main(o: Options) -> None:
     print(f"{o.what}, {o.samples} images from seed {o.seed}\n")
     print("| w | " + " | ".join(f"N = {nfe}" for nfe in counts) + " |\n" + "| --- " * (1 + len(counts)) + "|")
     for scale in o.scales:
-        bed = make(f"{o.what}_guided_{scale:g}")
+        bed = make(o.what if scale == 1 else f"{o.what}_guided_{scale:g}")
         setting = replace(bed.setting, sigma_max=o.top * bed.setting.sigma_data) if o.top else bed.setting
         fine = grids.karras(o.steps, setting.sigma_min, setting.sigma_max)
         exact = draw(solvers.make("unipc_3"), bed, fine, seeds).samples
