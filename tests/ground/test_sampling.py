@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -377,7 +378,7 @@ def test_the_denoiser_says_what_a_planning_solver_needs_to_know():
         assert named == told
     assert solvers.Setting.of(Counter(LAW)).sigma_data == spread
     assert solvers.Setting.of(Guided(gaussian, gaussian, 2.5)).guidance == 2.5
-    assert solvers.Setting.of(gaussian) == solvers.USUAL
+    assert solvers.Setting.of(gaussian) == replace(solvers.USUAL, conditioned=False)
 
 
 @pytest.mark.parametrize("solver", ["dpmpp_2m", "universal"])
