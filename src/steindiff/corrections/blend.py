@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steindiff.corrections.base import Correction, Divergence, Outcome, Proposal, Reason, Run, strongest
+from steindiff.corrections.base import Correction, Divergence, Outcome, Proposal, Reason, Run, by_tweedie, strongest
 from steindiff.divergence import dot
 from steindiff.io.processes import Gather, alone
 
@@ -117,12 +117,8 @@ def _moments(proposal: Proposal, need: Need) -> Moments:
         case Need.NOTHING:
             div = Divergence(*(torch.full_like(proposal.rho, float("nan")),) * 2)
     a, a_next, interval = proposal.alpha, proposal.alpha_next, proposal.interval
-    ux, uu = _inner_products(proposal, proposal.rho)
+    ux, uu = inner_products(proposal.x, proposal.next, proposal.rho, proposal.gather)
     return Moments(a, a * interval.sigma, a_next, a_next * interval.sigma_next, a * a_next * ux, a_next**2 * uu, *div)
-
-
-def _inner_products(proposal: Proposal, rho: Tensor) -> tuple[Tensor, Tensor]:
-    return inner_products(proposal.x, proposal.next, rho, proposal.gather)
 
 
 def inner_products(x: Tensor, candidate: Tensor, rho: Tensor, gather: Gather = alone) -> tuple[Tensor, Tensor]:
@@ -140,9 +136,8 @@ def _noise_ratio(proposal: Proposal, div: Tensor) -> Tensor:
     For a first-order step w is (1−r)(y−D), and σ̂² = E‖y−D‖²/E[∇·(y−D)]. div is that of y − T/ρ, so E[∇·w] = d − ρ (d − div).
     """
     y, rho, d = proposal.x, proposal.rho, proposal.x[0].numel()
-    wide = torch.promote_types(y.dtype, torch.float32)
-    aligned = ((y - proposal.next).to(wide) * (y - proposal.denoised).to(wide)).flatten(1).sum(1)
-    return (proposal.mean(aligned) / (proposal.interval.sigma**2 * (d - rho * (d - div)))).sqrt()
+    tweedie = by_tweedie(y - proposal.next, y - proposal.denoised, proposal.interval.sigma**2, proposal.gather).mean
+    return (tweedie / (d - rho * (d - div))).sqrt()
 
 
 def bounded(raw: Tensor, low: float | None, high: float | None, uu: Tensor) -> Decision:

@@ -46,11 +46,7 @@ class Setup:
     first_seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in self.solvers:
-            solvers.make(name)
-        for what, values in (("models", self.models), ("solvers", self.solvers), ("nfe", self.nfe)):
-            require(bool(values) and len(set(values)) == len(values), "need at least one, and none twice", **{what: values})
-        require(all(type(v) is int for v in self.nfe), "give whole numbers separated by commas, such as 5,6,8", nfe=self.nfe)
+        _check_lists(self, "models", "solvers", "nfe")
         require(min(self.nfe) >= 2 and 0 < self.tol < 1, "need nfe ≥ 2, 0 < tol < 1", nfe=min(self.nfe), tol=self.tol)
         at_least(self, self.LEAST)
 
@@ -87,15 +83,20 @@ class ShiftSetup:
     first_seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in self.solvers:
-            solvers.make(name)
         for name in self.rules:
             corrections.make(name)
-        for what in ("beds", "solvers", "nfe", "rules"):
-            values = getattr(self, what)
-            require(bool(values) and len(set(values)) == len(values), "need at least one, and none twice", **{what: values})
+        _check_lists(self, "beds", "solvers", "nfe", "rules")
         at_least(self, self.LEAST)
-        require(all(type(v) is int for v in self.nfe), "give whole numbers separated by commas, such as 5,6,8", nfe=self.nfe)
+
+
+def _check_lists(setup: Setup | ShiftSetup, *names: str) -> None:
+    """Refuse an unknown solver, a list that is empty or has something twice, and an NFE that is no whole number."""
+    for solver in setup.solvers:
+        solvers.make(solver)
+    for what in names:
+        values = getattr(setup, what)
+        require(bool(values) and len(set(values)) == len(values), "need at least one, and none twice", **{what: values})
+    require(all(type(v) is int for v in setup.nfe), "give whole numbers separated by commas, such as 5,6,8", nfe=setup.nfe)
 
 
 _FULL = Setup(models.names(), solvers.names(), (5, 6, 8, 10, 15, 20, 50, 100), few=16, measured=None, directions=8, batch=256)

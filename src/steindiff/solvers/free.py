@@ -106,9 +106,7 @@ class FreeRun(Solver):
 
     def remembers(self, interval: Interval, state: State) -> bool:
         """As the method does; its run begins after the free step."""
-        inner = _inner(interval)
-        begun = interval.index > 1
-        return begun and self.solver.remembers(inner, state)
+        return interval.index > 1 and self.solver.remembers(_inner(interval), state)
 
     def first_order(self, x: Tensor, denoised: Tensor, interval: Interval) -> Tensor:
         """As the method rounds it."""

@@ -18,8 +18,6 @@ from steindiff.solvers.coefficients import ddim, noise_of
 from steindiff.solvers.deis import IPNDM
 
 _TIME = VPLinear()
-_STAGES = {2: 2, 4: 4}
-"""Evaluations of a step of the start, by order; the start has order − 1 steps."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class PNDM(Solver):
     Where the steps are equal in time but not in σ, the order is 2, as the paper says (its Theorem 3.2).
 
     Args:
-        order: 4 is F-PNDM, 2 is S-PNDM.
+        order: 4 is F-PNDM, 2 is S-PNDM; the start has order − 1 steps of so many evaluations each.
         middle: what the middle of a step is in: "vp_time", as published, or "sigma", which is the time of EDM's schedule.
     """
 
@@ -42,7 +40,7 @@ class PNDM(Solver):
     middle: Literal["vp_time", "sigma"] = "vp_time"
 
     def __post_init__(self) -> None:
-        require(self.order in _STAGES, "choose 4 (F-PNDM) or 2 (S-PNDM)", order=self.order)
+        require(self.order in (2, 4), "choose 4 (F-PNDM) or 2 (S-PNDM)", order=self.order)
         require(self.middle in ("vp_time", "sigma"), "choose vp_time or sigma", middle=self.middle)
 
     def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> tuple[Tensor, ...]:
@@ -78,13 +76,13 @@ class PNDM(Solver):
         grid = Grid.of(sigmas)
         started = min(grid.steps, self.order - 1)
         whole = started - (grid.to_zero and started == grid.steps)
-        return grid.steps + whole * (_STAGES[self.order] - 1)
+        return grid.steps + whole * (self.order - 1)
 
     def for_nfe(self, nfe: int, setting: Setting = USUAL) -> "tuple[PNDM, int]":
         """The steps that remain beside the start. Raises InputError below what the start costs: 12 evaluations, or 2."""
         super().for_nfe(nfe)
         start = self.order - 1
-        least = start * _STAGES[self.order]
+        least = start * self.order
         need = f"the start of PNDM of order {self.order} takes {least} evaluations: spend as many, or take pndm(2) or ipndm_4"
         require(nfe >= least, need, nfe=nfe)
         return self, nfe - least + start
