@@ -17,6 +17,7 @@ LEVELS = (
     ("sampling", "standalone"),
     ("calibration",),
     ("analytic", "models", "metrics"),
+    ("integrations",),
     ("diagnostics", "study", "train", "run"),
     ("report",),
     ("cli",),
