@@ -14,7 +14,7 @@ from steindiff.denoisers import EpsilonScaled, Guided, Labelled, is_conditioned
 from steindiff.errors import InputError, ModelFileError
 from steindiff.io.files import read_tensors, write_tensors
 from steindiff.sampling import sample
-from steindiff.solvers import DDIM, Auto, Purpose, Setting, Table, as_table, calibrated, table_files
+from steindiff.solvers import DDIM, Auto, Purpose, Row, Setting, Table, Tabulated, as_table, calibrated, table_files
 from steindiff.solvers.table import save_all
 
 OTHER = GaussianMixture(MODEL.weights, MODEL.means + 0.2, MODEL.covariances)
@@ -173,3 +173,23 @@ def test_the_shipped_tables_have_a_purpose():
             assert solver.purpose is not None
             assert solver.purpose.network is not None
             assert report["gate"]["kept"]
+
+
+def test_a_run_to_zero_is_served_by_a_table_that_ends_above_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEINDIFF_TABLES", str(tmp_path))
+    path, x = table().save(tmp_path / "four.safetensors"), start()
+    last = []
+    above = sample("calibrated", MODEL, x, nfe=4, on_step=last.append).x
+    noise = (last[-1].x_before - last[-1].step.denoised) / last[-1].interval.sigma
+    assert sample(f"calibrated({path})", MODEL, x, nfe=4).stats.nfe == 4
+    for spec in ("auto", "calibrated", f"calibrated({path})"):
+        below = sample(spec, MODEL, x, nfe=4, setting=replace(HERE, sigma_min=0.0))
+        assert below.solver == "calibrated table of 4 evaluations"
+        assert below.stats.nfe == 4
+        assert below.trace[-1].sigma_next == 0
+        torch.testing.assert_close(above - below.x, 0.002 * noise, rtol=1e-9, atol=1e-12)
+    with pytest.raises(InputError, match=r"sigma_min=60\.0: the last level of this table can lie between 0 and"):
+        table().solver.ended(60.0)
+    free = Tabulated((2.0, 1.0), (Row(0.5, ()),), (1.0,))
+    with pytest.raises(InputError, match="the last step evaluates nothing"):
+        free.ended(0.0)

@@ -701,7 +701,7 @@ def test_a_number_of_evaluations_without_a_table_is_refused(nfe):
         ({"sigma_max": math.inf}, "need 0 ≤ sigma_min < sigma_max < inf"),
         ({"sigma_min": math.nan}, "need 0 ≤ sigma_min < sigma_max < inf"),
         ({"sigma_min": -0.1}, "need 0 ≤ sigma_min < sigma_max < inf"),
-        ({"sigma_min": 10.0}, "sigma_min_in_units=20.0: need sigma_min/sigma_data between 0 and"),
+        ({"sigma_min": 10.0}, "sigma_min=10.0: the last level of this table can lie between 0 and"),
         ({"sigma_data": 0.0}, "need a positive standard deviation"),
         ({"sigma_data": math.nan}, "need a positive standard deviation"),
         ({"mean": torch.tensor(math.nan)}, "the mean must be a tensor of finite numbers"),

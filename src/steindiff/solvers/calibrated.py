@@ -1,7 +1,8 @@
 """Tables that were calibrated on a network, and where they are looked for.
 
 A file holds the tables of one network: one for each number of evaluations, scale of guidance and range of levels. A scale
-between two that have tables is served by the table `between` them, and one outside is refused. `auto` looks in the folders of
+between two that have tables is served by the table `between` them, and one outside is refused. A run to σ = 0 is served by the
+table of any last level, `ended` there at no evaluation. `auto` looks in the folders of
 the setting (`steindiff sample` names the folder `tables` beside the model file), then in those that the variable
 STEINDIFF_TABLES names, then among the shipped ones.
 """
@@ -44,7 +45,7 @@ class Calibrated(Planned):
         """The table for this setting, and its steps. Raises InputError where there is none; the error says what there is."""
         super().for_nfe(nfe)
         if self.path is not None:
-            solver = self._of_file(nfe, setting)
+            solver = _to_zero(self._of_file(nfe, setting), setting)
             return solver, len(solver.rows)
         tables = _fitting(nfe, setting)
         if not tables:
@@ -53,7 +54,7 @@ class Calibrated(Planned):
                 f"{setting.event}, guidance {setting.guidance:g} and levels from {setting.sigma_max:g} to "
                 f"{setting.sigma_min:g}: make one with `steindiff calibrate`, or take solver universal"
             )
-        solver = _served(tables, setting.guidance)
+        solver = _to_zero(_served(tables, setting.guidance), setting)
         return solver, len(solver.rows)
 
     def _of_file(self, nfe: int, setting: Setting) -> Tabulated:
@@ -75,8 +76,13 @@ def found(nfe: int, setting: Setting) -> Tabulated | None:
     Between two scales of guidance that have tables it is the one `between` them.
     """
     with suppress(InputError):  # no table serves this scale
-        return _served(_fitting(nfe, setting), setting.guidance)
+        return _to_zero(_served(_fitting(nfe, setting), setting.guidance), setting)
     return None
+
+
+def _to_zero(solver: Tabulated, setting: Setting) -> Tabulated:
+    """The same, ended at σ = 0 where the run goes there."""
+    return solver.ended(0.0) if setting.sigma_min == 0 < solver.levels[-1] else solver
 
 
 def _fitting(nfe: int, setting: Setting) -> list[Tabulated]:
@@ -87,7 +93,8 @@ def _fitting(nfe: int, setting: Setting) -> list[Tabulated]:
     tables = []
     for solver in _known(setting):
         ends = (solver.levels[0], solver.levels[-1])
-        near = all(abs(own - level) <= TOLERANCE * max(level, 1e-3) for own, level in zip(ends, wanted, strict=True))
+        first, last = (abs(own - level) <= TOLERANCE * max(level, 1e-3) for own, level in zip(ends, wanted, strict=True))
+        near = first and (last or setting.sigma_min == 0)
         mine = solver.purpose is not None and solver.purpose.network is not None and not _elsewhere(solver, here)
         if near and mine and solver.nfe(solver.own_grid) == nfe:
             tables.append(solver)

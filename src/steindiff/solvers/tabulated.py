@@ -22,6 +22,8 @@ from steindiff.solvers.purpose import Purpose
 
 TOLERANCE = 1e-6
 """How far, relatively, a level of a grid may be from the table's."""
+_LOWEST = 0.5
+"""The highest last level, in units of the level before it, to which a run may be ended."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +134,21 @@ class Tabulated(Multistep):
         """The same table for data that are `factor` times as large: σ and m scale, the weights stay."""
         mean = None if self.mean is None else factor * self.mean
         return replace(self, levels=tuple(factor * s for s in self.levels), mean=mean)
+
+    def ended(self, sigma: float) -> "Tabulated":
+        """The same to another last level σ, 0 included, by the noise that the last evaluation sees.
+
+            x ← x + (σ − σ_n) (x_N − D_N)/(q_N σ_{n-1})
+
+        It evaluates nothing. Raises InputError where σ is too far above the last level, or the last step evaluates nothing.
+        """
+        *_, before, end = self.levels
+        limit, last = max(_LOWEST * before, 1.1 * end), self.rows[-1]
+        require(0 <= sigma <= limit, f"the last level of this table can lie between 0 and {limit:.3g}", sigma_min=sigma)
+        require(bool(last.values), "the last step evaluates nothing: only its own last level is served", sigma_min=sigma)
+        share = (sigma - end) / (self.told[-1] * before)
+        row = Row(last.a + share, (last.values[0] - share, *last.values[1:]))
+        return replace(self, levels=(*self.levels[:-1], sigma), rows=(*self.rows[:-1], row))
 
     def anyway(self, *names: str) -> "Tabulated":
         """The same table for any network, event or guidance, whichever is named."""

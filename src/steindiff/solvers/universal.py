@@ -28,7 +28,7 @@ FILE, GUIDED = (Path(__file__).parent / f"{name}.safetensors" for name in ("univ
 Tables = dict[tuple[float, int], table_files.Entry]
 BAND = math.sqrt(2)
 """The factor above the highest scale of guidance up to which its tables are taken."""
-_HIGHEST, _LOWEST = 1e6, 0.5
+_HIGHEST = 1e6
 
 
 @cache
@@ -74,7 +74,7 @@ def entry(nfe: int, setting: Setting = USUAL) -> table_files.Entry:
             what there is.
     """
     s, known = setting.sigma_data, tables(setting.guidance)
-    top, bottom = setting.sigma_max / s, setting.sigma_min / s
+    top = setting.sigma_max / s
     rungs = sorted({rung for rung, n in known if whole(nfe) and n == nfe})
     if not rungs:
         have = ", ".join(map(str, sorted({n for _, n in known})))
@@ -91,7 +91,7 @@ def entry(nfe: int, setting: Setting = USUAL) -> table_files.Entry:
         )
     solver, report = known[min(usable, key=lambda rung: abs(math.log(rung / top))), nfe]
     named = replace(solver, name="universal table")
-    return _ended(_started(named, top), bottom).scaled(s), {**report, "setting": asdict(setting)}
+    return _started(named, top).scaled(s).ended(setting.sigma_min), {**report, "setting": asdict(setting)}
 
 
 def entries(nfe: int, setting: Setting = USUAL) -> list[Tabulated]:
@@ -113,16 +113,6 @@ def _started(solver: Tabulated, top: float) -> Tabulated:
     rung, first = solver.levels[0], solver.rows[0]
     stretched = Row(first.a * math.sqrt((1 + rung**2) / (1 + top**2)), ())
     return replace(solver, levels=(top, *solver.levels[1:]), rows=(stretched, *solver.rows[1:]))
-
-
-def _ended(solver: Tabulated, bottom: float) -> Tabulated:
-    """The same to another last level."""
-    *levels, before, end = solver.levels
-    limit = max(_LOWEST * before, 1.1 * end)
-    require(0 <= bottom <= limit, f"need sigma_min/sigma_data between 0 and {limit:.3g} here", sigma_min_in_units=bottom)
-    last, per_level = solver.rows[-1], (bottom - end) / (solver.told[-1] * before)
-    row = Row(last.a + per_level, (last.values[0] - per_level, *last.values[1:]))
-    return replace(solver, levels=(*levels, before, bottom), rows=(*solver.rows[:-1], row))
 
 
 @dataclass(frozen=True)
