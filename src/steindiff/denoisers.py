@@ -3,8 +3,9 @@
 `Denoiser` is any callable `D(x, sigma)`, x: (B, *event), sigma: (B,) or (). The adapters turn a network that predicts
 ε, v, x0 or a flow velocity under some schedule into one; `Guided` makes a denoiser of two; `Counter` counts calls.
 
-A denoiser may say two things about itself, and every wrapper here passes them on: `schedule`, whose α defines the model's own
-x, and `forwards`, the network forwards behind one call. `declare` says them for any other callable.
+A denoiser may say things about itself, and every wrapper here passes them on: `schedule`, whose α defines the model's own x,
+and `forwards`, the network forwards behind one call, which `declare` says for any other callable; `sigma_data`, the deviation
+of its data, and `noise_range`, the lowest and the highest level that it was made for.
 """
 
 import warnings
@@ -87,6 +88,13 @@ def sigma_data_of(denoiser: Denoiser) -> float | None:
     """The standard deviation of the data that a layer of the denoiser states (`sigma_data`); None where none does."""
     stated = (getattr(layer, "sigma_data", None) for layer in _layers(denoiser))
     return next((float(sigma) for sigma in stated if isinstance(sigma, float) and sigma > 0), None)
+
+
+def noise_range_of(denoiser: Denoiser) -> tuple[float, float]:
+    """The lowest and the highest noise level that a layer of the denoiser states (`noise_range`); 0 and ∞ where none does."""
+    stated = (getattr(layer, "noise_range", None) for layer in _layers(denoiser))
+    low, high = next((ends for ends in stated if isinstance(ends, tuple)), (0.0, float("inf")))
+    return float(low), float(high)
 
 
 def guidance_of(denoiser: Denoiser) -> float:

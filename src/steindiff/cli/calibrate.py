@@ -18,7 +18,6 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from steindiff import grids
 from steindiff.cli.options import Device
 from steindiff.errors import InputError
 from steindiff.solvers import Table
@@ -32,8 +31,10 @@ def calibrate_command(
         str | None, typer.Option(help="Scales of guidance, for a model with a null class: 3 or 1,2,3,5,8.")
     ] = None,
     trajectories: Annotated[int, typer.Option(help="The number of noises; 16 already do.", min=1)] = 64,
-    sigma_max: Annotated[float, typer.Option(help="The highest noise level.")] = grids.SIGMA_MAX,
-    sigma_min: Annotated[float, typer.Option(help="The lowest noise level, above 0.")] = grids.SIGMA_MIN,
+    sigma_max: Annotated[float | None, typer.Option(help="The highest noise level; by default 80, or the model's own.")] = None,
+    sigma_min: Annotated[
+        float | None, typer.Option(help="The lowest noise level, above 0; by default 0.002, or the model's own.")
+    ] = None,
     device: Device = "cpu",
 ) -> None:
     """Fit a table of coefficients for each number of evaluations to the network's own fine runs, and say what it gains."""

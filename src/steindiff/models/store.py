@@ -7,7 +7,7 @@ Large models lie in several files, NAME-00001-of-00003.safetensors and so on.
 import hashlib
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from steindiff.analytic import FactorMixture
-from steindiff.denoisers import Denoiser, Guided, Labelled
+from steindiff.denoisers import Denoiser, Guided, Labelled, noise_range_of, sigma_data_of
 from steindiff.errors import InputError, ModelFileError, require, unknown_name
 from steindiff.io.files import read_tensors, sha256, write_tensors
 from steindiff.models.networks import EDMPrecond, UNet, UNetConfig
+from steindiff.noise import mix
 
 FORMAT = 1
 PART_BYTES = 15 * 2**20
@@ -39,6 +40,8 @@ class Model:
         event_shape: the shape of one image, (C, H, W).
         info: the description in the file: kind, recipe, data hashes.
         sha256: the hash of the file, or of its parts' hashes.
+        classes: how many classes a class-conditional model has; 0 for any other.
+        null_class: whether it was trained for images of no class in particular too, whose label is `classes`.
     """
 
     name: str
@@ -47,15 +50,43 @@ class Model:
     info: dict[str, Any]
     path: Path
     sha256: str
+    classes: int = 0
+    null_class: bool = False
 
     @property
-    def classes(self) -> int:
-        """How many classes a class-conditional model has; 0 for any other."""
-        return int(self.info.get("unet", {}).get("num_classes", 0))
+    def noise_range(self) -> tuple[float, float]:
+        """The lowest and the highest noise level that the network was made for; 0 and ∞ where it takes any."""
+        return noise_range_of(self.denoiser)
+
+    @property
+    def sigma_data(self) -> float | None:
+        """The standard deviation of the data; None where it is not known."""
+        return sigma_data_of(self.denoiser)
+
+    @property
+    def needs_class(self) -> bool:
+        """Whether every image needs a class: the model has classes, and was not trained without."""
+        return self.classes > 0 and not self.null_class
 
     def labelled(self, labels: Tensor) -> Denoiser:
-        """The denoiser of images of these classes: int64, one an image, (B,), or one for all, ()."""
-        return Labelled(self.denoiser, labels)
+        """The denoiser of images of these classes: int64, one an image, (B,), or one for all, ().
+
+        Raises:
+            InputError: the labels are no whole numbers, or a label is none of the model's.
+        """
+        known = self.classes + self.null_class
+        require(known > 0, "it has no classes: leave labels out", model=self.name)
+        whole = labels.ndim <= 1 and not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+        require(whole, "labels are whole numbers, () or (B,)", shape=tuple(labels.shape), dtype=labels.dtype)
+        low, high = (int(end) for end in labels.aminmax()) if labels.numel() else (0, 0)
+        limit = f"{self.name} has labels from 0 to {known - 1}" + f", of which {self.classes} is no class" * self.null_class
+        require(low >= 0 and high < known, limit, least=low, most=high)
+        return Labelled(self.denoiser, labels.long())
+
+    def of_seeds(self, seeds: Sequence[int], scale: float = 1.0) -> Denoiser:
+        """The denoiser of images whose classes their seeds draw, guided to these where the scale is not 1."""
+        labels = torch.tensor([label_of(seed, self.classes) for seed in seeds])
+        return self.labelled(labels) if scale == 1 else self.guided(labels, scale)
 
     def guided(self, labels: Tensor, scale: float) -> Denoiser:
         """The denoiser guided to these classes, as in `labelled`: D + w (D_c − D), where D is that of the null class.
@@ -65,13 +96,19 @@ class Model:
         Raises:
             InputError: the model has no null class, or the scale w is not finite.
         """
-        if not self.info.get("unet", {}).get("null_class", False):
+        if not self.null_class:
             raise InputError(
-                f"the model {self.name} has no null class, which guidance needs: take one that was trained with "
-                "--classes and --set label_dropout=0.15, such as digits_classes"
+                f"the model {self.name} has no null class, which guidance needs: take one that was trained with --classes and "
+                "--set label_dropout=0.15, such as digits_classes, or guide by another network of the same data, "
+                "denoisers.Guided(model.labelled(labels), other.denoiser, scale)"
             )
         require(math.isfinite(scale), "need a finite scale of guidance", guidance=scale)
         return Guided(self.labelled(labels), self.denoiser, float(scale))
+
+
+def label_of(seed: int, classes: int) -> int:
+    """The class that a seed draws."""
+    return mix(seed) % classes
 
 
 def names() -> tuple[str, ...]:
@@ -91,10 +128,10 @@ def load(name: str | Path, dtype: torch.dtype = torch.float32, device: str | tor
     info, tensors = read(path)
     with described(path):
         event_shape = tuple(int(n) for n in info["event_shape"])
-        denoiser = _BUILDERS[info["kind"]](info, {k: t.to(device, dtype) for k, t in tensors.items()}, event_shape)
+        built = _BUILDERS[info["kind"]](info, {k: t.to(device, dtype) for k, t in tensors.items()}, event_shape)
     parts = files(path)
     digest = sha256(parts[0]) if len(parts) == 1 else hashlib.sha256("".join(map(sha256, parts)).encode()).hexdigest()
-    return Model(str(info.get("name", path.stem)), denoiser, event_shape, info, path, digest)
+    return Model(str(info.get("name", path.stem)), built.denoiser, event_shape, info, path, digest, built.classes, built.null)
 
 
 def place(kind: str, name: str | Path, shipped: Mapping[str, Path]) -> Path:
@@ -215,13 +252,22 @@ def _siblings(path: Path) -> list[Path]:
     return sorted(p for p in path.parent.glob("*.safetensors") if _PART.sub("", p.stem) == stem)
 
 
-def _factor_mixture(info: dict[str, Any], tensors: dict[str, Tensor], event_shape: tuple[int, ...]) -> Denoiser:
+@dataclass(frozen=True, eq=False)
+class Built:
+    """What a file's tensors and description make: D, how many classes it knows, and whether a null class too."""
+
+    denoiser: Denoiser
+    classes: int = 0
+    null: bool = False
+
+
+def _factor_mixture(info: dict[str, Any], tensors: dict[str, Tensor], event_shape: tuple[int, ...]) -> Built:
     """x* = μ_k + W_k z + √ψ_k ε: tensors weights, means, loadings, log_diagonal (ψ in logarithm, to keep float16's digits)."""
     weights, means, loadings, log_psi = (tensors[k] for k in ("weights", "means", "loadings", "log_diagonal"))
-    return FactorMixture(weights / weights.sum(), means.reshape(-1, *event_shape), loadings, log_psi.exp())
+    return Built(FactorMixture(weights / weights.sum(), means.reshape(-1, *event_shape), loadings, log_psi.exp()))
 
 
-def _edm_unet(info: dict[str, Any], tensors: dict[str, Tensor], event_shape: tuple[int, ...]) -> Denoiser:
+def _edm_unet(info: dict[str, Any], tensors: dict[str, Tensor], event_shape: tuple[int, ...]) -> Built:
     """An EDM-preconditioned UNet; weights are stored in float16 and run in float32 or better."""
     config = UNetConfig(**info["unet"])
     c, halvings = config.image_channels, len(config.mults) - 1
@@ -229,7 +275,7 @@ def _edm_unet(info: dict[str, Any], tensors: dict[str, Tensor], event_shape: tup
         raise ValueError(f"images of shape {event_shape} for a network of {c} channels that halves them {halvings} times")
     network = EDMPrecond(UNet(config), float(info["sigma_data"]))
     network.load_state_dict(tensors, assign=True)
-    return network.eval().requires_grad_(False)
+    return Built(network.eval().requires_grad_(False), config.num_classes, config.null_class)
 
 
-_BUILDERS: dict[str, Callable[..., Denoiser]] = {"factor_mixture": _factor_mixture, "edm_unet": _edm_unet}
+_BUILDERS: dict[str, Callable[..., Built]] = {"factor_mixture": _factor_mixture, "edm_unet": _edm_unet}

@@ -29,14 +29,15 @@ class Job:
         grid: a name or a spec, of noise levels from `sigma_max` to `sigma_min`; by default the solver's own grid, or karras.
         steps: the number of solver steps; either this or `nfe`.
         nfe: network evaluations to spend; either this or `steps`.
-        sigma_min: the lowest noise level.
-        sigma_max: the highest noise level.
+        sigma_min: the lowest noise level; by default 0.002, or the lowest that the model was made for.
+        sigma_max: the highest noise level; by default 80, or the highest that the model was made for.
         to_zero: add one more step, to sigma = 0, as EDM's sampler does.
         correction: a name, a spec, or a .json table of gamma.
         frame: the coordinates of the blend, model or ve.
         divergence: how a correction estimates its divergence.
         batch: images in a batch; the statistics of a correction are those of a batch.
         class_index: the class label, for a class-conditional model.
+        random_classes: the seed of an image draws its class, as it does where the model knows images of a class only.
         guidance: the scale of classifier-free guidance to the class, for a model that was trained for it; 1 is without.
         dtype: the solver state and shipped models are float32 or float64.
         device: the model computes on cpu, cuda, cuda:1, …; with cuda, several processes take one device each.
@@ -53,14 +54,15 @@ class Job:
     grid: str | None = None
     steps: int | None = None
     nfe: int | None = None
-    sigma_min: float = grids.SIGMA_MIN
-    sigma_max: float = grids.SIGMA_MAX
+    sigma_min: float | None = None
+    sigma_max: float | None = None
     to_zero: bool = False
     correction: str = "none"
     frame: Frame = "model"
     divergence: Hutchinson = field(default_factory=Hutchinson)
     batch: int = 64
     class_index: int | None = None
+    random_classes: bool = False
     guidance: float = 1.0
     dtype: str = "float32"
     device: str = "cpu"
@@ -74,8 +76,11 @@ class Job:
         require(self.frame in get_args(Frame), "choose model or ve", frame=self.frame)
         require(self.dtype in ("float32", "float64"), "the solver state is float32 or float64", dtype=self.dtype)
         require(math.isfinite(self.guidance), "need a finite scale of guidance", guidance=self.guidance)
-        to_class = self.guidance == 1 or self.class_index is not None
-        require(to_class, "guidance is to a class: name it by --class, or leave --guidance out", guidance=self.guidance)
+        one = self.class_index is None or not self.random_classes
+        require(one, "give --class or --random-classes, and not both", class_index=self.class_index)
+        to_class = self.guidance == 1 or self.random_classes or self.class_index is not None
+        need = "guidance is to a class: name it by --class, let the seeds draw it by --random-classes, or leave --guidance out"
+        require(to_class, need, guidance=self.guidance)
 
     @property
     def state_dtype(self) -> torch.dtype:
@@ -127,16 +132,16 @@ class Job:
             )
         if not said:
             solver, sigmas = solver.plan(self.nfe or 0, setting)
-            self._check_ends(sigmas)
+            self._check_ends(sigmas, setting)
             return solver, sigmas
         solver, steps = (solver, self.steps) if self.steps else solver.for_nfe(self.nfe or 0, setting)
-        sigmas = grids.make(self.grid or "karras", steps, self.sigma_min, self.sigma_max)
+        sigmas = grids.make(self.grid or "karras", steps, setting.sigma_min, setting.sigma_max)
         return solver, grids.with_zero(sigmas) if self.to_zero else sigmas
 
-    def _check_ends(self, sigmas: Tensor) -> None:
-        """A table of one grid has its ends, whatever levels are asked for."""
+    def _check_ends(self, sigmas: Tensor, setting: Setting) -> None:
+        """A table of one grid has its ends, whatever levels are asked for, and the network its own range."""
         for name, level in (("sigma_max", float(sigmas[0])), ("sigma_min", float(sigmas[-1]))):
-            asked, usual = getattr(self, name), getattr(grids, name.upper())
+            asked, usual = getattr(setting, name), getattr(grids, name.upper())
             if asked != usual and abs(asked - level) > 1e-6 * asked:
                 whose = f"solver {self.solver!r}, whose own grid has {level:g}"
                 raise InputError(f"--{name} {asked:g} with {whose}: leave the flag out, or take a table of that level")

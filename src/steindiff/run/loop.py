@@ -4,6 +4,7 @@ A batch is the unit: one process decides its γ from its own images. What comes 
 processes nor on how often the run was stopped.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,6 @@ class _Run:
 
     job: Job
     model: Model
-    denoiser: Denoiser
     solver: Solver
     sigmas: Tensor
     device: str
@@ -88,8 +88,8 @@ class _Run:
     def of(cls, job: Job) -> "_Run":
         device = processes.local_device(job.device)
         model = models.load(job.model, dtype=job.state_dtype, device=device)
-        denoiser = _conditioned(model, job.class_index, job.guidance)
-        return cls(job, model, denoiser, *_prepared(job, model, denoiser), device)
+        _check_class(model, job.class_index)
+        return cls(job, model, *_prepared(job, model), device)
 
     def about(self) -> dict[str, Any]:
         """All that determines the images; the device's number is left out, as it changes rounding at most."""
@@ -99,7 +99,7 @@ class _Run:
             "batch": self.job.batch,
             "solver": repr(self.solver),
             "sigmas": self.sigmas.tolist(),
-            "class": self.job.class_index,
+            "class": "random" if _drawn_classes(self.job, self.model) else self.job.class_index,
             "guidance": self.job.guidance,
             "dtype": self.job.dtype,
             "device": torch.device(self.device).type,
@@ -108,9 +108,10 @@ class _Run:
     def draw(self, batch: int) -> SampleResult:
         """Sample one batch. Raises NonFiniteError, which names the batch."""
         seeds, level = self.job.seeds_of(batch), float(self.sigmas[0])
+        denoiser = _conditioned(self.job, self.model, seeds)
         noise = initial_noise(seeds, self.model.event_shape, level, dtype=self.job.state_dtype, device=self.device)
         try:
-            return sample(self.solver, self.denoiser, noise, self.sigmas, generator=generators(seeds))
+            return sample(self.solver, denoiser, noise, self.sigmas, generator=generators(seeds))
         except NonFiniteError as error:
             raise NonFiniteError(f"batch {batch}, from seed {seeds[0]} on: {error}") from error
 
@@ -138,23 +139,35 @@ def _draw_share(run: _Run, output: Output, progress: bool) -> None:
             trace = [{"batch": batch, **record.as_json()} for record in result.trace]
             output.keep(batch, seeds, to_uint8(result.x), trace, asdict(result.stats))
             if batch == missing[0]:  # what it has found about derivatives serves the others too
-                run = replace(run, solver=_prepared(run.job, run.model, run.denoiser, result.stats.choice)[0])
+                run = replace(run, solver=_prepared(run.job, run.model, result.stats.choice)[0])
             bar.update(len(seeds))
 
 
-def _prepared(job: Job, model: Model, denoiser: Denoiser, choice: Choice | None = None) -> tuple[Solver, Tensor]:
+def _prepared(job: Job, model: Model, choice: Choice | None = None) -> tuple[Solver, Tensor]:
     """The solver and its levels; calibrated tables may lie in the folder `tables` beside the model file."""
+    denoiser = _conditioned(job, model, job.seeds[:1])
     return job.prepare(denoiser, model.event_shape, choice, (str(model.path.parent / "tables"),))
 
 
-def _conditioned(model: Model, class_index: int | None, guidance: float) -> Denoiser:
-    """The denoiser of one class, or the one guided to it. Raises InputError for a class that the model lacks."""
-    if class_index is None:
+def _drawn_classes(job: Job, model: Model) -> bool:
+    """Whether the seeds draw the classes."""
+    return job.random_classes or (model.needs_class and job.class_index is None)
+
+
+def _conditioned(job: Job, model: Model, seeds: Sequence[int]) -> Denoiser:
+    """The denoiser of images of these seeds: of one class, or the one guided to it, or of the classes that the seeds draw."""
+    if _drawn_classes(job, model):
+        return model.of_seeds(seeds, job.guidance)
+    if job.class_index is None:
         return model.denoiser
-    if not 0 <= class_index < model.classes:
+    labels = torch.tensor(job.class_index)
+    return model.labelled(labels) if job.guidance == 1 else model.guided(labels, job.guidance)
+
+
+def _check_class(model: Model, class_index: int | None) -> None:
+    """Raises InputError for a class that the model lacks."""
+    if class_index is not None and not 0 <= class_index < model.classes:
         have = f"classes 0 to {model.classes - 1}" if model.classes else "no classes"
         raise InputError(
             f"class {class_index}: the model {model.name} has {have}; leave --class out for an unconditional model"
         )
-    labels = torch.tensor(class_index)
-    return model.labelled(labels) if guidance == 1 else model.guided(labels, guidance)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from steindiff.denoisers import Denoiser, guidance_of, is_conditioned, sigma_data_of
+from steindiff.denoisers import Denoiser, guidance_of, is_conditioned, noise_range_of, sigma_data_of
 from steindiff.errors import require
 from steindiff.grids import SIGMA_MAX, SIGMA_MIN, karras
 from steindiff.identity import network_of
@@ -122,15 +122,36 @@ class Setting:
     def of(
         cls,
         denoiser: Denoiser,
-        sigma_max: float = SIGMA_MAX,
-        sigma_min: float = SIGMA_MIN,
+        sigma_max: float | None = None,
+        sigma_min: float | None = None,
         event: tuple[int, ...] | None = None,
         folders: tuple[str, ...] = (),
     ) -> "Setting":
-        """These noise levels and this shape, and what the denoiser says of itself; EDM's σ_data where it says nothing."""
+        """These noise levels and this shape, and what the denoiser says of itself; EDM's σ_data where it says nothing.
+
+        A level that is None is EDM's, or the end of the denoiser's own range where EDM's lies outside, as in EDM's sampler.
+
+        Raises:
+            InputError: a level lies outside the denoiser's range.
+        """
+        sigma_max, sigma_min = _ends(denoiser, sigma_max, sigma_min)
         network = None if event is None else network_of(denoiser)
         data = sigma_data_of(denoiser) or cls.sigma_data
         return cls(sigma_max, sigma_min, data, guidance_of(denoiser), network, event, folders, is_conditioned(denoiser))
+
+    def karras(self, steps: int) -> Tensor:
+        """EDM's grid between these levels."""
+        return karras(steps, self.sigma_min, self.sigma_max)
+
+
+def _ends(denoiser: Denoiser, highest: float | None, lowest: float | None) -> tuple[float, float]:
+    """The first and the last level of a run."""
+    low, high = noise_range_of(denoiser)
+    ends = (min(SIGMA_MAX, high) if highest is None else highest, max(SIGMA_MIN, low) if lowest is None else lowest)
+    inside = ends[0] <= high * (1 + 1e-6) and (lowest is None or lowest == 0 or lowest >= low * (1 - 1e-6))
+    need = f"the network was made for noise levels from {low:g} to {high:g}: leave the levels out, or stay inside"
+    require(inside, need, sigma_max=ends[0], sigma_min=ends[1])
+    return ends
 
 
 USUAL = Setting()
@@ -196,7 +217,7 @@ class Solver(ABC):
         """The method and the noise levels of a run of `nfe` evaluations: its own levels, or EDM's. Errors as `for_nfe`."""
         solver, steps = self.for_nfe(nfe, setting)
         own = solver.own_grid
-        return solver, karras(steps, setting.sigma_min, setting.sigma_max) if own is None else own
+        return solver, setting.karras(steps) if own is None else own
 
     def linear(self, interval: Interval, state: State) -> Tensor:
         """∂T/∂x with every network output held fixed: r = σ'/σ for exponential integrators in data prediction."""

@@ -10,10 +10,9 @@ from steindiff.calibration import calibrations
 from steindiff.calibration.calibrate import USUAL, Options
 from steindiff.denoisers import Denoiser
 from steindiff.errors import require
-from steindiff.grids import SIGMA_MAX, SIGMA_MIN
 from steindiff.io.files import plain
 from steindiff.noise import initial_noise
-from steindiff.solvers import Table
+from steindiff.solvers import Setting, Table
 from steindiff.solvers.table import load_all, save_all
 from steindiff.study.testbed import Testbed, guided_model
 
@@ -26,25 +25,29 @@ def calibrate_bed(
     nfe: Sequence[int],
     trajectories: int,
     *,
-    sigma_max: float = SIGMA_MAX,
-    sigma_min: float = SIGMA_MIN,
+    sigma_max: float | None = None,
+    sigma_min: float | None = None,
     first_seed: int = FIRST_SEED,
     options: Options = USUAL,
     starts: Sequence[Table] = (),
     work: Path | None = None,
     progress: bool = False,
 ) -> list[Table]:
-    """A table for each number of evaluations. Arguments and errors as `calibration.calibrations`."""
+    """A table for each number of evaluations. Arguments and errors as `calibration.calibrations`.
+
+    A noise level that is None is the testbed's own: EDM's, within the range that the network was made for.
+    """
     require(trajectories >= 1, "need at least one trajectory", trajectories=trajectories)
+    levels = Setting.of(bed.denoiser, sigma_max, sigma_min)
     seeds, given = range(first_seed, first_seed + trajectories), bed.conditioned
 
     def conditioned(places: Tensor) -> Denoiser:
         return bed.denoiser_for([seeds[i] for i in places.tolist()])
 
-    noise = initial_noise(seeds, bed.event_shape, sigma_max, device=bed.device)
+    noise = initial_noise(seeds, bed.event_shape, levels.sigma_max, device=bed.device)
     tables = calibrations(
-        bed.denoiser, noise, nfe, sigma_max=sigma_max, sigma_min=sigma_min, conditioned=None if given is None else conditioned,
-        options=options, starts=starts, work=work, progress=progress,
+        bed.denoiser, noise, nfe, sigma_max=levels.sigma_max, sigma_min=levels.sigma_min,
+        conditioned=None if given is None else conditioned, options=options, starts=starts, work=work, progress=progress,
     )  # fmt: skip
     named = {"testbed": bed.name, "digest": bed.digest, "first_seed": first_seed}
     return [Table(table.solver, {**table.report, **named}) for table in tables]

@@ -79,7 +79,7 @@ class Run:
     def of(cls, name: str, settings: Settings, setting: Setting = USUAL) -> "Run":
         """The run of a name, planned for this setting. Raises InputError for one that is neither "fine" nor SOLVER-NFE."""
         if name == FINE:
-            return cls(name, solvers.make("heun"), grids.with_zero(grids.karras(settings.fine_steps)), settings.n)
+            return cls(name, solvers.make("heun"), grids.with_zero(setting.karras(settings.fine_steps)), settings.n)
         solver_name, dash, nfe = name.rpartition("-")
         require(bool(dash) and nfe.isdecimal(), f"write {FINE!r}, or a solver and its evaluations such as 'heun-10'", run=name)
         return cls(name, *solvers.make(solver_name).plan(int(nfe), setting), settings.n_few or settings.n)

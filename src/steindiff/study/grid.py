@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from itertools import product, starmap
 from pathlib import Path
@@ -177,10 +177,11 @@ class Config:
             return Exact(choice)
         return Hutchinson(self.probes, self.probe_kind, self.divergence, choice=choice, samples=self.sub_batch or None)
 
-    def grid(self, label: str, steps: int) -> Tensor:
-        """The grid of a label, with so many steps. Raises InputError as `grids.make`."""
-        make = self.objects.get(label)
-        return grids.make(label, steps) if make is None else make(steps, grids.SIGMA_MIN, grids.SIGMA_MAX)
+    def grid(self, label: str, steps: int, setting: Setting = USUAL) -> Tensor:
+        """The grid of a label, with so many steps over the levels of a setting. Raises InputError as `grids.make`."""
+        make = self.objects.get(label) or partial(grids.make, label)
+        levels: Tensor = make(steps, setting.sigma_min, setting.sigma_max)
+        return levels
 
     def cells(self) -> Iterator[Cell]:
         """Every cell, a testbed's together, the plain run of a solver before its corrections."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from steindiff import grids, solvers
+from steindiff import solvers
 from steindiff.analytic import ExactModel
 from steindiff.corrections.bands import Cosine
 from steindiff.grids import SIGMA_MAX, SIGMA_MIN
@@ -73,7 +73,8 @@ def references(bed: Testbed, seeds: Sequence[int], folder: Path | None = None, c
     def new() -> References:
         return _exact(bed, bed.law, seeds) if bed.law else _fine_runs(bed, seeds, checked)
 
-    how = {"steps": bed.fine_steps, "sigmas": (SIGMA_MIN, SIGMA_MAX), "checked": 0 if bed.law else checked}
+    levels = bed.setting.sigma_min, bed.setting.sigma_max
+    how = {"steps": bed.fine_steps, "sigmas": levels, "checked": 0 if bed.law else checked}
     parts = {"bed": bed.digest, "first": seeds[0], "n": len(seeds), **how}
     return kept(folder and folder / "references", bed.name, parts, References, "they are made again", new)
 
@@ -98,13 +99,14 @@ def _noisy(law: ExactModel, count: int, seed: int) -> Tensor:
 
 def _fine_runs(bed: Testbed, seeds: Sequence[int], checked: int) -> References:
     """A denoiser's own samples by UniPC-3, the most accurate solver per evaluation on smooth networks."""
-    n, run, sigmas = len(seeds), partial(draw, solvers.make("unipc_3"), bed), grids.karras(bed.fine_steps)
+    n, run = len(seeds), partial(draw, solvers.make("unipc_3"), bed)
+    sigmas, finer_sigmas = (bed.setting.karras(steps) for steps in (bed.fine_steps, 2 * bed.fine_steps))
     others = (range(first, first + n) for first in (_TARGET_SEED, _FLOOR_SEED))
     endpoints, target, floor = (run(sigmas, some).samples for some in (seeds, *others))
     how = f"{n} of its own {bed.fine_steps}-step UniPC-3 samples, other seeds; flow by the same solver"
     if not checked:
         return References(endpoints, target, floor, how)
-    finer = run(grids.karras(2 * bed.fine_steps), seeds[:checked]).samples
+    finer = run(finer_sigmas, seeds[:checked]).samples
     error = endpoint_rmse(finer, endpoints[:checked]).value
     return References(endpoints, target, floor, f"{how}, off by about {error:.1e} RMS", error)
 

@@ -91,7 +91,7 @@ def build(
         solver, sigmas = solver.plan(cell.evaluations, setting)
     else:
         solver, steps = solver.for_nfe(cell.evaluations, setting)
-        sigmas = config.grid(cell.grid, steps)
+        sigmas = config.grid(cell.grid, steps, setting)
     if correction is None:
         return solver, sigmas
     given = correction if clean is None else correction.given(clean)

@@ -19,10 +19,10 @@ from steindiff.analytic import ExactModel, FactorMixture, Gaussian, GaussianMixt
 from steindiff.denoisers import Denoiser, Guided
 from steindiff.divergence import Choice, choose
 from steindiff.errors import InputError, require
-from steindiff.grids import SIGMA_MAX
 from steindiff.io.files import digest
 from steindiff.models.datasets import load_digits
-from steindiff.noise import initial_noise, mix
+from steindiff.models.store import label_of
+from steindiff.noise import initial_noise
 from steindiff.schedules import VE, Schedule
 from steindiff.solvers import Setting
 from steindiff.study.store import kept
@@ -73,12 +73,12 @@ class Testbed:
 
     @cached_property
     def setting(self) -> Setting:
-        """What a solver with a grid of its own plans for: EDM's range, and the σ_data and guidance that the denoiser states."""
+        """What a run plans for: EDM's range within the denoiser's own, and the σ_data and guidance that it states."""
         return Setting.of(self.denoiser_for((0,)), event=self.event_shape)
 
     def label(self, seed: int) -> int:
         """The class that a seed names, where there are classes."""
-        return mix(seed) % self.classes
+        return label_of(seed, self.classes)
 
     def denoiser_for(self, seeds: Sequence[int]) -> Denoiser:
         """The denoiser of a batch whose images have these seeds."""
@@ -108,7 +108,8 @@ def make(name: str, device: str = "cpu") -> Testbed:
         # The networks of these names have no classes.
         return (_guided_mixture if found[1] in MIXTURES else guided_model)(name, found[1], float(found[2]), device)
     model = models.load(name, device=device)
-    return Testbed(model.name, model.denoiser, model.event_shape, digest(file=model.sha256), device)
+    bed = Testbed(model.name, model.denoiser, model.event_shape, digest(file=model.sha256), device)
+    return replace(bed, conditioned=model.of_seeds, classes=model.classes) if model.needs_class else bed
 
 
 def digits_mixture() -> GaussianMixture:
@@ -230,7 +231,7 @@ def price(bed: Testbed, seeds: Sequence[int], folder: Path | None = None, method
     """
 
     def new() -> Choice:
-        x = initial_noise(seeds, bed.event_shape, SIGMA_MAX, device=bed.device)
+        x = initial_noise(seeds, bed.event_shape, bed.setting.sigma_max, device=bed.device)
         return choose(bed.denoiser_for(seeds), x, x.new_tensor(1.0), methods=(method,), samples=len(x), repeats=REPEATS)
 
     parts = {"bed": bed.digest, "batch": len(seeds), "device": bed.device, "method": method}
