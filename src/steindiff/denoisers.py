@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from steindiff.errors import InputError, ScheduleWarning, require
-from steindiff.schedules import VE, DiscreteBetas, Schedule
+from steindiff.schedules import VE, DiscreteBetas, LogNoise, Schedule
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """D(x, sigma) -> x0-hat; x: (B, *event) in VE coordinates, sigma: (B,) or ()."""
@@ -203,6 +203,27 @@ class FromFlow(_Adapter):
 
     def _denoised(self, prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return (x - sigma * prediction) / (alpha + sigma)
+
+
+@dataclass(frozen=True, eq=False)
+class FromEDM(_Adapter):
+    """EDM's output F: x0-hat = c_skip y ± c_out F, c_skip = σ_d² α², c_out = σ_d σ, α = 1/√(s² + σ_d²) (Karras et al. 2022).
+
+    Args:
+        schedule: says σ_d.
+        sign: 1, as published, or −1 for a network that was trained as one of v.
+    """
+
+    schedule: LogNoise
+    dtype: torch.dtype | None = None
+    sign: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(abs(self.sign) == 1, "choose 1 or -1", sign=self.sign)
+
+    def _denoised(self, prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        data = self.schedule.sigma_data
+        return data**2 * alpha * x + self.sign * data * sigma * prediction
 
 
 @dataclass(frozen=True, eq=False)

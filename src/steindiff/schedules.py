@@ -117,19 +117,56 @@ class VPCosine(_VariancePreserving):
 
 @dataclass(frozen=True)
 class RectifiedFlow(Schedule):
-    """α = 1 − t, σ = t, t ∈ [0, 1): straight paths from data to noise (Liu et al. 2023; Lipman et al. 2023)."""
+    """α = 1 − t/T, σ = t/T, t ∈ [0, T): straight paths from data to noise (Liu et al. 2023; Lipman et al. 2023).
+
+    Args:
+        scale: T, the network's time at pure noise; 1 as published, and often 1000.
+    """
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(0 < self.scale < math.inf, "need the network's time at pure noise, above 0", scale=self.scale)
 
     def ratio(self, t: Tensor) -> Tensor:
-        """s = t/(1−t)."""
-        return t / (1 - t)
+        """s = t/(T−t)."""
+        return t / (self.scale - t)
 
     def time(self, ratio: Tensor) -> Tensor:
-        """t = s/(1+s)."""
-        return ratio / (1 + ratio)
+        """t = T s/(1+s)."""
+        return self.scale * ratio / (1 + ratio)
 
     def alpha_of(self, ratio: Tensor) -> Tensor:
         """α = 1/(1+s)."""
         return 1 / (1 + ratio)
+
+
+@dataclass(frozen=True)
+class LogNoise(Schedule):
+    """α = 1/√(s² + σ_d²), t = log(s)/4: EDM's preconditioning as a schedule (Karras et al. 2022, Table 1).
+
+    The network's input α y has deviation one at every level.
+
+    Args:
+        sigma_data: σ_d, the standard deviation of the data.
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(0 < self.sigma_data < math.inf, "need a positive standard deviation", sigma_data=self.sigma_data)
+
+    def ratio(self, t: Tensor) -> Tensor:
+        """s = e^(4t)."""
+        return torch.exp(4 * t)
+
+    def time(self, ratio: Tensor) -> Tensor:
+        """t = log(s)/4."""
+        return ratio.log() / 4
+
+    def alpha_of(self, ratio: Tensor) -> Tensor:
+        """α = 1/√(s² + σ_d²)."""
+        return torch.rsqrt(ratio**2 + self.sigma_data**2)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 
 from problems import PROPERTY
 from steindiff.errors import InputError
-from steindiff.schedules import VE, DiscreteBetas, RectifiedFlow, VPCosine, VPLinear
+from steindiff.schedules import VE, DiscreteBetas, LogNoise, RectifiedFlow, VPCosine, VPLinear
 
-CONTINUOUS = {"ve": VE(), "vp": VPLinear(), "cosine": VPCosine(), "flow": RectifiedFlow()}
+CONTINUOUS = {
+    "ve": VE(), "vp": VPLinear(), "cosine": VPCosine(), "flow": RectifiedFlow(), "flow of 1000": RectifiedFlow(1000.0),
+    "edm": LogNoise(0.7),
+}  # fmt: skip
 DISCRETE = {"linear": DiscreteBetas.linear(), "scaled_linear": DiscreteBetas.scaled_linear()}
 ALL = {**CONTINUOUS, **DISCRETE}
 
@@ -59,7 +62,7 @@ def test_time_of_lam_inverts_lam(name, log_s):
 @pytest.mark.parametrize("name", ALL)
 def test_ratio_increases_and_lam_decreases(name):
     schedule = ALL[name]
-    end = 999.0 if name in DISCRETE else 150.0 if name == "ve" else 0.999
+    end = {**dict.fromkeys((*DISCRETE, "flow of 1000"), 999.0), "ve": 150.0}.get(name, 0.999)
     t = torch.linspace(end / 1e4, end, 2000, dtype=torch.float64)
     assert bool((schedule.ratio(t).diff() > 0).all())
     assert bool((schedule.lam(t).diff() < 0).all())
@@ -152,6 +155,8 @@ def test_elementwise_in_shape_and_dtype(name, dtype, shape):
         (lambda: VPLinear(float("nan"), 2.0), "beta_min=nan"),
         (lambda: VPCosine(0.0), "offset=0.0"),
         (lambda: VPCosine(-0.1), "offset=-0.1"),
+        (lambda: RectifiedFlow(0.0), "scale=0.0"),
+        (lambda: LogNoise(-1.0), "sigma_data=-1.0"),
         (lambda: DiscreteBetas(torch.tensor([0.1])), r"\(1,\)"),
         (lambda: DiscreteBetas(torch.tensor([[0.1, 0.2]])), r"\(1, 2\)"),
         (lambda: DiscreteBetas(torch.tensor([0.1, 1.0])), "inside"),
