@@ -1,7 +1,8 @@
 """Errors and warnings; each message names the offending value, the limit it broke and the remedy."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -11,6 +12,10 @@ class SteindiffError(Exception):
 
 class InputError(SteindiffError, ValueError):
     """An argument is outside what the mathematics or the interface allows."""
+
+
+class MissingLibraryError(InputError, ImportError):
+    """A library that only a part of the package needs is not installed; names the extra that brings it."""
 
 
 class ModelFileError(SteindiffError, ValueError):
@@ -43,6 +48,25 @@ def require(holds: bool, need: str, **values: object) -> None:
     """
     if not holds:
         raise InputError(f"{', '.join(f'{name}={value!r}' for name, value in values.items())}: {need}")
+
+
+@contextmanager
+def needs(extra: str, what: str) -> Iterator[None]:
+    """Raise MissingLibraryError where an import of this block finds no library; the extra is what brings it.
+
+    Example:
+        >>> with needs("cli", "a progress bar"):
+        ...     import no_such_library
+        Traceback (most recent call last):
+        steindiff.errors.MissingLibraryError: a progress bar needs no_such_library: pip install 'steindiff[cli]'
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = (error.name or str(error)).partition(".")[0]
+        if library == __package__:
+            raise
+        raise MissingLibraryError(f"{what} needs {library}: pip install 'steindiff[{extra}]'") from error
 
 
 def at_least(config: Any, least: Mapping[str, float]) -> None:

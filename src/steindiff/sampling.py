@@ -21,7 +21,7 @@ from steindiff.corrections.corrected import Note
 from steindiff.denoisers import Counter, Denoiser, forwards_per_call
 from steindiff.divergence import Choice
 from steindiff.divergence.products import fresh
-from steindiff.errors import InputError, NonFiniteError, StateWarning, require
+from steindiff.errors import InputError, NonFiniteError, StateWarning, needs, require
 from steindiff.io import processes
 from steindiff.noise import fresh_seed
 from steindiff.solvers import Grid, Interval, Setting, Solver, Step, make
@@ -338,10 +338,9 @@ def _seeds(generator: torch.Generator | Sequence[torch.Generator], batch: int) -
 
 
 def _bar(events: Iterator[Event], total: int) -> Iterable[Event]:
-    try:
+    with needs("cli", "progress=True"):
         from tqdm.auto import tqdm
-    except ImportError as error:
-        raise InputError("progress=True needs tqdm: pip install 'steindiff[cli]'") from error
+
     bar: Iterable[Event] = tqdm(events, total=total, unit="step")
     return bar
 

@@ -24,7 +24,7 @@ from steindiff.calibration.memory import BATCH, Room, runs_out
 from steindiff.calibration.refine import Progress, Settings, refine, renamed
 from steindiff.calibration.teacher import STEPS, Conditioned, Trajectories, trajectories
 from steindiff.denoisers import Denoiser, forwards_per_call
-from steindiff.errors import InputError, require
+from steindiff.errors import InputError, needs, require
 from steindiff.grids import SIGMA_MAX, SIGMA_MIN
 from steindiff.io import files, processes
 from steindiff.solvers import Purpose, Setting, Table
@@ -282,7 +282,8 @@ def _bar(label: str, total: int, shown: bool) -> Iterator[Callable[[str], None]]
     if not shown or processes.rank() > 0:
         yield lambda said: None
         return
-    from tqdm.auto import tqdm
+    with needs("cli", "progress=True"):
+        from tqdm.auto import tqdm
 
     with tqdm(total=total, desc=label) as bar:
 

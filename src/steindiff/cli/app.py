@@ -2,6 +2,7 @@
 
 import re
 import sys
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -10,12 +11,22 @@ from rich.markup import escape
 from steindiff.cli import bench, calibrate, demo, diagnose, evaluate, models, sample, score, train
 from steindiff.cli.options import Threads, use_threads
 from steindiff.errors import SteindiffError
+from steindiff.io.files import installed_version
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"steindiff {installed_version() or 'from a folder that was never installed'}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")]
+
+
 @app.callback()
-def _root(threads: Threads = 0) -> None:
+def _root(threads: Threads = 0, version: Version = False) -> None:
     """Few-step diffusion sampling with step corrections by Stein's identity."""
     use_threads(threads)
 

@@ -77,12 +77,8 @@ def run_training(
         InputError: settings, data or folders do not serve; this is said before any training.
         NonFiniteError: as `loop.train`.
     """
-    try:
-        from steindiff.train import loop
-    except ModuleNotFoundError as error:
-        raise InputError(f"training needs {error.name}: pip install 'steindiff[cli,train]'") from error
-
     from steindiff.report.card import write_card
+    from steindiff.train import loop
     from steindiff.train.export import describe, export
 
     try:

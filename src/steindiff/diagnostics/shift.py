@@ -27,7 +27,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from steindiff import corrections, solvers
 from steindiff.analytic import ExactModel
@@ -37,13 +36,16 @@ from steindiff.denoisers import Denoiser
 from steindiff.diagnostics.pushforward import run_scores
 from steindiff.diagnostics.setup import ShiftSetup
 from steindiff.divergence import Hutchinson
-from steindiff.errors import NonFiniteError
+from steindiff.errors import NonFiniteError, needs
 from steindiff.io.files import manifest, writable_folder, write_json
 from steindiff.metrics import EnergyTarget, Shares, Value, endpoint_rmse
 from steindiff.noise import initial_noise
 from steindiff.sampling import Event, Record, sample
 from steindiff.solvers import Grid, Solver, UniPC
 from steindiff.study.testbed import Testbed, make
+
+with needs("cli", "a diagnosis"):
+    from tqdm.auto import tqdm
 
 FINE_STEPS = 48
 """The least number of UniPC-3 steps that stand for the exact flow."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from steindiff import corrections, grids, models, solvers
 from steindiff.diagnostics.jacobian import linearize, lipschitz, random_directions
@@ -20,13 +19,16 @@ from steindiff.diagnostics.setup import Setup
 from steindiff.diagnostics.toy import run_toy
 from steindiff.diagnostics.trajectory import Reference, along_trajectory, reference_flow
 from steindiff.divergence import Hutchinson, choose
-from steindiff.errors import NonFiniteError, require
+from steindiff.errors import NonFiniteError, needs, require
 from steindiff.grids import SIGMA_MAX, SIGMA_MIN
 from steindiff.io.files import manifest, writable_folder, write_json
 from steindiff.models import Model
 from steindiff.noise import initial_noise
 from steindiff.sampling import Event, Record, sample
 from steindiff.solvers import Setting, Solver, UniPC
+
+with needs("cli", "a diagnosis"):
+    from tqdm.auto import tqdm
 
 RULES = ("none", "clamped", "literal")
 _TRACED = ("dpmpp_2m", "heun")

@@ -118,7 +118,7 @@ def digest(**parts: Any) -> str:
 def manifest(**config: Any) -> dict[str, Any]:
     """The versions, machine, time and command of this process, with the caller's entries beside them."""
     return {
-        "steindiff": _version(),
+        "steindiff": installed_version(),
         "git": _git_revision(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -130,7 +130,7 @@ def manifest(**config: Any) -> dict[str, Any]:
     }
 
 
-def _version() -> str | None:
+def installed_version() -> str | None:
     """The installed version; None where the code runs from a folder that was never installed."""
     try:
         return version("steindiff")

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from steindiff.errors import require
+from steindiff.errors import needs, require
 from steindiff.io.files import atomic
 
 Image = npt.NDArray[np.uint8]
@@ -23,7 +23,8 @@ def to_uint8(x: Tensor) -> Image:
 
 def save_png(path: str | Path, image: Image) -> None:
     """Write an (H, W, C) uint8 image atomically; C is 1 or 3."""
-    from PIL import Image as pillow
+    with needs("cli", "writing images"):
+        from PIL import Image as pillow
 
     with atomic(path) as temporary:
         pillow.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(temporary, format="PNG")

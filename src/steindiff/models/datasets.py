@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steindiff.errors import InputError, require
+from steindiff.errors import InputError, needs, require
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -98,10 +98,8 @@ class ImageSet:
 
 def load_digits() -> tuple[ImageSet, ImageSet]:
     """scikit-learn's 8×8 digits, 1500 for training and 297 held out, split once and for all."""
-    try:
+    with needs("metrics", "the set of digits"):
         from sklearn.datasets import load_digits as sklearn_digits
-    except ModuleNotFoundError as error:
-        raise InputError("the digits are scikit-learn's: pip install 'steindiff[metrics]'") from error
 
     bunch = sklearn_digits()
     order = np.random.default_rng(DIGITS_SPLIT_SEED).permutation(len(bunch.data))
@@ -126,7 +124,8 @@ def load_images(path: str | Path, resolution: int | None = None, grey: bool = Fa
         return _of_array(_read_array(place), str(path), resolution, grey)
     entries = _entries(place)
     if progress:
-        from tqdm.auto import tqdm
+        with needs("cli", "progress=True"):
+            from tqdm.auto import tqdm
 
         entries = iter(tqdm(entries, unit="image", desc="reading", leave=False))
     found: list[tuple[str, np.ndarray]] = []
@@ -191,7 +190,8 @@ def _wanted(name: str) -> bool:
 
 def _decode(data: bytes, name: str, resolution: int | None, grey: bool) -> np.ndarray:
     """One image, (H, W, C) uint8."""
-    from PIL import Image, UnidentifiedImageError
+    with needs("cli", "reading images"):
+        from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data)) as opened:
@@ -234,7 +234,8 @@ def _read_array(place: Path) -> np.ndarray:
 
 def _of_array(array: np.ndarray, source: str, resolution: int | None, grey: bool) -> ImageSet:
     """Images as `_fitted` makes them; those that fit already are taken as they are."""
-    from PIL import Image
+    with needs("cli", "reading images"):
+        from PIL import Image
 
     if array.shape[3] != (1 if grey else 3) or resolution is not None:
         planes = array[..., 0] if array.shape[3] == 1 else array

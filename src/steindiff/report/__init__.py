@@ -8,10 +8,14 @@ show(console(), blocks)
 from collections.abc import Sequence
 from pathlib import Path
 
+from steindiff.errors import needs
 from steindiff.io.files import atomic, write_text
-from steindiff.report import markdown, page
+from steindiff.report import markdown
 from steindiff.report.blocks import Block, Figure, Heading, Part, Strips, place, walk
-from steindiff.report.terminal import console, show
+
+with needs("cli", "a report"):
+    from steindiff.report import page
+    from steindiff.report.terminal import console, show
 
 __all__ = ["console", "show", "write"]
 

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from steindiff.errors import needs
 from steindiff.report.blocks import Figure, Strips
 from steindiff.report.palette import INK
 
@@ -35,7 +36,8 @@ _SETTINGS = {
 @contextmanager
 def style() -> Iterator[None]:
     """Settings that hold while figures are made and saved: ticks are drawn late."""
-    from matplotlib import rc_context
+    with needs("cli", "a figure"):
+        from matplotlib import rc_context
 
     with rc_context(_SETTINGS):  # type: ignore[arg-type]
         yield
@@ -43,7 +45,8 @@ def style() -> Iterator[None]:
 
 def figure(width: float, height: float) -> Any:
     """A matplotlib figure of this size in inches."""
-    from matplotlib.figure import Figure as Canvas
+    with needs("cli", "a figure"):
+        from matplotlib.figure import Figure as Canvas
 
     return Canvas(figsize=(width, height), layout="constrained")
 
@@ -182,7 +185,8 @@ def _sheet(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Image | No
 
 
 def _png(pixels: Image) -> bytes:
-    from PIL import Image as pillow
+    with needs("cli", "writing images"):
+        from PIL import Image as pillow
 
     buffer = io.BytesIO()
     pillow.fromarray(pixels).save(buffer, format="PNG", optimize=True)

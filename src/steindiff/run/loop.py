@@ -15,7 +15,7 @@ from torch import Tensor
 from steindiff import models
 from steindiff.denoisers import Denoiser
 from steindiff.divergence import Choice
-from steindiff.errors import InputError, NonFiniteError
+from steindiff.errors import InputError, NonFiniteError, needs
 from steindiff.io import processes
 from steindiff.io.images import to_uint8
 from steindiff.models import Model
@@ -126,7 +126,8 @@ class _Run:
 
 def _draw_share(run: _Run, output: Output, progress: bool) -> None:
     """Draw batches k, k + n, … of n processes, as far as they are not there yet."""
-    from tqdm.auto import tqdm
+    with needs("cli", "a run of many images"):
+        from tqdm.auto import tqdm
 
     rank, world = processes.rank(), processes.world_size()
     share = run.job.batches[rank::world]

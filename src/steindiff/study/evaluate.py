@@ -14,10 +14,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from steindiff.denoisers import Denoiser
-from steindiff.errors import InputError, NonFiniteError, require
+from steindiff.errors import InputError, NonFiniteError, needs, require
 from steindiff.io.files import digest, writable_folder
 from steindiff.io.images import to_uint8
 from steindiff.metrics import EnergyTarget, Features, FrechetTarget, Value, endpoint_rmse
@@ -29,6 +28,9 @@ from steindiff.study.draw import draw
 from steindiff.study.evaluation import FINE, Distances, Evaluation, Row, Run, Settings, Source
 from steindiff.study.store import FORMAT, file_name, held, keep, kept
 from steindiff.study.testbed import Testbed
+
+with needs("cli", "a study"):
+    from tqdm.auto import tqdm
 
 LEAST, SHOWN = 4, 12
 WIDE = 1000

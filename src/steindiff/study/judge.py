@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from steindiff.errors import InputError
+from steindiff.errors import InputError, needs
 from steindiff.io import processes
 from steindiff.io.files import manifest, read_json, sha256, write_json
 from steindiff.metrics import Judge, JudgeFiles, Paired, Reference, SampleMoments, write_reference
@@ -16,6 +15,9 @@ from steindiff.metrics.fid.extractors import Extractor
 from steindiff.metrics.moments import check_enough
 from steindiff.models.datasets import ImageSet, load_images
 from steindiff.study.judging import Job, Judgement, Judgements, Line
+
+with needs("cli", "a study"):
+    from tqdm.auto import tqdm
 
 NAMES = ("images", "against", "real", "held_out")
 """A job's names for its sets of images."""

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from steindiff import corrections
 from steindiff.divergence import Choice
-from steindiff.errors import InputError, require
+from steindiff.errors import InputError, needs, require
 from steindiff.io import processes
 from steindiff.io.files import digest, writable_folder
 from steindiff.io.images import to_uint8
@@ -25,6 +24,9 @@ from steindiff.study.grid import PLAIN, Cell, Config
 from steindiff.study.measure import Measures, Ruler, changes, judges_of, references
 from steindiff.study.store import BedSummary, Result
 from steindiff.study.testbed import Testbed, make, price
+
+with needs("cli", "a study"):
+    from tqdm.auto import tqdm
 
 _SHOWN = 12
 

@@ -18,7 +18,7 @@ from steindiff import models
 from steindiff.analytic import ExactModel, FactorMixture, Gaussian, GaussianMixture
 from steindiff.denoisers import Denoiser, Guided
 from steindiff.divergence import Choice, choose
-from steindiff.errors import InputError, require
+from steindiff.errors import InputError, needs, require
 from steindiff.io.files import digest
 from steindiff.models.datasets import load_digits
 from steindiff.models.store import label_of
@@ -206,10 +206,8 @@ def _digits_key(name: str) -> str:
 
 def _wine() -> tuple[Tensor, Tensor]:
     """The points, (178, 13) float64, and their classes."""
-    try:
+    with needs("metrics", "the testbed of wines"):
         from sklearn.datasets import load_wine
-    except ModuleNotFoundError as error:
-        raise InputError("the wine data are scikit-learn's: pip install 'steindiff[metrics]'") from error
     bunch = load_wine()
     return torch.from_numpy(bunch.data), torch.from_numpy(bunch.target)
 

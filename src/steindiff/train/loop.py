@@ -14,14 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from steindiff import grids
 from steindiff.denoisers import Labelled
-from steindiff.errors import NonFiniteError, require
+from steindiff.errors import NonFiniteError, needs, require
 from steindiff.io.files import plain, writable_folder, write_text
 from steindiff.io.images import contact_sheet, save_png, to_uint8
 from steindiff.models.datasets import ImageSet
@@ -33,6 +30,11 @@ from steindiff.train.feed import Feed
 from steindiff.train.objective import loss_per_sigma, weighted_errors
 from steindiff.train.plan import Options
 from steindiff.train.recipe import Recipe, average_weight, learning_rate
+
+with needs("cli,train", "training"):
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from tqdm.auto import tqdm
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 _JUDGED = 1024  # images of either kind that the loss per noise level is reported on

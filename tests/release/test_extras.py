@@ -1,0 +1,100 @@
+"""What the package does without the libraries of its extras: the core runs, and the rest names the extra that is missing."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+LIBRARIES = ("PIL", "accelerate", "diffusers", "markdown_it", "matplotlib", "rich", "sklearn", "tqdm", "transformers", "typer")
+"""What only extras bring."""
+
+HIDE = """
+import importlib.abc, json, runpy, sys
+
+class Hidden(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in libraries:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+cases, libraries = json.loads(sys.argv[1])
+sys.meta_path.insert(0, Hidden())
+"""
+
+CORE = """
+import steindiff as sd
+import steindiff.integrations, steindiff.metrics, steindiff.calibration
+model = sd.models.load("digits")
+x = sd.initial_noise(range(8), model.event_shape)
+said = {"core": str(list(sd.sample("auto", model.denoiser, x, nfe=3).x.shape))}
+"""
+
+SAY = """
+for name, code in cases.items():
+    try:
+        exec(code, {"model": model, "x": x})
+    except ImportError as error:
+        said[name] = f"{type(error).__name__}: {error}"
+    except SystemExit as stop:
+        said[name] = str(stop.code)
+print(json.dumps(said))
+"""
+
+CASES = {
+    "command line": ("runpy.run_module('steindiff', run_name='__main__')", "the command line needs typer", "cli"),
+    "progress": (
+        "from steindiff import sample; sample('ddim', model.denoiser, x, nfe=1, progress=True)",
+        "progress=True needs tqdm",
+        "cli",
+    ),
+    "study": ("import steindiff.study.run", "a study needs tqdm", "cli"),
+    "report": ("import steindiff.report.study", "a report needs markdown_it", "cli"),
+    "diagnosis": ("import steindiff.diagnostics.study", "a diagnosis needs tqdm", "cli"),
+    "training": ("import steindiff.train.loop", "training needs accelerate", "cli,train"),
+    "digits": ("from steindiff.models import datasets; datasets.load_digits()", "the set of digits needs sklearn", "metrics"),
+    "png": (
+        "from steindiff.io import images; images.save_png('x.png', images.to_uint8(x)[0])",
+        "writing images needs PIL",
+        "cli",
+    ),
+}
+"""What a program does, and what it is told: the message and the extra."""
+
+
+def _python(*args: str) -> str:
+    done = subprocess.run([sys.executable, *args], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory) -> dict[str, str]:
+    """What every case says in a process that finds none of these libraries."""
+    program = tmp_path_factory.mktemp("extras") / "program.py"
+    program.write_text(HIDE + CORE + SAY)
+    cases = {name: "import runpy\n" + code for name, (code, *_) in CASES.items()}
+    return json.loads(_python("-W", "ignore", str(program), json.dumps([cases, LIBRARIES])))
+
+
+def test_the_core_runs_without_any_extra(said):
+    assert said["core"] == "[8, 1, 8, 8]"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_missing_library_is_one_line_that_names_its_extra(name, said):
+    _, message, extra = CASES[name]
+    line = f"{message}: pip install 'steindiff[{extra}]'"
+    assert said[name] == (f"error: {line}" if name == "command line" else f"MissingLibraryError: {line}")
+
+
+def test_the_package_loads_no_library_of_an_extra():
+    """Torch itself loads tqdm where it is."""
+    program = """
+import json, sys, numpy, torch, safetensors.torch
+before = set(sys.modules)
+import steindiff, steindiff.integrations, steindiff.metrics
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+    loaded = json.loads(_python("-c", program))
+    assert "steindiff.integrations" in loaded
+    assert not {name.partition(".")[0] for name in loaded} & set(LIBRARIES)
