@@ -1,0 +1,52 @@
+"""`steindiff convert`: a checkpoint of EDM or EDM2 becomes a model file.
+
+Examples:
+  steindiff convert edm-cifar10-32x32-uncond-vp.pkl cifar10.safetensors
+  steindiff convert edm2-img64-s-1073741-0.075.pkl img64-s.safetensors --name img64-s
+  steindiff sample --model cifar10.safetensors --nfe 5 --seeds 0-63 --outdir out/cifar10
+
+Nothing in the pickle is run. --trust-pickle runs it, by a clone of NVIDIA's repository on PYTHONPATH.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+Stored = Literal["float16", "float32"]
+
+
+def convert_command(
+    pickle: Annotated[Path, typer.Argument(help="The .pkl file of NVIDIA's EDM or EDM2.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="The model goes into this .safetensors file.", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="The name of the model; by default that of the pickle.")] = None,
+    dtype: Annotated[
+        Stored | None, typer.Option(parser=str, help="Store numbers as float16 or float32; by default as they are.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model file, if there is one.")] = False,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Run the pickle: whoever made it can do here whatever you can.")
+    ] = False,
+) -> None:
+    """Read a checkpoint of EDM or EDM2 without running anything in it, write a model file, and say what it is."""
+    from steindiff.integrations.edm.convert import convert
+
+    if trust_pickle:
+        warning = f"--trust-pickle runs the program in {pickle}: whoever made that file can now do here whatever you can"
+        Console(stderr=True).print(f"[bold red]warning:[/bold red] {escape(warning)}", highlight=False, soft_wrap=True)
+    done = convert(pickle, out, name=name, dtype=dtype, overwrite=overwrite, trust=trust_pickle)
+    Console().print(f"[bold]{escape(str(done.path))}[/bold]: {escape(_said(done.info, done.numbers))}", highlight=False)
+
+
+def _said(info: dict[str, Any], numbers: int) -> str:
+    """What a converted model is, in a sentence."""
+    channels, height, width = info["event_shape"]
+    what = "latents" if info["encoder"] else "images"
+    classes = f"{info['label_dim']} classes" if info["label_dim"] else "no classes"
+    low, high = info["sigma_min"], info["sigma_max"]
+    noise = "any noise level" if low is high is None else f"noise levels from {low or 0:.4g} to {high or float('inf'):.6g}"
+    parts = (f"{info['precond']} of {info['network']}", f"{numbers:,} parameters and buffers", info["source"]["dtype"],
+             f"{what} of {channels}×{height}×{width}", classes, noise)  # fmt: skip
+    return ", ".join(parts)

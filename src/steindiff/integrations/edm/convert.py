@@ -1,0 +1,118 @@
+"""From a pickle to a model file: nothing in the pickle is run, and the file is read again before it has its name."""
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from steindiff.errors import InputError, ModelFileError, require
+from steindiff.integrations.edm.description import Description, describe
+from steindiff.integrations.edm.source import LIMITS, Limits
+from steindiff.integrations.edm.trusted import run
+from steindiff.integrations.edm.unpickle import opened
+from steindiff.integrations.edm.values import Stored
+from steindiff.io.files import sha256, writable_folder
+from steindiff.models import store
+
+KIND: Final = "edm_network"
+DTYPES: Final = {"float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A model file that was written and read again.
+
+    Attributes:
+        path: the file.
+        info: the description in its header.
+        numbers: how many numbers its tensors have.
+    """
+
+    path: Path
+    info: dict[str, Any]
+    numbers: int
+
+
+def convert(
+    pickle: str | Path,
+    out: str | Path,
+    *,
+    name: str | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    trust: bool = False,
+    limits: Limits = LIMITS,
+) -> Converted:
+    """Read the network of an EDM or EDM2 pickle and write it as a model file; returns what the new file says.
+
+    The model file appears whole or not at all, and only after it was loaded once. Tensors are in memory once while it is
+    written.
+
+    Args:
+        pickle: the .pkl file, a snapshot with the network under `ema`, or a network alone.
+        out: the model file, NAME.safetensors.
+        name: the model's name; by default the stem of the pickle.
+        dtype: float16 or float32, to store floating-point tensors so; by default they stay as they are.
+        overwrite: replace what is at `out`.
+        trust: run the pickle by the official code, which must be importable, where reading it as data is not enough.
+        limits: what a file may need.
+
+    Raises:
+        InputError: no such file; `out` exists, has another suffix, or cannot be written.
+        ModelFileError: the pickle is refused, or has numbers that are not finite.
+    """
+    pickle, out = Path(pickle), Path(out)
+    require(out.suffix == ".safetensors", "model files end in .safetensors", out=str(out))
+    require(dtype is None or dtype in DTYPES, f"choose one of {', '.join(DTYPES)}", dtype=dtype)
+    old = store.files(out)
+    if old and not overwrite:
+        raise InputError(f"{out} exists: give another name, or --overwrite to replace it")
+    if trust:
+        description, tensors = run(pickle)
+    else:
+        with opened(pickle, limits) as file:
+            description = describe(file.root, file.source)
+            tensors = _read(description, file.tensor)
+    info = {"kind": KIND, "name": name or pickle.stem, **description.info, "source": _source(pickle, tensors)}
+    return _written(out, old, info, _stored_as(tensors, DTYPES.get(dtype or ""), pickle))
+
+
+def _read(description: Description, read: Callable[[Stored], Tensor]) -> dict[str, Tensor]:
+    return {name: t if isinstance(t, Tensor) else read(t) for name, t in description.tensors.items()}
+
+
+def _source(pickle: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    formats = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values() if t.is_floating_point()})
+    return {"file": pickle.name, "bytes": pickle.stat().st_size, "sha256": sha256(pickle), "dtype": " ".join(formats)}
+
+
+def _stored_as(tensors: dict[str, Tensor], dtype: torch.dtype | None, pickle: Path) -> dict[str, Tensor]:
+    """The tensors, floating ones in the given format; one by one, so that each is in memory once."""
+    for name in list(tensors):
+        tensor = tensors[name]
+        if tensor.is_floating_point():
+            cast = tensor if dtype is None else tensor.to(dtype)
+            bad = int((~cast.isfinite()).sum())
+            if bad:
+                where = "in the file" if not tensor.isfinite().all() else f"as {dtype}, whose range it leaves: choose float32"
+                raise ModelFileError(f"{pickle}: {name} has {bad:,} of {cast.numel():,} values that are not finite {where}")
+            tensors[name] = cast
+    return tensors
+
+
+def _written(out: Path, old: list[Path], info: dict[str, Any], tensors: dict[str, Tensor]) -> Converted:
+    """Write the file under another name, load it, and let it take its place."""
+    size = sum(t.nbytes for t in tensors.values())
+    with tempfile.TemporaryDirectory(prefix=f".{out.stem}-", dir=writable_folder(out.parent)) as folder:
+        (new,) = store.save(Path(folder) / out.name, tensors, info, (KIND,), part_bytes=size + 1)
+        tensors.clear()
+        info, kept = store.read(new, (KIND,))
+        os.replace(new, out)
+    for part in set(old) - {out}:
+        part.unlink(missing_ok=True)
+    return Converted(out, info, sum(t.numel() for t in kept.values()))
