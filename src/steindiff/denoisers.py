@@ -43,8 +43,9 @@ def _wide(sigma: Tensor, x: Tensor) -> Tensor:
     return s if s.device.type == "mps" else s.to(torch.float64)
 
 
-# Where a callable keeps the one that it wraps: our wrappers, partial, functools.wraps (and torch.compile), bound methods.
-_LINKS = ("denoiser", "func", "__wrapped__", "__self__")
+# Where a callable keeps the one that it wraps: our wrappers, partial, functools.wraps (and torch.compile), bound methods,
+# k-diffusion's wrappers.
+_LINKS = ("denoiser", "func", "__wrapped__", "__self__", "inner_model")
 
 
 def _layers(denoiser: object) -> Iterator[object]:
