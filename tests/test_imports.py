@@ -14,7 +14,7 @@ LEVELS = (
     ("solvers",),
     ("divergence",),
     ("corrections", "rules"),
-    ("sampling", "standalone"),
+    ("sampling", "push", "standalone"),
     ("calibration",),
     ("analytic", "models", "metrics"),
     ("integrations",),

@@ -204,7 +204,7 @@ def steps(
     _check_state(x, float(sigmas[0]))
     sigmas = fresh(sigmas.to(x.device))
     if generator is not None:
-        solver = solver.seeded(_seeds(generator, len(x)))
+        solver = solver.seeded(seeds(generator, len(x)))
     return _run(solver, denoiser if isinstance(denoiser, _Watched) else _Watched(denoiser), fresh(x), sigmas)
 
 
@@ -327,7 +327,8 @@ def _copied(event: Event) -> Event:
     return event._replace(x_before=event.x_before.clone(), step=step._replace(x=step.x.clone(), denoised=step.denoised.clone()))
 
 
-def _seeds(generator: torch.Generator | Sequence[torch.Generator], batch: int) -> int | tuple[int, ...]:
+def seeds(generator: torch.Generator | Sequence[torch.Generator], batch: int) -> int | tuple[int, ...]:
+    """The seed of a run, or one for each image; each generator moves on. Raises InputError for another number of them."""
     if isinstance(generator, torch.Generator):
         return fresh_seed(generator)
     if not isinstance(generator, Sequence) or not all(isinstance(g, torch.Generator) for g in generator):

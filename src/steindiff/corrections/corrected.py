@@ -92,9 +92,8 @@ class Corrected(Solver):
 
     def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> CorrectedState:
         """Probe the network once, if any step needs a derivative."""
-        run = Run(grid, tuple(range(grid.steps)), x)
-        own, estimator = self._rule.init(run), self.divergence or Hutchinson()
-        if self._rule.differentiates(run):
+        own, estimator = self._rule.init(Run(grid, tuple(range(grid.steps)), x)), self.divergence or Hutchinson()
+        if self.differentiates(x, grid):
             estimator = estimator.resolve(denoiser, x, grid.sigmas[0])
         schedule = schedule_of(denoiser) if self.frame == "model" else VE()
         return CorrectedState(self._solver.init(denoiser, x, grid), own, estimator, schedule)
@@ -125,6 +124,15 @@ class Corrected(Solver):
     def own_grid(self) -> Tensor | None:
         """The wrapped solver's."""
         return self._solver.own_grid
+
+    @property
+    def event(self) -> tuple[int, ...] | None:
+        """The wrapped solver's."""
+        return self._solver.event
+
+    def differentiates(self, x: Tensor, grid: Grid) -> bool:
+        """Whether the rule does at any step."""
+        return self._rule.differentiates(Run(grid, tuple(range(grid.steps)), x))
 
     def for_nfe(self, nfe: int, setting: Setting = USUAL) -> "tuple[Corrected, int]":
         """As the wrapped solver does."""

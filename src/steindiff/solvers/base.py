@@ -205,6 +205,15 @@ class Solver(ABC):
         """The only grid that the method is for, float64; None where it runs on any."""
         return None
 
+    @property
+    def event(self) -> tuple[int, ...] | None:
+        """A shape of images that the method is for; None where it is for any."""
+        return None
+
+    def differentiates(self, x: Tensor, grid: Grid) -> bool:
+        """Whether a run from x takes derivatives of the network; a plain solver takes none."""
+        return False
+
     def for_nfe(self, nfe: int, setting: Setting = USUAL) -> "tuple[Solver, int]":
         """The solver and the number of steps that spend `nfe` evaluations on a grid ending above σ = 0.
 

@@ -215,6 +215,11 @@ class DPMSolverV3(Solver):
         """One evaluation a step."""
         return len(sigmas) - 1
 
+    @property
+    def event(self) -> tuple[int, ...]:
+        """That of the statistics."""
+        return tuple(self.statistics.linear.shape[1:])
+
     def linear(self, interval: Interval, state: _State) -> Tensor:
         """The mean over coordinates of ∂T/∂x with every network output held fixed."""
         line = torch.stack([torch.zeros_like(self.statistics.linear[0]), torch.ones_like(self.statistics.linear[0])])

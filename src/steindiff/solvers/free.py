@@ -93,6 +93,15 @@ class FreeRun(Solver):
         """The levels, float64."""
         return torch.tensor(self.levels, dtype=torch.float64)
 
+    @property
+    def event(self) -> tuple[int, ...] | None:
+        """The wrapped solver's."""
+        return self.solver.event
+
+    def differentiates(self, x: Tensor, grid: Grid) -> bool:
+        """As the method does."""
+        return self.solver.differentiates(x, _without_first(grid))
+
     def for_nfe(self, nfe: int, setting: Setting = USUAL) -> tuple[Solver, int]:
         """This solver and its steps. Raises InputError for another number of evaluations than its own."""
         own = self.nfe(self.own_grid)
@@ -120,5 +129,8 @@ class FreeRun(Solver):
 
 def _inner(interval: Interval) -> Interval:
     """The interval as the method sees it: on a grid without the first level."""
-    grid = interval.grid
-    return Interval(Grid(grid.sigmas[1:], grid.levels[1:], grid.nodes[1:]), interval.index - 1)
+    return Interval(_without_first(interval.grid), interval.index - 1)
+
+
+def _without_first(grid: Grid) -> Grid:
+    return Grid(grid.sigmas[1:], grid.levels[1:], grid.nodes[1:])

@@ -152,6 +152,11 @@ class Restart(Solver):
             x, _, state, _ = alone.step(counter, x, grid.interval(i), state)
         return counter.calls
 
+    @property
+    def event(self) -> tuple[int, ...] | None:
+        """The wrapped solver's."""
+        return self.solver.event
+
     def for_nfe(self, nfe: int, setting: Setting = USUAL) -> "tuple[Restart, int]":
         """The steps that are left to the main run beside the cycles; inside these nothing changes.
 

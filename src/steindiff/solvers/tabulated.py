@@ -123,6 +123,12 @@ class Tabulated(Multistep):
         """The table's levels, float64."""
         return torch.tensor(self.levels, dtype=torch.float64)
 
+    @property
+    def event(self) -> tuple[int, ...] | None:
+        """The shape that it was calibrated for, or else that of its mean."""
+        calibrated = None if self.purpose is None else self.purpose.event
+        return tuple(self.mean.shape) if calibrated is None and self.mean is not None else calibrated
+
     def for_nfe(self, nfe: int, setting: Setting = USUAL) -> tuple[Solver, int]:
         """This solver and its number of steps. Raises InputError where the table is for another number of evaluations."""
         super().for_nfe(nfe)
