@@ -58,15 +58,20 @@ def _layers(denoiser: object) -> Iterator[object]:
             return
 
 
-def _known_schedule(denoiser: Denoiser) -> Schedule | None:
+def known_schedule(denoiser: Denoiser) -> Schedule | None:
     """The outermost schedule that a layer of the denoiser states; None where none does."""
     stated = (getattr(layer, "schedule", None) for layer in _layers(denoiser))
     return next((schedule for schedule in stated if isinstance(schedule, Schedule)), None)
 
 
+def prediction_of(denoiser: Denoiser) -> str | None:
+    """What the network predicts, by the name of the adapter around it, such as FromEps; None where no layer is an adapter."""
+    return next((type(layer).__name__ for layer in _layers(denoiser) if isinstance(layer, _Adapter)), None)
+
+
 def schedule_of(denoiser: Denoiser) -> Schedule:
     """The schedule whose α defines the model's own x; VE, with a ScheduleWarning, where no layer of the denoiser states one."""
-    known = _known_schedule(denoiser)
+    known = known_schedule(denoiser)
     if known is None:
         *_, inner = filter(callable, _layers(denoiser))
         warnings.warn(
@@ -121,7 +126,7 @@ class _Wrapper:
 
     @property
     def schedule(self) -> Schedule | None:
-        return _known_schedule(self.denoiser)
+        return known_schedule(self.denoiser)
 
     @property
     def forwards(self) -> int:
@@ -342,7 +347,7 @@ class TimeSelected(_Wrapper):
         require(0 <= self.cutoff < float("inf"), f"need an index ≥ 0 ({published})", cutoff=self.cutoff)
         require(0 <= v0 < float("inf"), "need a variance ≥ 0 (0 is published)", data_variance=v0)
         require(self.frame in ("model", "ve"), "choose 'model' or 've'", frame=self.frame)
-        own = _known_schedule(self.denoiser)
+        own = known_schedule(self.denoiser)
         object.__setattr__(self, "_clock", own if isinstance(own, DiscreteBetas) else DiscreteBetas.linear())
         object.__setattr__(self, "_schedule", schedule_of(self.denoiser) if self.frame == "model" else VE())
 

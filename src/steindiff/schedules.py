@@ -188,6 +188,11 @@ class DiscreteBetas(_VariancePreserving):
         object.__setattr__(self, "betas", betas)
         object.__setattr__(self, "_log_ratio", torch.expm1(-log_alpha_bar).log() / 2)
 
+    def __repr__(self) -> str:
+        """The number of indices, and the ratios at both ends."""
+        low, high = self._log_ratio[[0, -1]].exp().tolist()
+        return f"DiscreteBetas({len(self.betas)} indices, σ/α from {low:.4g} to {high:.4g})"
+
     @classmethod
     def scaled_linear(cls, n: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> "DiscreteBetas":
         """√β linear in i: the latent-diffusion schedule (Rombach et al. 2022)."""

@@ -1,4 +1,4 @@
-"""The command line, `steindiff NAME`: sample, train, calibrate, convert, bench, evaluate, score, demo, diagnose, models."""
+"""The command line: one module of this room a command."""
 
 import re
 import sys
@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from steindiff.cli import bench, calibrate, convert, demo, diagnose, evaluate, models, sample, score, train
+from steindiff.cli import bench, calibrate, convert, demo, diagnose, doctor, evaluate, models, sample, score, train
 from steindiff.cli.options import Threads, use_threads
 from steindiff.errors import SteindiffError
 from steindiff.io.files import installed_version
@@ -31,7 +31,7 @@ def _root(threads: Threads = 0, version: Version = False) -> None:
     use_threads(threads)
 
 
-for _module in (sample, calibrate, convert, demo, diagnose, train, bench, evaluate, score, models):
+for _module in (sample, calibrate, convert, demo, diagnose, doctor, train, bench, evaluate, score, models):
     _name = _module.__name__.rpartition(".")[2]
     # The examples are the docstring of the module, after its first line; a command is a paragraph, or rich may join two.
     _examples = re.sub(r"\n  (?=\S)", "\n\n  ", escape((_module.__doc__ or "").partition("\n")[2]))

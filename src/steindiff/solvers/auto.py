@@ -32,11 +32,16 @@ class Auto(OnTables):
 
     def for_nfe(self, nfe: int, setting: Setting = USUAL) -> tuple[Solver, int]:
         """The choice for this setting, and its steps."""
+        return self.choose(nfe, setting)[:2]
+
+    def choose(self, nfe: int, setting: Setting = USUAL) -> tuple[Solver, int, str]:
+        """The choice for this setting, its steps, and why it is this one, in words."""
         super().for_nfe(nfe)
         own = found(nfe, setting)
         if own is not None:
-            return own, len(own.rows)
+            return own, len(own.rows), "a table was calibrated on this network"
         try:
-            return Universal(self.sigma_data).for_nfe(nfe, setting)
-        except InputError:
-            return published(nfe, setting.guidance), nfe
+            solver, steps = Universal(self.sigma_data).for_nfe(nfe, setting)
+        except InputError as error:
+            return published(nfe, setting.guidance), nfe, f"there is no table: {error}"
+        return solver, steps, "no table was calibrated on this network, and there is a universal one"

@@ -1,0 +1,61 @@
+"""What `steindiff doctor` sees where a network is misread: one that predicts noise, with a right and three wrong adapters.
+
+python -m research.misread
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from recipes.command import command
+from torch import Tensor
+
+from steindiff import models
+from steindiff.denoisers import Denoiser, FromEps, FromV, FromX0, Network
+from steindiff.diagnostics.doctor import examine
+from steindiff.schedules import DiscreteBetas, Schedule
+from steindiff.solvers import Setting
+
+SIGMA_MAX, SIGMA_MIN = 80.0, 0.02
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    model: Annotated[str, "the shipped network"] = "digits"
+    images: Annotated[int, "images that are drawn", 2] = 16
+
+
+def predicting_noise(denoiser: Denoiser, schedule: Schedule) -> Network:
+    """The network ε̂(x, t) = (y − D(y, s))/s, y = x/α, of a denoiser in VE coordinates."""
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        alpha, s = (f(t).to(x).reshape(-1, *[1] * (x.ndim - 1)) for f in (schedule.alpha, schedule.ratio))
+        return (x / alpha - denoiser(x / alpha, s.flatten())) / s
+
+    return network
+
+
+@command
+def main(o: Options) -> None:
+    """Print the table."""
+    model, schedule = models.load(o.model), DiscreteBetas.linear()
+    network = predicting_noise(model.denoiser, schedule)
+    read = {
+        "`FromEps`, the right schedule": FromEps(network, schedule),
+        "`FromEps`, Stable Diffusion's schedule": FromEps(network, DiscreteBetas.scaled_linear()),
+        "`FromV`": FromV(network, schedule),
+        "`FromX0`": FromX0(network, schedule),
+    }
+    shown = False
+    for name, denoiser in read.items():
+        setting = Setting.of(denoiser, SIGMA_MAX, SIGMA_MIN, event=model.event_shape)
+        found = examine(denoiser, setting, nfe=(), images=o.images)
+        if not shown:
+            levels = ", ".join(f"{level.sigma:.2g}" for level in found.levels)
+            print(f"| adapter | taken off/told at σ = {levels} | verdict |\n| --- | --- | --- |")
+            shown = True
+        ratios = ", ".join(f"{level.ratio:.3f}" for level in found.levels)
+        print(f"| {name} | {ratios} | {'sound' if found.sound else 'not consistent'} |", flush=True)
