@@ -5,7 +5,8 @@
 
 A denoiser may say things about itself, and every wrapper here passes them on: `schedule`, whose α defines the model's own x,
 and `forwards`, the network forwards behind one call, which `declare` says for any other callable; `sigma_data`, the deviation
-of its data, and `noise_range`, the lowest and the highest level that it was made for.
+of its data, `noise_range`, the lowest and the highest level that it was made for, and `usual_range`, where its runs end and
+begin.
 """
 
 import warnings
@@ -101,6 +102,12 @@ def noise_range_of(denoiser: Denoiser) -> tuple[float, float]:
     stated = (getattr(layer, "noise_range", None) for layer in _layers(denoiser))
     low, high = next((ends for ends in stated if isinstance(ends, tuple)), (0.0, float("inf")))
     return float(low), float(high)
+
+
+def usual_range_of(denoiser: Denoiser) -> tuple[float, float] | None:
+    """The last and the first noise level of a run, as a layer of the denoiser states them (`usual_range`), or None."""
+    stated = (getattr(layer, "usual_range", None) for layer in _layers(denoiser))
+    return next(((float(ends[0]), float(ends[1])) for ends in stated if isinstance(ends, tuple)), None)
 
 
 def guidance_of(denoiser: Denoiser) -> float:

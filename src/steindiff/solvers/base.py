@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from steindiff.denoisers import Denoiser, guidance_of, is_conditioned, noise_range_of, sigma_data_of
+from steindiff.denoisers import Denoiser, guidance_of, is_conditioned, noise_range_of, sigma_data_of, usual_range_of
 from steindiff.errors import require
 from steindiff.grids import SIGMA_MAX, SIGMA_MIN, karras
 from steindiff.identity import network_of
@@ -129,7 +129,8 @@ class Setting:
     ) -> "Setting":
         """These noise levels and this shape, and what the denoiser says of itself; EDM's σ_data where it says nothing.
 
-        A level that is None is EDM's, or the end of the denoiser's own range where EDM's lies outside, as in EDM's sampler.
+        A level that is None is the one that the denoiser states as usual, or else EDM's, or the end of the denoiser's own range
+        where EDM's lies outside, as in EDM's sampler.
 
         Raises:
             InputError: a level lies outside the denoiser's range.
@@ -147,7 +148,8 @@ class Setting:
 def _ends(denoiser: Denoiser, highest: float | None, lowest: float | None) -> tuple[float, float]:
     """The first and the last level of a run."""
     low, high = noise_range_of(denoiser)
-    ends = (min(SIGMA_MAX, high) if highest is None else highest, max(SIGMA_MIN, low) if lowest is None else lowest)
+    last, first = usual_range_of(denoiser) or (max(SIGMA_MIN, low), min(SIGMA_MAX, high))
+    ends = (first if highest is None else highest, last if lowest is None else lowest)
     inside = ends[0] <= high * (1 + 1e-6) and (lowest is None or lowest == 0 or lowest >= low * (1 - 1e-6))
     need = f"the network was made for noise levels from {low:g} to {high:g}: leave the levels out, or stay inside"
     require(inside, need, sigma_max=ends[0], sigma_min=ends[1])
