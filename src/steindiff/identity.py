@@ -93,13 +93,19 @@ def _digest(part: object, numbers: Mapping[str, Any]) -> str:
 
 def _version(value: Tensor) -> tuple[int, int]:
     """What changes where a tensor is replaced or written to."""
-    return 0 if value.is_meta else value.data_ptr(), 0 if value.is_inference() else value._version
+    try:
+        return 0 if value.is_meta else value.data_ptr(), 0 if value.is_inference() else value._version
+    except RuntimeError:  # a subclass without storage of its own
+        return id(value), 0
 
 
 def _some(value: Tensor) -> bytes:
-    """Evenly spaced values in float32; none of a tensor that is elsewhere (meta, as offloaded weights are)."""
+    """Evenly spaced values in float32; none of one that is elsewhere (meta: offloaded) or cannot be read."""
     if value.is_meta:
         return b""
-    flat = value.detach().reshape(-1)
-    some = flat[:: max(1, -(-flat.numel() // MOST))]
-    return some.to("cpu", torch.float32).contiguous().numpy().tobytes()
+    try:
+        flat = value.detach().reshape(-1)
+        some = flat[:: max(1, -(-flat.numel() // MOST))]
+        return some.to("cpu", torch.float32).contiguous().numpy().tobytes()
+    except (RuntimeError, TypeError):  # quantised weights in a tensor class of their own
+        return b""
