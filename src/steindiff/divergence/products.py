@@ -6,6 +6,7 @@ Products come one by one, or for a block of probes in one pass (vmap over the pr
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, Generic, TypeVar
@@ -13,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from steindiff.errors import SteindiffError
 
@@ -95,7 +97,7 @@ class _Jvp(Products[A]):
         _load_forward_rules()
 
     def one(self, v: Tensor) -> Tensor:
-        with torch.no_grad(), forward_ad.dual_level():
+        with torch.no_grad(), _unfused(), forward_ad.dual_level():
             value, aux = self.g(forward_ad.make_dual(fresh(self.x).clone(), v))  # a clone: x may be expanded
             tangent: Tensor | None = forward_ad.unpack_dual(value).tangent
             if tangent is None:
@@ -120,7 +122,7 @@ class _Jvp(Products[A]):
             _, *rest = torch.func.jvp(g, (fresh(self.x).clone(),), (v,), has_aux=True)
             return rest[0], rest[1]
 
-        with torch.no_grad():
+        with torch.no_grad(), _unfused():
             # None: the primal is the same for all probes.
             products, leaves = torch.func.vmap(push, out_dims=(0, None))(block)  # type: ignore[arg-type]
         self.primals, self.jvps = self.primals + 1, self.jvps + len(block)
@@ -162,6 +164,12 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     """⟨a, b⟩ per sample, (B,), accumulated in float32 or better."""
     wide = torch.promote_types(a.dtype, torch.float32)
     return (a.to(wide) * b.to(wide)).flatten(1).sum(1)
+
+
+def _unfused() -> AbstractContextManager[None]:
+    """Attention by its formula: no fused kernel has a forward derivative."""
+    context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+    return context
 
 
 @cache

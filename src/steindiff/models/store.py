@@ -23,8 +23,10 @@ from steindiff.denoisers import Denoiser, Guided, Labelled, noise_range_of, sigm
 from steindiff.errors import InputError, ModelFileError, require, unknown_name
 from steindiff.io.files import read_tensors, sha256, write_tensors
 from steindiff.models.networks import EDMPrecond, UNet, UNetConfig
+from steindiff.models.networks.checkpoint import build
 from steindiff.noise import mix
 
+Device = str | torch.device
 FORMAT = 1
 PART_BYTES = 15 * 2**20
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
@@ -116,7 +118,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted({_PART.sub("", p.stem) for p in WEIGHTS.glob("*.safetensors")}))
 
 
-def load(name: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Model:
+def load(name: str | Path, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Model:
     """A shipped model by name, or a model file by path: the file's, that of any of its parts, or the name without a part.
 
     Raises:
@@ -128,7 +130,7 @@ def load(name: str | Path, dtype: torch.dtype = torch.float32, device: str | tor
     info, tensors = read(path)
     with described(path):
         event_shape = tuple(int(n) for n in info["event_shape"])
-        built = _BUILDERS[info["kind"]](info, {k: t.to(device, dtype) for k, t in tensors.items()}, event_shape)
+        built = _BUILDERS[info["kind"]](info, tensors, event_shape, device, dtype)
     parts = files(path)
     digest = sha256(parts[0]) if len(parts) == 1 else hashlib.sha256("".join(map(sha256, parts)).encode()).hexdigest()
     return Model(str(info.get("name", path.stem)), built.denoiser, event_shape, info, path, digest, built.classes, built.null)
@@ -261,21 +263,36 @@ class Built:
     null: bool = False
 
 
-def _factor_mixture(info: dict[str, Any], tensors: dict[str, Tensor], event_shape: tuple[int, ...]) -> Built:
+def _factor_mixture(
+    info: dict[str, Any], tensors: dict[str, Tensor], event_shape: tuple[int, ...], device: Device, dtype: torch.dtype
+) -> Built:
     """x* = μ_k + W_k z + √ψ_k ε: tensors weights, means, loadings, log_diagonal (ψ in logarithm, to keep float16's digits)."""
-    weights, means, loadings, log_psi = (tensors[k] for k in ("weights", "means", "loadings", "log_diagonal"))
+    names = ("weights", "means", "loadings", "log_diagonal")
+    weights, means, loadings, log_psi = (tensors[k].to(device, dtype) for k in names)
     return Built(FactorMixture(weights / weights.sum(), means.reshape(-1, *event_shape), loadings, log_psi.exp()))
 
 
-def _edm_unet(info: dict[str, Any], tensors: dict[str, Tensor], event_shape: tuple[int, ...]) -> Built:
+def _edm_unet(
+    info: dict[str, Any], tensors: dict[str, Tensor], event_shape: tuple[int, ...], device: Device, dtype: torch.dtype
+) -> Built:
     """An EDM-preconditioned UNet; weights are stored in float16 and run in float32 or better."""
     config = UNetConfig(**info["unet"])
     c, halvings = config.image_channels, len(config.mults) - 1
     if len(event_shape) != 3 or event_shape[0] != c or any(n % 2**halvings for n in event_shape[1:]):
         raise ValueError(f"images of shape {event_shape} for a network of {c} channels that halves them {halvings} times")
     network = EDMPrecond(UNet(config), float(info["sigma_data"]))
-    network.load_state_dict(tensors, assign=True)
+    network.load_state_dict({name: tensor.to(device, dtype) for name, tensor in tensors.items()}, assign=True)
     return Built(network.eval().requires_grad_(False), config.num_classes, config.null_class)
 
 
-_BUILDERS: dict[str, Callable[..., Built]] = {"factor_mixture": _factor_mixture, "edm_unet": _edm_unet}
+def _edm_network(
+    info: dict[str, Any], tensors: dict[str, Tensor], event_shape: tuple[int, ...], device: Device, dtype: torch.dtype
+) -> Built:
+    """A converted EDM or EDM2 checkpoint."""
+    denoiser, found = build(info, tensors, event_shape, device, dtype)
+    return Built(denoiser, found.config.label_dim, found.has_null_class)
+
+
+_BUILDERS: dict[str, Callable[..., Built]] = {
+    "factor_mixture": _factor_mixture, "edm_unet": _edm_unet, "edm_network": _edm_network,
+}  # fmt: skip

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steindiff.errors import InputError, at_least, require
+from steindiff.models.networks.layout import waves
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,7 @@ class _Embedding(nn.Module):
 
     def forward(self, c: Tensor, labels: Tensor | None) -> Tensor:
         omega = torch.linspace(math.log(0.25), math.log(16.0), self.n, dtype=c.dtype, device=c.device).exp()
-        phase = c[:, None] * omega
-        h = self.linear1(torch.cat([phase.cos(), phase.sin()], dim=1))
+        h = self.linear1(waves(c, omega))
         if labels is not None:
             h = h + self._label(labels, c.shape[0])
         elif self.label is not None and self.null is not None:
