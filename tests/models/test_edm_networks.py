@@ -242,7 +242,7 @@ ABSURD = [
     ({"event_shape": [3, 4096, 4096]}, "img_resolution=4096: need a whole number from 1 to 2,048"),
     ({"event_shape": [3, 9, 9]}, "must be a multiple of 2"),
     ({"event_shape": [3, 8, 16]}, r"need images \(C, R, R\)"),
-    ({"event_shape": [1000, 8, 8]}, "out_channels=1000"),
+    ({"event_shape": [1000, 8, 8]}, "in_channels=1000"),
     ({"label_dim": 10**9}, "label_dim=1000000000: need a whole number from 0 to 1,000,000"),
     ({"label_dim": "ten"}, "label_dim='ten'"),
     ({"label_dim": True}, "label_dim=True"),

@@ -105,9 +105,16 @@ def build(
     for name in tensors.keys() - outer.keys():
         own[name.partition(".")[2]] = tensors[name].to(device, dtype)
     network.load_state_dict(own, assign=True)
-    if isinstance(network, EDM2UNet) and tensors["unet.out_gain"].dtype == torch.float16:
+    if isinstance(network, EDM2UNet) and _was_half(info, tensors):
         network.round_gains()
     return _preconditioned(found, network, outer, device).eval().requires_grad_(False), found
+
+
+def _was_half(info: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the published file holds float16, whatever this one does."""
+    source = info.get("source")
+    said = source.get("dtype") if isinstance(source, dict) else None
+    return said == "float16" if said else tensors["unet.out_gain"].dtype == torch.float16
 
 
 def _preconditioned(found: Description, network: nn.Module, outer: Mapping[str, Tensor], device: Any) -> Preconditioned:

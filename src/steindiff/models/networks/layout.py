@@ -23,7 +23,7 @@ _LEVELS, _BLOCKS, _MULT = 8, 32, 64
 _LARGEST = {
     "img_resolution": 2048, "in_channels": 64, "out_channels": 128, "label_dim": 1_000_000, "augment_dim": 1024,
     "model_channels": 4096, "num_blocks": _BLOCKS, "channel_mult_emb": _MULT, "channel_mult_noise": _MULT,
-    "channels_per_head": 4096, "logvar_channels": 65536,
+    "channels_per_head": 4096,
 }  # fmt: skip
 _ZERO_TOO = ("label_dim", "augment_dim")
 
@@ -84,10 +84,10 @@ class Shape:
     attn_resolutions: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in _LARGEST.keys() & self.__dataclass_fields__.keys():
-            value, least = getattr(self, name), 0 if name in _ZERO_TOO else 1
-            need = f"need a whole number from {least} to {_LARGEST[name]:,}: the description is not that of a usable network"
-            require(value is None or (_whole(value) and least <= value <= _LARGEST[name]), need, **{name: value})
+        for name, most in _LARGEST.items():
+            value, least = getattr(self, name, None), 0 if name in _ZERO_TOO else 1
+            need = f"need a whole number from {least} to {most:,}: the description is not that of a usable network"
+            require(value is None or (_whole(value) and least <= value <= most), need, **{name: value})
         for name in ("channel_mult", "attn_resolutions"):
             given = getattr(self, name)
             need = "need a list of a few whole numbers"
