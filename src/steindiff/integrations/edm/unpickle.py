@@ -19,6 +19,7 @@ from steindiff.integrations.edm.values import Storage, Stored, find
 _TORCH: Final = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """How a file of torch.save begins that is no zip archive; so does what is in a pickle of each tensor's elements."""
 
+_DESCRIPTION_BYTES: Final = 4096
 _DTYPES: Final = (
     torch.float16,
     torch.bfloat16,
@@ -36,6 +37,19 @@ _OTHERS: Final = {
     b"<": "a page of the web: the download failed",
     b"version https://git-lfs": "a pointer of git-lfs: fetch the file itself",
 }
+
+
+_SAID: Final = re.compile(r"(?i)unsupported [^\n]{1,160}?(?= was not| whose|\n|$)|(?<=WeightsUnpickler error: )[^\n]{1,160}")
+
+
+class _Payload(io.BytesIO):
+    """The bytes of one storage. Its description, which torch reads by `read`, is short; the elements go by `readinto`."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Bytes of the description."""
+        if self.tell() > _DESCRIPTION_BYTES:
+            raise ValueError(f"a description of more than {_DESCRIPTION_BYTES:,} bytes")
+        return super().read(_DESCRIPTION_BYTES if size is None or size < 0 else min(size, _DESCRIPTION_BYTES))
 
 
 class Pickle:
@@ -67,7 +81,7 @@ class Pickle:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch warns of the storages that it returns
-                found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+                found = torch.load(_Payload(data), map_location="cpu", weights_only=True)
                 untyped, dtype = found.untyped(), found.dtype
         except Exception as error:  # what torch raises for bytes of any kind is not documented
             self.source.refuse(f"torch's weights-only reader refuses the elements of a tensor: {_said(error)}")
@@ -77,9 +91,9 @@ class Pickle:
 
 def _said(error: Exception) -> str:
     """What torch says of a file, without its advice to trust it."""
-    text = str(error)
-    found = re.search(r"Unsupported [^\n]*?(?= was not|\n|$)", text)
-    return ascii(found[0] if found else f"{type(error).__name__} {text.partition(chr(10))[0]}"[:160])[1:-1]
+    found = _SAID.search(str(error))
+    line = str(error).partition("\n")[0]
+    return ascii(found[0] if found else f"{type(error).__name__} {'' if 'weights_only' in line else line}".strip()[:160])[1:-1]
 
 
 @contextmanager

@@ -123,11 +123,15 @@ def _persistent(source: Source, args: Arguments) -> Record:
     kind, state, version = (meta.get(key) for key in ("class_name", "state", "version"))
     source.need(meta.get("type") == "class", "a persistence object that is no class")
     source.need(isinstance(kind, str) and bool(_CLASS.fullmatch(kind)), f"a persistence object of class {shown(kind)}")
-    source.need(version in _VERSIONS, f"a {kind} of persistence version {shown(version)}; 1 to 6 are read")
+    source.need(version in _VERSIONS, f"a {kind} of persistence version {_digits(version)}; 1 to 6 are read")
     source.need(isinstance(state, dict | None), f"a {kind} whose state is {shown(state)}, where it is a dictionary")
     record = Record(str(kind), True, source.at)
     record.state = state or {}
     return record
+
+
+def _digits(value: object) -> str:
+    return str(value) if isinstance(value, int) else shown(value)
 
 
 def _dictionary(source: Source, args: Arguments) -> dict[Any, Any]:
