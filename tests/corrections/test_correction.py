@@ -17,6 +17,7 @@ from steindiff.noise import generators, initial_noise
 from steindiff.sampling import sample, steps
 from steindiff.schedules import RectifiedFlow, VPCosine, VPLinear
 from steindiff.solvers.base import Grid
+from steindiff.solvers.free import FreeRun
 from steindiff.solvers.unipc import UniPC
 
 torch.set_num_threads(1)
@@ -461,6 +462,18 @@ def test_one_correction_per_step():
     inner = Corrected(solvers.make("ddim"), CLAMPED)
     with pytest.raises(InputError, match="corrected already"):
         Corrected(inner, CLAMPED)
+
+
+def test_a_corrected_step_has_no_linear_part_before_its_gamma():
+    """With the network's outputs held, the blend's is (1−γ) ρ + γ r. The wrapped solver's r would be another step's."""
+    inner, x, interval = Corrected("ddim", FixedGamma((0.5,) * 4)), start(), Grid.of(GRID).interval(0)
+    state = inner.init(MIX, x, Grid.of(GRID))
+    near, far = (inner.step(lambda z, s: torch.zeros_like(z), y, interval, state).x for y in (x, 2 * x))
+    torch.testing.assert_close(far - near, (0.5 + 0.5 * 0.4) * x)
+    run = FreeRun(inner, 0.5, (20.0, *GRID.tolist()))  # a wrapper that asks its method
+    for ask in (lambda: inner.linear(interval, state), lambda: sample(Corrected(run, "analytical"), MIX, x, run.own_grid)):
+        with pytest.raises(InputError, match=r"no linear part before its γ is decided: correct the outermost solver"):
+            ask()
 
 
 @pytest.mark.parametrize("how", ["grad", "dual", "vjp", "jvp"])

@@ -510,6 +510,28 @@ def test_a_right_derivative_is_never_refused(sigma, dtype):
         assert choice.costs["jvp"] is not None
 
 
+@pytest.mark.parametrize(("scale", "doubts"), [(1 / 0.6, 0.125), (1 / 48, 4.2)])
+def test_a_right_derivative_may_be_off_by_several_times_what_the_quotients_are_apart(scale, doubts):
+    """D = s sin(x/s) per axis at 0, whose quotient over h is sinc(h/s); h is 0.05 and 0.15. A smooth one is off by 1/8."""
+    x, sigma = torch.zeros(2, 4, dtype=D64), torch.tensor(1.0, dtype=D64)
+    value, (near, far) = 1, (math.sin(h / scale) / (h / scale) for h in (0.05, 0.15))
+    assert (value - near) / abs(near - far) == pytest.approx(doubts, rel=0.02)
+    assert choose(lambda y, s: scale * torch.sin(y / scale), x, sigma).method == "vjp"
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_a_missing_part_is_noticed_though_the_quotients_are_apart(scale):
+    """They differ by 0.3 % and 5 % of themselves. (From 7.5 % on, s < 0.2, none is noticed.)"""
+
+    def cut(y, s):
+        with torch.no_grad():
+            moved = scale * torch.sin(y / scale)
+        return 1e-3 * y + moved
+
+    with pytest.raises(SteindiffError, match="where finite differences give"):
+        choose(cut, torch.zeros(2, 4, dtype=D64), torch.tensor(1.0, dtype=D64), methods=("vjp",))
+
+
 @pytest.mark.parametrize("estimator, method", [(Hutchinson(), "fd"), (Hutchinson(method="fd"), "fd")])
 def test_inference_mode_falls_back_to_finite_differences(estimator, method, x):
     with torch.inference_mode():

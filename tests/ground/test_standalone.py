@@ -97,7 +97,6 @@ def agree(x, stein, run, rtol=1e-9):
             assert ours.moments[name] == pytest.approx(theirs.moments[name], rel=rtol, abs=rtol, nan_ok=True)
 
 
-@pytest.mark.parametrize("frame", SCHEDULES)
 def frozen(mode):
     """The rule whose derivative holds a history constant, as that of a loop's function does."""
     return CleanTarget(gamma_max=1.5, mode=mode, history="frozen" if mode in ("full", "adaptive") else "total")

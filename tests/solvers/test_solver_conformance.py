@@ -231,7 +231,12 @@ class Drifting(solvers.Solver):
 
 
 FREE_RUN = solvers.make("free(dpmpp_3m)").plan(8)
-OTHERS = {"free": FREE_RUN, "own": (Drifting(), None), "corrected": (Corrected("unipc_2", CleanTarget(mode="tweedie")), None)}
+OTHERS = {
+    "free": FREE_RUN,
+    "own": (Drifting(), None),
+    "corrected": (Corrected("unipc_2", CleanTarget(mode="tweedie")), None),
+    "one that keeps states": (Corrected("ddim", "bot_nguyen"), None),
+}
 
 
 @pytest.mark.parametrize("name", [*SOLVERS, *OTHERS])
@@ -245,8 +250,9 @@ def test_a_step_remembers_what_moves_it(name, end):
         remembers = solver.remembers(interval, state)
         assert remembers == (not torch.equal(other.x, step.x))
         seen.add(remembers)
-    plain = solver.solver if isinstance(solver, Corrected) else solver
-    one_step = isinstance(plain, (Heun, DPMpp2S, DPMpp3S)) or (plain.order == 1 and not isinstance(plain, (UniPC, Drifting)))
+    one_step = isinstance(solver, (Heun, DPMpp2S, DPMpp3S)) or (
+        solver.order == 1 and not isinstance(solver, (UniPC, Drifting, Corrected))
+    )
     assert seen == ({False} if one_step else {False, True})
 
 

@@ -140,12 +140,17 @@ class Corrected(Solver):
         return replace(self, solver=solver), steps
 
     def linear(self, interval: Interval, state: CorrectedState) -> Tensor:
-        """The wrapped solver's."""
-        return self._solver.linear(interval, state.inner)
+        """Not known before the step, which decides γ: of the blend it is (1−γ) ρ + γ ∂T/∂x, and not the wrapped solver's.
+
+        Raises:
+            InputError: always; a rule that wants a linear part reads that of the plain solver.
+        """
+        need = "a corrected step has no linear part before its γ is decided: correct the outermost solver, once, with a Chain"
+        raise InputError(f"{self}: {need}")
 
     def remembers(self, interval: Interval, state: CorrectedState) -> bool:
-        """As the wrapped solver does."""
-        return self._solver.remembers(interval, state.inner)
+        """As the wrapped solver does, or where the rule keeps a tensor of an earlier state."""
+        return self._solver.remembers(interval, state.inner) or super().remembers(interval, state.own)
 
     def seeded(self, seed: int | tuple[int, ...]) -> "Corrected":
         """The same, with probes from `seed`."""
