@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 import steindiff as sd
 from steindiff.analytic import GaussianMixture
@@ -41,14 +40,21 @@ def summary(result):
 
 
 def main(folder):
-    dist.init_process_group("gloo")
-    mine = processes.share(BATCH)
-    found = {name: summary(run(name, mine, processes.gather)) for name in RULES}
-    found["seeds"] = list(mine)
-    found["failure"] = broken()
-    (folder / f"{processes.rank()}.json").write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
+    with processes.joined():
+        rank, mine = processes.rank(), processes.share(BATCH)
+        found = {name: summary(run(name, mine, processes.gather)) for name in RULES}
+        found["seeds"] = list(mine)
+        found["failure"] = broken()
+        found["threads"] = threads()
+    found["left"] = threads()
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+
+
+def threads():
+    """The names of this process's threads that are gloo's."""
+    tasks = Path("/proc/self/task")
+    names = [(task / "comm").read_text().strip() for task in tasks.iterdir()] if tasks.exists() else []
+    return [name for name in names if "gloo" in name]
 
 
 def broken():

@@ -62,3 +62,10 @@ def test_shares_are_blocks_that_cover_the_batch(both):
 def test_a_network_that_fails_on_one_process_leaves_none_waiting(both):
     assert both[0]["failure"] == ""
     assert "NaN or infinite" in both[1]["failure"]
+
+
+def test_no_thread_of_the_group_outlives_it(both):
+    """A thread that runs on into the interpreter's end may abort the process there, with all its work done."""
+    if not both[0]["threads"]:
+        pytest.skip("threads have names on Linux only")
+    assert [part["left"] for part in both] == [[], []]

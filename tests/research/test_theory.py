@@ -246,7 +246,12 @@ def test_at_high_noise_the_vp_coefficient_has_no_limit():
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m"])
 @pytest.mark.parametrize("size", [0.01, 0.3, 3.0])
 def test_a_shifted_score_moves_gamma_within_the_bound(shape, schedule, solver, size):
-    for found in runs.shifted_estimate(Case("mixture", schedule, solver=solver, level=1), shape, size, 1000, 1):
+    case = Case("mixture", schedule, solver=solver, level=1)
+    m = core.sample_of(case, 1000, 1).means.moments  # of the frame: its own α and σ
+    assert runs.shifted_estimate(case, shape, size, 1000, 1)[0].bound == pytest.approx(
+        float(m.sigma**2 / m.alpha * size / m.uu.sqrt()), rel=1e-9
+    )
+    for found in runs.shifted_estimate(case, shape, size, 1000, 1):
         assert 0 < found.measured <= found.bound * (1 + 1e-9)
         if shape == "aligned":
             assert found.measured == pytest.approx(found.bound, rel=1e-6)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
 from typing import Protocol, TypeVar
 
 import torch
@@ -33,6 +34,10 @@ def joined(device: str = "cpu") -> Iterator[None]:
     """
     begun = int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized()
     if begun:
+        # Its functions have the group of the time of its import as a default argument. The first derivative imports it (by way
+        # of torch._dynamo), and a group that it then holds is not destroyed: its threads run on into the interpreter's end,
+        # where now and then one aborts the process ("terminate called without an active exception").
+        import_module("torch.distributed.nn.functional")
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=_PATIENCE)
     try:
         yield
