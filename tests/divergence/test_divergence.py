@@ -1,8 +1,10 @@
 """Trace estimators: unbiased, honest about their error, consistent with each other, detached, seeded, and choosy."""
 
+import itertools
 import math
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from torch.autograd import forward_ad
 from steindiff import solvers
 from steindiff.analytic import GaussianMixture
 from steindiff.corrections import CleanTarget, Corrected
-from steindiff.divergence import Choice, Estimate, Exact, Hutchinson, HutchPlusPlus, choose, dot
+from steindiff.divergence import Choice, Estimate, Exact, Hutchinson, HutchPlusPlus, choose, choosing, dot
 from steindiff.divergence.products import Options, linearise
 from steindiff.errors import InputError, SteindiffError
 from steindiff.noise import mix
@@ -559,24 +561,31 @@ def test_a_state_made_in_inference_mode_can_be_differentiated_outside_it(method,
 # ---------------------------------------------------------------- cost
 
 
-def test_the_measured_cost_is_the_cost():
-    """A forward of 10 ms and a backward of 30 ms: a VJP costs three forwards beyond the primal."""
+def test_the_measured_cost_is_the_cost_whatever_else_runs(monkeypatch):
+    """A forward of 10 ms and a backward of 30 ms, so that a VJP costs three forwards; every seventh piece is 1 s longer."""
+    now, pieces = [0.0], itertools.count(1)
+
+    def work(seconds):
+        now[0] += seconds + (next(pieces) % 7 == 0)
+
+    monkeypatch.setattr(choosing, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     class Slow(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
-            time.sleep(0.01)
+            work(0.01)
             return x / 2
 
         @staticmethod
         def backward(ctx, grad):
-            time.sleep(0.03)
+            work(0.03)
             return grad / 2
 
     choice = choose(lambda x, sigma: Slow.apply(x), torch.randn(2, 4), torch.tensor(1.0))
     assert choice.method == "vjp"
-    assert 2 < choice.costs["vjp"] < 4.5
-    assert 1.5 < choice.costs["fd"] < 2.5  # two more forwards
+    assert choice.costs["vjp"] == pytest.approx(3)
+    assert choice.costs["fd"] == pytest.approx(2)  # two more forwards
+    assert choosing.excess(lambda: work(0.01), lambda: work(0.02), torch.zeros(1), 5) == 0  # nothing costs less than nothing
 
 
 def test_the_choice_is_recorded_and_reusing_it_probes_nothing():
