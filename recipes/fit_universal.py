@@ -5,6 +5,7 @@ The shipped file, one to two hours on a core in all; a stopped run goes on with 
     python -m recipes.fit_universal --work outputs/universal
     python -m recipes.fit_universal --work outputs/universal --rung 14.6 --nfe 1-10 --laws 96 --held 64 --iterations 10
     python -m recipes.fit_universal --work outputs/universal --rung 14.6 --nfe 11-20 --laws 96 --held 64 --base 8
+    python -m recipes.fit_universal --work outputs/universal --rung 14.6 --nfe 10-20 --laws 96 --held 64 --base 8 --last 0.03
     python -m recipes.fit_universal --work outputs/universal --out src/steindiff/solvers/universal.safetensors
 
 The tables for guidance, in a file of their own; P is python -m recipes.fit_universal --work outputs/guided --laws 40 --held 24:
@@ -22,7 +23,7 @@ A pilot in half a minute:
 For each number of evaluations N and each rung (the first level, in units of σ_data), rows are fitted by closed-loop least
 squares on many grids: first levels after the free step, exponents ρ, lengths of the history. The best grid of each history by
 the error on held-out laws is refined by Gauss–Newton; the best of these is kept. Its scores are taken on a third set of laws.
-With `--base` the levels are those of a finished table, resampled, instead of a grid.
+With `--base` the levels are those of a finished table, resampled, instead of a grid; with `--last` a run ends at another one.
 Under guidance the laws have classes, and scales from `--least` to `BAND` times the table's. A network is guided less strongly
 than an exact law of the same scale, so that a short table of strongly guided laws alone is too careful for it. With more
 evaluations there is room for care, and images need it.
@@ -33,7 +34,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,7 +51,7 @@ from steindiff.solvers import Tabulated, table_files
 
 COMMAND = "python -m recipes.fit_universal"
 LAST = 0.004
-"""The last level, in units of σ_data: 0.002 of 0.5."""
+"""The last level of most tables, in units of σ_data: 0.002 of 0.5."""
 FIRSTS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
 """The level after the free step, as a fraction of the rung."""
 RHOS = (4.0, 5.0, 7.0)
@@ -82,6 +83,7 @@ class Options:
         float, "the level after the free step, as a fraction of the rung, where a fit starts; 0 tries several", 0
     ] = 0.0
     base: Annotated[int, "the evaluations of a finished table whose levels are resampled; 0 tries grids", 0] = 0
+    last: Annotated[float, "the last level, in units of sigma_data; 0.004 is 0.002 of 0.5", 1e-9] = LAST
     laws: Annotated[int, "laws that are fitted", 1] = 160
     held: Annotated[int, "laws that choose grids, histories and when to stop; as many others give the scores", 1] = 96
     steps: Annotated[int, "steps of the fine runs", 1] = 96
@@ -92,15 +94,17 @@ class Options:
     out: Annotated[Path | None, "write all finished tables of --work to this file, and fit nothing"] = None
 
 
-def family(count: int, rung: float, seed: int, steps: int, label: str, scales: Scales = None) -> list[Trajectories]:
-    """So many laws with their fine runs; under guidance, of scales in this range."""
+def family(
+    count: int, rung: float, seed: int, steps: int, label: str, scales: Scales = None, last: float = LAST
+) -> list[Trajectories]:
+    """So many laws with their fine runs from the rung to the last level; under guidance, of scales in this range."""
     generator, found = torch.Generator().manual_seed(seed), list[Trajectories]()
     for i in tqdm(range(count), desc=label, disable=None):
         law = draw(_ranges(scales)[i % 2], generator)
         n = max(4, min(MOST, SIZE // law.dim))
         own = scales and guided(law, n, scales, generator)
         noise = rung * torch.randn(n, law.dim, generator=generator, dtype=torch.float64)
-        found.append(trajectories(own or law, noise, rung, LAST, count=steps, conditioned=own and own.of))
+        found.append(trajectories(own or law, noise, rung, last, count=steps, conditioned=own and own.of))
     return found
 
 
@@ -114,9 +118,9 @@ def _scales(options: Options) -> Scales:
     return None if options.guidance == 1 else (options.least, options.guidance * BAND)
 
 
-def grids(nfe: int, rung: float, first: float = 0.0) -> Iterator[tuple[float, ...]]:
+def grids(nfe: int, rung: float, first: float = 0.0, last: float = LAST) -> Iterator[tuple[float, ...]]:
     """Grids to choose from; `first` is the fraction of the rung to which their free step goes, 0 for several."""
-    return search.grids(nfe, rung, LAST, (first,) if first else FIRSTS, RHOS)
+    return search.grids(nfe, rung, last, (first,) if first else FIRSTS, RHOS)
 
 
 def best(nfe: int, rung: float, laws: Sequence[Trajectories], held: Sequence[Trajectories], options: Options) -> Tabulated:
@@ -134,13 +138,13 @@ def best(nfe: int, rung: float, laws: Sequence[Trajectories], held: Sequence[Tra
 def _starts(nfe: int, rung: float, options: Options) -> Iterator[tuple[float, ...]]:
     """Levels to choose from: grids, or those of a finished table alone. Raises InputError where that is not finished."""
     if not options.base:
-        yield from grids(nfe, rung, options.first)
+        yield from grids(nfe, rung, options.first, options.last)
         return
-    path = _file(options.base, options)
+    path = _file(options.base, replace(options, last=LAST))
     if not path.exists():
         raise InputError(f"--base {options.base}: there is no {path}; fit it first, with --nfe {options.base}")
     ((table, _),) = table_files.load(path).values()
-    yield search.resampled(table.levels, nfe)
+    yield search.resampled((*table.levels[:-1], options.last), nfe)
 
 
 def _histories(nfe: int, guidance: float) -> tuple[int | None, ...]:
@@ -187,14 +191,16 @@ def gather(folder: Path, out: Path) -> None:
     print(f"{len(entries)} tables in {out}")
 
 
-def _name(rung: float, nfe: int, guidance: float) -> str:
-    """What a table is called in a file."""
-    return f"{rung:g}/{nfe}" if guidance == 1 else f"{rung:g}/{nfe}/{guidance:g}"
+def _name(nfe: int, options: Options) -> str:
+    """What a table is called in a file: its rung, its evaluations, its scale of guidance and its last level, where unusual."""
+    scale = "" if options.guidance == 1 else f"/{options.guidance:g}"
+    return f"{options.rung:g}/{nfe}{scale}" + ("" if options.last == LAST else f"/to {options.last:g}")
 
 
 def _file(nfe: int, options: Options) -> Path:
     scale = "" if options.guidance == 1 else f"-{options.guidance:g}"
-    return options.work / f"{options.rung:g}-{nfe:02d}{scale}.safetensors"
+    end = "" if options.last == LAST else f"-to-{options.last:g}"
+    return options.work / f"{options.rung:g}-{nfe:02d}{scale}{end}.safetensors"
 
 
 @command
@@ -204,7 +210,7 @@ def main(options: Options) -> None:
     if options.out is not None:
         gather(folder, options.out)
         return
-    rung, guidance = options.rung, options.guidance
+    rung = options.rung
     wanted = parse_seeds(options.nfe)
     require(min(wanted) >= 1, "a table needs at least one evaluation", nfe=options.nfe)
     missing = [n for n in wanted if not _file(n, options).exists()]
@@ -214,11 +220,11 @@ def main(options: Options) -> None:
     counts = (options.laws, options.held, options.held)
     names = ("laws to fit", "laws to choose by", "laws for the scores")
     parts = zip(counts, seeds, names, strict=True)
-    laws, held, others = (family(n, rung, seed, options.steps, name, _scales(options)) for n, seed, name in parts)
+    laws, held, others = (family(n, rung, seed, options.steps, name, _scales(options), options.last) for n, seed, name in parts)
     for nfe in tqdm(missing, desc=f"tables from {rung:g}", disable=None):
         start = time.perf_counter()
         table = best(nfe, rung, laws, held, options)
         about = report(table, others, options, time.perf_counter() - start)
-        name = _name(rung, nfe, guidance)
+        name = _name(nfe, options)
         table_files.save(_file(nfe, options), {name: (table, about)})
         print(f"{name}: {about['scores']} in {about['seconds']} s", flush=True)
