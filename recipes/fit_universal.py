@@ -48,10 +48,9 @@ from steindiff.errors import InputError, require
 from steindiff.io.files import manifest, writable_folder
 from steindiff.run import parse_seeds
 from steindiff.solvers import Tabulated, table_files
+from steindiff.solvers.universal import LAST
 
 COMMAND = "python -m recipes.fit_universal"
-LAST = 0.004
-"""The last level of most tables, in units of σ_data: 0.002 of 0.5."""
 FIRSTS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
 """The level after the free step, as a fraction of the rung."""
 RHOS = (4.0, 5.0, 7.0)
@@ -186,7 +185,8 @@ def gather(folder: Path, out: Path) -> None:
     entries = {name: (solver, {**about, "command": COMMAND}) for name, (solver, about) in found}
     if not entries:
         raise InputError(f"{folder} holds no finished table: fit some first, without --out")
-    key = {name: (about["settings"].get("guidance", 1), solver.levels[0], len(solver.rows)) for name, (solver, about) in found}
+    places = {name: (solver.levels[0], solver.levels[-1], len(solver.rows)) for name, (solver, _) in found}
+    key = {name: (about["settings"].get("guidance", 1), *places[name]) for name, (_, about) in found}
     table_files.save(out, {name: entries[name] for name in sorted(entries, key=lambda name: key[name])})
     print(f"{len(entries)} tables in {out}")
 

@@ -132,10 +132,14 @@ def _levels() -> Table:
 
 def _rungs() -> Table:
     """For which first levels and numbers of evaluations there are tables."""
-    known = sorted(universal.shipped())
-    rungs = dict.fromkeys(rung for rung, _ in known)
-    rows = [(f"{rung:g}", f"{0.5 * rung:g}", _spans([n for r, n in known if r == rung])) for rung in rungs]
-    return Table(("first level, in units of σ_data", "σ_max at σ_data = 0.5", "N"), tuple(rows))
+    rows = list[tuple[str, ...]]()
+    for end, known in sorted(universal.by_end().items()):
+        for rung in sorted({rung for rung, _ in known}):
+            counts = _spans(sorted(n for r, n in known if r == rung))
+            rows.append((f"{rung:g}", f"{0.5 * rung:g}", f"{end:g}", counts))
+    return Table(
+        ("first level, in units of σ_data", "σ_max at σ_data = 0.5", "last level, in units of σ_data", "N"), tuple(rows)
+    )
 
 
 def _scales() -> Table:

@@ -4,6 +4,7 @@
     python -m research.guided_rule --what digits_classes --samples 64
     python -m research.guided_rule --top 14.6
     python -m research.guided_rule --top 14.6 --what cifar10_mixture --scales 1 --nfe 3-20
+    python -m research.guided_rule --top 14.6 --bottom 0.03 --what cifar10_mixture --scales 1 --nfe 10-20
 
 A line is a scale w, where 1 is the testbed itself, unguided. A column is a number of evaluations. A cell has the RMSE of `auto`
 to the fine runs' end points of the same noise, and that of the best of four published solvers on EDM's grid, chosen on these
@@ -36,6 +37,7 @@ class Options:
     scales: Annotated[tuple[float, ...], "scales of guidance"] = (1.2, 1.5, 2.5, 4.0, 6.0, 7.5, 10.0)
     nfe: Annotated[str, "numbers of evaluations, such as 3-6,8"] = "3-6,8,10"
     top: Annotated[float, "the first level, in units of sigma_data; 0 is EDM's", 0] = 0.0
+    bottom: Annotated[float, "the last level, in units of sigma_data; 0 is EDM's", 0] = 0.0
     samples: Annotated[int, "images", 2] = 256
     seed: Annotated[int, "seed of the first image", 0] = 80_000
     steps: Annotated[int, "steps of the fine runs", 1] = 100
@@ -67,7 +69,8 @@ def main(o: Options) -> None:
     print("| w | " + " | ".join(f"N = {nfe}" for nfe in counts) + " |\n" + "| --- " * (1 + len(counts)) + "|")
     for scale in o.scales:
         bed = make(o.what if scale == 1 else f"{o.what}_guided_{scale:g}")
-        setting = replace(bed.setting, sigma_max=o.top * bed.setting.sigma_data) if o.top else bed.setting
+        ends = {"sigma_max": o.top * bed.setting.sigma_data, "sigma_min": o.bottom * bed.setting.sigma_data}
+        setting = replace(bed.setting, **{name: level for name, level in ends.items() if level})
         fine = grids.karras(o.steps, setting.sigma_min, setting.sigma_max)
         exact = draw(solvers.make("unipc_3"), bed, fine, seeds).samples
         cells = (cell(bed, nfe, seeds, exact, setting) for nfe in counts)

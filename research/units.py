@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from recipes.fit_universal import LAST
 from torch import Tensor
 
 from steindiff import initial_noise
 from steindiff.calibration import Trajectories, errors, run, trajectories
 from steindiff.denoisers import Denoiser
 from steindiff.solvers import Tabulated
+from steindiff.solvers.universal import LAST
 from steindiff.study import testbed
 
 RUNG = 160.0

@@ -215,6 +215,24 @@ def test_a_table_may_stand_on_the_levels_of_a_finished_one(tmp_path, capsys):
     assert "there is no" in capsys.readouterr().err
 
 
+def test_a_table_may_end_at_another_level(tmp_path):
+    few = ["--work", str(tmp_path), "--rung", "14.6", *SMALL[:-1], "0"]
+    assert fit_universal.main([*few, "--nfe", "3"]) == 0
+    assert fit_universal.main([*few, "--nfe", "3,4", "--base", "3", "--last", "0.03"]) == 0
+    usual, short = (table_files.load(tmp_path / f"14.6-03{end}.safetensors") for end in ("", "-to-0.03"))
+    assert list(short) == ["14.6/3/to 0.03"]
+    (table, about), ((base, _),) = short["14.6/3/to 0.03"], usual.values()
+    levels = (*base.levels[:-1], 0.03)
+    laws = family(4, 14.6, 0, 24, "laws", last=0.03)
+    expected = renamed(fit(laws, resampled(levels, 3)), laws)
+    assert (table.levels, table.rows) == (expected.levels, expected.rows)
+    assert table.levels[-1] == pytest.approx(0.03)
+    assert about["settings"]["last"] == laws[0].levels[-1] == 0.03
+    out = tmp_path / "all.safetensors"
+    assert fit_universal.main(["--work", str(tmp_path), "--out", str(out)]) == 0
+    assert list(table_files.load(out)) == ["14.6/3", "14.6/3/to 0.03", "14.6/4/to 0.03"]
+
+
 def test_a_stopped_run_makes_what_is_missing_only(pilot, tmp_path):
     kept = tmp_path / "160-01.safetensors"
     kept.write_bytes((pilot / "160-01.safetensors").read_bytes())
@@ -229,7 +247,7 @@ def test_all_finished_tables_make_one_file_that_the_solver_reads(pilot, tmp_path
     assert fit_universal.main(["--work", str(pilot), "--out", str(out)]) == 0
     assert numbers(out) == {**numbers(pilot / "160-01.safetensors"), **numbers(pilot / "160-03.safetensors")}
     monkeypatch.setattr(universal, "FILE", out)
-    universal.shipped.cache_clear()
+    universal.by_end.cache_clear()
     try:
         assert sorted(universal.shipped()) == [(160.0, 1), (160.0, 3)]
         solver, about = universal.entry(3)
@@ -237,7 +255,7 @@ def test_all_finished_tables_make_one_file_that_the_solver_reads(pilot, tmp_path
         assert about["settings"]["laws"] == 4
         assert str(tmp_path.parent) not in out.read_bytes().decode("latin-1"), "no folder of this machine"
     finally:
-        universal.shipped.cache_clear()
+        universal.by_end.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from steindiff.solvers.table import load_all
 from steindiff.study.calibrating import calibrate_bed
 from steindiff.study.testbed import make
 
-OWN = ("work", "out", "nfe", "rung", "guidance", "least", "first", "base")
+OWN = ("work", "out", "nfe", "rung", "guidance", "least", "first", "base", "last")
 """What tables of one command differ in."""
 DEFAULTS = {name: value for name, value in asdict(Options(work=None)).items() if name not in OWN}
 FEWER = {**DEFAULTS, "laws": 96, "held": 64}
@@ -33,13 +33,23 @@ CHOSEN: dict[tuple[float, float, int], tuple[float, float]] = {
 
 
 def test_every_shipped_table_is_of_this_family_with_these_settings():
-    for (rung, nfe), (_, about) in universal.shipped().items():
-        assert about["family"] == json.loads(json.dumps(asdict(Family()))), (rung, nfe)
-        assert {name: about["settings"][name] for name in DEFAULTS} == COMMANDS[rung, nfe > FULL], (rung, nfe)
-        assert about["settings"].get("base", 0) == (8 if rung == 14.6 and nfe > FULL else 0), (rung, nfe)
+    tables = [(end, *key, about) for end, known in universal.by_end().items() for key, (_, about) in known.items()]
+    for end, rung, nfe, about in tables:
+        usual = end == universal.LAST
+        assert about["family"] == json.loads(json.dumps(asdict(Family()))), (end, rung, nfe)
+        command = COMMANDS[rung, nfe > FULL] if usual else FEWER
+        assert {name: about["settings"][name] for name in DEFAULTS} == command, (end, rung, nfe)
+        assert about["settings"].get("base", 0) == (0 if usual and (rung != 14.6 or nfe <= FULL) else 8), (end, rung, nfe)
+        assert about["settings"].get("last", universal.LAST) == end
         assert about["settings"]["rung"] == rung
         assert about["command"] == COMMAND
         assert "/work" not in json.dumps(about)
+
+
+def test_stable_diffusions_last_level_has_the_tables_that_the_usual_one_lacks():
+    ends = universal.by_end()
+    assert {end: sorted({rung for rung, _ in known}) for end, known in ends.items()} == {0.004: [14.6, 160.0], 0.03: [14.6]}
+    assert sorted(nfe for _, nfe in ends[0.03]) == list(range(10, 21))
 
 
 def test_every_table_for_guidance_is_of_these_families_with_these_settings():
@@ -56,7 +66,7 @@ def test_every_table_for_guidance_is_of_these_families_with_these_settings():
             assert "/work" not in json.dumps(about)
 
 
-@pytest.mark.parametrize("known", [universal.shipped(), *universal.guided().values()])
+@pytest.mark.parametrize("known", [*universal.by_end().values(), *universal.guided().values()])
 def test_tables_of_more_evaluations_have_smaller_errors(known):
     """On the recipe's third set of laws, which took no part in a fit or a choice."""
     for rung, least in {(rung, about["settings"].get("least", 1)) for (rung, _), (_, about) in known.items()}:

@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -600,7 +601,7 @@ def test_the_nearest_rung_is_taken(monkeypatch):
     rows = (Row(0.2, ()), *(Row(0.2, (0.8,)) for _ in range(4)))
     own = Tabulated((160.0, 32.0, 8.0, 2.0, 0.4, 0.004), rows, (1.0,) * 5)
     tables = {rung: own.scaled(rung / 160.0) for rung in (10.0, 40.0, 160.0)}
-    monkeypatch.setattr(universal, "shipped", lambda: {(rung, 4): (table, {}) for rung, table in tables.items()})
+    monkeypatch.setattr(universal, "by_end", lambda: {0.004: {(rung, 4): (table, {}) for rung, table in tables.items()}})
     for top, rung in ((5.0, 10), (10, 10), (19, 10), (21, 40), (40, 40), (79, 40), (81, 160), (160, 160), (1e5, 160)):
         solver, _ = universal.entry(4, Setting(top, 1e-9, 1.0))
         assert solver.levels[0] == top
@@ -652,7 +653,7 @@ def test_guidance_without_a_table_is_refused(nfe, guidance, message):
 
 def test_the_first_step_is_never_shorter_than_a_fifth_of_its_level(monkeypatch):
     late = Tabulated((160.0, 100.0, 8.0, 0.004), (Row(0.6, ()), Row(0.1, (0.9,)), Row(0.0, (1.0,))), (1.0,) * 3)
-    monkeypatch.setattr(universal, "shipped", lambda: {(160.0, 2): (late, {})})
+    monkeypatch.setattr(universal, "by_end", lambda: {0.004: {(160.0, 2): (late, {})}})
     assert universal.entry(2, Setting(125.0, 0.004, 1.0))[0].levels[0] == 125.0
     with pytest.raises(InputError, match="start between 125 and"):
         universal.entry(2, Setting(124.0, 0.004, 1.0))
@@ -671,6 +672,29 @@ def test_the_last_level_is_reached_by_the_noise_that_the_last_evaluation_sees():
     for sigma_min in (0.004, 0.02):
         noise = sigma_min * (before - denoised) / told
         torch.testing.assert_close(ends[sigma_min] - ends[0.0], noise, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("nfe", range(1, 21))
+def test_stable_diffusions_own_range_is_served(nfe):
+    """From 14.6 down to 0.03, which is above the last evaluations of long tables that end at 0.004."""
+    table = Table.universal(nfe, sigma_max=14.6, sigma_min=0.03, sigma_data=1.0)
+    assert (table.nfe, float(table.sigmas[0]), float(table.sigmas[-1])) == (nfe, 14.6, 0.03)
+    levels = table.sigmas.tolist()
+    assert all(a > b for a, b in pairwise(levels))
+    assert table.report["settings"].get("last", 0.004) == (0.03 if nfe >= 10 else 0.004)
+
+
+def test_of_two_last_levels_the_nearest_that_may_end_there_is_taken(monkeypatch):
+    rows = (Row(0.2, ()), *(Row(0.2, (0.8,)) for _ in range(4)))
+    ends = ((0.05, 0.004), (0.1, 0.03))
+    low, high = (Tabulated((14.6, 8.0, 2.0, 0.4, *last), rows, (1.0,) * 5) for last in ends)
+    known = {solver.levels[-1]: {(14.6, 4): (solver, {})} for solver in (low, high)}
+    monkeypatch.setattr(universal, "by_end", lambda: known)
+    for end, taken in ((0.0, low), (0.004, low), (0.016, low), (0.018, high), (0.03, high), (0.05, high)):
+        solver, _ = universal.entry(4, Setting(14.6, end, 1.0))
+        assert (solver.levels[-2], solver.levels[-1]) == (taken.levels[-2], end)
+    with pytest.raises(InputError, match=r"sigma_min=0.051: the last level of this table can lie between 0 and 0.05"):
+        universal.entry(4, Setting(14.6, 0.051, 1.0))
 
 
 def test_the_mean_of_the_data_may_be_told():
@@ -716,13 +740,13 @@ def test_a_damaged_shipped_file_is_said_to_be(tmp_path, monkeypatch):
     broken = tmp_path / "universal.safetensors"
     broken.write_bytes(universal.FILE.read_bytes()[:-5])
     monkeypatch.setattr(universal, "FILE", broken)
-    universal.shipped.cache_clear()
+    universal.by_end.cache_clear()
     try:
         for use in (lambda: Table.universal(4), lambda: sample("auto", mixture, noisy_state(80.0), nfe=4)):
             with pytest.raises(ModelFileError, match="fetch it again"):
                 use()
     finally:
-        universal.shipped.cache_clear()
+        universal.by_end.cache_clear()
 
 
 # ---------------------------------------------------------------- the solvers by name

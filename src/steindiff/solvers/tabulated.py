@@ -141,6 +141,12 @@ class Tabulated(Multistep):
         mean = None if self.mean is None else factor * self.mean
         return replace(self, levels=tuple(factor * s for s in self.levels), mean=mean)
 
+    @property
+    def highest_end(self) -> float:
+        """The highest last level to which a run may be ended."""
+        before, end = self.levels[-2:]
+        return max(_LOWEST * before, 1.1 * end)
+
     def ended(self, sigma: float) -> "Tabulated":
         """The same to another last level σ, 0 included, by the noise that the last evaluation sees.
 
@@ -148,8 +154,8 @@ class Tabulated(Multistep):
 
         It evaluates nothing. Raises InputError where σ is too far above the last level, or the last step evaluates nothing.
         """
-        *_, before, end = self.levels
-        limit, last = max(_LOWEST * before, 1.1 * end), self.rows[-1]
+        before, end = self.levels[-2:]
+        limit, last = self.highest_end, self.rows[-1]
         require(0 <= sigma <= limit, f"the last level of this table can lie between 0 and {limit:.3g}", sigma_min=sigma)
         require(bool(last.values), "the last step evaluates nothing: only its own last level is served", sigma_min=sigma)
         share = (sigma - end) / (self.told[-1] * before)

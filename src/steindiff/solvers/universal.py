@@ -6,7 +6,8 @@ evaluates nothing, stretched by the flow of a Gaussian of variance one,
 
     a ← a √((1 + rung²)/(1 + s_0²)),      s_0 ≥ rung/2 and s_0 ≥ 5/4 of the level after that step, or s_0 ≥ rung,
 
-and it ends at its own last level s, by the noise that the last evaluation sees: x ← x + (s − s_n)(x_N − D_N)/told level.
+and it ends at its own last level s, by the noise that the last evaluation sees: x ← x + (s − s_n)(x_N − D_N)/told level. Tables
+of many evaluations evaluate low; a run that ends near or above their last evaluation takes one that was fitted to end higher.
 
 Under classifier-free guidance there are other tables, for a few scales w, fitted on guided laws. A run above w = 1 takes the
 scale whose ratio to w is nearest to one, and none beyond √2 times the highest.
@@ -26,16 +27,26 @@ from steindiff.solvers.tabulated import Tabulated
 
 FILE, GUIDED = (Path(__file__).parent / f"{name}.safetensors" for name in ("universal", "guided"))
 Tables = dict[tuple[float, int], table_files.Entry]
+LAST = 0.004
+"""The last level of most tables, in units of σ_data: 0.002 of 0.5."""
 BAND = math.sqrt(2)
 """The factor above the highest scale of guidance up to which its tables are taken."""
 _HIGHEST = 1e6
 
 
-@cache
 def shipped() -> Tables:
-    """The shipped tables by rung and number of evaluations."""
-    entries = table_files.load(FILE).values()
-    return {(solver.levels[0], solver.nfe(solver.own_grid)): (solver, report) for solver, report in entries}
+    """The shipped tables that end at `LAST`, by rung and number of evaluations."""
+    return by_end()[LAST]
+
+
+@cache
+def by_end() -> dict[float, Tables]:
+    """All shipped tables without guidance, by their last level."""
+    found = dict[float, Tables]()
+    for solver, report in table_files.load(FILE).values():
+        end = float(f"{solver.levels[-1]:.6g}")  # levels that were resampled have rounding in the last digit
+        found.setdefault(end, {})[solver.levels[0], solver.nfe(solver.own_grid)] = solver, report
+    return found
 
 
 @cache
@@ -53,17 +64,17 @@ def highest() -> float:
     return BAND * max(guided())
 
 
-def tables(guidance: float) -> Tables:
-    """The tables of the nearest scale of guidance by its ratio. Raises InputError beyond the highest band."""
+def tables(guidance: float) -> dict[float, Tables]:
+    """The tables of the nearest scale of guidance by its ratio, by last level. Raises InputError beyond the highest band."""
     if guidance <= 1:
-        return shipped()
+        return by_end()
     known = guided()
     if not guidance <= highest() * (1 + 1e-6):
         raise InputError(
             f"guidance={guidance:g}: there are universal tables up to a scale of {highest():.3g}; take a lower one, or a plain "
             "solver such as ddim"
         )
-    return known[min(sorted(known), key=lambda scale: round(abs(math.log(scale / guidance)), 6))]
+    return {LAST: known[min(sorted(known), key=lambda scale: round(abs(math.log(scale / guidance)), 6))]}
 
 
 def entry(nfe: int, setting: Setting = USUAL) -> table_files.Entry:
@@ -73,8 +84,9 @@ def entry(nfe: int, setting: Setting = USUAL) -> table_files.Entry:
         InputError: there is no table for this number of evaluations, these levels or this scale of guidance; the error names
             what there is.
     """
-    s, known = setting.sigma_data, tables(setting.guidance)
-    top = setting.sigma_max / s
+    s, ends = setting.sigma_data, tables(setting.guidance)
+    top, bottom = setting.sigma_max / s, setting.sigma_min / s
+    known = ends[LAST]
     rungs = sorted({rung for rung, n in known if whole(nfe) and n == nfe})
     if not rungs:
         have = ", ".join(map(str, sorted({n for _, n in known})))
@@ -89,7 +101,8 @@ def entry(nfe: int, setting: Setting = USUAL) -> table_files.Entry:
             f"sigma_max/sigma_data = {top:g}: universal tables with {nfe} evaluations start between {min(lowest.values()):g} "
             f"and {_HIGHEST:g}; check sigma_data, or take a plain solver"
         )
-    solver, report = known[min(usable, key=lambda rung: abs(math.log(rung / top))), nfe]
+    rung = min(usable, key=lambda rung: abs(math.log(rung / top)))
+    solver, report = _ending([found[rung, nfe] for found in ends.values() if (rung, nfe) in found], bottom)
     named = replace(solver, name="universal table")
     return _started(named, top).scaled(s).ended(setting.sigma_min), {**report, "setting": asdict(setting)}
 
@@ -113,6 +126,14 @@ def _started(solver: Tabulated, top: float) -> Tabulated:
     rung, first = solver.levels[0], solver.rows[0]
     stretched = Row(first.a * math.sqrt((1 + rung**2) / (1 + top**2)), ())
     return replace(solver, levels=(top, *solver.levels[1:]), rows=(stretched, *solver.rows[1:]))
+
+
+def _ending(found: list[table_files.Entry], bottom: float) -> table_files.Entry:
+    """Of tables that differ in their last level the nearest that may end here; where none may, the one that can end highest."""
+    usable = [entry for entry in found if bottom <= entry[0].highest_end]
+    if not usable:
+        return max(found, key=lambda entry: entry[0].highest_end)
+    return min(usable, key=lambda entry: abs(entry[0].levels[-1] - bottom))
 
 
 @dataclass(frozen=True)
