@@ -10,6 +10,7 @@ import torch
 from recipes import pages
 
 import steindiff as sd
+from edm_files import SMALL, write
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,3 +142,17 @@ def test_readme_names_only_what_exists():
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_a_checkpoint_of_edm_is_calibrated_and_sampled(tmp_path, capsys, monkeypatch):
+    """On a tiny network with weights by a rule; the page shows the program as it stands."""
+    path = ROOT / "examples" / "edm_checkpoint.py"
+    write(tmp_path / "tiny.safetensors", "ddpmpp", kwargs=SMALL | {"channel_mult": [1], "attn_resolutions": []})
+    monkeypatch.setattr("sys.argv", [path.name, str(tmp_path / "tiny.safetensors"), str(tmp_path / "five.png")])
+    runpy.run_path(str(path), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("5 evaluations, RMSE to the exact flow ") for line in lines)
+    assert (tmp_path / "five.png").stat().st_size > 100
+    assert path.read_text().count("\n") < 40
+    assert path.read_text().split('"""', 2)[2].strip() in (ROOT / "docs" / "integrations" / "edm.md").read_text()

@@ -25,7 +25,6 @@ from steindiff.calibration.refine import Progress, Settings, refine, renamed
 from steindiff.calibration.teacher import STEPS, Conditioned, Trajectories, trajectories
 from steindiff.denoisers import Denoiser, forwards_per_call
 from steindiff.errors import InputError, needs, require
-from steindiff.grids import SIGMA_MAX, SIGMA_MIN
 from steindiff.io import files, processes
 from steindiff.solvers import Purpose, Setting, Table
 from steindiff.solvers.base import whole
@@ -78,8 +77,8 @@ def calibrations(
     noise: Tensor,
     nfe: Sequence[int],
     *,
-    sigma_max: float = SIGMA_MAX,
-    sigma_min: float = SIGMA_MIN,
+    sigma_max: float | None = None,
+    sigma_min: float | None = None,
     conditioned: Conditioned | None = None,
     network: str | None = None,
     options: Options = USUAL,
@@ -93,8 +92,8 @@ def calibrations(
         denoiser: D(x, sigma) in VE coordinates, of any device and inner dtype; guidance is a part of it.
         noise: states at σ_max, (n, *event), n ≥ 8: σ_max ε. 64 are plenty, and 16 already do.
         nfe: network evaluations of a run.
-        sigma_max: the first noise level.
-        sigma_min: the last noise level, above 0.
+        sigma_max: the first noise level; None is EDM's, within the range that the denoiser states.
+        sigma_min: the last noise level, above 0; None as for the first.
         conditioned: gives the denoiser of the images whose places in `noise` it is given, (b,) int64, where images have
             classes or prompts of their own; `denoiser` then says only what all of them share.
         network: what names the network, where no digest of it can be taken; None: `identity.network_of`.
@@ -110,6 +109,8 @@ def calibrations(
         NonFiniteError: the network's output is not finite, or its fine runs diverge.
     """
     require(len(nfe) > 0 and all(whole(n) and n >= 1 for n in nfe), "need whole numbers of evaluations, from 1", nfe=list(nfe))
+    levels = Setting.of(denoiser, sigma_max, sigma_min)
+    sigma_max, sigma_min = levels.sigma_max, levels.sigma_min
     require(0 < sigma_min < sigma_max, "need 0 < sigma_min < sigma_max", sigma_min=sigma_min, sigma_max=sigma_max)
     _check(noise, max(nfe))
     first = denoiser if conditioned is None else conditioned(torch.arange(1))

@@ -1,0 +1,121 @@
+"""Compare a converted checkpoint with the official network, for whoever has a clone of NVIDIA's repository and the pickle.
+
+    git clone https://github.com/NVlabs/edm
+    steindiff convert edm-cifar10-32x32-uncond-vp.pkl cifar10.safetensors
+    python -m research.compare_edm --official edm --pickle edm-cifar10-32x32-uncond-vp.pkl --model cifar10.safetensors
+
+The official reader *runs the program that is stored in the pickle*: give it a file of NVIDIA's own, and no other. For EDM2 the
+clone is that of NVlabs/edm2. The clone needs `pip install requests`.
+
+Both networks see x = 0.5 n₁ + σ n₂ at noise levels of their range, both in float32, with random labels and then without any. A
+line has σ, the size of D, the largest difference and the error on the scale of the raw network,
+
+    e = max|D − D'| / (c_out max(1, max|F|)),   F = (D − c_skip x)/c_out.
+
+The last line says whether the largest e is within the tolerance. The exit code is 0 where it is.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from recipes.command import command
+from torch import Tensor
+
+from steindiff import models
+from steindiff.errors import InputError
+from steindiff.models.networks.precond import Preconditioned
+from steindiff.solvers import Setting
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    official: Annotated[str, "the folder of the clone"]
+    pickle: Annotated[str, "the checkpoint; the program in it is run"]
+    model: Annotated[str, "what steindiff convert made of it"]
+    device: Annotated[str, "cpu, or cuda, where TF32 is switched off"] = "cpu"
+    batch: Annotated[int, "images at each noise level", 1] = 2
+    levels: Annotated[int, "noise levels", 2] = 7
+    seed: Annotated[int, "of images and labels", 0] = 0
+    tolerance: Annotated[float, "the largest error that agrees"] = 1e-4
+    threads: Annotated[int, "CPU threads", 1] = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one noise level shows; `labels` says whether there were any."""
+
+    labels: bool
+    sigma: float
+    size: float
+    difference: float
+    error: float
+
+    def __str__(self) -> str:
+        kind = "labels" if self.labels else "none"
+        return f"| {kind} | {self.sigma:.4g} | {self.size:.4g} | {self.difference:.2e} | {self.error:.2e} |"
+
+
+def official_network(clone: Path, file: Path, device: str) -> Any:
+    """The network in a pickle, by the clone's reader. Raises InputError where the folder is no such clone."""
+    lacking = [name for name in ("torch_utils/persistence.py", "dnnlib") if not (clone / name).exists()]
+    if lacking:
+        raise InputError(f"--official {clone} lacks {', '.join(lacking)}: name a clone of NVlabs/edm or NVlabs/edm2")
+    if not file.is_file():
+        raise InputError(f"--pickle {file}: there is no such file")
+    sys.path.insert(0, str(clone.resolve()))
+    with open(file, "rb") as stream:
+        return pickle.load(stream)["ema"].eval().requires_grad_(False).to(device)
+
+
+def rows(official: Any, model: models.Model, options: Options) -> Iterator[Row]:
+    """Every noise level, with labels where the model has classes, and then without."""
+    ours, generator = model.denoiser, torch.Generator().manual_seed(options.seed)
+    if not isinstance(ours, Preconditioned):
+        raise InputError(f"--model {model.path} is no converted checkpoint: convert the pickle")
+    setting = Setting.of(ours)
+    ends = torch.tensor([setting.sigma_min, setting.sigma_max], dtype=torch.float64).log()
+    told = torch.linspace(*ends.tolist(), options.levels, dtype=torch.float64).exp().to(options.device)
+    told = torch.as_tensor(getattr(official, "round_sigma", lambda s: s)(told)).float()
+    shape = (options.levels, 2, options.batch, *model.event_shape)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64).float().to(options.device)
+    labels = torch.randint(max(model.classes, 1), (options.batch,), generator=generator).to(options.device)
+    for given in (labels, None) if model.classes else (None,):
+        rows = None if given is None else F.one_hot(given, model.classes).float()
+        for sigma, (clean, z) in zip(told, noise, strict=True):
+            x = 0.5 * clean + sigma * z
+            theirs = official(x, sigma.expand(len(x)), rows, force_fp32=True)
+            yield _row(ours, x, sigma, theirs.double(), ours(x, sigma, given).double(), given is not None)
+
+
+def _row(network: Preconditioned, x: Tensor, sigma: Tensor, theirs: Tensor, ours: Tensor, labels: bool) -> Row:
+    c_skip, c_out, *_ = (c.double()[0] for c in network.coefficients(sigma.expand(1)))
+    raw = float(((theirs - c_skip * x.double()) / c_out).abs().max())
+    difference = float((ours - theirs).abs().max())
+    return Row(labels, float(sigma), float(theirs.abs().max()), difference, difference / (float(c_out.abs()) * max(1.0, raw)))
+
+
+@command
+def main(options: Options) -> None:
+    """Print the table and what follows from it; raise InputError where the networks differ."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    official = official_network(Path(options.official), Path(options.pickle), options.device)
+    model = models.load(options.model, device=options.device)
+    print("| labels | sigma | max D | difference | e |\n|" + " --- |" * 5)
+    worst = 0.0
+    for row in rows(official, model, options):
+        print(row, flush=True)
+        worst = max(worst, row.error)
+    verdict = f"the largest e is {worst:.2e}, the tolerance {options.tolerance:g}"
+    if not worst <= options.tolerance:
+        raise InputError(f"DIFFER: {verdict}; are pickle and model the same checkpoint?")
+    print(f"agree: {verdict}")
