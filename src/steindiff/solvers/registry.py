@@ -58,4 +58,21 @@ PLANS: Registry[Solver] = Registry(
 )
 """The same, and those that need more than a grid, have one of their own, cannot spend every budget, or are no ODE solvers."""
 
-make, names, plans = PLANS.make, SOLVERS.names, PLANS.names
+
+def make(spec: Solver | str) -> Solver:
+    """The solver that a spec names, such as "dpmpp_2m" or "dpmpp_3m(exact=True)"; a solver is returned as it is.
+
+    Raises:
+        InputError: an unknown name (with a suggestion), options that the solver does not take, or neither text nor a solver.
+    """
+    return PLANS.make(spec)
+
+
+def names() -> tuple[str, ...]:
+    """The names of the plain solvers, which need nothing but a grid."""
+    return SOLVERS.names()
+
+
+def plans() -> tuple[str, ...]:
+    """All names that a spec can have."""
+    return PLANS.names()
