@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 # Threads that wait should sleep: spinning ones slow torch tenfold where another process shares the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test check slow clean
+.PHONY: demo test check slow docs dist clean
 
 demo: .venv/.user
 	$(BIN)/steindiff demo --outdir outputs/demo
@@ -21,6 +21,16 @@ check: .venv/.dev
 
 slow: .venv/.dev
 	$(BIN)/pytest -m slow
+
+# The site, to be read from outputs/site/index.html; every warning is an error.
+docs: .venv/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+# What goes to a package index.
+dist: .venv/.dev
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
 
 .venv/.user: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -134,16 +134,6 @@ def test_the_calls_on_the_page_of_the_universal_solver_run(tmp_path, monkeypatch
     assert names["table"].nfe(names["table"].own_grid) == 2
 
 
-def test_readme_names_only_what_exists():
-    """Every path the README links to is there."""
-    import re
-
-    text = (ROOT / "README.md").read_text()
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
-
-
 def test_a_checkpoint_of_edm_is_calibrated_and_sampled(tmp_path, capsys, monkeypatch):
     """On a tiny network with weights by a rule; the page shows the program as it stands."""
     path = ROOT / "examples" / "edm_checkpoint.py"

@@ -42,7 +42,7 @@ ROUNDOFF = 1e4  # rounding errors below which an error that no longer halves has
 class Flow(NamedTuple):
     """A state carried along the probability flow.
 
-    Args:
+    Attributes:
         x: the state at the final σ, (B, *event).
         error: the estimated RMS error per coordinate over the whole batch, in units of x.
         steps: the largest number of Runge-Kutta steps any sample took, 7 evaluations each.
