@@ -12,7 +12,7 @@ demo: .venv/.user
 	$(BIN)/steindiff demo --outdir outputs/demo
 
 test: .venv/.dev check
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/.dev
 	$(BIN)/ruff check .
