@@ -3,5 +3,6 @@
 from steindiff.integrations.diffusers.config import Convention, read
 from steindiff.integrations.diffusers.denoising import PipelineDenoiser, denoiser
 from steindiff.integrations.diffusers.derivatives import forward_derivatives
+from steindiff.integrations.diffusers.scheduler import SteindiffScheduler
 
-__all__ = ["Convention", "PipelineDenoiser", "denoiser", "forward_derivatives", "read"]
+__all__ = ["Convention", "PipelineDenoiser", "SteindiffScheduler", "denoiser", "forward_derivatives", "read"]

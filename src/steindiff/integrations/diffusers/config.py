@@ -20,7 +20,7 @@ from steindiff.denoisers import Denoiser, FromEDM, FromEps, FromFlow, FromV, Fro
 from steindiff.errors import InputError, require
 from steindiff.integrations.diffusers import betas
 from steindiff.integrations.diffusers.bounds import Bound, Bounded, Clip, Threshold
-from steindiff.integrations.diffusers.fields import Fields, checked
+from steindiff.integrations.diffusers.fields import OWN, Fields, checked
 from steindiff.schedules import DiscreteBetas, LogNoise, RectifiedFlow, Schedule
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
@@ -90,7 +90,8 @@ def read(
     """What the config of a scheduler of diffusers says of the network.
 
     Args:
-        config: `pipe.scheduler.config`, or the content of `scheduler_config.json`.
+        config: `pipe.scheduler.config`, or the content of `scheduler_config.json`. That of our own scheduler says the rest too,
+            where it is not given here.
         bounded: whether `clip_sample` and `thresholding` are honoured.
         sigma_data: the standard deviation of the data; None takes EDM's own, 0.5 for a config that clips or thresholds, and 1
             for any other.
@@ -99,12 +100,13 @@ def read(
     Raises:
         InputError: a field is unknown, has a value that it cannot have, or contradicts another; the error names it.
     """
-    fields = checked(config, frozenset(ignore))
+    own = config.get(OWN) or {} if isinstance(config, Mapping) else {}
+    bounded, sigma_data = bounded and own.get("bounded", True), own.get("sigma_data") if sigma_data is None else sigma_data
+    fields = checked(config, frozenset((*ignore, *own.get("ignore", ()))))
     schedule, prediction, top, bottom, from_noise = _trained(fields)
     bound, said = _bound(fields), fields.values.get("variance_type")
     require(said is None or said in (*LEARNED, *FIXED), f"choose {' or '.join((*LEARNED, *FIXED))}", variance_type=said)
-    own = PIXELS if bound else LATENTS
-    data = fields.number("sigma_data", own) if sigma_data is None else sigma_data
+    data = fields.number("sigma_data", PIXELS if bound else LATENTS) if sigma_data is None else sigma_data
     require(0 < data < float("inf"), "need a positive standard deviation", sigma_data=data)
     require(0 < bottom < top < float("inf"), "need 0 < sigma_min < sigma_max < inf", sigma_min=bottom, sigma_max=top)
     variance = None if said is None else said in LEARNED

@@ -26,6 +26,8 @@ OF_METHODS = frozenset((
     "tau_func",
 ))  # fmt: skip
 """How a scheduler of diffusers steps."""
+OWN = "_steindiff"
+"""Where the config of our scheduler keeps our options; diffusers passes over names that begin so."""
 KNOWN = OF_NETWORK | OF_STEPS | OF_METHODS
 
 _SERVED = (
