@@ -210,15 +210,11 @@ def on_levels(options: Options, convention: Convention, sigmas: Tensor) -> Plan:
     """The run of a solver on given levels. Raises InputError where it has levels of its own, or the first is not trained."""
     solver = solvers.make(options.solver)
     need = "this solver chooses its own levels: give num_inference_steps alone, or take one for any levels, such as dpmpp_2m"
-    require(not plans_levels(options), need, solver=options.table or options.solver)
+    plans = options.table is not None or solver.plans
+    require(not plans, need, solver=options.table or options.solver)
     within = float(sigmas[0]) <= convention.sigma_max * (1 + tables.NEAR)
     require(within, f"the network was trained up to sigma = {convention.sigma_max:.4g}", first=float(sigmas[0]))
     return Plan.of(solver, grids.validate(sigmas), convention, options.correction)
-
-
-def plans_levels(options: Options) -> bool:
-    """Whether the solver chooses its own levels."""
-    return options.table is not None or solvers.make(options.solver).plans
 
 
 def after(plan: Plan, begin: int, options: Options, convention: Convention) -> Plan:

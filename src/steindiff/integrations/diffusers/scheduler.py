@@ -158,8 +158,8 @@ class SteindiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
             device: where `timesteps` go.
             timesteps: times of one's own instead, for a solver that runs on any levels.
             sigmas: levels of one's own instead: those of a flow are its times in (0, 1], before its shift and without the last
-                level; all others are σ/α with the last level, which may be 0. A solver with levels of its own takes the equal
-                steps from 1 to 1/n that pipelines of flows give for their number.
+                level; all others are σ/α with the last level, which may be 0. Equal steps from 1 to 1/n, which pipelines of
+                flows give by themselves, stand for n evaluations.
             mu: the shift of a flow with `use_dynamic_shifting`.
 
         Raises:
@@ -316,10 +316,10 @@ class SteindiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
         return _Running(plan, index, run, told.unbind(), sample.dtype)
 
     def _usual(self, values: Sequence[float]) -> bool:
-        """Whether these are the times that pipelines of flows give for a number, and the solver has levels of its own."""
+        """Whether these are the times that pipelines of flows give for a number of evaluations."""
         n = len(values)
         even = n > 0 and all(math.isclose(v, 1 - i / n, rel_tol=1e-4) for i, v in enumerate(values))
-        return even and isinstance(self.convention.schedule, RectifiedFlow) and planning.plans_levels(self.options)
+        return even and isinstance(self.convention.schedule, RectifiedFlow)
 
     def _show(self, told: Sequence[float], end: float, device: str | torch.device | None) -> None:
         """Set what pipelines look at."""
