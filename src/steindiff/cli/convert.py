@@ -8,12 +8,15 @@ Examples:
 Nothing in the pickle is run. --trust-pickle runs it, by a clone of NVIDIA's repository on PYTHONPATH.
 """
 
+import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+
+from steindiff.models import Model
 
 Stored = Literal["float16", "float32"]
 
@@ -37,16 +40,16 @@ def convert_command(
         warning = f"--trust-pickle runs the program in {pickle}: whoever made that file can now do here whatever you can"
         Console(stderr=True).print(f"[bold red]warning:[/bold red] {escape(warning)}", highlight=False, soft_wrap=True)
     done = convert(pickle, out, name=name, dtype=dtype, overwrite=overwrite, trust=trust_pickle)
-    Console().print(f"[bold]{escape(str(done.path))}[/bold]: {escape(_said(done.info, done.numbers))}", highlight=False)
+    console = Console()
+    console.print(f"{done.model.path}: {_said(done.model, done.numbers)}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _said(info: dict[str, Any], numbers: int) -> str:
+def _said(model: Model, numbers: int) -> str:
     """What a converted model is, in a sentence."""
-    channels, height, width = info["event_shape"]
-    what = "latents" if info["encoder"] else "images"
-    classes = f"{info['label_dim']} classes" if info["label_dim"] else "no classes"
-    low, high = info["sigma_min"], info["sigma_max"]
-    noise = "any noise level" if low is high is None else f"noise levels from {low or 0:.4g} to {high or float('inf'):.6g}"
-    parts = (f"{info['precond']} of {info['network']}", f"{numbers:,} parameters and buffers", info["source"]["dtype"],
-             f"{what} of {channels}×{height}×{width}", classes, noise)  # fmt: skip
-    return ", ".join(parts)
+    info, (low, high) = model.info, model.noise_range
+    shape = "×".join(map(str, model.event_shape))
+    classes = f"{model.classes} classes" if model.classes else "no classes"
+    noise = "any noise level" if (low, high) == (0, math.inf) else f"noise levels from {low:.4g} to {high:.6g}"
+    what, form = "latents" if info["encoder"] else "images", info["source"]["dtype"]
+    size = f"{numbers:,} parameters and buffers ({form} in the pickle)"
+    return f"{info['precond']} of {info['network']}, {size}, {what} of {shape}, {classes}, {noise}"

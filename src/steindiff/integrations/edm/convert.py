@@ -1,9 +1,9 @@
-"""From a pickle to a model file: nothing in the pickle is run, and the file is read again before it has its name."""
+"""From a pickle to a model file: nothing in the pickle is run, and the file is loaded before it has its name."""
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from steindiff.errors import InputError, ModelFileError, require
-from steindiff.integrations.edm.description import Description, describe
+from steindiff.integrations.edm.description import describe
 from steindiff.integrations.edm.source import LIMITS, Limits
 from steindiff.integrations.edm.trusted import run
 from steindiff.integrations.edm.unpickle import opened
-from steindiff.integrations.edm.values import Stored
 from steindiff.io.files import sha256, writable_folder
 from steindiff.models import store
 
@@ -25,16 +24,14 @@ DTYPES: Final = {"float16": torch.float16, "float32": torch.float32}
 
 @dataclass(frozen=True)
 class Converted:
-    """A model file that was written and read again.
+    """A model file that was written and loaded.
 
     Attributes:
-        path: the file.
-        info: the description in its header.
-        numbers: how many numbers its tensors have.
+        model: the model, from the file.
+        numbers: how many numbers its tensors have, parameters and buffers.
     """
 
-    path: Path
-    info: dict[str, Any]
+    model: store.Model
     numbers: int
 
 
@@ -48,23 +45,23 @@ def convert(
     trust: bool = False,
     limits: Limits = LIMITS,
 ) -> Converted:
-    """Read the network of an EDM or EDM2 pickle and write it as a model file; returns what the new file says.
+    """Read the network of an EDM or EDM2 pickle, write it as a model file, and load that.
 
-    The model file appears whole or not at all, and only after it was loaded once. Tensors are in memory once while it is
-    written.
+    The model file appears whole or not at all, and only after it was loaded. While it is written, the tensors are in memory
+    once.
 
     Args:
         pickle: the .pkl file, a snapshot with the network under `ema`, or a network alone.
         out: the model file, NAME.safetensors.
         name: the model's name; by default the stem of the pickle.
-        dtype: float16 or float32, to store floating-point tensors so; by default they stay as they are.
+        dtype: float16 or float32, to store parameters so; by default they stay as they are. Buffers always do.
         overwrite: replace what is at `out`.
         trust: run the pickle by the official code, which must be importable, where reading it as data is not enough.
         limits: what a file may need.
 
     Raises:
         InputError: no such file; `out` exists, has another suffix, or cannot be written.
-        ModelFileError: the pickle is refused, or has numbers that are not finite.
+        ModelFileError: the pickle is refused, makes no network, or has numbers that are not finite.
     """
     pickle, out = Path(pickle), Path(out)
     require(out.suffix == ".safetensors", "model files end in .safetensors", out=str(out))
@@ -77,13 +74,10 @@ def convert(
     else:
         with opened(pickle, limits) as file:
             description = describe(file.root, file.source)
-            tensors = _read(description, file.tensor)
+            tensors = {key: t if isinstance(t, Tensor) else file.tensor(t) for key, t in description.tensors.items()}
     info = {"kind": KIND, "name": name or pickle.stem, **description.info, "source": _source(pickle, tensors)}
-    return _written(out, old, info, _stored_as(tensors, DTYPES.get(dtype or ""), pickle))
-
-
-def _read(description: Description, read: Callable[[Stored], Tensor]) -> dict[str, Tensor]:
-    return {name: t if isinstance(t, Tensor) else read(t) for name, t in description.tensors.items()}
+    _store_as(tensors, DTYPES.get(dtype or ""), description.buffers, pickle)
+    return _written(pickle, out, old, info, tensors)
 
 
 def _source(pickle: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -91,28 +85,31 @@ def _source(pickle: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"file": pickle.name, "bytes": pickle.stat().st_size, "sha256": sha256(pickle), "dtype": " ".join(formats)}
 
 
-def _stored_as(tensors: dict[str, Tensor], dtype: torch.dtype | None, pickle: Path) -> dict[str, Tensor]:
-    """The tensors, floating ones in the given format; one by one, so that each is in memory once."""
+def _store_as(tensors: dict[str, Tensor], dtype: torch.dtype | None, buffers: Collection[str], pickle: Path) -> None:
+    """Give parameters a format, in place and one by one, so that each is in memory once; all must be finite."""
     for name in list(tensors):
         tensor = tensors[name]
         if tensor.is_floating_point():
-            cast = tensor if dtype is None else tensor.to(dtype)
+            cast = tensor if dtype is None or name in buffers else tensor.to(dtype)
             bad = int((~cast.isfinite()).sum())
             if bad:
-                where = "in the file" if not tensor.isfinite().all() else f"as {dtype}, whose range it leaves: choose float32"
-                raise ModelFileError(f"{pickle}: {name} has {bad:,} of {cast.numel():,} values that are not finite {where}")
+                where = f"as {dtype}, whose range they leave: choose float32" if tensor.isfinite().all() else "in the file"
+                raise ModelFileError(f"{pickle}: {bad:,} of {cast.numel():,} values of {name} are not finite {where}")
             tensors[name] = cast
-    return tensors
 
 
-def _written(out: Path, old: list[Path], info: dict[str, Any], tensors: dict[str, Tensor]) -> Converted:
+def _written(pickle: Path, out: Path, old: list[Path], info: dict[str, Any], tensors: dict[str, Tensor]) -> Converted:
     """Write the file under another name, load it, and let it take its place."""
-    size = sum(t.nbytes for t in tensors.values())
+    size, count = sum(t.nbytes for t in tensors.values()), sum(t.numel() for t in tensors.values())
     with tempfile.TemporaryDirectory(prefix=f".{out.stem}-", dir=writable_folder(out.parent)) as folder:
-        (new,) = store.save(Path(folder) / out.name, tensors, info, (KIND,), part_bytes=size + 1)
+        (new,) = store.save(Path(folder) / out.name, tensors, info, part_bytes=size + 1)
         tensors.clear()
-        info, kept = store.read(new, (KIND,))
+        try:
+            model = store.load(new)
+        except ModelFileError as error:
+            said = " ".join(str(error.__cause__ or error).split())[:400]
+            raise ModelFileError(f"{pickle} does not hold the network that it describes: {said}") from error
         os.replace(new, out)
     for part in set(old) - {out}:
         part.unlink(missing_ok=True)
-    return Converted(out, info, sum(t.numel() for t in kept.values()))
+    return Converted(replace(model, path=out), count)
