@@ -30,6 +30,7 @@ class KDiffusionSampler:
     def __init__(self, funcname, sd_model, options=None):
         self.func, self.model_wrap_cfg, self.steps = funcname, sd_model, []
         hash(funcname)  # it is looked up in a dictionary of what samplers take
+        assert isinstance(funcname, str) or funcname.__name__.startswith("sample_")
 
     def sample(self, x, sigmas, cond, uncond, scale):
         named = inspect.signature(self.func).parameters

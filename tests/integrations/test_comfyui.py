@@ -165,8 +165,10 @@ def test_a_table_is_calibrated_and_used(comfy, flow, tmp_path):
     node = comfy.nodes["SteindiffCalibrate"]
     (path,) = run(node, model=model, evaluations=2, **inputs, **how)
     assert Path(path) == tmp_path / "models" / "steindiff_tables" / "mine.safetensors"
-    assert run(node, model=model, evaluations=2, **inputs, **how) == (path,)
-    assert [table.nfe for table in load_all(path)] == [2]  # in place of the one before
+    if not flow:
+        assert run(node, model=model, evaluations=1, **inputs, **how) == (path,)
+        assert run(node, model=model, evaluations=1, **inputs, **how) == (path,)
+        assert [table.nfe for table in load_all(path)] == [2, 1]  # the second in place of the one before
     ends = torch.stack([levels[0], levels[2], levels[-1]])
     assert "mine.safetensors" in comfy.nodes["SteindiffSampler"].INPUT_TYPES()["required"]["table"][0]
     of_list, of_path = sampler(comfy, table="mine.safetensors"), sampler(comfy, table_path=path)
@@ -176,7 +178,7 @@ def test_a_table_is_calibrated_and_used(comfy, flow, tmp_path):
     exact = draw(comfy, sampler(comfy, solver="unipc_3"), model, fine, cfg=2.0, batch=16)
     plain = draw(comfy, sampler(comfy, solver="dpmpp_2m"), model, ends, cfg=2.0, batch=16)
     assert float((end - exact).norm()) < float((plain - exact).norm())
-    for given, said in [({"cfg": 7.0}, "calibrated tables are for 2"), ({"sigmas": levels}, "nfe=5: .* has tables of 2")]:
+    for given, said in [({"cfg": 7.0}, "calibrated tables are for 2"), ({"sigmas": levels}, "nfe=5: .* has tables of (1, )?2")]:
         with pytest.raises(InputError, match=said):
             draw(comfy, of_list, **{"model": model, "sigmas": ends, "cfg": 2.0, **given})
     other = standin.patcher(MODEL, flow)

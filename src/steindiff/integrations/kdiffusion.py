@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,11 @@ class Called:
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The denoised images."""
-        n, missing = len(x), (self.batch or len(x)) - len(x)
-        if missing > 0:
-            x = torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
-        denoised = self.model(x, sigma[:1].expand(len(x)).to(x.dtype), **self.extra_args)
-        return denoised[:n] if missing > 0 else denoised
+        n, sigma, missing = len(x), sigma.to(x.dtype).contiguous(), (self.batch or len(x)) - len(x)
+        if missing <= 0:
+            return self.model(x, sigma, **self.extra_args)
+        more, level = x[:1].expand(missing, *x.shape[1:]), sigma[:1].expand(missing)
+        return self.model(torch.cat([x, more]), torch.cat([sigma, level]), **self.extra_args)[:n]
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,11 +217,24 @@ def calibrate(
     return calibration.calibrate(D, axis.to_ve(x), nfe, sigma_max=levels[0], sigma_min=levels[-1], **how)
 
 
-SAMPLERS: Mapping[str, Callable[..., Tensor]] = {
-    "steindiff": sample_steindiff,
-    **{f"steindiff_{name}": partial(sample_steindiff, solver=name) for name in ("universal", "ipndm_4", "unipc_3", "deis_3")},
+def named(name: str, function: Callable[..., Tensor], **options: Any) -> Callable[..., Tensor]:
+    """The function with some options set, under a name of its own, which some programs look at."""
+
+    @wraps(function)
+    def called(*args: Any, **more: Any) -> Tensor:
+        return function(*args, **{**options, **more})
+
+    called.__name__ = name
+    return called
+
+
+MENU: Mapping[str, Mapping[str, Any]] = {
+    "steindiff": {},
+    **{f"steindiff_{solver}": {"solver": solver} for solver in ("universal", "ipndm_4", "unipc_3", "deis_3")},
 }
-"""Ready-made functions for a list of samplers, by name."""
+"""What a list of samplers offers: names, and their options of `sample_steindiff`."""
+SAMPLERS = {name: named(f"sample_{name}", sample_steindiff, **options) for name, options in MENU.items()}
+"""The functions of the menu."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,7 +262,8 @@ class _Axis:
         pure = first == 1
         ratios = levels / (1 - levels)
         if pure:
-            ratios[0] = max(PURE * D.sigma_data, 10 * second / (1 - second))
+            start, after = PURE * D.sigma_data, second / (1 - second)
+            ratios[0] = start if after < start / 2 else 10 * after
         return cls(grids.validate(ratios), True, pure)
 
     def to_ve(self, x: Tensor) -> Tensor:

@@ -9,13 +9,12 @@ An extension is a folder of `extensions/` whose files in `scripts/` are run at t
 puts the samplers into the list.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from modules import sd_samplers, sd_samplers_common, sd_samplers_kdiffusion
 
-from steindiff.integrations.kdiffusion import SAMPLERS
+from steindiff.integrations.kdiffusion import MENU, named, sample_steindiff
 
 
 def is_flow(model: Any) -> bool:
@@ -26,20 +25,21 @@ def is_flow(model: Any) -> bool:
     return kind == "const" if kind is not None else bool(getattr(model, "is_sd3", False))
 
 
-def constructed(function: Callable[..., Any], model: Any) -> Any:
+def constructed(name: str, model: Any) -> Any:
     """The web UI's own sampler around one of ours."""
-    return sd_samplers_kdiffusion.KDiffusionSampler(partial(function, flow=is_flow(model)), model)
+    function = named(f"sample_{name}", sample_steindiff, flow=is_flow(model), **MENU[name])
+    return sd_samplers_kdiffusion.KDiffusionSampler(function, model)
 
 
 def register() -> list[str]:
     """Put the samplers into the list, each once; returns their labels."""
     labels = []
-    for name, function in SAMPLERS.items():
+    for name in MENU:
         label = name.replace("steindiff", "SteinDiff").replace("_", " ", 1)
         labels.append(label)
         if label in sd_samplers.all_samplers_map:
             continue
-        data = sd_samplers_common.SamplerData(label, partial(constructed, function), [name], {"scheduler": "karras"})
+        data = sd_samplers_common.SamplerData(label, partial(constructed, name), [name], {"scheduler": "karras"})
         sd_samplers.all_samplers.append(data)
         sd_samplers.all_samplers_map[label] = data
     sd_samplers.set_samplers()

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ class SteindiffSampler:
             require(solver == "auto", "a table is a solver: leave solver at 'auto', or table at 'none'", solver=solver)
             method = Calibrated(str(path), "network" if any_network else "")
         options: dict[str, Any] = {"solver": method, "correction": None if correction == NONE else correction}
-        return (comfy.samplers.KSAMPLER(partial(sample, **options)),)
+        return (comfy.samplers.KSAMPLER(kdiffusion.named("sample_steindiff", sample, **options)),)
 
 
 class SteindiffCalibrate:

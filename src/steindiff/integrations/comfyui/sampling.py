@@ -5,7 +5,6 @@ The model of such a call has the guider as its `inner_model`, which has the scal
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import comfy.k_diffusion.sampling
@@ -50,8 +49,7 @@ def sample(
 
 def register() -> None:
     """Put the ready-made samplers into the list of KSampler and of every node that has it."""
-    for name, function in kdiffusion.SAMPLERS.items():
-        options = function.keywords if isinstance(function, partial) else {}
-        setattr(comfy.k_diffusion.sampling, f"sample_{name}", partial(sample, **options))
+    for name, options in kdiffusion.MENU.items():
+        setattr(comfy.k_diffusion.sampling, f"sample_{name}", kdiffusion.named(f"sample_{name}", sample, **options))
         if name not in comfy.samplers.KSampler.SAMPLERS:
             comfy.samplers.KSampler.SAMPLERS.append(name)
