@@ -146,3 +146,14 @@ def test_a_checkpoint_of_edm_is_calibrated_and_sampled(tmp_path, capsys, monkeyp
     assert (tmp_path / "five.png").stat().st_size > 100
     assert path.read_text().count("\n") < 40
     assert path.read_text().split('"""', 2)[2].strip() in (ROOT / "docs" / "integrations" / "edm.md").read_text()
+
+
+def test_a_plain_network_runs_is_calibrated_and_is_on_its_page(capsys):
+    path, page = ROOT / "examples" / "plain_network.py", (ROOT / "docs" / "integrations" / "plain.md").read_text()
+    runpy.run_path(str(path), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert all("5 evaluations" in line for line in lines)
+    plain, auto, calibrated = (float(line.split()[-1]) for line in lines)
+    assert calibrated < auto < plain
+    assert path.read_text().split('"""', 2)[2].strip() in page
+    assert path.read_text().count("\n") < 40
