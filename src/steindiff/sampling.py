@@ -202,7 +202,8 @@ def steps(
     solver = make(solver)
     sigmas = grids.validate(sigmas)
     _check_state(x, float(sigmas[0]))
-    sigmas = fresh(sigmas.to(x.device))
+    wide = torch.float32 if x.device.type == "mps" else sigmas.dtype
+    sigmas = fresh(sigmas.to(x.device, wide))
     if generator is not None:
         solver = solver.seeded(seeds(generator, len(x)))
     return _run(solver, denoiser if isinstance(denoiser, _Watched) else _Watched(denoiser), fresh(x), sigmas)

@@ -73,6 +73,9 @@ def moved(x, sigma):
 def test_every_node_declares_what_comfyui_reads(comfy):
     for node in comfy.nodes.values():
         given = node.INPUT_TYPES()
+        assert "seed" not in {
+            name for part in given.values() for name in part
+        }  # the page draws one of that name anew each time
         assert set(given) <= {"required", "optional"}
         kinds = [kind[0] for part in given.values() for kind in part.values()]
         known = {"MODEL", "CONDITIONING", "LATENT", "INT", "FLOAT", "STRING", "BOOLEAN"}
@@ -161,7 +164,7 @@ def test_a_flow_is_seen_as_one(comfy):
 def test_a_table_is_calibrated_and_used(comfy, flow, tmp_path):
     model, levels = standin.patcher(MODEL, flow), TIMES if flow else SIGMAS
     inputs = {"positive": PROMPTS[0], "negative": PROMPTS[1], "latent_image": {"samples": torch.zeros(1, *SHAPE)}}
-    how = {"cfg": 2.0, "noises": 32, "batch": 8, "seed": 0, "name": "mine"}
+    how = {"cfg": 2.0, "noises": 32, "batch": 8, "calibration_seed": 0, "name": "mine"}
     node = comfy.nodes["SteindiffCalibrate"]
     (path,) = run(node, model=model, evaluations=2, **inputs, **how)
     assert Path(path) == tmp_path / "models" / "steindiff_tables" / "mine.safetensors"
@@ -195,7 +198,14 @@ def test_bad_inputs_are_refused(comfy):
     with pytest.raises(InputError, match="there is no such file in models/steindiff_tables"):
         sampler(comfy, table="gone.safetensors")
     node, latents = comfy.nodes["SteindiffCalibrate"], {"samples": torch.zeros(1, *SHAPE)}
-    inputs = {"positive": PROMPTS[0], "negative": PROMPTS[1], "latent_image": latents, "cfg": 1.0, "evaluations": 2, "seed": 0}
+    inputs = {
+        "positive": PROMPTS[0],
+        "negative": PROMPTS[1],
+        "latent_image": latents,
+        "cfg": 1.0,
+        "evaluations": 2,
+        "calibration_seed": 0,
+    }
     with pytest.raises(InputError, match=r"name='\.\./x': need letters"):
         run(node, model=standin.patcher(MODEL), noises=32, batch=8, name="../x", **inputs)
     with pytest.raises(InputError, match="need 32 trajectories or more"):

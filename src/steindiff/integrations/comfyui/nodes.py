@@ -26,7 +26,9 @@ NONE = "none"
 CORRECTIONS = (NONE, "clamped(mode=tweedie)", "clamped", "energy", "epsilon_scaling", "dcw")
 """The corrections of the list; "clamped" and "energy" take a derivative, which is a finite difference here."""
 
-folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
+_OWN = Path(folder_paths.models_dir) / FOLDER
+_OWN.mkdir(parents=True, exist_ok=True)
+folder_paths.add_model_folder_path(FOLDER, str(_OWN))
 
 
 class SteindiffSampler:
@@ -40,11 +42,12 @@ class SteindiffSampler:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """The lists of solvers, corrections and tables; the path that a calibration returns stands for a table of the list."""
+        files = folder_paths.get_filename_list(FOLDER)
         return {
             "required": {
                 "solver": (["auto", "universal", *solvers.names()],),
                 "correction": (list(CORRECTIONS),),
-                "table": ([NONE, *folder_paths.get_filename_list(FOLDER)],),
+                "table": ([NONE, *(name for name in files if name.endswith(".safetensors"))],),
             },
             "optional": {
                 "any_network": ("BOOLEAN", {"default": False, "tooltip": "Use the table with a network it was not made for."}),
@@ -91,7 +94,10 @@ class SteindiffCalibrate:
                 "evaluations": ("INT", {"default": 5, "min": 1, "max": 50}),
                 "noises": ("INT", {"default": 16, "min": 8, "max": 256}),
                 "batch": ("INT", {"default": 4, "min": 1, "max": 256}),
-                "seed": ("INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF}),
+                "calibration_seed": (
+                    "INT",
+                    {"default": 0, "min": 0, "max": 2**63 - 1},
+                ),  # one named seed is drawn anew each time
                 "name": ("STRING", {"default": "table"}),
             }
         }
@@ -106,7 +112,7 @@ class SteindiffCalibrate:
         evaluations: int,
         noises: int,
         batch: int,
-        seed: int,
+        calibration_seed: int,
         name: str,
     ) -> tuple[str]:
         """The path of the file. Raises InputError for a name that is a path, and as `kdiffusion.calibrate`."""
@@ -115,9 +121,9 @@ class SteindiffCalibrate:
         sigmas = torch.tensor([float(levels.sigma_max), float(levels.sigma_min), 0.0])
         shape = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
         latents = torch.zeros((noises, *shape.shape[1:]), dtype=shape.dtype, device=shape.device)
-        noise, fitted = comfy.sample.prepare_noise(latents, seed), _Fitted(evaluations, batch)
+        noise, fitted = comfy.sample.prepare_noise(latents, calibration_seed), _Fitted(evaluations, batch)
         sampler = comfy.samplers.KSAMPLER(fitted)
-        given = {"disable_pbar": True, "seed": seed}
+        given = {"disable_pbar": True, "seed": calibration_seed}
         comfy.sample.sample_custom(model, noise, cfg, sampler, sigmas, positive, negative, latents, **given)
         return (str(_kept(fitted.table, Path(folder_paths.get_folder_paths(FOLDER)[0]) / f"{name}.safetensors")),)
 
@@ -153,7 +159,6 @@ class _Fitted:
 
 def _kept(table: Table, path: Path) -> Path:
     """The file with this table in it, in place of one of the same purpose and number of evaluations."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     others = load_all(path) if path.exists() else []
     return save_all(path, [other for other in others if _key(other) != _key(table)] + [table])
 
