@@ -25,11 +25,12 @@ def test_adaptive_takes_derivatives_from_noise_level_one_on(rule):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, D64], ids=str)
-def test_a_residual_counts_from_a_few_roundings_on(dtype):
-    """Below 4 ε ‖x‖ it is what rounding leaves of nothing, and counts as 0; a hundred roundings are a residual."""
-    x, one, eps = X.to(dtype), torch.tensor(1.0, dtype=dtype), torch.finfo(dtype).eps
-    assert float(inner_products(x, x * (1 - eps), one)[1]) == 0
-    assert float(inner_products(x, x * (1 - 100 * eps), one)[1]) > 0
+@pytest.mark.parametrize("rho", [1.0, 2.0])
+def test_a_residual_counts_from_a_few_roundings_on(dtype, rho):
+    """Up to 4 ε ρ ‖x‖ it is what rounding leaves of nothing, and counts as 0; from 5 on it is a residual."""
+    x, eps = torch.ones(2, 5, dtype=dtype), torch.finfo(dtype).eps
+    sizes = [float(inner_products(x, rho * x * (1 - k * eps), torch.tensor(rho, dtype=dtype))[1]) for k in (1, 4, 5, 100)]
+    assert [size > 0 for size in sizes] == [False, False, True, True]
 
 
 def test_a_history_is_counted_by_default():

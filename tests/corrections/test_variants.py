@@ -135,6 +135,10 @@ def test_compatibility_is_one_at_agreement_and_falls_like_a_gaussian():
     delta = torch.tensor([[0.0, 0.0], [3.0, 4.0], [30.0, 40.0]], dtype=torch.float64)
     omega = compatibility(delta, torch.tensor(5.0, dtype=torch.float64))
     assert torch.allclose(omega, torch.tensor([1.0, math.exp(-0.5), math.exp(-50.0)], dtype=torch.float64))
+    narrow = compatibility(
+        torch.full((1, 4), 200.0, dtype=torch.float16), torch.tensor(400.0)
+    )  # ‖δ‖² = 160000 overflows float16
+    assert float(narrow) == pytest.approx(math.exp(-0.5))
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
@@ -191,6 +195,19 @@ def test_the_defaults_of_self_consistency_are_the_weight_omega_alone():
     assert torch.allclose(event.step.x - proposal.x, omega[:, None] * delta, atol=1e-12)
 
 
+def test_the_scale_counts_every_number_of_an_image():
+    """τ = √d σ', d all of 1 × 3 × 1: the weight is the one of the flat state."""
+    sigmas = grids.karras(12, sigma_min=0.5)
+    solver = Corrected("dpmpp_2m", "self_consistent(proposal=none)", frame="ve")
+    flat, image = (next(sd.steps(solver, half, x, sigmas)).step.note.numbers["weight"] for x in (X, X.reshape(-1, 1, 3, 1)))
+    assert torch.equal(flat, image)
+
+
+def half(x, sigma):
+    """D of N(0, 1)."""
+    return x / (1 + sigma**2)
+
+
 @pytest.mark.parametrize("grid", ["karras", "log_snr"])
 def test_the_weight_reads_the_grid_and_not_agreement(grid):
     """On a point every solver is exact and nothing disagrees; ω falls all the same, by the length of the step alone."""
@@ -241,12 +258,16 @@ def test_a_divergence_answers_to_the_noise_that_self_consistency_adds():
     assert ratios[-1] > 50
 
 
-def test_look_ahead_to_zero_is_skipped():
-    sigmas = grids.with_zero(grids.karras(3))
-    result = sd.sample(Corrected("ddim", SelfConsistent(eta=1.0)), MODEL, X, sigmas)
-    assert bool(torch.isfinite(result.x).all())
-    first_two = [e.step.x for e in sd.steps(Corrected("ddim", SelfConsistent(eta=1.0)), MODEL, X, sigmas)][:3]
-    assert torch.equal(sd.solvers.make("ddim").step(MODEL, first_two[1], Grid.of(sigmas).interval(2), ()).x, first_two[2])
+@pytest.mark.parametrize("last", [0.25, 0.0])
+def test_where_there_is_no_look_ahead_the_step_is_plain(last):
+    """The last step has none; on a grid to zero neither has the one before, whose look-ahead is σ = 0."""
+    sigmas = grids.karras(12, sigma_min=0.5)
+    sigmas = grids.with_zero(sigmas) if last == 0 else torch.cat([sigmas, sigmas[-1:] / 2])
+    events = list(sd.steps(Corrected("ddim", SelfConsistent(eta=1.0)), MODEL, X, sigmas))
+    plain = [torch.equal(e.step.x, sd.solvers.make("ddim").step(MODEL, e.x_before, e.interval, ()).x) for e in events]
+    assert plain == [*[False] * 11, last == 0, True]
+    assert [e.step.note.reason is Reason.PLAIN for e in events] == plain
+    assert bool(torch.isfinite(events[-1].step.x).all())
 
 
 CLAMPED = CleanTarget(gamma_max=1.0)

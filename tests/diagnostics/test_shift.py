@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,17 +12,21 @@ from problems import MODEL, noisy_state
 from steindiff import corrections, grids, initial_noise, sample, solvers
 from steindiff.analytic import DiagonalMixture, Gaussian
 from steindiff.corrections import FixedGamma
+from steindiff.denoisers import Counter
 from steindiff.diagnostics.pushforward import run_scores
 from steindiff.diagnostics.setup import ShiftSetup, configure_shift
 from steindiff.diagnostics.shift import Level, exact_states, look, run_shift
 from steindiff.errors import InputError
+from steindiff.metrics import EnergyTarget
 from steindiff.report.shift import write_report
-from steindiff.study.testbed import wine_mixture
+from steindiff.solvers import UniPC
+from steindiff.study.testbed import make, wine_mixture
 
 D64 = torch.float64
 VARIANCES, MEAN = torch.tensor([4.0, 0.5, 0.01], dtype=D64), torch.tensor([0.5, -1.0, 0.2], dtype=D64)
 GAUSSIAN = Gaussian(MEAN, VARIANCES.diag())
 LEVELS = grids.log_snr(4, 0.05, 10.0)
+BED = make("wine_mixture")
 BIMODAL = DiagonalMixture(
     torch.tensor([0.4, 0.6], dtype=D64), torch.tensor([[-1.0], [1.2]], dtype=D64), torch.full((2, 1), 0.3, dtype=D64)
 )
@@ -133,6 +138,25 @@ def test_a_network_is_looked_at_through_one_probe():
         assert b.se > a.se
 
 
+@dataclass(frozen=True)
+class Elsewhere(solvers.DDIM):
+    """DDIM with D of the same state at half the noise level, as a table may tell its network."""
+
+    def step(self, denoiser, x, interval, state):
+        step = super().step(denoiser, x, interval, state)
+        return step._replace(x=step.x + 0.1 * denoiser(x, interval.sigma / 2))
+
+
+def test_what_is_known_at_a_state_is_known_at_its_own_level_only():
+    x, levels = noisy_state(2.0, batch=8), torch.tensor([2.0, 1.0], dtype=D64)
+    counter = Counter(lambda z, s: MODEL(z, s))
+    (seen,) = look(Elsewhere(), counter, [x], levels, 1.0)
+    w = x - MODEL(x, 2.0)
+    u = 0.5 * w - 0.1 * MODEL(x, 1.0)
+    assert seen.gamma.value.value == pytest.approx(float((u * w).sum() / u.square().sum()))
+    assert counter.calls == 2
+
+
 def test_the_exact_flow_is_exact_at_every_level():
     sigmas = grids.karras(5, 0.05, 10.0)
     x = noise(3, 3)
@@ -140,6 +164,13 @@ def test_the_exact_flow_is_exact_at_every_level():
     assert len(states) == 6
     for y, sigma in zip(states, sigmas.tolist(), strict=True):
         torch.testing.assert_close(y, MODEL.flow(x, 10.0, sigma, tol=1e-6), rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize(("least", "taken"), [(7, 8), (8, 8), (9, 12)])
+def test_the_exact_flow_takes_at_least_the_steps_that_are_asked_for(least, taken):
+    counter = Counter(MODEL)
+    exact_states(counter, noise(3, 3), grids.karras(4, 0.05, 10.0), steps=least)
+    assert counter.calls == taken
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -164,7 +195,33 @@ def test_every_run_starts_on_the_flow_and_leaves_it(found):
     assert plain.levels[-1].gap.value > 0.01
     assert literal.levels[-1].gap.value > 3 * plain.levels[-1].gap.value
     assert energy.levels[1].score is None
-    assert found[1].errors["wine_mixture"] < 0.1 * plain.levels[-1].gap.value
+    assert 0 < found[1].errors["wine_mixture"] < 0.1 * plain.levels[-1].gap.value
+
+
+def test_the_energy_distance_is_that_to_other_noise(found):
+    """At the first level both sets of states are noise, of seeds that are not the same."""
+    own, others = (initial_noise(range(i, i + 96), (13,), dtype=D64) / math.hypot(80, BED.setting.sigma_data) for i in (0, 96))
+    assert found[1].runs[0].levels[0].distance == pytest.approx(EnergyTarget(others).shares(own).value)
+
+
+def test_unipc_is_looked_at_with_the_evaluation_of_the_state_itself(tmp_path):
+    """Its stored evaluation is of a state that the flow's run never had."""
+    setup = ShiftSetup(beds=("wine_mixture",), solvers=("unipc_2",), nfe=(4,), rules=("none",), n=16)
+    (run,) = run_shift(setup, tmp_path).runs
+    law, x, sigmas = BED.law.to(D64), initial_noise(range(16), (13,), dtype=D64), grids.karras(4)
+    states = exact_states(law, x, sigmas)
+    for stored in ("refresh", "keep"):
+        seen = look(UniPC(2, stored=stored), law, states, sigmas, BED.setting.sigma_data)
+        gammas = [at.gamma.value.value for at in seen if at.gamma]
+        same = gammas == pytest.approx([level.gamma_flow.value for level in run.levels[:-1]], rel=1e-6)
+        assert same == (stored == "refresh")
+
+
+def test_a_run_that_overflows_ends_at_its_last_finite_state(tmp_path):
+    setup = ShiftSetup(beds=("wine_mixture",), solvers=("ddim",), nfe=(4,), rules=("epsilon_scaling(1e-308)",), n=16)
+    (run,) = run_shift(setup, tmp_path).runs
+    assert "NaN or infinite" in run.failure
+    assert [level.gap.value for level in run.levels] == [0]
 
 
 def test_the_flow_is_the_same_beside_every_run_and_the_run_is_not(found):
@@ -188,6 +245,11 @@ def test_the_stein_gap_stays_below_the_score_difference(found):
             )
             assert level.stein_change.value == pytest.approx(level.stein.value - level.stein_flow.value)
     assert max(level.score.median for level in found[1].runs[0].levels) > 0.01
+    assert {level.score.folded for level in found[1].runs[0].levels} == {0}
+    assert [level.score.folded for level in found[1].runs[1].levels][1:3] == [
+        0,
+        1,
+    ]  # the printed rule's second step goes past D
     x, law = initial_noise(range(16), (13,), dtype=D64), wine_mixture()
     start = law(x, 80.0).square().sum(1) / (80.0**2 * 13)  # the scores differ by D/80²; the testbed is float32
     assert found[1].runs[0].levels[0].score.rms.value == pytest.approx(float(start.mean().sqrt()), rel=1e-4)

@@ -238,6 +238,24 @@ def test_the_step_makes_the_candidate_where_none_is_given():
     )
 
 
+@pytest.mark.parametrize(("off", "same"), [(0.04, True), (0.06, False)])
+def test_the_step_may_differ_from_its_candidate_by_a_twentieth_of_its_length(off, same):
+    """A network that is not quite repeatable is no stateful solver; a residual of rounding alone has no length to compare."""
+    stein, candidate = SteinDiff(gamma_min=1.0, gamma_max=1.0, probes=1), 0.4 * X
+    slope = (X + (1 + off) * (candidate - X)) / X
+
+    def step(z, x=X, slope=slope):
+        return slope * z + 0.01 * (z.square() - x.square())  # not linear, so that images have derivatives of their own
+
+    if same:
+        assert torch.equal(stein.apply(X, candidate, 1.0, 2.0, step=step), candidate)
+    else:
+        with pytest.raises(InputError, match="is not the candidate"):
+            stein.apply(X, candidate, 1.0, 2.0, step=step)
+    x = X.float()
+    assert torch.equal(stein.apply(x, x, 1.0, 2.0, step=lambda z: step(z, x, 1 + 4e-7)), x)
+
+
 def test_gamma_alone_records_nothing_and_is_that_of_the_blend():
     x, s, s_next = X, GRID[0], GRID[1]
     candidate, denoised = ddim(lambda x, a, s: mixture(x, s), x, 1, s, 1, s_next)
