@@ -378,6 +378,26 @@ def test_states_keep_their_dtype_and_sums_are_wide(dtype):
     assert stein.trace[1].reason == "zero_residual"
 
 
+def test_a_blend_of_narrow_states_is_made_in_float32():
+    """Between 60000 and −60000 lie 120000, more than float16 has."""
+    x = torch.full((2, 3), 6e4, dtype=torch.float16)
+    out = SteinDiff("analytical", gamma_min=0.5, gamma_max=0.5).apply(x, -x, 1.0, 2.0, linear=0.5)
+    assert torch.equal(out, torch.zeros_like(x))
+
+
+def test_one_product_alone_is_no_constant():
+    stein = SteinDiff(probes=1)
+    assert stein.compute_optimal_gamma(X[:1], None, 1.0, 2.0, step=lambda z: 0.4 * z) > 0  # a warning would be an error here
+
+
+def test_adaptive_takes_the_step_up_to_its_own_threshold():
+    parts = {"step": lambda z: 0.4 * z + 0.01 * z.square(), "linear": 0.4}
+    for threshold, source in ((2.0, "full"), (1.9, "linear")):
+        stein = SteinDiff("adaptive", threshold=threshold)
+        stein.apply(X, None, 1.0, 2.0, **parts)
+        assert stein.trace[0].source == source
+
+
 def test_gamma_one_is_the_candidate_itself():
     x, candidate = X.float(), (0.3 * X).float()
     assert torch.equal(SteinDiff("analytical", gamma_min=1.0, gamma_max=1.0).apply(x, candidate, 1, 2, linear=0.5), candidate)
@@ -413,6 +433,8 @@ BAD[1, 2] = float("nan")
         ("analytical", {}, InputError, "pass linear=a"),
         ("full", {}, InputError, "pass step=f"),
         ("full", {"step": X}, InputError, "need a function"),
+        ("tweedie", {"candidate": None, "step": lambda z: z[:1], "denoised": X}, InputError, r"step\(x\) is \(1, 3\)"),
+        ("tweedie", {"candidate": None, "step": lambda z: BAD, "denoised": X}, NonFiniteError, r"step\(x\) holds NaN"),
         ("full", {"step": lambda z: z[:1]}, InputError, r"step\(x\) is \(1, 3\)"),
         ("full", {"step": lambda z: 0.4 * z * float("nan")}, NonFiniteError, r"step\(x\) holds NaN"),
         (

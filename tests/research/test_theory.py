@@ -90,6 +90,8 @@ def test_the_displacement_is_the_predicted_one_and_within_the_plain_error(case):
     assert abs(found.distance.z) < Z
     assert found.distance.measured.value > 10 * found.distance.measured.se
     assert found.margin.value > Z * found.margin.se
+    assert found.share == pytest.approx(found.distance.measured.value / (found.distance.measured.value + found.margin.value))
+    assert 0 < found.share < 1
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -271,6 +273,7 @@ def test_a_shifted_law_moves_gamma_within_the_bound(law, noise):
 def test_a_shifted_network_costs_within_the_bound(shape, size):
     found = runs.shifted_network("mixture", 0.5, 0.4, shape, size, 4000, 1)
     assert found.measured <= found.bound
+    assert found.bound == pytest.approx(0.25 * size, rel=0.1)  # γ* (1−r) is 1 but for sampling error, and σ² a quarter
     if shape == "aligned":  # γ undoes it
         assert found.measured == pytest.approx(0, abs=1e-9)
 

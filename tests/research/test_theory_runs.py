@@ -71,6 +71,7 @@ def test_no_run_ends_below_the_mmse_at_its_start(setting):
     found = run(setting)
     assert found.excess.value > -Z * found.excess.se
     assert found.mmse.value < found.steps[0].error
+    assert found.mmse.value + found.excess.value == pytest.approx(found.end, rel=1e-10)
 
 
 @pytest.mark.parametrize("setting", COLLAPSING, ids=named)
