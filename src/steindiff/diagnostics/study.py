@@ -20,7 +20,6 @@ from steindiff.diagnostics.toy import run_toy
 from steindiff.diagnostics.trajectory import Reference, along_trajectory, reference_flow
 from steindiff.divergence import Hutchinson, choose
 from steindiff.errors import NonFiniteError, needs, require
-from steindiff.grids import SIGMA_MAX, SIGMA_MIN
 from steindiff.io.files import manifest, writable_folder, write_json
 from steindiff.models import Model
 from steindiff.noise import initial_noise
@@ -68,26 +67,30 @@ def run_diagnose(setup: Setup, outdir: str | Path) -> Diagnosis:
 
 
 def _runs(setup: Setup, model: Model) -> Iterator[tuple[str, int, Solver, Tensor]]:
+    setting = Setting.of(model.denoiser, event=model.event_shape)
     for name, nfe in product(setup.solvers, setup.nfe):
-        solver, sigmas = solvers.make(name).plan(nfe, Setting.of(model.denoiser, event=model.event_shape))
-        first = float(sigmas[0])
-        require(abs(first / SIGMA_MAX - 1) < 1e-9, f"need a solver that starts at {SIGMA_MAX:g}", solver=name, sigma=first)
+        solver, sigmas = solvers.make(name).plan(nfe, setting)
+        first, need = float(sigmas[0]), f"need a solver that starts at {setting.sigma_max:g}"
+        require(abs(first / setting.sigma_max - 1) < 1e-9, need, solver=name, sigma=first)
         if isinstance(solver, UniPC):  # with a stored evaluation a step is hardly a function of its state
             solver = replace(solver, stored="refresh")
         yield name, nfe, solver, sigmas
 
 
 def _noise(model: Model, setup: Setup, count: int) -> Tensor:
-    return initial_noise(range(setup.first_seed, setup.first_seed + count), model.event_shape)
+    seeds = range(setup.first_seed, setup.first_seed + count)
+    return initial_noise(seeds, model.event_shape, Setting.of(model.denoiser).sigma_max)
 
 
 def _flow(model: Model, setup: Setup) -> Flow:
     """L_D along a rough flow first, which says what long runs should measure; then the flow at all those levels."""
     noise = _noise(model, setup, setup.trajectories(math.prod(model.event_shape)))
-    rough = reference_flow(model.denoiser, noise, grids.log_snr(_PROFILE_LEVELS - 1), max_step=0.5)
+    setting = Setting.of(model.denoiser)
+    ends = setting.sigma_max, setting.sigma_min
+    rough = reference_flow(model.denoiser, noise, grids.log_snr(_PROFILE_LEVELS - 1, *reversed(ends)), max_step=0.5)
     profile = _profile(model, rough, setup)
     levels = [s[_chosen(s, profile, setup)] for *_, s in _runs(setup, model)]
-    wanted = torch.cat([torch.tensor([SIGMA_MAX, SIGMA_MIN], dtype=torch.float64), *levels]).sort(descending=True).values
+    wanted = torch.cat([torch.tensor(ends, dtype=torch.float64), *levels]).sort(descending=True).values
     distinct = torch.cat([wanted[:1], wanted[1:][wanted[1:] < wanted[:-1] * (1 - 1e-10)]])  # others differ by rounding
     return Flow(model, noise, reference_flow(model.denoiser, noise, distinct, max_step=0.3), profile)
 

@@ -15,7 +15,11 @@ Image = npt.NDArray[np.uint8]
 
 def to_uint8(x: Tensor) -> Image:
     """(B, C, H, W) in [−1, 1] to (B, H, W, C) uint8, rounded to nearest; NaN becomes mid-grey, the rest is clipped."""
-    require(x.ndim == 4 and x.shape[1] in (1, 3), "need (B, C, H, W) with 1 or 3 channels", shape=tuple(x.shape))
+    require(
+        x.ndim == 4 and x.shape[1] in (1, 3),
+        "need (B, C, H, W) with 1 or 3 channels: decode latents first",
+        shape=tuple(x.shape),
+    )
     scaled = (x.detach().float().nan_to_num(0.0).clamp(-1, 1) + 1) * 127.5
     image: Image = scaled.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return image
