@@ -18,6 +18,8 @@ from steindiff.run import Job, generate
 from steindiff.schedules import VE, VPCosine, VPLinear
 from steindiff.solvers import Setting
 from steindiff.study import testbed
+from steindiff.study.grid import Config
+from steindiff.study.run import build, run_study
 
 TINY = SMALL | {"channel_mult": [1], "attn_resolutions": []}
 DROPPED = {"kwargs": TINY | {"label_dropout": 0.1}}
@@ -208,15 +210,20 @@ def test_a_table_is_calibrated_and_found_again(files, tmp_path, command):
     assert json.loads((tmp_path / "s" / "run.json").read_text())["sigmas"][-1] == pytest.approx(0.02)
 
 
-def test_a_study_runs_over_its_own_levels_and_classes(tmp_path, command):
-    model = tmp_path / "tiny.safetensors"
-    write(model, precond="VEPrecond", kwargs=TINY, sigma_min=0.02, sigma_max=100.0)
-    code, _, err = command(
-        "bench", "--beds", model, "--solvers", "ddim", "--grids", "karras", "--nfe", "2", "--corrections", "none", "--metrics",
-        "endpoint", "--samples", "40", "--batch", "40", "--outdir", tmp_path / "bench",
-    )  # fmt: skip
-    assert code == 0, err
-    assert "endpoint" in (tmp_path / "bench" / "report.md").read_text()
+def test_a_study_runs_over_its_own_levels_and_classes(tmp_path):
+    """What `steindiff bench --beds FILE` runs."""
+    file = tmp_path / "tiny.safetensors"
+    write(file, precond="VEPrecond", kwargs=TINY, sigma_min=0.02, sigma_max=100.0)
+    config = Config(
+        beds=(str(file),), solvers=("ddim",), grids=("karras",), nfe=(2,), corrections=("none",), metrics=("endpoint",), n=40
+    )
+    study = run_study(config, tmp_path / "bench", progress=False)
+    ((cell, result),) = study.results.items()
+    _, sigmas = build(cell, config, testbed.make(str(file)).setting)
+    assert sigmas[[0, -1]].tolist() == [80.0, 0.02]
+    assert result.values["endpoint"].value > 0
+    (summary,) = study.beds.values()
+    assert len(set(summary.labels)) == len(summary.labels) == 10  # the first image of each class is shown
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ def expected(network, k, size):
 
 
 @given(CASES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_names_and_shapes_follow_from_the_arguments(case):
     network, kwargs = case
     about = description("ddpmpp", precond="Precond" if network == "UNet" else "EDMPrecond", network=network, kwargs=kwargs)
@@ -184,7 +184,7 @@ def test_names_and_shapes_follow_from_the_arguments(case):
 
 
 @given(CASES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_every_network_runs(case):
     network, kwargs = case
     about = description("ddpmpp", precond="Precond" if network == "UNet" else "EDMPrecond", network=network, kwargs=kwargs)
