@@ -150,16 +150,20 @@ def test_nothing_is_overwritten_unasked(tmp_path, pickle, command):
 
 
 def test_bad_options_are_named(tmp_path, pickle, command):
+    (tmp_path / "folder.safetensors").mkdir()
     for args, message in (
         ((tmp_path / "none.pkl", tmp_path / "a.safetensors"), "cannot read"),
         ((pickle, tmp_path / "a.pt"), "model files end in .safetensors"),
         ((pickle, tmp_path / "a.safetensors", "--dtype", "int8"), "choose one of float16, float32"),
         ((pickle, pickle / "a.safetensors"), "cannot make the folder"),
+        ((pickle, tmp_path / "folder.safetensors"), "Is a directory; give another name"),
     ):
         code, _, err = command(*args)
         assert code == 2
         assert message in err
-    assert not list(tmp_path.glob("*.safetensors"))
+    assert [p.name for p in tmp_path.glob("*.safetensors")] == ["folder.safetensors"]
+    with pytest.raises(InputError, match=r"is a pickle, which is a program: steindiff convert tiny.pkl tiny.safetensors"):
+        models.load(pickle)
 
 
 def test_a_foreign_name_is_an_error_of_one_line(tmp_path, command):

@@ -139,6 +139,10 @@ def load(name: str | Path, dtype: torch.dtype = torch.float32, device: Device = 
 def place(kind: str, name: str | Path, shipped: Mapping[str, Path]) -> Path:
     """Where a shipped file lies, or one given by its path. Raises InputError for an unknown name, or where no file is."""
     path = shipped.get(str(name), Path(name))
+    if path.suffix == ".pkl":
+        raise InputError(
+            f"{path} is a pickle, which is a program: steindiff convert {path.name} {path.stem}.safetensors makes a {kind} file"
+        )
     if path.suffix != ".safetensors":
         raise unknown_name(kind, name, [*shipped, "<path to a .safetensors file>"])
     if not files(path):

@@ -109,7 +109,10 @@ def _written(pickle: Path, out: Path, old: list[Path], info: dict[str, Any], ten
         except ModelFileError as error:
             said = " ".join(str(error.__cause__ or error).split())[:400]
             raise ModelFileError(f"{pickle} does not hold the network that it describes: {said}") from error
-        os.replace(new, out)
+        try:
+            os.replace(new, out)
+        except OSError as error:
+            raise InputError(f"cannot write {out}: {error.strerror}; give another name") from error
     for part in set(old) - {out}:
         part.unlink(missing_ok=True)
     return Converted(replace(model, path=out), count)
