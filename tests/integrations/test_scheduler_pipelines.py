@@ -1,13 +1,16 @@
 """The scheduler in unmodified pipelines: what comes out is what `sample` makes of the pipeline's denoiser."""
 
 import functools
+import io
 
 import pytest
 import torch
+from diffusers import StableDiffusionInpaintPipeline
 
 import tiny_pipelines
 from steindiff import sample
 from steindiff.integrations.diffusers import SteindiffScheduler, denoiser
+from steindiff.solvers import Tabulated
 
 
 class Watched:
@@ -55,8 +58,12 @@ class Told:
         return self.denoiser(x, torch.tensor(told, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("solver", ["auto", "unipc_2", "heun"])
-@pytest.mark.parametrize("name", tiny_pipelines.names())
+SPECS = [(name, "auto") for name in tiny_pipelines.names()]
+SPECS += [(name, "unipc_2") for name in ("ddim", "dit", "sdxl", "flux_two_passes")]
+SPECS += [(name, "heun") for name in ("ldm", "img2img", "sd3", "flux")]
+
+
+@pytest.mark.parametrize(("name", "solver"), SPECS)
 def test_latents_are_those_of_sample(name, solver):
     watched = Watched(name, solver=solver, guidance_scale=3.0)
     watched(4)
@@ -65,3 +72,131 @@ def test_latents_are_those_of_sample(name, solver):
     assert expected.stats.nfe == (2 if name == "img2img" else 4)
     scale = expected.x.std()
     torch.testing.assert_close(watched.outputs[-1][:2] / scale, expected.x / scale, rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("sd2", {"guidance_scale": 5.0, "guidance_rescale": 0.7}),
+        ("sdxl", {"guidance_scale": 5.0, "guidance_rescale": 0.5}),
+        ("sd1", {"guidance_scale": 1.0}),
+        ("pixart", {"guidance_scale": 1.0}),
+    ],
+)
+def test_guidance_of_every_kind(name, call):
+    watched = Watched(name, solver="dpmpp_2m")
+    watched.tiny.extra.update(call)
+    watched(4)
+    expected = watched.reference()
+    torch.testing.assert_close(watched.outputs[-1] / expected.x.std(), expected.x / expected.x.std(), rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize("correction", ["clamped(mode=tweedie)", "noise_consistent(mode=tweedie)", "epsilon_scaling(b=1.02)"])
+def test_corrected_latents_are_those_of_sample(correction):
+    watched = Watched("sd1", solver="dpmpp_3m", correction=correction)
+    watched(5)
+    expected = watched.reference(correction=correction)
+    torch.testing.assert_close(watched.outputs[-1] / expected.x.std(), expected.x / expected.x.std(), rtol=0, atol=1e-3)
+
+
+def test_dit_hands_both_halves_of_guidance_to_the_step():
+    """The doubled batch is a batch; both halves are the same image."""
+    watched = Watched("dit", solver="unipc_3", guidance_scale=3.0)
+    watched(4, n=3)
+    assert {len(x) for x in watched.seen} == {6}
+    assert torch.equal(watched.outputs[-1][:3], watched.outputs[-1][3:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_pipeline_in_half_precision(dtype):
+    watched = Watched("ldm", solver="auto")
+    watched.pipe.unet.to(dtype)
+    try:
+        latents, steps = watched.tiny.noise().to(dtype), watched.scheduler
+        steps.set_timesteps(5)
+        for t in steps.timesteps:
+            latents = steps.step(watched.pipe.unet(latents, t).sample, t, latents).prev_sample
+            assert latents.dtype == dtype
+    finally:
+        watched.pipe.unet.float()
+    whole = watched.tiny.noise().to(dtype).float()
+    steps.set_timesteps(5)
+    for t in steps.timesteps:
+        whole = steps.step(watched.pipe.unet(whole, t).sample, t, whole).prev_sample
+    assert float((latents.float() - whole).abs().max() / whole.std()) < (0.02 if dtype == torch.float16 else 0.15)
+
+
+@pytest.mark.parametrize(("solver", "nfe"), [("auto", 5), ("heun", 5), ("dpmpp_3s", 4)])
+def test_the_progress_bar_and_callbacks_count_evaluations(solver, nfe):
+    watched, bars, told = Watched("sd1", solver=solver, guidance_scale=3.0), [], []
+    inner = watched.pipe.progress_bar
+
+    def progress_bar(*args, **kwargs):
+        bars.append(inner(*args, **kwargs))
+        return bars[-1]
+
+    def callback(pipe, i, t, values):
+        told.append((i, float(t)))
+        assert values["latents"].shape == (2, 4, 8, 8)
+        return values
+
+    watched.pipe.progress_bar = progress_bar
+    watched.pipe.set_progress_bar_config(disable=False, file=io.StringIO())
+    watched(nfe, callback_on_step_end=callback)
+    assert [(bar.total, bar.n) for bar in bars] == [(nfe, nfe)]
+    assert [i for i, _ in told] == list(range(nfe))
+    assert [t for _, t in told] == watched.scheduler.timesteps.tolist()
+
+
+def test_a_callback_may_change_the_latents():
+    """The rest of the run starts from what it leaves."""
+    ends = []
+    for size in (0.0, 0.5):
+        watched = Watched("sd1", solver="unipc_2")
+        watched(4, callback_on_step_end=lambda pipe, i, t, values, size=size: {"latents": values["latents"] + size * (i == 1)})
+        ends.append(watched.outputs[-1])
+    assert float((ends[1] - ends[0]).abs().min()) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("solver", "strength", "left"), [("auto", 0.6, 6), ("dpmpp_2m", 0.31, 3), ("heun", 0.4, 4), ("auto", 1.0, 10)]
+)
+def test_the_strength_of_image_to_image_is_a_part_of_the_evaluations(solver, strength, left):
+    watched = Watched("img2img", solver=solver, guidance_scale=3.0)
+    watched.tiny.extra["strength"] = strength
+    watched(10)
+    assert len(watched.seen) == left
+    whole = watched.scheduler.plan
+    running = watched.scheduler._running.plan
+    assert list(running.told) == list(whole.told[-left:])
+    assert isinstance(running.solver, Tabulated) == (solver == "auto" and strength == 1.0)
+
+
+def test_inpainting_keeps_what_is_outside_the_mask():
+    """The pipeline rewrites latents outside the mask after every step, and ends with those of the image."""
+    parts = tiny_pipelines.make("sd1").pipe.components
+    pipe = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., 8:] = 1
+    ends = []
+    for solver in ("auto", "unipc_2"):
+        pipe.scheduler = SteindiffScheduler.from_config(parts["scheduler"].config, solver=solver, guidance_scale=3.0)
+        latents = pipe(
+            prompt="snow", image=image, mask_image=mask, height=16, width=16, num_inference_steps=6, strength=0.9,
+            generator=torch.Generator().manual_seed(0), guidance_scale=3.0, output_type="latent",
+        ).images  # fmt: skip
+        ends.append(latents)
+    clean = ends[0][..., :4]
+    torch.testing.assert_close(clean, ends[1][..., :4])
+    assert bool((ends[0][..., 4:] != ends[1][..., 4:]).all())
+
+
+def test_a_run_may_stop_for_a_refiner():
+    """`denoising_end` cuts the loop short; the latents are those of the whole run there, with the noise of the next time."""
+    part, whole = (Watched("sdxl", solver="dpmpp_2m", grid="time_uniform", guidance_scale=3.0) for _ in range(2))
+    part(8, denoising_end=0.5)
+    whole(8)
+    assert (len(part.seen), part.scheduler.step_index) == (4, 4)
+    assert torch.equal(part.outputs[-1], whole.outputs[3])

@@ -48,6 +48,10 @@ class Options:
             value = getattr(self, name)
             need = "give a name, a spec or a path as text, so that it can be saved with the pipeline"
             require(isinstance(value, str | None) and (value is not None or name != "solver"), need, **{name: value})
+        for name in ("guidance_scale", "sigma_data"):
+            value = getattr(self, name)
+            is_one = value is None or (type(value) in (int, float) and 0 < value < math.inf)
+            require(is_one, "need a positive number, or None", **{name: value})
         need = "a table is a solver: leave solver='auto' with it"
         require(self.table is None or self.solver == "auto", need, table=self.table, solver=self.solver)
         require(self.final in ("sigma_min", "zero"), "choose sigma_min or zero", final=self.final)
@@ -113,13 +117,12 @@ class Levels:
 
     def of(self, solver: Solver, nfe: int, setting: Setting) -> Tensor:
         """The levels for so many evaluations. Raises InputError where a run to zero cannot spend them."""
-        to_zero = self.final == "zero" and nfe > 1
-        _, steps = solver.for_nfe(nfe - 1 if to_zero else nfe, setting)
-        sigmas = self._range(steps)
-        if self.final == "zero":
-            sigmas = grids.with_zero(sigmas) if to_zero else torch.cat([sigmas[:1], sigmas.new_zeros(1)])
-            require(solver.nfe(sigmas) == nfe, "a run to zero with this solver spends another number", num_inference_steps=nfe)
-        return sigmas
+        _, steps = solver.for_nfe(nfe, setting)
+        for count in (steps, steps + 1, steps - 1) if self.final == "zero" else (steps,):
+            sigmas = self._range(max(count, 1))
+            if solver.nfe(sigmas) == nfe:
+                return sigmas
+        raise InputError(f"{nfe} evaluations: this solver spends another number in a run to zero; leave final='sigma_min'")
 
     def given(self, values: Sequence[float]) -> Tensor:
         """The levels that somebody gives: a flow's times before its shift, and all others as they are."""
@@ -139,11 +142,14 @@ class Levels:
     def _range(self, steps: int) -> Tensor:
         """From the first level to the last one."""
         schedule, ends = self.convention.schedule, (self.convention.sigma_min, self.convention.sigma_max)
-        if self.grid in _IN_TIME:
-            return _IN_TIME[self.grid](steps, *ends, schedule)
         if self.grid is None and isinstance(schedule, RectifiedFlow):
             return self.given([1 - i / steps for i in range(steps)])
-        return grids.make(self.grid or "karras", steps, *ends)
+        if self.final == "zero" and steps == 1:
+            return torch.tensor([ends[1], 0.0], dtype=torch.float64)
+        count = steps - (self.final == "zero")
+        in_time = _IN_TIME.get(self.grid or "")
+        sigmas = in_time(count, *ends, schedule) if in_time else grids.make(self.grid or "karras", count, *ends)
+        return grids.with_zero(sigmas) if self.final == "zero" else sigmas
 
 
 @dataclass(frozen=True, eq=False)
