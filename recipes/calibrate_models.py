@@ -13,11 +13,12 @@ from typing import Annotated
 
 from recipes.command import command
 from steindiff import calibration
+from steindiff.calibration.keeping import kept_beside
 from steindiff.run import parse_seeds
 from steindiff.solvers import Table
 from steindiff.solvers.calibrated import SHIPPED
 from steindiff.study import testbed
-from steindiff.study.calibrating import calibrate_bed, calibrate_guided, kept_beside
+from steindiff.study.calibrating import calibrate_bed, calibrate_guided
 
 TRAJECTORIES = {"digits": 128, "cifar10": 64, "digits_classes": 32}
 """The noises of each network's calibration."""

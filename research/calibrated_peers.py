@@ -26,6 +26,7 @@ from recipes.pages import block
 from steindiff import grids, initial_noise
 from steindiff.calibration import Trajectories, trajectories
 from steindiff.calibration.gate import alternatives
+from steindiff.calibration.keeping import FIRST_SEED
 from steindiff.calibration.peers import PEERS, Task
 from steindiff.errors import SteindiffError, require
 from steindiff.io.files import read_tensors, write_json, write_text
@@ -35,7 +36,7 @@ from steindiff.report.markdown import markdown
 from steindiff.report.numbers import MARKS, NONE, show
 from steindiff.solvers import Solver, Tabulated
 from steindiff.solvers import Table as Calibrated
-from steindiff.study.calibrating import FIRST_SEED, calibrate_bed
+from steindiff.study.calibrating import calibrate_bed
 from steindiff.study.draw import draw
 from steindiff.study.measure import Ruler, references
 from steindiff.study.testbed import Testbed, make

@@ -20,11 +20,11 @@ from torch import Tensor
 from research import calibrated_peers
 from steindiff import grids, sample
 from steindiff.calibration import Trajectories
+from steindiff.calibration.keeping import FIRST_SEED
 from steindiff.calibration.peers import dpm_v3
 from steindiff.report.blocks import Table
 from steindiff.report.markdown import markdown
 from steindiff.solvers import DPMSolverV3, Statistics
-from steindiff.study.calibrating import FIRST_SEED
 from steindiff.study.testbed import make
 
 LEVELS = grids.log_snr(120).tolist()

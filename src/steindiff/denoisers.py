@@ -5,8 +5,8 @@
 
 A denoiser may say things about itself, and every wrapper here passes them on: `schedule`, whose α defines the model's own x,
 and `forwards`, the network forwards behind one call, which `declare` says for any other callable; `sigma_data`, the deviation
-of its data, `noise_range`, the lowest and the highest level that it was made for, and `usual_range`, where its runs end and
-begin.
+of its data, `noise_range`, the lowest and the highest level that it was made for, `usual_range`, where its runs end and begin,
+and `tables`, the folders where tables that were calibrated on it may lie.
 """
 
 import warnings
@@ -108,6 +108,12 @@ def usual_range_of(denoiser: Denoiser) -> tuple[float, float] | None:
     """The last and the first noise level of a run, as a layer of the denoiser states them (`usual_range`), or None."""
     stated = (getattr(layer, "usual_range", None) for layer in _layers(denoiser))
     return next(((float(ends[0]), float(ends[1])) for ends in stated if isinstance(ends, tuple)), None)
+
+
+def tables_of(denoiser: Denoiser) -> tuple[str, ...]:
+    """The folders of calibrated tables that a layer of the denoiser states (`tables`); none where none does."""
+    stated = (getattr(layer, "tables", None) for layer in _layers(denoiser))
+    return next((tuple(map(str, folders)) for folders in stated if isinstance(folders, tuple)), ())
 
 
 def guidance_of(denoiser: Denoiser) -> float:

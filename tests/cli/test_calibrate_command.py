@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from commandline import run_command
+from steindiff.calibration.keeping import FIRST_SEED, kept_beside
 from steindiff.io.files import read_json
 from steindiff.solvers import Purpose, Table, as_table, calibrated
 from steindiff.solvers import make as make_solver
@@ -33,7 +34,7 @@ def test_tables_go_to_a_file_beside_those_of_others(tmp_path, monkeypatch, capsy
     assert [table.nfe for table in load_all(out)] == [1, 2]
     first = Table.load(out, 1)
     assert first.report["testbed"] == "wine_mixture"
-    assert first.report["first_seed"] == calibrating.FIRST_SEED
+    assert first.report["first_seed"] == FIRST_SEED
     assert [path.name for path in out.parent.iterdir()] == [out.name]  # nothing is left of the work
     code, text = run(monkeypatch, capsys, *args, "--nfe", "2,3")
     assert code == 0, text
@@ -67,7 +68,7 @@ def test_a_guided_network_has_a_table_of_its_scale(tmp_path, monkeypatch, capsys
     out = tmp_path / "tables" / "guided.safetensors"
     bed = make("digits_classes_guided_3")
     (table,) = calibrating.calibrate_bed(bed, [1], 8)
-    calibrating.kept_beside(out, [table])
+    kept_beside(out, [table])
     assert table.solver.purpose.guidance == 3.0
     monkeypatch.setenv(calibrated.VARIABLE, str(out.parent))
     code, text = run(

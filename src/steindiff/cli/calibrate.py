@@ -39,9 +39,10 @@ def calibrate_command(
 ) -> None:
     """Fit a table of coefficients for each number of evaluations to the network's own fine runs, and say what it gains."""
     from steindiff import report
+    from steindiff.calibration.keeping import kept_beside
     from steindiff.run import parse_seeds
     from steindiff.study import testbed
-    from steindiff.study.calibrating import calibrate_bed, calibrate_guided, kept_beside
+    from steindiff.study.calibrating import calibrate_bed, calibrate_guided
 
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out}: tables are .safetensors files; give a name that ends so")

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from steindiff.denoisers import Denoiser, guidance_of, is_conditioned, noise_range_of, sigma_data_of, usual_range_of
+from steindiff.denoisers import Denoiser, guidance_of, is_conditioned, noise_range_of, sigma_data_of, tables_of, usual_range_of
 from steindiff.errors import require
 from steindiff.grids import SIGMA_MAX, SIGMA_MIN, karras
 from steindiff.identity import network_of
@@ -138,6 +138,7 @@ class Setting:
         sigma_max, sigma_min = _ends(denoiser, sigma_max, sigma_min)
         network = None if event is None else network_of(denoiser)
         data = sigma_data_of(denoiser) or cls.sigma_data
+        folders = (*folders, *tables_of(denoiser))
         return cls(sigma_max, sigma_min, data, guidance_of(denoiser), network, event, folders, is_conditioned(denoiser))
 
     def karras(self, steps: int) -> Tensor:

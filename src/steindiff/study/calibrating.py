@@ -8,16 +8,12 @@ from torch import Tensor
 
 from steindiff.calibration import calibrations
 from steindiff.calibration.calibrate import USUAL, Options
+from steindiff.calibration.keeping import FIRST_SEED
 from steindiff.denoisers import Denoiser
 from steindiff.errors import require
-from steindiff.io.files import plain
 from steindiff.noise import initial_noise
 from steindiff.solvers import Setting, Table
-from steindiff.solvers.table import load_all, save_all
 from steindiff.study.testbed import Testbed, guided_model
-
-FIRST_SEED = 3_000_000_000
-"""Calibration noise has seeds from here on, where no sample and no reference has any."""
 
 
 def calibrate_bed(
@@ -70,16 +66,3 @@ def chained(beds: Iterable[Testbed], nfe: Sequence[int], trajectories: int, **ho
     for bed in beds:
         latest = calibrate_bed(bed, nfe, trajectories, starts=latest, **how)
         yield latest
-
-
-def kept_beside(path: Path, tables: Sequence[Table]) -> Path:
-    """Write tables to a file; what it holds for other networks, scales, ranges or numbers of evaluations stays in it."""
-    old = load_all(path) if path.exists() else []
-    mine = {_place(table) for table in tables}
-    return save_all(path, [*(table for table in old if _place(table) not in mine), *tables])
-
-
-def _place(table: Table) -> str:
-    """What a table is for: no file needs two of the same."""
-    solver = table.solver
-    return str((plain(solver.purpose), table.nfe, solver.levels[0], solver.levels[-1]))

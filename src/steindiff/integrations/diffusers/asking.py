@@ -4,7 +4,8 @@ The arguments of a call are kept as the pipeline made them: prompt embeddings, a
 guidance. A tensor whose first axis is the network's batch has a row for each image; everything else is shared.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -104,6 +105,28 @@ def joined(parts: Sequence[Asked]) -> Asked:
         fixed = {name: _join([call.fixed[name] for call in same], same[0].copies, name) for name in same[0].fixed}
         calls.append(replace(same[0], fixed=fixed))
     return replace(first, calls=tuple(calls), images=sum(part.images for part in parts))
+
+
+def digest(asked: Asked) -> str:
+    """A digest of all conditions: what is kept of runs under some prompts is not to be taken for others."""
+    found = hashlib.sha256(repr((asked.guidance, asked.told, asked.images)).encode())
+    for call in asked.calls:
+        for part in _leaves(call.fixed):
+            tensor = isinstance(part, Tensor)
+            found.update(part.float().cpu().contiguous().numpy().tobytes() if tensor else repr(part).encode())
+    return found.hexdigest()[:16]
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        for name in sorted(value):
+            yield name
+            yield from _leaves(value[name])
+    elif isinstance(value, list | tuple):  # a marked tensor too
+        for part in value:
+            yield from _leaves(part)
+    else:
+        yield value
 
 
 def plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError, require
 from steindiff.integrations.diffusers.asking import Asked, Call, joined, marked, rows_of
+from steindiff.integrations.diffusers.beside import place_beside
 from steindiff.integrations.diffusers.config import Convention, read
 from steindiff.integrations.diffusers.decoding import Decoder
 from steindiff.integrations.diffusers.guidance import Guidance
@@ -40,6 +41,7 @@ class PipelineDenoiser:
         decoder: makes images of latents.
         device: where the network is.
         tables: folders in which its calibrated tables may lie.
+        name: the class of the pipeline or the network.
     """
 
     asked: Asked
@@ -49,6 +51,7 @@ class PipelineDenoiser:
     decoder: Decoder = field(default_factory=Decoder)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     tables: tuple[str, ...] = ()
+    name: str = "network"
     denoiser: Denoiser = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -111,7 +114,7 @@ class PipelineDenoiser:
     @property
     def setting(self) -> Setting:
         """What a solver plans for: these noise levels, σ_data and guidance, and where calibrated tables may lie."""
-        return Setting.of(self, self.sigma_max, self.sigma_min, self.event_shape, self.tables)
+        return Setting.of(self, event=self.event_shape)
 
     def of(self, places: Tensor | Sequence[int]) -> "PipelineDenoiser":
         """The denoiser of some of the images, by their places: what `calibrate` takes as `conditioned`."""
@@ -168,7 +171,9 @@ def denoiser(
     whole = isinstance(convention.schedule, DiscreteBetas)
     parts = [record(model, convention.schedule, whole, portion) for portion in _portions(call)]
     asked, (_, event, dtype) = joined([part[0] for part in parts]), parts[0]
-    return PipelineDenoiser(asked, convention, event, dtype, decoder, asked.calls[0].device)
+    place, name = place_beside(model), type(model).__name__
+    tables = () if place is None else (str(place.parent),)
+    return PipelineDenoiser(asked, convention, event, dtype, decoder, asked.calls[0].device, tables, name)
 
 
 def _config(scheduler: Any) -> Mapping[str, Any]:
@@ -217,7 +222,8 @@ def _of_network(
     call = Call(network, marked(conditions, images), next(iter(parameters)), "timestep", time_factor=factor)
     event = tuple(event_shape) if event_shape is not None else _event(network)
     asked = Asked((call,), Guidance(), images)
-    return PipelineDenoiser(asked, convention, event, next(network.parameters()).dtype, device=call.device)
+    dtype = next(network.parameters()).dtype
+    return PipelineDenoiser(asked, convention, event, dtype, device=call.device, name=name)
 
 
 def _event(network: nn.Module) -> tuple[int, ...]:
