@@ -66,6 +66,15 @@ class Model:
         return sigma_data_of(self.denoiser)
 
     @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of what `decode` gives of one state, (C, H, W)."""
+        return self.event_shape
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Images in [−1, 1], (B, *image_shape), of denoised states: these themselves, where the network sees images."""
+        return x
+
+    @property
     def needs_class(self) -> bool:
         """Whether every image needs a class: the model has classes, and was not trained without."""
         return self.classes > 0 and not self.null_class

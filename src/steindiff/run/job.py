@@ -22,7 +22,8 @@ class Job:
     """Everything that determines the images of one run.
 
     Args:
-        model: the name of a shipped model, or a .safetensors file.
+        model: the name of a shipped model, a .safetensors file, or the folder of a pipeline of diffusers, FOLDER or
+            FOLDER@PROMPTS.txt.
         seeds: every seed makes one image.
         solver: a name, or a spec with options. auto is the best known choice for `nfe`, with a grid of its own; where `steps`,
             `grid` or `to_zero` names a grid, it is dpmpp_2m.
@@ -36,7 +37,8 @@ class Job:
         frame: the coordinates of the blend, model or ve.
         divergence: how a correction estimates its divergence.
         batch: images in a batch; the statistics of a correction are those of a batch.
-        class_index: the class label, for a class-conditional model.
+        class_index: the class label, for a class-conditional model; for a text-to-image folder, the number of the prompt.
+        prompt: the prompt of all images, for a text-to-image folder.
         random_classes: the seed of an image draws its class, as it does where the model knows images of a class only.
         guidance: the scale of classifier-free guidance to the class, for a model that was trained for it; 1 is without.
         dtype: the solver state and shipped models are float32 or float64.
@@ -62,6 +64,7 @@ class Job:
     divergence: Hutchinson = field(default_factory=Hutchinson)
     batch: int = 64
     class_index: int | None = None
+    prompt: str | None = None
     random_classes: bool = False
     guidance: float = 1.0
     dtype: str = "float32"
@@ -78,9 +81,6 @@ class Job:
         require(math.isfinite(self.guidance), "need a finite scale of guidance", guidance=self.guidance)
         one = self.class_index is None or not self.random_classes
         require(one, "give --class or --random-classes, and not both", class_index=self.class_index)
-        to_class = self.guidance == 1 or self.random_classes or self.class_index is not None
-        need = "guidance is to a class: name it by --class, let the seeds draw it by --random-classes, or leave --guidance out"
-        require(to_class, need, guidance=self.guidance)
 
     @property
     def state_dtype(self) -> torch.dtype:

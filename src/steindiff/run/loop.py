@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steindiff import models
 from steindiff.denoisers import Denoiser
 from steindiff.divergence import Choice
-from steindiff.errors import InputError, NonFiniteError, needs
+from steindiff.errors import InputError, NonFiniteError, needs, require
+from steindiff.integrations.loading import load
 from steindiff.io import processes
 from steindiff.io.images import to_uint8
 from steindiff.models import Model
@@ -87,8 +87,8 @@ class _Run:
     @classmethod
     def of(cls, job: Job) -> "_Run":
         device = processes.local_device(job.device)
-        model = models.load(job.model, dtype=job.state_dtype, device=device)
-        _check_class(model, job.class_index)
+        model = load(job.model, dtype=job.state_dtype, device=device, prompt=job.prompt)
+        _check_class(job, model)
         return cls(job, model, *_prepared(job, model), device)
 
     def about(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class _Run:
 
     def finish(self, output: Output) -> None:
         """Write what is made of all batches."""
-        channels, *size = self.model.event_shape
+        channels, *size = self.model.image_shape
         model = {"name": self.model.name, "sha256": self.model.sha256, "info": self.model.info}
         shape = (len(self.job.seeds), *size, channels)
         ran, levels = str(self.solver), self.sigmas.tolist()
@@ -138,7 +138,7 @@ def _draw_share(run: _Run, output: Output, progress: bool) -> None:
         for batch in missing:
             seeds, result = run.job.seeds_of(batch), run.draw(batch)
             trace = [{"batch": batch, **record.as_json()} for record in result.trace]
-            output.keep(batch, seeds, to_uint8(result.x), trace, asdict(result.stats))
+            output.keep(batch, seeds, to_uint8(run.model.decode(result.x)), trace, asdict(result.stats))
             if batch == missing[0]:  # what it has found about derivatives serves the others too
                 run = replace(run, solver=_prepared(run.job, run.model, result.stats.choice)[0])
             bar.update(len(seeds))
@@ -165,8 +165,11 @@ def _conditioned(job: Job, model: Model, seeds: Sequence[int]) -> Denoiser:
     return model.labelled(labels) if job.guidance == 1 else model.guided(labels, job.guidance)
 
 
-def _check_class(model: Model, class_index: int | None) -> None:
-    """Raises InputError for a class that the model lacks."""
+def _check_class(job: Job, model: Model) -> None:
+    """Raises InputError for a class that the model lacks, and for guidance to none."""
+    drawn, class_index = _drawn_classes(job, model), job.class_index
+    need = "guidance is to a class: name it by --class, let the seeds draw it by --random-classes, or leave --guidance out"
+    require(job.guidance == 1 or drawn or class_index is not None, need, guidance=job.guidance)
     if class_index is not None and not 0 <= class_index < model.classes:
         have = f"classes 0 to {model.classes - 1}" if model.classes else "no classes"
         raise InputError(

@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from steindiff.analytic import ExactModel, FactorMixture, Gaussian, GaussianMixt
 from steindiff.denoisers import Denoiser, Guided
 from steindiff.divergence import Choice, choose
 from steindiff.errors import InputError, needs, require
+from steindiff.integrations.loading import load
 from steindiff.io.files import digest
 from steindiff.models.datasets import load_digits
 from steindiff.models.store import label_of
@@ -107,7 +108,7 @@ def make(name: str, device: str = "cpu") -> Testbed:
     if found := re.fullmatch(r"(.+)_guided_(\d+(?:\.\d+)?)", name):
         # The networks of these names have no classes.
         return (_guided_mixture if found[1] in MIXTURES else guided_model)(name, found[1], float(found[2]), device)
-    model = models.load(name, device=device)
+    model = load(name, device=device)
     bed = Testbed(model.name, model.denoiser, model.event_shape, digest(file=model.sha256), device)
     return replace(bed, conditioned=model.of_seeds, classes=model.classes) if model.needs_class else bed
 
@@ -173,11 +174,13 @@ def guided_model(name: str, what: str, scale: float, device: str) -> Testbed:
     Raises:
         InputError: as `models.load`, and where the model has no null class.
     """
-    model = models.load(what, device=device)
-    model.guided(torch.tensor(0), scale)  # refuses a model that is not one for guidance
+    model = load(what, device=device)
+    whole = model.guided(torch.tensor(0), scale)  # refuses a model that is not one for guidance
     named = Path(name).name.replace(Path(what).name, model.name)
-    bed = Testbed(named, model.denoiser, model.event_shape, digest(file=model.sha256), device, kind="guided network")
-    return guided(bed, model.classes, model.labelled, scale, GUIDED_STEPS)
+    key = digest(law=digest(file=model.sha256), guidance=scale)
+    bed = Testbed(named, whole, model.event_shape, key, device, kind="guided network")
+    conditioned = partial(model.of_seeds, scale=scale)
+    return replace(bed, fine_steps=GUIDED_STEPS, classes=model.classes, conditioned=conditioned)
 
 
 @dataclass(frozen=True, eq=False)
