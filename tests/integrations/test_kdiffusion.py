@@ -245,7 +245,9 @@ def test_every_image_has_its_own_arguments():
 
 def test_corrections_are_those_of_corrected():
     for spec in ("clamped(mode=tweedie)", "epsilon_scaling(b=1.01)", "clamped"):
-        ours = sample_steindiff(MODEL, noise(64), SIGMAS, disable=True, solver="dpmpp_2m", correction=spec)
+        seen = []
+        ours = sample_steindiff(MODEL, noise(64), SIGMAS, {}, seen.append, True, solver="dpmpp_2m", correction=spec)
+        assert [d["i"] for d in seen] == list(range(N))
         expected = sd.sample(sd.Corrected("dpmpp_2m", spec, frame="ve"), MODEL, noise(64), SIGMAS).x
         torch.testing.assert_close(ours, expected)
         assert not torch.equal(ours, sample_steindiff(MODEL, noise(64), SIGMAS, disable=True, solver="dpmpp_2m"))
@@ -393,6 +395,29 @@ def test_a_table_for_anything_else_is_refused(calibrated):
             sample_steindiff(**{"model": MODEL, "x": noise(), "sigmas": three(), "disable": True, "table": calibrated, **given})
     insisted = calibrated.anyway("network")
     assert torch.isfinite(sample_steindiff(other, noise(), three(), disable=True, table=insisted)).all()
+
+
+def test_a_model_that_rounds_levels_to_its_times_is_served():
+    """As discrete wrappers do: a table's levels are rounded like any others, which changes little."""
+    known = sd.schedules.DiscreteBetas.scaled_linear()
+    levels = known.ratio(torch.arange(1000.0, dtype=torch.float64))
+
+    def rounded(x, sigma, **extra_args):
+        nearest = (levels.log() - sigma[:, None].log()).abs().argmin(1)
+        return MODEL(x, levels[nearest])
+
+    sigmas = sd.grids.with_zero(sd.grids.karras(N - 1, float(levels[0]), float(levels[-1])))
+    for spec in ("auto", "dpmpp_2m"):
+        ends = [sample_steindiff(model, noise(), sigmas, disable=True, solver=spec) for model in (rounded, Recorded())]
+        assert 0 < float((ends[0] - ends[1]).abs().max()) < 0.05
+
+
+def test_every_image_may_have_its_own_level():
+    """Wrappers that tell each image's own level, such as TimeSelected, are passed on as they are."""
+    model = Recorded()
+    levels = torch.tensor([3.0, 2.0, 1.0, 0.5], dtype=torch.float64)
+    torch.testing.assert_close(kdiffusion.denoiser(model)(noise(), levels), MODEL(noise(), levels))
+    assert torch.equal(model.calls[0][1], levels)
 
 
 def flowing(x, t, **extra_args):
