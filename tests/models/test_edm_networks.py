@@ -265,6 +265,7 @@ ABSURD = [
         {"kwargs": SMALL | {"wings": 2}},
         r"kwargs=\['wings'\]: SongUNet has no such",
     ),
+    ({"kwargs": SMALL | {"img_resolution": 16}}, r"kwargs=\['img_resolution'\]: SongUNet has no such arguments here"),
     ({"kwargs": SMALL | {"encoder_type": "odd"}}, "encoder_type = 'odd': this version knows standard, residual, skip"),
     ({"kwargs": SMALL | {"resample_filter": [1]}}, "filter of two or four numbers"),
     ({"kwargs": [1, 2]}, r"kwargs = \[1, 2\]: need an object"),

@@ -62,19 +62,19 @@ class Description:
         require(square, "need images (C, R, R)", event_shape=event_shape)
         channels, resolution = event_shape[:2]
         doubled = info["precond"] == "iDDPMPrecond"
-        given = {
+        own = {
             "img_resolution": resolution, "in_channels": channels, "out_channels": 2 * channels if doubled else channels,
-            "label_dim": info["label_dim"], **_named("kwargs", info["kwargs"]),
+            "label_dim": info["label_dim"],
         }  # fmt: skip
-        config = NETWORKS[info["network"]][0]
-        unknown = given.keys() - {f.name for f in fields(config)}
-        require(not unknown, f"{info['network']} has no such arguments: convert again", kwargs=sorted(unknown))
+        config, kwargs = NETWORKS[info["network"]][0], _named("kwargs", info["kwargs"])
+        unknown = kwargs.keys() - ({f.name for f in fields(config)} - own.keys())
+        require(not unknown, f"{info['network']} has no such arguments here: convert again", kwargs=sorted(unknown))
         low, high = (info.get(name) for name in ("sigma_min", "sigma_max"))
         levels = _number("sigma_min", low, 0.0), _number("sigma_max", high, math.inf)
         precond_kwargs = _named("precond_kwargs", info.get("precond_kwargs", {}))
         precond_kwargs = {name: value for name, value in precond_kwargs.items() if name not in _UNUSED}
         data = _number("sigma_data", info.get("sigma_data"), _SIGMA_DATA)
-        return cls(info["precond"], precond_kwargs, info["network"], config(**given), levels, data)
+        return cls(info["precond"], precond_kwargs, info["network"], config(**own, **kwargs), levels, data)
 
     @property
     def has_null_class(self) -> bool:
