@@ -6,6 +6,7 @@ import json
 import logging
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -21,7 +22,7 @@ from diffusers import (
 )
 
 import tiny_pipelines
-from steindiff.errors import InputError, NonFiniteError
+from steindiff.errors import InputError, NonFiniteError, StateWarning
 from steindiff.integrations.diffusers import SteindiffScheduler, scheduler
 from steindiff.solvers import Purpose, Table
 from steindiff.solvers.table import save_all
@@ -85,6 +86,13 @@ def test_every_setting_is_kept_and_comes_back_from_a_file(base, tmp_path):
     assert {k: v for k, v in again.config.items() if k[0] != "_"} == {k: v for k, v in made.config.items() if k[0] != "_"}
     assert torch.equal(_run(again), _run(made))
     assert json.loads((tmp_path / "scheduler_config.json").read_text())["_class_name"] == "SteindiffScheduler"
+
+
+def test_a_loaded_config_names_the_class_it_is_of(tmp_path):
+    BASES["pndm"].save_pretrained(tmp_path)
+    made = SteindiffScheduler.from_config(PNDMScheduler.from_pretrained(tmp_path).config, solver="ddim")
+    assert made.config["_class_name"] == "SteindiffScheduler"
+    assert SteindiffScheduler.from_config(made.config).options == made.options
 
 
 def test_a_scheduler_goes_to_diffusers_and_back(caplog):
@@ -263,6 +271,42 @@ def test_the_first_evaluation_is_told_where_noise_of_deviation_one_is_right(base
     state = plan.gain * plan.solver.rows[0].a
     assert float(schedule.alpha_of(torch.tensor(plan.told[0], dtype=torch.float64))) * state == pytest.approx(1, rel=1e-9)
     assert float(made.timesteps[0]) == pytest.approx(float(schedule.time(torch.tensor(plan.told[0]))), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="linear"),
+        FlowMatchEulerDiscreteScheduler(shift=2.0, shift_terminal=0.1),
+        UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=5.0),
+    ],
+)
+def test_the_levels_of_a_flow_are_shifted_as_in_diffusers(theirs):
+    times = [0.97, 0.8, 0.5, 0.3]
+    ours = SteindiffScheduler.from_config(theirs.config, solver="ddim", final="zero")
+    mu = 0.7 if theirs.config.use_dynamic_shifting else None
+    theirs.set_timesteps(sigmas=np.array(times), mu=mu)
+    ours.set_timesteps(sigmas=times, mu=mu)
+    torch.testing.assert_close(ours.sigmas, theirs.sigmas, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.timesteps, theirs.timesteps.float(), rtol=0, atol=1.0)  # UniPC's are whole numbers
+
+
+def test_bounds_may_be_switched_off():
+    base = DDIMScheduler(clip_sample_range=0.5, prediction_type="sample").config
+    for bounded, most in ((True, 0.5), (False, 2.0)):
+        made = SteindiffScheduler.from_config(base, bounded=bounded, solver="ddim")
+        made.set_timesteps(3)
+        said = made.step(torch.full(SHAPE, 2.0), made.timesteps[0], _noise()).pred_original_sample
+        assert float(said.max()) == most
+
+
+def test_first_latents_of_another_scale_are_noticed():
+    """Euler's own latents are x* + σ ε."""
+    made = _make("euler", solver="ddim")
+    with pytest.warns(StateWarning, match="root mean square of 15"):
+        _run(made, 3, 14.6 * _noise())
 
 
 # Traps.

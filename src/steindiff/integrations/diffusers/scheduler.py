@@ -7,6 +7,7 @@ Latents are α y, at the level that the network is told; those of the last step 
 
 import logging
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -18,7 +19,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
-from steindiff.errors import InputError, NonFiniteError, require
+from steindiff.errors import InputError, NonFiniteError, StateWarning, require
 from steindiff.integrations.diffusers import plan as planning
 from steindiff.integrations.diffusers.config import read
 from steindiff.integrations.diffusers.fields import OWN
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 _OPTIONS = frozenset(field.name for field in fields(Options))
 _SAME = 1e-4
 """How far a time may be, relatively, from the one that is meant."""
+_LARGE = 4.0
+"""How far from one, as a factor, the root mean square of the first latents may be."""
 _HIGHEST = 1e8
 """The level that stands for pure noise where noise is added."""
 
@@ -141,6 +144,8 @@ class SteindiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
         for name, value in changes.items():
             (own if name in _OPTIONS else base)[name] = value
         made = cls(**base, **{OWN: Options(**own).as_json()})
+        if "_class_name" in base:
+            made.register_to_config(_class_name=cls.__name__)  # type: ignore[no-untyped-call]
         return (made, {}) if return_unused_kwargs else made
 
     def set_timesteps(
@@ -310,7 +315,9 @@ class SteindiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
                 "this size, or leave table out"
             )
         wide = torch.float32 if sample.device.type == "mps" else torch.float64
-        x = plan.gain * sample.to(torch.promote_types(sample.dtype, torch.float32))
+        first = sample.to(torch.promote_types(sample.dtype, torch.float32))
+        _check_size(float(first.square().mean().sqrt()))
+        x = plan.gain * first
         run = Fed.start(plan.corrected, x, plan.sigmas.to(sample.device, wide), _About(self.convention.schedule), generator)
         told = torch.tensor(plan.told, dtype=wide).to(sample.device)
         return _Running(plan, index, run, told.unbind(), sample.dtype)
@@ -337,6 +344,17 @@ class SteindiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
                 f"{said.guidance:g}{guided}. steindiff.integrations.diffusers.calibrate(pipe, ...) makes a table for this "
                 "network, which table= then takes"
             )
+
+
+def _check_size(rms: float) -> None:
+    """Warn where the first latents are of another scale: those of some schedulers of diffusers are x* + σ ε."""
+    if rms > _LARGE or rms < 1 / _LARGE:
+        warnings.warn(
+            f"the first latents have a root mean square of {rms:.3g}, where about 1 is expected: give normal noise times "
+            "scheduler.init_noise_sigma, or what scheduler.add_noise returns",
+            StateWarning,
+            stacklevel=4,
+        )
 
 
 @cache
