@@ -1,9 +1,11 @@
-"""The examples run as they stand, and the README shows this one."""
+"""The examples are short, run as they stand, and stand on the pages as they run."""
 
+import ast
 import itertools
 import math
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,39 +15,50 @@ import steindiff as sd
 from edm_files import SMALL, write
 
 ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "integrations").glob("*.md")]
 
 
-def test_quickstart_runs_and_is_the_one_in_the_readme(capsys):
-    path = ROOT / "examples" / "quickstart.py"
-    runpy.run_path(str(path), run_name="__main__")
-    lines = capsys.readouterr().out.splitlines()
+def _text(paths) -> str:
+    return "\n".join(path.read_text(encoding="utf-8") for path in paths)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_short_says_what_it_shows_stands_on_a_page_and_is_run(path):
+    text = _text([path])
+    assert text.count("\n") < 40
+    said = ast.get_docstring(ast.parse(text)) or ""
+    assert len(said.split()) > 5
+    assert said.endswith(".")
+    assert text.split('"""', 2)[2].strip() in _text(PAGES), "a page shows the program as it stands"
+    assert f'"{path.name}"' in _text((ROOT / "tests").rglob("test_*.py")), "a test runs it, and checks what it prints"
+
+
+def _run(name, capsys) -> tuple[list[str], dict[str, Any]]:
+    """The lines that an example prints, and its variables."""
+    end = runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+    return capsys.readouterr().out.splitlines(), end
+
+
+def test_quickstart_ends_nearer_with_tables(capsys):
+    lines, _ = _run("quickstart.py", capsys)
     assert all("5 evaluations" in line for line in lines)
     *plain, universal, auto = [float(line.split("RMSE to the exact flow ")[1].split(":")[0]) for line in lines]
     assert len(plain) == 3
     assert 0 < auto < universal < min(plain)
     assert lines[-2].endswith("universal table of 5 evaluations")
     assert lines[-1].endswith("calibrated table of 5 evaluations")
-    body = path.read_text().split('"""', 2)[2].strip()
-    assert body in (ROOT / "README.md").read_text()
 
 
-def test_the_corrected_run_is_the_one_in_the_docs(capsys):
-    path = ROOT / "examples" / "corrected.py"
-    runpy.run_path(str(path), run_name="__main__")
-    lines = capsys.readouterr().out.splitlines()
+def test_a_run_is_corrected(capsys):
+    lines, _ = _run("corrected.py", capsys)
     assert len(lines) == 6
     assert "5 NFE" in lines[-1]
-    body = path.read_text().split('"""', 2)[2].strip()
-    assert body in (ROOT / "docs" / "correction.md").read_text()
 
 
-def test_the_loop_beside_the_correction_is_the_one_in_the_docs(capsys):
-    path = ROOT / "examples" / "beside_a_loop.py"
-    end = runpy.run_path(str(path), run_name="__main__")
-    assert len(capsys.readouterr().out.splitlines()) == 6
-    body = path.read_text().split('"""', 2)[2].strip()
-    assert body in (ROOT / "docs" / "correction.md").read_text()
-    assert len(path.read_text().splitlines()) < 25
+def test_the_correction_beside_a_loop_is_the_one_within(capsys):
+    lines, end = _run("beside_a_loop.py", capsys)
+    assert len(lines) == 6
     noise = sd.initial_noise(seeds=range(64), event_shape=(1, 8, 8))
     solver = sd.Corrected("dpmpp_2m(lower_order_final=False)", "clamped(mode=tweedie)")
     inside = sd.sample(solver, end["model"].denoiser, noise, sd.grids.karras(6))
@@ -53,27 +66,15 @@ def test_the_loop_beside_the_correction_is_the_one_in_the_docs(capsys):
     assert [r.reason for r in end["stein"].trace] == [r.reason for r in inside.trace]
 
 
-def test_a_testbed_of_ones_own_runs_and_is_the_one_in_the_docs(tmp_path, capsys, monkeypatch):
-    path = ROOT / "examples" / "own_testbed.py"
+def test_a_testbed_of_ones_own_is_studied(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["own_testbed.py", str(tmp_path)])
-    runpy.run_path(str(path), run_name="__main__")
-    assert len(capsys.readouterr().out.splitlines()) == 2 * 2 * 2
+    lines, _ = _run("own_testbed.py", capsys)
+    assert len(lines) == 2 * 2 * 2
     assert (tmp_path / "report.html").is_file()
-    assert path.read_text().split('"""', 2)[2].strip() in (ROOT / "docs" / "bench.md").read_text()
-
-
-def _run(name, capsys):
-    """The lines that an example prints; it is under thirty lines long and stands in docs/extending.md."""
-    path = ROOT / "examples" / name
-    runpy.run_path(str(path), run_name="__main__")
-    text = path.read_text()
-    assert text.count("\n") <= 30
-    assert text.split('"""', 2)[2].strip() in (ROOT / "docs" / "extending.md").read_text()
-    return capsys.readouterr().out.splitlines()
 
 
 def test_a_correction_of_ones_own_remembers_and_chains(capsys):
-    alone, chained = _run("own_correction.py", capsys)
+    (alone, chained), _ = _run("own_correction.py", capsys)
     shifts = [float(s) for s in alone.partition("]")[0].strip("[").split(",")]
     assert shifts[0] == 0  # nothing to remember yet
     assert min(shifts[1:]) > 0
@@ -82,14 +83,9 @@ def test_a_correction_of_ones_own_remembers_and_chains(capsys):
 
 
 def test_a_solver_of_ones_own_is_of_second_order(capsys):
-    errors = [float(line.split()[-1]) for line in _run("own_solver.py", capsys)]
-    for coarse, fine in itertools.pairwise(errors):
+    lines, _ = _run("own_solver.py", capsys)
+    for coarse, fine in itertools.pairwise(float(line.split()[-1]) for line in lines):
         assert 1.75 < math.log2(coarse / fine) < 2.25
-
-
-def test_the_testbed_of_ones_own_stands_on_the_page_too():
-    text = (ROOT / "examples" / "own_testbed.py").read_text()
-    assert text.split('"""', 2)[2].strip() in (ROOT / "docs" / "extending.md").read_text()
 
 
 @pytest.mark.parametrize("path", pages.pages())
@@ -97,14 +93,12 @@ def test_generated_numbers_are_those_of_the_shipped_tables(path):
     assert path.read_text() == pages.pages()[path], "python -m recipes.pages brings the page up to date"
 
 
-def test_twenty_lines_stand_alone_and_on_the_page(capsys):
-    path = ROOT / "examples" / "twenty_lines.py"
-    runpy.run_path(str(path), run_name="__main__")
-    found = [float(v) for v in capsys.readouterr().out.split("[")[1].split("]")[0].split(",")]
+def test_twenty_lines_stand_alone(capsys):
+    (line,), _ = _run("twenty_lines.py", capsys)
+    found = [float(v) for v in line.split("[")[1].split("]")[0].split(",")]
     assert found == pytest.approx([0.50, 0.44], abs=0.04)
-    body = path.read_text().split('"""', 2)[2].strip()
+    body = _text([ROOT / "examples" / "twenty_lines.py"]).split('"""', 2)[2]
     assert "steindiff" not in body
-    assert body in (ROOT / "docs" / "universal.md").read_text()
     assert len([line for line in body.splitlines() if line and '"""' not in line]) <= 20
 
 
@@ -135,25 +129,17 @@ def test_the_calls_on_the_page_of_the_universal_solver_run(tmp_path, monkeypatch
 
 
 def test_a_checkpoint_of_edm_is_calibrated_and_sampled(tmp_path, capsys, monkeypatch):
-    """On a tiny network with weights by a rule; the page shows the program as it stands."""
-    path = ROOT / "examples" / "edm_checkpoint.py"
+    """On a tiny network with weights by a rule."""
     write(tmp_path / "tiny.safetensors", "ddpmpp", kwargs=SMALL | {"channel_mult": [1], "attn_resolutions": []})
-    monkeypatch.setattr("sys.argv", [path.name, str(tmp_path / "tiny.safetensors"), str(tmp_path / "five.png")])
-    runpy.run_path(str(path), run_name="__main__")
-    lines = capsys.readouterr().out.splitlines()
+    monkeypatch.setattr("sys.argv", ["edm_checkpoint.py", str(tmp_path / "tiny.safetensors"), str(tmp_path / "five.png")])
+    lines, _ = _run("edm_checkpoint.py", capsys)
     assert len(lines) == 3
     assert all(line.startswith("5 evaluations, RMSE to the exact flow ") for line in lines)
     assert (tmp_path / "five.png").stat().st_size > 100
-    assert path.read_text().count("\n") < 40
-    assert path.read_text().split('"""', 2)[2].strip() in (ROOT / "docs" / "integrations" / "edm.md").read_text()
 
 
-def test_a_plain_network_runs_is_calibrated_and_is_on_its_page(capsys):
-    path, page = ROOT / "examples" / "plain_network.py", (ROOT / "docs" / "integrations" / "plain.md").read_text()
-    runpy.run_path(str(path), run_name="__main__")
-    lines = capsys.readouterr().out.splitlines()
+def test_a_plain_network_is_calibrated(capsys):
+    lines, _ = _run("plain_network.py", capsys)
     assert all("5 evaluations" in line for line in lines)
     plain, auto, calibrated = (float(line.split()[-1]) for line in lines)
     assert calibrated < auto < plain
-    assert path.read_text().split('"""', 2)[2].strip() in page
-    assert path.read_text().count("\n") < 40
