@@ -159,6 +159,8 @@ class _Declared:
 def declare(denoiser: Denoiser, *, schedule: Schedule, forwards: int = 1) -> Denoiser:
     """The denoiser, for a callable that hides what it wraps, with its schedule and the network forwards of a call stated.
 
+    Raises InputError for less than one forward.
+
     Example:
         >>> from steindiff.schedules import VPLinear
         >>> schedule_of(declare(lambda x, sigma: x / (1 + sigma**2), schedule=VPLinear()))
@@ -371,7 +373,7 @@ class TimeSelected(_Wrapper):
         return self.denoiser(expand(alpha_of(nominal) / alpha_of(_wide(told, x)), x).to(x.dtype) * x, told)
 
     def told(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """σ_τ/α_τ, (B,), in σ's dtype."""
+        """σ_τ/α_τ, (B,), in σ's dtype. Raises InputError for images of one coordinate, which has no variance."""
         require(x.shape[1:].numel() > 1, "one coordinate has no variance; need images of two or more", x=tuple(x.shape))
         s = expand(_wide(sigma, x), x).reshape(-1, 1).expand(len(x), 1)
         t, half = self._clock.time(s), self.window // 2

@@ -19,7 +19,10 @@ SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 
 
 def karras(n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = 7.0) -> Tensor:
-    """The EDM grid: σ_i = (σ_max^(1/ρ) + i/n (σ_min^(1/ρ) − σ_max^(1/ρ)))^ρ, i = 0…n, ρ > 0 (Karras et al. 2022, Eq. 5)."""
+    """The EDM grid: σ_i = (σ_max^(1/ρ) + i/n (σ_min^(1/ρ) − σ_max^(1/ρ)))^ρ, i = 0…n, ρ > 0 (Karras et al. 2022, Eq. 5).
+
+    Raises InputError unless n ≥ 1, 0 < sigma_min < sigma_max < ∞ and ρ > 0.
+    """
     _check(n, sigma_min, sigma_max)
     require(rho > 0, "need rho > 0 (EDM uses 7)", rho=rho)
     return _pin(_ramp(n, sigma_max ** (1 / rho), sigma_min ** (1 / rho)) ** rho, sigma_min, sigma_max)

@@ -62,7 +62,8 @@ def initial_noise(
 ) -> Tensor:
     """x = σ_max ε, one image per seed, in VE coordinates; (len(seeds), *event_shape).
 
-    Drawn in float64 and cast, so that every dtype sees the same noise.
+    Drawn in float64 and cast, so that every dtype sees the same noise. Raises InputError without seeds or sizes, for sizes
+    below 1, and unless 0 < sigma_max < ∞.
     """
     event = tuple(event_shape)
     require(len(seeds) > 0, "need at least one image", seeds=seeds)

@@ -206,6 +206,9 @@ class SteinDiff(nn.Module):
         Args:
             index: the number of the next step; above 0 where a run goes on that was stopped.
             generator: one, or one per image, whose probes are then independent of its batch-mates; each moves on by one draw.
+
+        Raises:
+            InputError: index below 0.
         """
         require(index >= 0, "need the number of a step", index=index)
         if isinstance(generator, torch.Generator):

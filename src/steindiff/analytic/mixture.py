@@ -131,7 +131,10 @@ class ExactModel:
         return self.weights @ (self.means.flatten(1).square().sum(-1) + self._components.traces())
 
     def to(self: Model, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Model:
-        """Move the law to another dtype (float32 or float64) or device; parameters are rounded, not refitted."""
+        """Move the law to another dtype (float32 or float64) or device; parameters are rounded, not refitted.
+
+        Raises InputError for any other dtype.
+        """
         if dtype not in (None, torch.float32, torch.float64):
             raise InputError(f"exact models are float32 or float64, not {dtype}: pass one of these")
         moved = copy.copy(self)
@@ -139,7 +142,10 @@ class ExactModel:
         return moved
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n ≥ 1 independent draws of x*, (n, *event): a component, then its Gaussian, on `generator`'s device."""
+        """n independent draws of x*, (n, *event): a component, then its Gaussian, on `generator`'s device.
+
+        Raises InputError for n below 1.
+        """
         if n < 1:
             raise InputError(f"n = {n} samples: need n >= 1")
         device = self.device if generator is None else generator.device

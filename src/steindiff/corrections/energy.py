@@ -68,7 +68,7 @@ class Energy(Correction):
         return replace(self, moment=second_moment(clean, self._bands)) if self.moment == TARGET else self
 
     def init(self, run: Run) -> Tensor | None:
-        """M_b, (n,) in float64, where it is given."""
+        """M_b, (n,) in float64, where it is given. Raises InputError for a name, which only studies know, and for another n."""
         if self.moment is None:
             return None
         if isinstance(self.moment, str):

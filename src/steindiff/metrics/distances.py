@@ -100,7 +100,8 @@ class FrechetTarget:
     def replicates(self, x: "Tensor | FrechetTarget") -> Replicates:
         """The distance with its jackknife: `target.replicates(x).minus(target.replicates(base))` is a paired difference.
 
-        Where x is itself a target, which must have as many groups, what it has computed is used again.
+        Where x is itself a target, what it has computed is used again. Raises InputError unless both have the same dimension
+        and as many groups.
         """
         other = x if isinstance(x, FrechetTarget) else FrechetTarget(x, self._groups)
         ours, theirs = ((target._y.shape[1], target._groups) for target in (self, other))
@@ -124,7 +125,7 @@ class FrechetTarget:
 
 
 def frechet_distance(x: Tensor, y: Tensor, groups: int = 20) -> Value:
-    """`FrechetTarget(y, groups).distance(x)`."""
+    """`FrechetTarget(y, groups).distance(x)`. Raises InputError for fewer than two samples a group."""
     require(min(len(x), len(y)) >= 2 * groups, f"need at least {2 * groups} each", samples=(len(x), len(y)))
     return FrechetTarget(y, groups).distance(x)
 
@@ -164,7 +165,10 @@ def endpoint_rmse(x: Tensor, reference: Tensor) -> Value:
 
 
 def principal_features(reference: Tensor, count: int) -> Callable[[Tensor], Tensor]:
-    """x ↦ (x − μ) V, V the `count` leading principal axes of the reference: features for a Fréchet distance at small n."""
+    """x ↦ (x − μ) V, V the `count` leading principal axes of the reference: features for a Fréchet distance at small n.
+
+    Raises InputError unless 1 ≤ count < n, and count is no more than the dimension.
+    """
     flat = reference.flatten(1).double()
     most = min(len(flat) - 1, flat.shape[1])
     require(1 <= count <= most, f"{tuple(flat.shape)} samples have 1 to {most} principal axes: ask for fewer", count=count)

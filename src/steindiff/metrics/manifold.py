@@ -61,7 +61,10 @@ class ManifoldTarget:
         self._side = _halves(groups, splits)[dealt(len(y), groups)].to(y.device)
 
     def compare(self, x: "Tensor | ManifoldTarget") -> Manifold:
-        """Samples x with the target's. Where x is itself a target, its neighbours are not searched again."""
+        """Samples x with the target's. Where x is itself a target, its neighbours are not searched again.
+
+        Raises InputError unless both have the same dimension, neighbours, groups and splits.
+        """
         other = x if isinstance(x, ManifoldTarget) else ManifoldTarget(x, *self._rule)
         ours, theirs = ((target._y.shape[1], *target._rule) for target in (self, other))
         need = "(dimension, neighbours, groups, splits): need the same for both sets"

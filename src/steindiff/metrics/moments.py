@@ -28,7 +28,10 @@ class SampleMoments:
 
     @classmethod
     def of(cls, x: Tensor) -> "SampleMoments":
-        """The moments of samples (n, …), n ≥ 1, each flattened to d numbers; only a chunk of them is float64 at a time."""
+        """The moments of samples (n, …), n ≥ 1, each flattened to d numbers; only a chunk of them is float64 at a time.
+
+        Raises InputError for any other shape.
+        """
         require(x.ndim > 1 and len(x) > 0, "need samples (n, …) with n ≥ 1", shape=tuple(x.shape))
         return reduce(cls.merge, (cls._of_chunk(chunk.flatten(1).double()) for chunk in x.split(CHUNK)))
 

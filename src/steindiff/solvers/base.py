@@ -220,7 +220,8 @@ class Solver(ABC):
     def for_nfe(self, nfe: int, setting: Setting = USUAL) -> "tuple[Solver, int]":
         """The solver and the number of steps that spend `nfe` evaluations on a grid ending above σ = 0.
 
-        A method with one evaluation a step takes `nfe` ≥ 1 steps and stays as it is, whatever the setting.
+        A method with one evaluation a step takes `nfe` ≥ 1 steps and stays as it is, whatever the setting. Raises InputError
+        for another `nfe`, and where the solver cannot spend it.
         """
         require(whole(nfe) and nfe >= 1, "need a whole number of network evaluations, at least one", nfe=nfe)
         return self, nfe

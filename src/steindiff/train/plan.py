@@ -98,7 +98,7 @@ class Plan:
 
     @property
     def base(self) -> Preset:
-        """The preset itself."""
+        """The preset itself. Raises InputError for an unknown name."""
         if self.preset not in PRESETS:
             raise unknown_name("preset", self.preset, PRESETS)
         return PRESETS[self.preset]

@@ -133,6 +133,8 @@ def judge(
 
     In the place of a reference there may be chunks of real images, (n, 1 or 3, H, W), of which one is made; they are more than
     there are features, unless `few`. The extractor computes on the device; groups and few are those of `Judge`.
+
+    Raises InputError unless exactly one of reference and real images is given, and for files that do not fit each other.
     """
     if (reference is None) == (real is None):
         raise InputError(f"reference {reference}, real images {'not ' if real is None else ''}given: give exactly one of them")
