@@ -89,7 +89,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     for folder in FOLDERS:
         pages = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / folder).glob("*.md"))]
         many[folder] = [page for page in pages if page not in str(config.nav)]
-    config.nav = [{name: many.get(str(entry), entry)} for item in config.nav or [] for name, entry in item.items()]
+    whole = [{name: many.get(str(entry), entry)} for item in config.nav or [] for name, entry in item.items()]
+    config.nav = [item for item in whole if all(item.values())]
     return config
 
 
