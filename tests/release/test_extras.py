@@ -11,10 +11,14 @@ LIBRARIES = ("PIL", "accelerate", "diffusers", "markdown_it", "matplotlib", "ric
 
 HIDE = """
 import importlib.abc, json, runpy, sys
+import numpy, safetensors.torch, torch  # torch looks for tqdm
+
+asked = []
 
 class Hidden(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in libraries:
+            asked.append(name)
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 cases, libraries = json.loads(sys.argv[1])
@@ -23,10 +27,10 @@ sys.meta_path.insert(0, Hidden())
 
 CORE = """
 import steindiff as sd
-import steindiff.integrations, steindiff.metrics, steindiff.calibration
+import steindiff.integrations.diffusers, steindiff.integrations.kdiffusion, steindiff.metrics
 model = sd.models.load("digits")
 x = sd.initial_noise(range(8), model.event_shape)
-said = {"core": str(list(sd.sample("auto", model.denoiser, x, nfe=3).x.shape))}
+said = {"asked": ", ".join(asked), "core": str(list(sd.sample("auto", model.denoiser, x, nfe=3).x.shape))}
 """
 
 SAY = """
@@ -52,6 +56,11 @@ CASES = {
     "diagnosis": ("import steindiff.diagnostics.study", "a diagnosis needs tqdm", "cli"),
     "training": ("import steindiff.train.loop", "training needs accelerate", "cli,train"),
     "digits": ("from steindiff.models import datasets; datasets.load_digits()", "the set of digits needs sklearn", "metrics"),
+    "scheduler": (
+        "from steindiff.integrations.diffusers import SteindiffScheduler",
+        "SteindiffScheduler needs diffusers",
+        "diffusers",
+    ),
     "png": (
         "from steindiff.io import images; images.save_png('x.png', images.to_uint8(x)[0])",
         "writing images needs PIL",
@@ -61,19 +70,16 @@ CASES = {
 """What a program does, and what it is told: the message and the extra."""
 
 
-def _python(*args: str) -> str:
-    done = subprocess.run([sys.executable, *args], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def said(tmp_path_factory) -> dict[str, str]:
     """What every case says in a process that finds none of these libraries."""
     program = tmp_path_factory.mktemp("extras") / "program.py"
     program.write_text(HIDE + CORE + SAY)
     cases = {name: "import runpy\n" + code for name, (code, *_) in CASES.items()}
-    return json.loads(_python("-W", "ignore", str(program), json.dumps([cases, LIBRARIES])))
+    command = [sys.executable, "-W", "ignore", str(program), json.dumps([cases, LIBRARIES])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def test_the_core_runs_without_any_extra(said):
@@ -87,14 +93,5 @@ def test_a_missing_library_is_one_line_that_names_its_extra(name, said):
     assert said[name] == (f"error: {line}" if name == "command line" else f"MissingLibraryError: {line}")
 
 
-def test_the_package_loads_no_library_of_an_extra():
-    """Torch itself loads tqdm where it is."""
-    program = """
-import json, sys, numpy, torch, safetensors.torch
-before = set(sys.modules)
-import steindiff, steindiff.integrations, steindiff.metrics
-print(json.dumps(sorted(set(sys.modules) - before)))
-"""
-    loaded = json.loads(_python("-c", program))
-    assert "steindiff.integrations" in loaded
-    assert not {name.partition(".")[0] for name in loaded} & set(LIBRARIES)
+def test_the_package_asks_for_no_library_of_an_extra(said):
+    assert said["asked"] == ""

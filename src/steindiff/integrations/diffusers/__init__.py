@@ -6,6 +6,7 @@ diffusers itself is imported with `SteindiffScheduler`, when that is first asked
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from steindiff.errors import needs
 from steindiff.integrations.diffusers.beside import tables_beside
 from steindiff.integrations.diffusers.calibrating import Calibrated, calibrate
 from steindiff.integrations.diffusers.config import Convention, read
@@ -32,4 +33,5 @@ def __getattr__(name: str) -> Any:
     """The scheduler, which is a class of diffusers'."""
     if name != "SteindiffScheduler":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return import_module(f"{__name__}.scheduler").SteindiffScheduler
+    with needs("diffusers", name):
+        return import_module(f"{__name__}.scheduler").SteindiffScheduler
