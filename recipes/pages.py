@@ -4,7 +4,7 @@ The universal tables in docs/universal.md and examples/twenty_lines.py, from the
 
     python -m recipes.pages
 
-The tables of README.md and docs/correction.md and their pictures too, from a run of `make demo`:
+The tables of docs/start.md and docs/correction.md and their pictures too, from a run of `make demo`:
 
     python -m recipes.pages --demo outputs/demo
 """
@@ -32,7 +32,7 @@ RUNG, COUNTS = 160.0, (3, 4, 5, 6, 7, 8)
 LOW_RUNG, GUIDED_COUNTS = 14.6, (4, 6, 8)
 """The other rung that has tables for guidance, and the numbers of evaluations whose errors under it are printed."""
 DEMO = {
-    ROOT / "README.md": ("The universal solver at few evaluations",),
+    ROOT / "docs" / "start.md": ("The universal solver at few evaluations",),
     ROOT / "docs" / "correction.md": ("The paper's correction", "What the corrections do"),
 }
 """The sections of a demo's report by the page that shows them."""
