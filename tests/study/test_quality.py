@@ -33,13 +33,13 @@ SPREAD = 0.3
 SHAPE = (1, 4, 4)
 
 
-def normal_model(shape: tuple[int, ...] = SHAPE, mean: float = 0.0, wrap: Callable | None = None, **info: object) -> Model:
+def normal_model(shape: tuple[int, ...] = SHAPE, mean: float = 0.0, wrap: Callable | None = None, classes: int = 0) -> Model:
     """The exact denoiser of N(mean, SPREAD²): D = μ + s²(x − μ)/(s² + σ²)."""
 
     def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         return mean + (x - mean) * (SPREAD**2 / (SPREAD**2 + sigma**2)).to(x.dtype)
 
-    return Model("normal", wrap(denoise) if wrap else denoise, shape, dict(info), Path("normal.safetensors"), "0" * 64)
+    return Model("normal", wrap(denoise) if wrap else denoise, shape, {}, Path("normal.safetensors"), "0" * 64, classes)
 
 
 def normal_images(n: int, seed: int, shape: tuple[int, ...] = SHAPE, name: str = "folder/images.zip") -> ImageSet:
@@ -200,7 +200,7 @@ def test_class_conditional_models_get_the_classes_of_the_training_images(tmp_pat
 
     train, held = normal_images(60, 1), normal_images(60, 2)
     labelled = dataclasses.replace(train, labels=torch.arange(60) % 3, classes=("a", "b", "c"))
-    model = normal_model(wrap=wrap, unet={"num_classes": 3})
+    model = normal_model(wrap=wrap, classes=3)
     evaluate(model, labelled, held, small(), tmp_path, progress=False)
     assert all(len(labels) == 4 for labels in seen)
     assert set(torch.cat(seen).tolist()) == {0, 1, 2}
