@@ -1,0 +1,210 @@
+"""Five evaluations of every class of pipelines: a calibrated table beside every scheduler that diffusers ships for it.
+
+    python -m research.pipelines --out outputs/pipelines            # all classes, a file each; what is there stays
+    python -m research.pipelines --out outputs/pipelines --names sd1,flux
+    python -m research.pipelines --out outputs/pipelines --show     # the table of docs/integrations/diffusers.md
+
+The pipelines are those of tests/tiny_pipelines.py: tiny networks with random weights of unit size. Those of flows stay so; the
+others are trained for 40 seconds, since random ones are no denoisers. Each pipeline runs by its own loop from the same noise.
+
+An error is the RMS distance of an image's end to that of the pipeline's own 100 evaluations: for a scheduler of diffusers,
+the smaller of those to its own 100 steps and to those of our UniPC-3; for the table, the latter. Schedulers run with every
+spacing of times, and with and without Karras' levels, as far as they take them; the best of these, in hindsight, stands for a
+scheduler. Those that draw noise have no end to compare, and are left out. Images of the comparison have no part in the
+calibration.
+"""
+
+import argparse
+import copy
+import inspect
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+import diffusers
+
+import tiny_pipelines
+from steindiff.calibration import Options, Settings
+from steindiff.integrations.diffusers import SteindiffScheduler, calibrate, denoiser
+from steindiff.io.files import manifest, read_json, write_json
+
+NFE, FINE, IMAGES, TRAJECTORIES, SECONDS = 5, 100, 32, 32, 40.0
+NAMES = ("ddpm", "ddim", "ldm", "dit", "sd1", "sd2", "sdxl", "pixart", "sd3", "flux", "flux_two_passes")
+DIFFUSION = (
+    "DDIM", "PNDM", "DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "DEISMultistep", "EulerDiscrete",
+    "HeunDiscrete", "KDPM2Discrete", "LMSDiscrete",
+)  # fmt: skip
+FLOW = ("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "DPMSolverMultistep", "UniPCMultistep", "DEISMultistep")
+SPACINGS = ("leading", "trailing", "linspace")
+HOW = Options(steps=48, settings=Settings(iterations=6, patience=2, gain=2e-3, along=0.2, singly=True))
+
+
+def ends(tiny: tiny_pipelines.Tiny, scheduler: Any, steps: int) -> tuple[Tensor, int]:
+    """The last latents of the pipeline's own loop, (IMAGES, *event), and how many evaluations it has taken."""
+    last, count, plain = list[Tensor](), [0], scheduler.step
+
+    def step(*args: Any, **named: Any) -> Any:
+        done = plain(*args, **named)
+        last[:], count[0] = [done[0] if isinstance(done, tuple) else done.prev_sample], count[0] + 1
+        return done
+
+    vars(step).update(__signature__=inspect.signature(plain))
+    scheduler.step, tiny.pipe.scheduler = step, scheduler
+    generators = [torch.Generator().manual_seed(seed) for seed in range(IMAGES)]
+    tiny.pipe(**tiny.call(IMAGES), num_inference_steps=steps, generator=generators, output_type="np")
+    return last[0][:IMAGES].double(), count[0]
+
+
+def settings(name: str, config: Any) -> Iterator[dict[str, Any]]:
+    """The variants of a scheduler of diffusers for a pipeline, as far as it takes them."""
+    kind = getattr(diffusers, f"{name}Scheduler")
+    takes = inspect.signature(kind.__init__).parameters
+    flow = "shift" in config and "beta_schedule" not in config
+    fixed = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": config["shift"]} if flow else {}
+    fixed = {} if name.startswith("FlowMatch") else fixed
+    spacings: Sequence[Any] = SPACINGS if "timestep_spacing" in takes and not flow else (None,)
+    karras = (False, True) if "use_karras_sigmas" in takes and not flow else (False,)
+    for spacing, levels in product(spacings, karras):
+        more = {} if spacing is None else {"timestep_spacing": spacing}
+        yield {**fixed, **more, **({"use_karras_sigmas": True} if levels else {})}
+
+
+def distance(one: Tensor, other: Tensor) -> Tensor:
+    """The RMS distance of every image, (IMAGES,)."""
+    return (one - other).flatten(1).square().mean(1).sqrt()
+
+
+def of_scheduler(tiny: tiny_pipelines.Tiny, name: str, config: Any, exact: Tensor) -> dict[str, Any] | None:
+    """The best variant of one scheduler; None where none runs in this pipeline."""
+    kind, found = getattr(diffusers, f"{name}Scheduler"), list[tuple[float, dict[str, Any], Tensor, int]]()
+    for more in settings(name, config):
+        try:
+            made = next(
+                run for n in (NFE, NFE - 1, NFE - 2) if (run := ends(tiny, kind.from_config(config, **more), n))[1] <= NFE
+            )
+        except (TypeError, ValueError, NotImplementedError, IndexError, StopIteration, AttributeError, AssertionError):
+            continue  # the pipeline does not take it
+        found.append((float(distance(made[0], exact).nan_to_num(math.inf).mean()), more, *made))
+    if not found:
+        return None
+    _, more, end, count = min(found, key=lambda one: one[0])
+    fine, _ = ends(tiny, kind.from_config(config, **more), FINE)
+    own, ours = distance(end, fine), distance(end, exact)
+    best = own if own.mean() < ours.mean() else ours
+    return {"name": name, "variant": more, "errors": best.tolist(), "evaluations": count, "variants": len(found)}
+
+
+def measure(name: str) -> dict[str, Any]:
+    """All schedulers of one pipeline, and our table."""
+    tiny = tiny_pipelines.make(name)
+    flow = "shift" in tiny.pipe.scheduler.config and "beta_schedule" not in tiny.pipe.scheduler.config
+    tiny = tiny if flow else trained(tiny, SECONDS)
+    config, call = tiny.pipe.scheduler.config, dict(tiny.extra)
+    prompts: Any = list(tiny_pipelines.PROMPTS) if tiny.prompted else list(range(tiny.classes)) or None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tables.safetensors"
+        made = calibrate(tiny.pipe, prompts, NFE, path=path, trajectories=TRAJECTORIES, options=HOW, progress=False, **call)
+        guidance = made.tables[0].solver.purpose.guidance if made.tables[0].solver.purpose else None
+        ours = SteindiffScheduler.from_config(config, table=str(path), guidance_scale=guidance)
+        end, count = ends(tiny, ours, NFE)
+    exact, _ = ends(tiny, SteindiffScheduler.from_config(config, solver="unipc_3"), FINE)
+    auto, _ = ends(tiny, SteindiffScheduler.from_config(config, guidance_scale=guidance), NFE)
+    others = [of_scheduler(tiny, kind, config, exact) for kind in (FLOW if flow else DIFFUSION)]
+    return {
+        "pipeline": type(tiny.pipe).__name__, "errors": distance(end, exact).tolist(), "evaluations": count,
+        "auto": distance(auto, exact).tolist(), "size": float(exact.square().mean().sqrt()),
+        "kept": made.tables[0].report["gate"]["kept"], "others": [one for one in others if one],
+    }  # fmt: skip
+
+
+def trained(tiny: tiny_pipelines.Tiny, seconds: float) -> tiny_pipelines.Tiny:
+    """The pipeline with its network trained on smooth patterns, one for each condition, plus smooth noise.
+
+    A random network is no denoiser: from σ = 157 on, what it adds up is of that size, and errors say how well a method sums it.
+    """
+    network = copy.deepcopy(tiny.network).train().requires_grad_(True)
+    setattr(tiny.pipe, "unet" if "unet" in tiny.pipe.components else "transformer", network)
+    own, generator = denoiser(tiny.pipe, bounded=False, **tiny.call(8)), torch.Generator().manual_seed(7)
+    patterns, schedule = smooth(8, own.event_shape, generator), own.schedule
+    optimizer, began = torch.optim.Adam(network.parameters(), lr=2e-3), time.perf_counter()
+    while (spent := (time.perf_counter() - began) / seconds) < 1:
+        optimizer.param_groups[0]["lr"] = 2e-3 * math.cos(math.pi / 2 * min(spent, 1.0)) + 1e-6
+        places = torch.randint(8, (32,), generator=generator)
+        x0 = 0.8 * patterns[places] + 0.6 * smooth(32, own.event_shape, generator)
+        t = 999 * torch.rand(32, generator=generator)
+        s = schedule.ratio(t).reshape(-1, 1, 1, 1)
+        alpha, noise = schedule.alpha_of(s), torch.randn(x0.shape, generator=generator)
+        target = noise if own.convention.prediction == "epsilon" else alpha * (noise - s * x0)
+        calls = [call.of(places) if own.images > 1 else call for call in own.asked.calls]
+        guesses = [guess for call in calls for guess in call(alpha * (x0 + s * noise), t)]
+        loss = torch.stack([(guess - target).square().mean() for guess in guesses]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    network.eval().requires_grad_(False)
+    return tiny
+
+
+def smooth(n: int, event: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Fields of unit deviation with 3×3 numbers a channel, enlarged, (n, *event)."""
+    small = torch.randn(n, event[0], 3, 3, generator=generator)
+    large = torch.nn.functional.interpolate(small, size=event[1:], mode="bicubic", align_corners=True)
+    return large / large.std()
+
+
+def _mean(errors: Sequence[float]) -> tuple[float, float]:
+    """The mean over images and its standard error."""
+    values = torch.tensor(errors, dtype=torch.float64)
+    return float(values.mean()), float(values.std() / math.sqrt(len(values)))
+
+
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    """The rows of the table."""
+    yield "| pipeline | table | best of diffusers | its name | the table is nearer by | the second | auto, without a table |"
+    yield "|---|---|---|---|---|---|---|"
+    for name, one in found.items():
+        ranked = sorted(one["others"], key=lambda other: sum(other["errors"]))
+        best, second = ranked[0], ranked[1]
+        gain = _mean([theirs - ours for theirs, ours in zip(best["errors"], one["errors"], strict=True)])
+        first = (
+            f"{_said(one['errors'])} | {_said(best['errors'])} | {best['name']} of {len(ranked)} | {gain[0] / gain[1]:.0f} SE"
+        )
+        last = f"{second['name']} {_mean(second['errors'])[0]:.3g} | {_said(one['auto'])}"
+        yield f"| {name}, {one['pipeline']} | {first} | {last} |"
+
+
+def _said(errors: Sequence[float]) -> str:
+    mean, error = _mean(errors)
+    return f"{mean:.3g} ± {error:.1g}"
+
+
+def main() -> None:
+    """Measure what is missing, and show the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="a folder; each pipeline has a file in it")
+    parser.add_argument("--names", default=",".join(NAMES), help="pipelines, with commas between")
+    parser.add_argument("--show", action="store_true", help="only the table")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in [] if given.show else given.names.split(","):
+        path = given.out / f"{name}.json"
+        if not path.exists():
+            write_json(path, {**measure(name), "about": manifest()})
+            print(json.dumps(name), flush=True)
+    found = {name: read_json(path) for name in NAMES if (path := given.out / f"{name}.json").exists()}
+    print("\n".join(lines(found)))
+
+
+if __name__ == "__main__":
+    main()

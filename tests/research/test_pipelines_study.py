@@ -1,0 +1,50 @@
+"""The study of pipelines at few evaluations: what it compares, and the table that it shows."""
+
+import pytest
+import torch
+
+import tiny_pipelines
+from research import pipelines
+from steindiff.calibration import Options, Settings
+from steindiff.integrations.diffusers import SteindiffScheduler
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    small = Options(steps=8, settings=Settings(iterations=1, patience=1))
+    for name, value in {"NFE": 2, "FINE": 6, "IMAGES": 3, "TRAJECTORIES": 8, "HOW": small}.items():
+        monkeypatch.setattr(pipelines, name, value)
+    monkeypatch.setattr(pipelines, "FLOW", ("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "UniPCMultistep"))
+
+
+def test_one_pipeline_has_all_numbers_and_a_row():
+    found = pipelines.measure("flux")
+    assert found["evaluations"] == 2
+    assert [one["name"] for one in found["others"]] == [
+        "FlowMatchEulerDiscrete",
+        "UniPCMultistep",
+    ]  # Flux tells Heun its levels
+    assert all(len(one["errors"]) == 3 and one["evaluations"] <= 2 for one in found["others"])
+    head, _, row = pipelines.lines({"flux": found})
+    assert head.count("|") == row.count("|")
+    assert "FluxPipeline" in row
+
+
+def test_every_variant_is_one_that_the_scheduler_takes():
+    config = tiny_pipelines.make("sd1").pipe.scheduler.config
+    assert len(list(pipelines.settings("UniPCMultistep", config))) == 6
+    assert [more.get("timestep_spacing") for more in pipelines.settings("DDIM", config)] == list(pipelines.SPACINGS)
+    flow = tiny_pipelines.make("sd3").pipe.scheduler.config
+    assert list(pipelines.settings("FlowMatchEulerDiscrete", flow)) == [{}]
+    (only,) = pipelines.settings("UniPCMultistep", flow)
+    assert only["flow_shift"] == 3.0
+
+
+def test_the_ends_are_those_of_the_pipelines_own_loop():
+    tiny = tiny_pipelines.make("sd3")
+    end, count = pipelines.ends(tiny, SteindiffScheduler.from_config(tiny.pipe.scheduler.config), 4)
+    assert count == 4
+    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    tiny.pipe.scheduler = SteindiffScheduler.from_config(tiny.pipe.scheduler.config)
+    own = tiny.pipe(**tiny.call(3), num_inference_steps=4, generator=generators, output_type="latent").images
+    torch.testing.assert_close(end.float(), own, rtol=1e-5, atol=1e-5)
