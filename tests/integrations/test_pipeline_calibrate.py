@@ -1,12 +1,13 @@
 """Tables calibrated on pipelines: where they are kept, what they are for, and that a stopped calibration goes on."""
 
 import pytest
+import torch
 
 import steindiff as sd
 import tiny_pipelines
 from steindiff.calibration import Options, Settings
 from steindiff.errors import InputError
-from steindiff.integrations.diffusers import calibrate, denoiser, tables_beside
+from steindiff.integrations.diffusers import SteindiffScheduler, calibrate, denoiser, tables_beside
 from steindiff.integrations.diffusers.asking import digest
 from steindiff.solvers.table import load_all
 
@@ -45,6 +46,30 @@ def test_tables_lie_beside_the_pipeline_and_auto_finds_them(folder):
     errors = {name: float((run.x - exact).norm()) for name, run in runs.items()}
     assert errors["auto"] < 0.8 * min(error for name, error in errors.items() if name != "auto")
     assert sorted(table.nfe for table in load_all(found.path)) == [1, 2]
+
+
+def test_a_pipeline_that_was_saved_with_our_scheduler_finds_its_tables(tmp_path, caplog):
+    folder = tmp_path / "ldm"
+    pipe = tiny_pipelines.make("ldm").pipe
+    pipe.save_pretrained(folder)
+    pipe = _loaded("ldm", folder)
+    pipe.scheduler = SteindiffScheduler.from_config(pipe.scheduler.config)
+    pipe.save_pretrained(folder)
+    assert _loaded("ldm", folder).scheduler.beside is None
+    path = calibrate(pipe, nfe=2, **QUICK).path
+    folder.rename(tmp_path / "moved")
+    path = tmp_path / "moved" / path.relative_to(folder)
+    made = _loaded("ldm", path.parent.parent).scheduler
+    assert made.beside == str(path.parent)
+    for nfe, taken in ((2, "calibrated table of 2 evaluations"), (3, "universal table of 3 evaluations")):
+        made.set_timesteps(nfe)
+        assert str(made.plan.solver) == taken
+    assert [f"It lies in {made.beside}" in record.message for record in caplog.records] == [True, False]
+    made.set_timesteps(2)
+    with pytest.raises(InputError, match=r"calibrate one for this size, or take solver='universal' without a table"):
+        made.step(torch.zeros(1, 3, 2, 2), made.timesteps[0], torch.randn(1, 3, 2, 2))
+    (path.parent / "tables.safetensors").unlink()
+    assert _loaded("ldm", path.parent.parent).scheduler.beside is None
 
 
 def test_scales_prompts_and_what_else_is_called_are_part_of_it(tmp_path):

@@ -13,10 +13,17 @@ def place_beside(pipe: Any) -> Path | None:
     return folder / FOLDER / FILE if folder is not None and (folder / "model_index.json").is_file() else None
 
 
+def found_in(folder: Path) -> str | None:
+    """The folder of the calibrated tables in a pipeline's folder; None where there are none, or where it is no pipeline's."""
+    place = folder / FOLDER
+    there = (folder / "model_index.json").is_file() and any(place.glob("*.safetensors"))
+    return str(place) if there else None
+
+
 def tables_beside(pipe: Any) -> str | None:
     """The folder of a pipeline's calibrated tables, as `SteindiffScheduler.from_config(..., table=...)` takes it, or None.
 
     It is PIPELINE/steindiff, where `calibrate` puts them, for a pipeline that was loaded from a folder on this machine.
     """
     place = place_beside(pipe)
-    return str(place.parent) if place is not None and any(place.parent.glob("*.safetensors")) else None
+    return None if place is None else found_in(place.parent.parent)

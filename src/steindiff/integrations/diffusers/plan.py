@@ -201,13 +201,17 @@ class Plan:
         return float(self.sigmas[-1])
 
 
-def for_nfe(options: Options, convention: Convention, nfe: int, levels: Levels) -> Plan:
-    """The run of so many evaluations. Raises InputError where the solver cannot spend them, or there is no such table."""
+def for_nfe(options: Options, convention: Convention, nfe: int, levels: Levels, beside: str | None = None) -> Plan:
+    """The run of so many evaluations; `auto` takes a table of the folder `beside` that serves it, where there is one.
+
+    Raises InputError where the solver cannot spend them, or there is no such table.
+    """
     setting = setting_of(options, convention)
     if options.table is not None:
         solver: Solver = tables.of_file(options.table, nfe, setting)
     else:
-        solver, _ = solvers.make(options.solver).for_nfe(nfe, setting)
+        found = tables.serving(beside, nfe, setting) if options.solver == "auto" and beside else None
+        solver = found or solvers.make(options.solver).for_nfe(nfe, setting)[0]
     own = solver.own_grid
     return Plan.of(solver, levels.of(solver, nfe, setting) if own is None else own, convention, options.correction)
 

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from steindiff.errors import InputError, NonFiniteError, StateWarning, require
 from steindiff.integrations.diffusers import plan as planning
+from steindiff.integrations.diffusers.beside import found_in
 from steindiff.integrations.diffusers.config import read
 from steindiff.integrations.diffusers.fields import OWN
 from steindiff.integrations.diffusers.plan import Levels, Options, Plan, Shift
@@ -34,6 +36,10 @@ _SAME = 1e-4
 """How far a time may be, relatively, from the one that is meant."""
 _LARGE = 4.0
 """How far from one, as a factor, the root mean square of the first latents may be."""
+_ADVICE = (
+    "steindiff.integrations.diffusers.calibrate(pipe, ...) makes a table for this network, which table=tables_beside(pipe) "
+    "then takes"
+)
 _HIGHEST = 1e8
 """The level that stands for pure noise where noise is added."""
 
@@ -88,6 +94,8 @@ class SteindiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
         num_inference_steps: how many evaluations a run has.
         convention: what the config says of the network.
         plan: the run that `set_timesteps` has planned.
+        beside: a folder of calibrated tables, of which `auto` takes the one that serves a run; that of a pipeline which was
+            loaded with this scheduler, and None for no such folder.
     """
 
     order = 1
@@ -106,6 +114,7 @@ class SteindiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
             self.alphas_cumprod = (1 - schedule.betas).cumprod(0).float()
         self.num_inference_steps: int | None = None
         self.plan: Plan | None = None
+        self.beside: str | None = None
         self._running: _Running | None = None
         self._begin_index: int | None = None
         self._step_index: int | None = None
@@ -148,6 +157,21 @@ class SteindiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
             made.register_to_config(_class_name=cls.__name__)  # type: ignore[no-untyped-call]
         return (made, {}) if return_unused_kwargs else made
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any = None,
+        subfolder: str | None = None,
+        return_unused_kwargs: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """The scheduler of a saved pipeline, as in diffusers; `auto` then finds the tables calibrated beside the pipeline."""
+        made: Any = super().from_pretrained(pretrained_model_name_or_path, subfolder, return_unused_kwargs, **kwargs)
+        scheduler = made[0] if return_unused_kwargs else made
+        if pretrained_model_name_or_path is not None:
+            scheduler.beside = found_in(Path(pretrained_model_name_or_path, subfolder or "").resolve().parent)
+        return made
+
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
@@ -180,7 +204,7 @@ class SteindiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
         if times is None and values is None:
             n = num_inference_steps
             require(n is not None, "give the number of evaluations, or timesteps or sigmas", num_inference_steps=n)
-            plan = planning.for_nfe(self.options, self.convention, n or 0, levels)
+            plan = planning.for_nfe(self.options, self.convention, n or 0, levels, self.beside)
             self._say(plan)
         else:
             chosen = levels.at(times) if times is not None else levels.given(values or [])
@@ -312,7 +336,7 @@ class SteindiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
         if plan.event not in (None, tuple(sample.shape[1:])):
             raise InputError(
                 f"latents of shape {tuple(sample.shape[1:])}, and the table was calibrated for {plan.event}: calibrate one for "
-                "this size, or leave table out"
+                "this size, or take solver='universal' without a table"
             )
         wide = torch.float32 if sample.device.type == "mps" else torch.float64
         first = sample.to(torch.promote_types(sample.dtype, torch.float32))
@@ -339,10 +363,10 @@ class SteindiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
         chosen, said = self.options, planning.setting_of(self.options, self.convention)
         if chosen.solver == "auto" and chosen.table is None:
             guided = "" if chosen.guidance_scale is not None else " (not said: pass guidance_scale= where the pipeline guides)"
+            advice = _ADVICE if plan.event is None else f"It lies in {self.beside}"
             _once(
                 f"steindiff: auto takes the {plan.solver}, for sigma_data={said.sigma_data:g} and guidance_scale="
-                f"{said.guidance:g}{guided}. steindiff.integrations.diffusers.calibrate(pipe, ...) makes a table for this "
-                "network, which table= then takes"
+                f"{said.guidance:g}{guided}. {advice}"
             )
 
 

@@ -1,5 +1,6 @@
 """Calibrated tables for a scheduler: the one of a file, or of one of the files of a folder, that serves a run."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from steindiff.errors import InputError, require
@@ -21,6 +22,13 @@ def of_file(table: str, nfe: int, setting: Setting) -> Tabulated:
         except InputError as error:
             refusals.append(str(error))
     raise InputError("; ".join(refusals))
+
+
+def serving(folder: str, nfe: int, setting: Setting) -> Tabulated | None:
+    """The table of a folder that serves this run; None where none does."""
+    with suppress(InputError):
+        return of_file(folder, nfe, setting)
+    return None
 
 
 def _files(table: str) -> list[Path]:
