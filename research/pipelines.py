@@ -4,8 +4,8 @@
     python -m research.pipelines --out outputs/pipelines --names sd1,flux
     python -m research.pipelines --out outputs/pipelines --show     # the table of docs/integrations/diffusers.md
 
-The pipelines are those of tests/tiny_pipelines.py: tiny networks with random weights of unit size. Those of flows stay so; the
-others are trained for 40 seconds, since random ones are no denoisers. Each pipeline runs by its own loop from the same noise.
+The pipelines are those of `tiny_pipelines`: tiny networks with random weights of unit size. Those of flows stay so; the others
+are trained for 40 seconds, since random ones are no denoisers. Each pipeline runs by its own loop from the same noise.
 
 An error is the RMS distance of an image's end to that of the pipeline's own 100 evaluations: for a scheduler of diffusers,
 the smaller of those to its own 100 steps and to those of our UniPC-3; for the table, the latter. Schedulers run with every
@@ -14,28 +14,25 @@ scheduler. Those that draw noise have no end to compare, and are left out. Image
 calibration.
 """
 
-import argparse
 import copy
 import inspect
 import json
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from typing import Annotated, Any
 
 import diffusers
+import torch
+from recipes.command import command
+from torch import Tensor
 
-import tiny_pipelines
-from steindiff.calibration import Options, Settings
+from research import tiny_pipelines
+from steindiff import calibration
 from steindiff.integrations.diffusers import SteindiffScheduler, calibrate, denoiser
 from steindiff.io.files import manifest, read_json, write_json
 
@@ -47,7 +44,7 @@ DIFFUSION = (
 )  # fmt: skip
 FLOW = ("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "DPMSolverMultistep", "UniPCMultistep", "DEISMultistep")
 SPACINGS = ("leading", "trailing", "linspace")
-HOW = Options(steps=48, settings=Settings(iterations=6, patience=2, gain=2e-3, along=0.2, singly=True))
+HOW = calibration.Options(steps=48, settings=calibration.Settings(iterations=6, patience=2, gain=2e-3, along=0.2, singly=True))
 
 
 def ends(tiny: tiny_pipelines.Tiny, scheduler: Any, steps: int) -> tuple[Tensor, int]:
@@ -175,12 +172,13 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|"
     for name, one in found.items():
         ranked = sorted(one["others"], key=lambda other: sum(other["errors"]))
-        best, second = ranked[0], ranked[1]
+        best, *rest = ranked
         gain = _mean([theirs - ours for theirs, ours in zip(best["errors"], one["errors"], strict=True)])
         first = (
             f"{_said(one['errors'])} | {_said(best['errors'])} | {best['name']} of {len(ranked)} | {gain[0] / gain[1]:.0f} SE"
         )
-        last = f"{second['name']} {_mean(second['errors'])[0]:.3g} | {_said(one['auto'])}"
+        second = f"{rest[0]['name']} {_mean(rest[0]['errors'])[0]:.3g}" if rest else "none"
+        last = f"{second} | {_said(one['auto'])}"
         yield f"| {name}, {one['pipeline']} | {first} | {last} |"
 
 
@@ -189,22 +187,22 @@ def _said(errors: Sequence[float]) -> str:
     return f"{mean:.3g} ± {error:.1g}"
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    out: Annotated[Path, "a folder; each pipeline has a file in it"]
+    names: Annotated[str, "pipelines, with commas between"] = ",".join(NAMES)
+    show: Annotated[bool, "only the table"] = False
+
+
+@command
+def main(o: Options) -> None:
     """Measure what is missing, and show the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="a folder; each pipeline has a file in it")
-    parser.add_argument("--names", default=",".join(NAMES), help="pipelines, with commas between")
-    parser.add_argument("--show", action="store_true", help="only the table")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    for name in [] if given.show else given.names.split(","):
-        path = given.out / f"{name}.json"
+    for name in () if o.show else o.names.split(","):
+        path = o.out / f"{name}.json"
         if not path.exists():
             write_json(path, {**measure(name), "about": manifest()})
             print(json.dumps(name), flush=True)
-    found = {name: read_json(path) for name in NAMES if (path := given.out / f"{name}.json").exists()}
+    found = {name: read_json(path) for name in NAMES if (path := o.out / f"{name}.json").exists()}
     print("\n".join(lines(found)))
-
-
-if __name__ == "__main__":
-    main()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import tiny_pipelines
+from research import tiny_pipelines
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PAGE = EXAMPLES.parent / "docs" / "integrations" / "diffusers.md"

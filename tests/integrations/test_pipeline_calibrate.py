@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import steindiff as sd
-import tiny_pipelines
+from research import tiny_pipelines
 from steindiff.calibration import Options, Settings
 from steindiff.errors import InputError
 from steindiff.integrations.diffusers import SteindiffScheduler, calibrate, denoiser, tables_beside

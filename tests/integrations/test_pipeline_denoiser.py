@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 import steindiff as sd
-import tiny_pipelines
+from research import tiny_pipelines
 from steindiff.denoisers import forwards_per_call, guidance_of, is_conditioned, schedule_of, sigma_data_of
 from steindiff.errors import InputError
 from steindiff.identity import network_of

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 import steindiff as sd
-import tiny_pipelines
 from commandline import run_command
+from research import tiny_pipelines
 from steindiff.errors import InputError, ModelFileError
 from steindiff.integrations.diffusers import denoiser
 from steindiff.integrations.loading import load

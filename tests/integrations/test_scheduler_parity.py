@@ -11,7 +11,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-import tiny_pipelines
+from research import tiny_pipelines
 from steindiff.integrations.diffusers import SteindiffScheduler
 
 STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

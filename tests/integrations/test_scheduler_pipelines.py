@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionInpaintPipeline
 
-import tiny_pipelines
+from research import tiny_pipelines
 from steindiff import sample
 from steindiff.integrations.diffusers import SteindiffScheduler, denoiser
 from steindiff.solvers import Tabulated

@@ -21,7 +21,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-import tiny_pipelines
+from research import tiny_pipelines
 from steindiff.errors import InputError, NonFiniteError, StateWarning
 from steindiff.integrations.diffusers import SteindiffScheduler, scheduler
 from steindiff.solvers import Purpose, Table

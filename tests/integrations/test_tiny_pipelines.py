@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-import tiny_pipelines
+from research import tiny_pipelines
 
 CONDITIONS = ("timestep", "encoder_hidden_states", "class_labels", "pooled_projections", "guidance", "added_cond_kwargs")
 

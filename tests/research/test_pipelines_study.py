@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-import tiny_pipelines
-from research import pipelines
+from research import pipelines, tiny_pipelines
 from steindiff.calibration import Options, Settings
 from steindiff.integrations.diffusers import SteindiffScheduler
 
