@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from commandline import run_command
+from research import tiny_pipelines
 from steindiff import models
 from steindiff.models import save
 from steindiff.models.store import read
@@ -43,6 +44,18 @@ def test_a_model_that_was_scaled_wrongly_is_not(doctor, tmp_path):
     assert found["model"]["sound"] is False
     assert "It is not consistent: told σ" in found["model"]["verdict"]
     assert {fact["what"] for fact in found["model"]["facts"]} >= {"schedule", "prediction", "σ_data"}
+
+
+def test_the_folder_of_a_pipeline_is_read_as_its_scheduler_says(doctor, tmp_path):
+    """The network has random weights, so that it is no denoiser of anything."""
+    tiny_pipelines.make("ldm").pipe.save_pretrained(tmp_path / "ldm")
+    code, out, _ = doctor("--model", tmp_path / "ldm", "--nfe", "4", "--images", "2", "--json")
+    assert code == 1
+    found = json.loads(out.splitlines()[-1])["model"]
+    facts = {fact["what"]: fact["value"] for fact in found["facts"]}
+    assert facts["prediction"] == "FromEps"
+    assert facts["schedule"].startswith("DiscreteBetas(1000 indices")
+    assert facts["images"] == "3 × 8 × 8"
 
 
 @pytest.mark.parametrize("args", [("--model", "no-such-model"), ("--nfe", "x", "--model", "digits"), ("--images", "1")])

@@ -83,6 +83,13 @@ def test_a_denoiser_that_overflows_is_told_so():
     assert not found.sound
 
 
+def test_a_level_that_it_acts_for_is_named_or_there_is_none():
+    levels = [doctor.Level(sigma, ratio, 1.0, 1.0) for sigma, ratio in ((8.0, 1.0), (4.0, 3.0), (2.0, 0.5), (1.0, math.nan))]
+    named, none = (verdict(doctor.Examination((), tuple(levels[:n]), None, ())) for n in (3, 4))
+    assert named.startswith("It is not consistent: told σ = 4 it acts as for 3 times as much.")
+    assert none.startswith("It is not consistent: told σ = 1 what it takes off is no noise.")
+
+
 def test_what_auto_takes_has_its_reason():
     model = models.load("digits")
     usual, low = (Setting.of(model.denoiser, top, event=model.event_shape) for top in (80.0, 2.0))

@@ -1,5 +1,6 @@
 """What `steindiff doctor` prints, as blocks."""
 
+import math
 from collections.abc import Iterator
 
 from steindiff.diagnostics.doctor import FAR, NEAR, Examination, Fact, Level
@@ -36,11 +37,17 @@ def verdict(found: Examination) -> str:
     wrong = [level for level in found.levels if not level.consistent]
     if not wrong:
         return f"It takes off the noise that it is told: within {NEAR} and {FAR} times as much at every level tried."
-    worst = max(wrong, key=lambda level: abs(level.ratio - 1) if level.ratio == level.ratio else float("inf"))
+    worst = max(wrong, key=_off)
+    as_for = "what it takes off is no noise" if math.isnan(worst.ratio) else f"it acts as for {worst.ratio:.3g} times as much"
     return (
-        f"It is not consistent: told σ = {worst.sigma:.4g} it acts as for {worst.ratio:.3g} times as much. Check the schedule, "
-        "the prediction type and the scale of its input; a network that is hardly trained, or strong guidance, does this too."
+        f"It is not consistent: told σ = {worst.sigma:.4g} {as_for}. Check the schedule, the prediction type and the scale of "
+        "its input; a network that is hardly trained, or strong guidance, does this too."
     )
+
+
+def _off(level: Level) -> float:
+    """How far the level that it acts for is from the one that it is told; most where it acts for none."""
+    return math.inf if math.isnan(level.ratio) else abs(level.ratio - 1)
 
 
 def _facts(facts: tuple[Fact, ...]) -> Table:
