@@ -10,6 +10,7 @@ from steindiff.analytic import Gaussian
 from steindiff.denoisers import FromEps, FromFlow, FromV, FromX0, declare, prediction_of
 from steindiff.diagnostics import doctor
 from steindiff.divergence import Exact
+from steindiff.grids import karras
 from steindiff.report.doctor import verdict
 from steindiff.schedules import VE, DiscreteBetas, RectifiedFlow
 from steindiff.solvers import Setting
@@ -98,7 +99,8 @@ def test_what_auto_takes_has_its_reason():
     assert universal.solver == "universal table of 12 evaluations"
     assert "there is a universal one" in universal.reason
     assert "there is no table: sigma_max/sigma_data" in plain.reason
-    assert plain.steps == 4
+    assert plain.levels == tuple(karras(4, sigma_max=2.0).tolist())
+    assert (len(own.levels), own.levels[0], own.levels[-1]) == (6, 80.0, 0.002)
 
 
 def test_the_adapter_is_found_under_wrappers():

@@ -63,11 +63,11 @@ class Level:
 
 @dataclass(frozen=True)
 class Taken:
-    """What solver auto takes for a number of evaluations, on how many levels, and why."""
+    """What solver auto takes for a number of evaluations, on which noise levels, and why."""
 
     nfe: int
     solver: str
-    steps: int
+    levels: tuple[float, ...]
     reason: str
 
 
@@ -201,5 +201,6 @@ def told_and_seen(denoiser: Denoiser, x0: Tensor, sigmas: Sequence[float], estim
 
 def taken(nfe: int, setting: Setting) -> Taken:
     """What auto takes for this setting, and why. Raises InputError for no number of evaluations."""
-    solver, steps, reason = Auto().choose(nfe, setting)
-    return Taken(nfe, str(solver), steps, reason)
+    solver, sigmas = Auto().plan(nfe, setting)
+    *_, reason = Auto().choose(nfe, setting)
+    return Taken(nfe, str(solver), tuple(sigmas.tolist()), reason)

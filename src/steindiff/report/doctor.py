@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from steindiff.diagnostics.doctor import FAR, NEAR, Examination, Fact, Level
+from steindiff.diagnostics.doctor import FAR, NEAR, Examination, Fact, Level, Taken
 from steindiff.divergence import Choice
 from steindiff.divergence.products import METHODS
 from steindiff.report.blocks import Block, Entry, Heading, Table, Text
@@ -27,7 +27,7 @@ def examination_blocks(name: str, found: Examination) -> Iterator[Block]:
         yield Heading("Derivatives, for corrections that need them")
         yield _derivatives(found.derivatives)
     yield Heading("What solver auto takes")
-    yield Table(("NFE", "solver", "because"), tuple((str(t.nfe), t.solver, t.reason) for t in found.taken))
+    yield Table(("NFE", "solver", "noise levels", "because"), tuple(map(_taken, found.taken)))
 
 
 def verdict(found: Examination) -> str:
@@ -58,6 +58,11 @@ def _level(level: Level) -> tuple[str | Entry, ...]:
     ratio = f"{level.ratio:.3f}"
     seen = ratio if level.consistent else Entry(f"{ratio} ▼", mark="loss")
     return (f"{level.sigma:.4g}", seen, f"{level.state:.4g}", f"{level.denoised:.4g}")
+
+
+def _taken(taken: Taken) -> tuple[str, ...]:
+    levels = ", ".join(f"{sigma:.3g}" for sigma in taken.levels)
+    return (str(taken.nfe), taken.solver, levels, taken.reason)
 
 
 def _derivatives(choice: Choice) -> Table:
