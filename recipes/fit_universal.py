@@ -6,6 +6,7 @@ The shipped file, one to two hours on a core in all; a stopped run goes on with 
     python -m recipes.fit_universal --work outputs/universal --rung 14.6 --nfe 1-10 --laws 96 --held 64 --iterations 10
     python -m recipes.fit_universal --work outputs/universal --rung 14.6 --nfe 11-20 --laws 96 --held 64 --base 8
     python -m recipes.fit_universal --work outputs/universal --rung 14.6 --nfe 10-20 --laws 96 --held 64 --base 8 --last 0.03
+    python -m recipes.fit_universal --work outputs/universal --rung 160 --nfe 11-20 --laws 96 --held 64 --base 8 --last 0.04
     python -m recipes.fit_universal --work outputs/universal --out src/steindiff/solvers/universal.safetensors
 
 The tables for guidance, in a file of their own; P is python -m recipes.fit_universal --work outputs/guided --laws 40 --held 24:

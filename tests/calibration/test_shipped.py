@@ -46,10 +46,11 @@ def test_every_shipped_table_is_of_this_family_with_these_settings():
         assert "/work" not in json.dumps(about)
 
 
-def test_stable_diffusions_last_level_has_the_tables_that_the_usual_one_lacks():
+def test_higher_last_levels_have_the_tables_that_the_usual_one_lacks():
     ends = universal.by_end()
-    assert {end: sorted({rung for rung, _ in known}) for end, known in ends.items()} == {0.004: [14.6, 160.0], 0.03: [14.6]}
-    assert sorted(nfe for _, nfe in ends[0.03]) == list(range(10, 21))
+    assert sorted(ends) == [0.004, 0.03, 0.04]
+    assert sorted(ends[0.03]) == [(14.6, nfe) for nfe in range(10, 21)]
+    assert sorted(ends[0.04]) == [(160.0, nfe) for nfe in range(11, 21)]
 
 
 def test_every_table_for_guidance_is_of_these_families_with_these_settings():

@@ -684,6 +684,18 @@ def test_stable_diffusions_own_range_is_served(nfe):
     assert table.report["settings"].get("last", 0.004) == (0.03 if nfe >= 10 else 0.004)
 
 
+@pytest.mark.parametrize("nfe", range(1, 21))
+@pytest.mark.parametrize(
+    "ends, sigma_data",
+    [((83.8, 0.0388), 1.0), ((157.4, 0.01), 1.0), ((157.4, 0.01), 0.5), ((152.2, 0.0105), 0.5), ((1000.0, 0.001), 1.0)],
+    ids=["latents of LDM", "latents under DDPM", "pixels under DDPM", "VP", "a flow"],
+)
+def test_ranges_that_people_have_are_served(nfe, ends, sigma_data):
+    table = Table.universal(nfe, *ends, sigma_data=sigma_data)
+    assert (table.nfe, float(table.sigmas[0]), float(table.sigmas[-1])) == (nfe, *ends)
+    assert all(a > b for a, b in pairwise(table.sigmas.tolist()))
+
+
 def test_of_two_last_levels_the_nearest_that_may_end_there_is_taken(monkeypatch):
     rows = (Row(0.2, ()), *(Row(0.2, (0.8,)) for _ in range(4)))
     ends = ((0.05, 0.004), (0.1, 0.03))
