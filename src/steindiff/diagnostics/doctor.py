@@ -201,6 +201,6 @@ def told_and_seen(denoiser: Denoiser, x0: Tensor, sigmas: Sequence[float], estim
 
 def taken(nfe: int, setting: Setting) -> Taken:
     """What auto takes for this setting, and why. Raises InputError for no number of evaluations."""
-    solver, sigmas = Auto().plan(nfe, setting)
-    *_, reason = Auto().choose(nfe, setting)
+    solver, _, reason = Auto().choose(nfe, setting)
+    _, sigmas = solver.plan(nfe, setting)
     return Taken(nfe, str(solver), tuple(sigmas.tolist()), reason)
