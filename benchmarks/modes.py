@@ -18,8 +18,6 @@ of a plain forward. The command writes table.md and study.json (all numbers, and
 from __future__ import annotations
 
 import math
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,6 +28,7 @@ import torch
 from recipes.command import command
 from torch import Tensor
 
+from benchmarks.timing import Quartiles, ratio, turns
 from steindiff import Corrected, models, sample, solvers
 from steindiff.denoisers import Denoiser
 from steindiff.divergence import Choice, Hutchinson
@@ -99,7 +98,7 @@ class Row(NamedTuple):
     """And g · recorded / evaluations."""
     billed: float
     """Forward-equivalents of the run over its evaluations, at the price c."""
-    measured: tuple[float, float, float]
+    measured: Quartiles
     """Quartiles of the time ratio."""
 
 
@@ -138,10 +137,10 @@ def priced(denoiser: Denoiser, x: Tensor, rounds: int) -> Price:
         estimator = Hutchinson(k, method="vjp")
         return lambda: estimator(lambda z: (denoiser(z, sigma), None), x, 0)
 
-    some = [forward(k) for k in (MOST, 1, 0)]
-    _, *times = ([_seconds(run, x) for run in some] for _ in range(rounds + 1))  # the first warms up
-    product = statistics.median((five - one) / (MOST - 1) / plain for five, one, plain in times)
-    return Price(product, statistics.median(one / plain for _, one, plain in times) - 1 - product)
+    times = turns({str(k): forward(k) for k in (MOST, 1, 0)}, rounds, x.device)
+    five, one = ratio(times, str(MOST), "0").median, ratio(times, "1", "0").median
+    product = (five - one) / (MOST - 1)
+    return Price(product, one - 1 - product)
 
 
 def _plain(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
@@ -155,35 +154,22 @@ def measure(name: str, denoiser: Denoiser, x: Tensor, *, nfe: int, rounds: int, 
     solver, sigmas = solvers.make(name).plan(nfe)
     sigmas, some, choice = sigmas.to(x.device), modes(threshold), Choice("vjp", {"vjp": price.product}, {})
     runs = [partial(sample, mode.corrects(solver, choice), denoiser, x, sigmas) for mode in some]
-    stats = [run().stats for run in runs]  # these runs warm up too
-    times = [[_seconds(run, x) for run in runs] for _ in range(rounds)]
+    stats = [run().stats for run in runs]
+    names = [mode.name for mode in some]
+    times = turns(dict(zip(names, runs, strict=True)), rounds, x.device)
     spent = evaluations(solver, denoiser, x, sigmas)
-    ratios = [[turn[i] / turn[0] for turn in times] for i in range(len(some))]
+    ratios = [ratio(times, mode, names[0]) for mode in names]
     billed = [found.forward_equivalents / stats[0].nfe for found in stats]
-    return [row_of(mode, spent, price, bill, ratio) for mode, bill, ratio in zip(some, billed, ratios, strict=True)]
+    return [row_of(mode, spent, price, bill, found) for mode, bill, found in zip(some, billed, ratios, strict=True)]
 
 
-def row_of(mode: Mode, spent: Sequence[tuple[float, int]], price: Price, billed: float, ratios: Sequence[float]) -> Row:
+def row_of(mode: Mode, spent: Sequence[tuple[float, int]], price: Price, billed: float, found: Quartiles) -> Row:
     """A row: what a plain run's evaluations, by noise level, predict of a mode, and what was found."""
     nfe, recorded = sum(count for _, count in spent), sum(count for sigma, count in spent if mode.probed(sigma))
     products = mode.probes * recorded
     counted = 1 + price.product * products / nfe
     with_recording = counted + price.recording * recorded / nfe
-    return Row(mode.name, products, recorded, nfe, counted, with_recording, billed, _quartiles(ratios))
-
-
-def _seconds(run: Callable[[], object], x: Tensor) -> float:
-    clock = time.perf_counter if x.is_cuda else time.process_time
-    start = clock()
-    run()
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-    return clock() - start
-
-
-def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
-    return low, middle, high
+    return Row(mode.name, products, recorded, nfe, counted, with_recording, billed, found)
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -194,10 +180,11 @@ def table(rows: Sequence[Row]) -> Table:
     )  # fmt: skip
     lines = []
     for row in rows:
-        low, middle, high = row.measured
-        measured, gap = f"{middle:.2f} ({low:.2f}–{high:.2f})", f"{middle - row.counted:+.2f}".replace("-", "−")
+        gap = f"{row.measured.median - row.counted:+.2f}".replace("-", "−")
         counts = f"{row.products} / {row.evaluations}"
-        lines.append((row.name, counts, f"{row.counted:.2f}", f"{row.with_recording:.2f}", f"{row.billed:.2f}", measured, gap))
+        lines.append(
+            (row.name, counts, f"{row.counted:.2f}", f"{row.with_recording:.2f}", f"{row.billed:.2f}", str(row.measured), gap)
+        )
     return Table(columns, tuple(lines))
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from benchmarks.modes import Price, main, measure, modes, row_of
+from benchmarks.timing import Quartiles
 
 from steindiff.analytic import Gaussian
 from steindiff.io.files import read_json
@@ -16,7 +17,7 @@ def options(tmp_path, *more):
 def test_the_count_of_products_by_mode():
     """Of 9 evaluations, Heun spends 4 above σ = 1 and 5 at and below it."""
     spent, price = [(80.0, 2), (10.0, 2), (1.0, 2), (0.3, 2), (0.05, 1)], Price(0.5, 0.25)
-    rows = {row.name: row for row in (row_of(mode, spent, price, 1.0, [1.0, 3.0, 2.0]) for mode in modes(1.0))}
+    rows = {row.name: row for row in (row_of(mode, spent, price, 1.0, Quartiles.of([1.0, 3.0, 2.0])) for mode in modes(1.0))}
     counts = {name: (row.products, row.recorded, row.counted) for name, row in rows.items()}
     assert counts == {
         "plain": (0, 0, 1.0),
