@@ -16,12 +16,14 @@ large ones beyond the rounding that x itself carries. Shapes: x (B, d); responsi
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
+from steindiff.analytic.recent import Recent
 from steindiff.errors import InputError
 
 Record = TypeVar("Record", bound="Components")
@@ -42,7 +44,8 @@ class Components(ABC):
 
     def to(self: Record, dtype: torch.dtype | None, device: torch.device | str | None) -> Record:
         """Move every tensor to another dtype or device."""
-        return replace(self, **{f.name: getattr(self, f.name).to(device=device, dtype=dtype) for f in fields(self)})
+        parts = [f.name for f in fields(self) if f.init]
+        return replace(self, **{name: getattr(self, name).to(device=device, dtype=dtype) for name in parts})
 
     @abstractmethod
     def at(self, sigma: Tensor) -> "Noisy":
@@ -154,13 +157,26 @@ class DenseNoisy:
 
 @dataclass(frozen=True, eq=False)
 class LowRank(Components):
-    """Σ_k = W_k W_kᵀ + diag(ψ_k), with loadings W_kᵀ (K, r, d) and a diagonal ψ_k > 0 (K, d)."""
+    """Σ_k = W_k W_kᵀ + diag(ψ_k), with loadings W_kᵀ (K, r, d) and a diagonal ψ_k > 0 (K, d).
+
+    A noise level costs as much as a batch of many images, so the levels last asked for are kept.
+    """
 
     loadings: Tensor
     diagonal: Tensor
     per_sample: ClassVar[bool] = False
+    _recent: "Recent[LowRankNoisy]" = field(default_factory=lambda: Recent(LowRankNoisy.bytes), init=False, repr=False)
+
+    @cached_property
+    def basis(self) -> Tensor:
+        """Wᵀ and, as its last row, μ, (K, r+1, d)."""
+        return torch.cat([self.loadings, self.means[:, None]], 1)
 
     def at(self, sigma: Tensor) -> "LowRankNoisy":
+        """The components convolved with N(0, σ²), sigma ()."""
+        return self._recent.get(sigma, self._at)
+
+    def _at(self, sigma: Tensor) -> "LowRankNoisy":
         """Woodbury: S = ψ + σ², M = I + Wᵀ S⁻¹ W, G = M⁻¹ Wᵀ S⁻¹; det(Σ + σ²) = det S det M (the determinant lemma)."""
         s2, w, psi = wide(sigma).square(), wide(self.loadings), wide(self.diagonal)
         total = psi + s2
@@ -169,9 +185,9 @@ class LowRank(Components):
         log_det = total.log().sum(-1) + 2 * factor.diagonal(dim1=1, dim2=2).log().sum(-1)
         dtype, inverse = self.means.dtype, total.reciprocal().to(self.means.dtype)
         return LowRankNoisy(
-            basis=torch.cat([self.loadings, self.means[:, None]], 1),
+            basis=self.basis,
             scaled=torch.cat([scaled.to(dtype), (inverse * self.means)[:, None]], 1),
-            solve=(torch.cholesky_inverse(factor) @ scaled).to(dtype),
+            solve=torch.cholesky_solve(scaled, factor).to(dtype),  # torch's forward derivative of cholesky_inverse is wrong
             own=(psi / total).to(dtype),
             inverse=inverse,
             variance=s2.to(dtype),
@@ -215,6 +231,10 @@ class LowRankNoisy:
     variance: Tensor
     log_scale: Tensor
     centres: Tensor
+
+    def bytes(self) -> int:
+        """The memory that this level takes beside the law's own."""
+        return sum(tensor.nbytes for tensor in (self.scaled, self.solve, self.own, self.inverse))
 
     def traces(self) -> Tensor:
         """Σ_i ψ_i/S_i + σ² tr G S⁻¹ W, not d − σ² tr (Σ + σ²)⁻¹, whose terms cancel at large σ."""
