@@ -1,7 +1,8 @@
 """Denoisers: D(y, σ) ≈ E[x* | y = x* + σ ε] in VE coordinates, whatever the network predicts.
 
 `Denoiser` is any callable `D(x, sigma)`, x: (B, *event), sigma: (B,) or (). The adapters turn a network that predicts
-ε, v, x0 or a flow velocity under some schedule into one; `Guided` makes a denoiser of two; `Counter` counts calls.
+ε, v, x0 or a flow velocity under some schedule into one; `Guided` makes a denoiser of two; `Counter` counts calls. A run makes
+every denoiser `Pure`, so that a network may write into its input, and return one and the same buffer at every call.
 
 A denoiser may say things about itself, and every wrapper here passes them on: `schedule`, whose α defines the model's own x,
 and `forwards`, the network forwards behind one call, which `declare` says for any other callable; `sigma_data`, the deviation
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from steindiff.errors import InputError, ScheduleWarning, require
+from steindiff.owning import Lender
 from steindiff.schedules import VE, DiscreteBetas, LogNoise, Schedule
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -258,6 +260,7 @@ class Guided(_Wrapper):
     unconditional: Denoiser
     scale: float
     conditioned: ClassVar[bool] = True
+    _lend: Lender = field(default_factory=Lender, init=False, repr=False)
 
     @property
     def denoiser(self) -> Denoiser:  # type: ignore[override]
@@ -276,7 +279,7 @@ class Guided(_Wrapper):
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D_∅ + w (D_c − D_∅)."""
-        unconditional = self.unconditional(x, sigma)
+        unconditional: Tensor = self._lend(self.unconditional, x, sigma)  # both may be one network with one buffer
         return unconditional + self.scale * (self.conditional(x, sigma) - unconditional)
 
 
@@ -302,13 +305,14 @@ class EpsilonScaled(_Wrapper):
 
     denoiser: Denoiser
     b: float = 1.0048
+    _lend: Lender = field(default_factory=Lender, init=False, repr=False)
 
     def __post_init__(self) -> None:
         require(0 < self.b < float("inf"), "need a positive scale", b=self.b)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """X + (D − x)/b."""
-        return torch.lerp(x, self.denoiser(x, sigma), 1 / self.b)
+        return torch.lerp(x, self._lend(self.denoiser, x, sigma), 1 / self.b)
 
 
 @dataclass(frozen=True, eq=False)
@@ -404,3 +408,29 @@ class Counter(_Wrapper):
         """D(x, sigma), counted."""
         self.calls += 1
         return self.denoiser(x, sigma)
+
+
+class Pure(_Wrapper):
+    """A denoiser that leaves x and sigma as they are, and whose output nothing overwrites, whatever the network does.
+
+    A run does this for every denoiser. It is for solvers and estimators that are called by hand; and with `copies=True` for a
+    network whose writes cannot be noticed. That is one which writes past torch's counters (`.data`, NumPy, a kernel of its own)
+    on an accelerator or at a later call than its first, and one of which torch itself reuses the outputs
+    (`torch.compile(mode="reduce-overhead")`).
+
+    Args:
+        denoiser: D(x, sigma).
+        copies: whether to copy x, sigma and the output at every call. False: only where `owning.Lender` notices a need.
+
+    Example:
+        >>> x = torch.ones(1, 2)
+        >>> Pure(lambda x, sigma: x.mul_(0.5))(x, torch.tensor(1.0)), x
+        (tensor([[0.5000, 0.5000]]), tensor([[1., 1.]]))
+    """
+
+    def __init__(self, denoiser: Denoiser, copies: bool = False) -> None:
+        self.denoiser, self._lend = denoiser, Lender(copies)
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """D(x, sigma). Raises InputError where x has been written into at a later call, and had not at the first."""
+        return self._lend(self.denoiser, x, sigma)  # type: ignore[no-any-return]

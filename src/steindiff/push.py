@@ -25,6 +25,7 @@ from steindiff import grids
 from steindiff.corrections import Corrected
 from steindiff.divergence.products import fresh
 from steindiff.errors import InputError, require
+from steindiff.owning import Lender, Writes, writes
 from steindiff.sampling import Generators, seeds
 from steindiff.solvers import Grid, Solver, State, Step
 
@@ -36,6 +37,13 @@ class Query(NamedTuple):
     """(B, *event), in VE coordinates."""
     sigma: Tensor
     """() in float64, or (B,)."""
+
+
+class _Lent(NamedTuple):
+    """A query as the step asks it, and the counters of writes of what is lent in its place."""
+
+    own: Query
+    writes: Writes
 
 
 class _Asked(BaseException):
@@ -80,6 +88,8 @@ class Fed:
     _state: State
     _known: tuple[Tensor, ...]
     _about: object
+    _lender: Lender
+    _lent: _Lent | None = None
     _offset: Tensor | None = None
 
     @classmethod
@@ -97,7 +107,7 @@ class Fed:
             InputError: the levels are malformed, or the solver differentiates the network.
         """
         solver = solver if generator is None else solver.seeded(seeds(generator, len(x)))
-        x, grid = fresh(x), Grid.of(fresh(grids.validate(sigmas).to(x.device)))
+        x, grid = fresh(x).clone(), Grid.of(fresh(grids.validate(sigmas).to(x.device)).clone())
         if solver.differentiates(x, grid):
             raise InputError(
                 f"{solver} takes derivatives of the network, and a run that is fed its values has none: choose a form without "
@@ -106,16 +116,24 @@ class Fed:
             )
         with torch.no_grad():
             state = solver.init(_Replay((), about), x, grid)
-        return cls(solver, grid, 0, x, None, state, (), about)._advanced()
+        return cls(solver, grid, 0, x, None, state, (), about, Lender())._advanced()
 
     def told(self, denoised: Tensor) -> "Fed":
-        """The run after its query is answered. Raises InputError where it is over, or the shape or dtype is not the state's."""
+        """The run after its query is answered; the answer may be overwritten then, and so may the query be before.
+
+        Raises:
+            InputError: the run is over, or the shape or dtype is not the state's; or the query has been written into, and the
+                first one of the run was not.
+        """
         require(self.query is not None, "the run is over: start another", steps=self.grid.steps)
+        assert self._lent is not None
+        assert self.query is not None
         if denoised.shape != self.x.shape or denoised.dtype != self.x.dtype:
             raise InputError(
                 f"told {tuple(denoised.shape)} {denoised.dtype} for {tuple(self.x.shape)} {self.x.dtype}: they must agree"
             )
-        return replace(self, _known=(*self._known, denoised))._advanced()
+        self._lender.settle(self._lent.own, self.query, self._lent.writes)
+        return replace(self, _known=(*self._known, denoised.clone()))._advanced()
 
     def moved(self, change: Tensor) -> "Fed":
         """The same where somebody has changed the point of the query, before it is answered.
@@ -123,13 +141,19 @@ class Fed:
         At the start of a step the state itself is changed. Within a step the point is, and the state at the end of the step by
         as much: otherwise a solver that goes back to the start of its step, as UniPC's corrector does, would forget the change.
         """
-        query = self.query
-        require(query is not None, "the run is over, and nothing of it can be changed", steps=self.grid.steps)
-        assert query is not None
+        require(self.query is not None, "the run is over, and nothing of it can be changed", steps=self.grid.steps)
+        assert self._lent is not None
+        query = self._lent.own
         if not self._known and query.x is self.x:
             return replace(self, x=self.x + change, query=None)._advanced()
         offset = change if self._offset is None else self._offset + change
-        return replace(self, query=Query(query.x + change, query.sigma), _offset=offset)
+        return replace(self, _offset=offset)._asking(Query(query.x + change, query.sigma))
+
+    def _asking(self, query: Query) -> "Fed":
+        """This run with a query, whose tensors are its own, or copies where the one who is asked writes into them."""
+        lent = self._lender.lend(query)
+        shown = query if lent is query else Query(*lent)
+        return replace(self, query=shown, _lent=_Lent(query, writes(shown)))
 
     @torch.no_grad()
     def _advanced(self) -> "Fed":
@@ -139,10 +163,10 @@ class Fed:
             try:
                 step: Step = self.solver.step(_Replay(known, self._about), x, self.grid.interval(index), state)
             except _Asked as asked:
-                return replace(self, index=index, x=x, query=asked.query, _state=state, _known=known, _offset=offset)
+                return replace(self, index=index, x=x, _state=state, _known=known, _offset=offset)._asking(asked.query)
             x, state = step.x if offset is None else step.x + offset, step.state
             index, known, offset = index + 1, (), None
-        return replace(self, index=index, x=x, query=None, _state=state, _known=(), _offset=None)
+        return replace(self, index=index, x=x, query=None, _state=state, _known=(), _lent=None, _offset=None)
 
 
 class Asked(NamedTuple):

@@ -20,10 +20,11 @@ from steindiff.corrections.blend import Moments, Need
 from steindiff.corrections.corrected import Note
 from steindiff.denoisers import Counter, Denoiser, forwards_per_call
 from steindiff.divergence import Choice
-from steindiff.divergence.products import fresh
+from steindiff.divergence.products import differentiated, fresh
 from steindiff.errors import InputError, NonFiniteError, StateWarning, needs, require
 from steindiff.io import processes
 from steindiff.noise import fresh_seed
+from steindiff.owning import Lender
 from steindiff.solvers import Grid, Interval, Setting, Solver, Step, make
 
 
@@ -147,10 +148,11 @@ class SampleResult:
 
 
 class _Watched(Counter):
-    """Counts evaluated images, refuses outputs of the wrong shape or dtype, and remembers where an output was not finite."""
+    """Makes a denoiser pure, counts evaluated images, refuses outputs of another kind, remembers which were not finite."""
 
     def __init__(self, inner: Denoiser) -> None:
         super().__init__(inner)
+        self.lend = Lender()
         self.start(1)
 
     def start(self, batch: int) -> None:
@@ -165,14 +167,13 @@ class _Watched(Counter):
         return self.images / self.batch if rest else whole
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        out = super().__call__(x, sigma)
+        out = self.lend(self.denoiser, x, sigma)
+        self.calls += 1
         self.images += len(x)
-        if not isinstance(out, Tensor) or out.shape != x.shape or out.dtype != x.dtype:
-            got = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
-            raise InputError(
-                f"the denoiser returned {got} for {tuple(x.shape)} {x.dtype} at step {self.step}, sigma = "
-                f"{float(sigma.max()):g}: shape and dtype must stay unchanged"
-            )
+        if not isinstance(out, Tensor) or out.shape != x.shape or out.dtype != x.dtype or out.device != x.device:
+            raise _of_another_kind(out, x, f"at step {self.step}, sigma = {float(sigma.max()):g}")
+        if out.requires_grad and not torch.is_grad_enabled() and not differentiated(x):
+            out = out.detach()  # a network that turns gradients on for itself: its graph would live as long as a history
         # The extremes carry a NaN or an infinity wherever it is, and cost a small part of what a mask of the whole does.
         finite = torch.isfinite(torch.stack((out.detach().amin(), out.detach().amax()))).all()
         # Beside other processes too: one that stopped in the middle of a run would leave them waiting for its moments.
@@ -186,6 +187,16 @@ class _Watched(Counter):
         """On an accelerator and beside other processes: one transfer, after the loop."""
         if self.flags and not bool(torch.stack([f for _, _, f in self.flags]).all()):
             raise next(_non_finite(i, s) for i, s, f in self.flags if not f)
+
+
+def _of_another_kind(out: object, x: Tensor, where: str) -> InputError:
+    """The error for a denoiser's output that is no tensor like x."""
+    own = f"{tuple(x.shape)} {x.dtype} on {x.device}"
+    if isinstance(out, Tensor):
+        got, remedy = f"{tuple(out.shape)} {out.dtype} on {out.device}", "shape, dtype and device must stay unchanged"
+    else:
+        got, remedy = type(out).__name__, "return the denoised tensor alone, such as out.sample or out[0]"
+    return InputError(f"the denoiser returned {got} for {own} {where}: {remedy}")
 
 
 def _non_finite(step: int, sigma: Tensor) -> NonFiniteError:
@@ -203,7 +214,7 @@ def steps(
     sigmas = grids.validate(sigmas)
     _check_state(x, float(sigmas[0]))
     wide = torch.float32 if x.device.type == "mps" else sigmas.dtype
-    sigmas = fresh(sigmas.to(x.device, wide))
+    sigmas = fresh(sigmas.to(x.device, wide)).clone()
     if generator is not None:
         solver = solver.seeded(seeds(generator, len(x)))
     return _run(solver, denoiser if isinstance(denoiser, _Watched) else _Watched(denoiser), fresh(x), sigmas)

@@ -26,6 +26,7 @@ from steindiff.divergence import Estimator, Hutchinson
 from steindiff.errors import DerivativeWarning, InputError, NonFiniteError, SteindiffError, require
 from steindiff.io.processes import Gather, alone
 from steindiff.noise import fresh_seed
+from steindiff.owning import Lender
 from steindiff.sampling import Generators, Kept, Record, records
 
 Scalar = float | Tensor
@@ -45,6 +46,7 @@ class _Given:
     denoised: Tensor | None
     linear: Scalar | None
     mode: Mode
+    lend: Lender
 
     def __post_init__(self) -> None:
         x = self.x
@@ -88,7 +90,7 @@ class _Given:
             return self.candidate
         if self.step is None:
             raise self.lacks("candidate=T(x), or step=f, which makes it")
-        return self.finite("step(x)", self.like("step(x)", self.step(self.x)))
+        return self.finite("step(x)", self.like("step(x)", self.lend(self.step, self.x)))
 
     def agreed(self, own: Tensor) -> Tensor:
         """T(x) as it was given, if it is also what `step` makes: a stateful solver that has moved on makes another step."""
@@ -216,7 +218,7 @@ class SteinDiff(nn.Module):
         elif generator is not None:
             self.estimator = self.estimator.seeded(tuple(map(fresh_seed, generator)))
         self.index = index
-        self._kept, self._warned = list[Kept](), False
+        self._kept, self._warned, self._lend = list[Kept](), False, Lender()
         return self
 
     @property
@@ -259,7 +261,7 @@ class SteinDiff(nn.Module):
             SteindiffError: no derivative reaches the step, or the step is being differentiated. A DerivativeWarning says where
                 one reaches the step, but seems not to reach its network.
         """
-        given = _Given(x, candidate, alpha, sigma, step, denoised, linear, self.rule.mode)
+        given = _Given(x, candidate, alpha, sigma, step, denoised, linear, self.rule.mode, self._lend)
         return self._solve(given, self.index if index is None else index).decision.gamma
 
     def forward(
@@ -278,7 +280,7 @@ class SteinDiff(nn.Module):
 
         Arguments and errors are those of `compute_optimal_gamma`.
         """
-        given = _Given(x, candidate, alpha, sigma, step, denoised, linear, self.rule.mode)
+        given = _Given(x, candidate, alpha, sigma, step, denoised, linear, self.rule.mode, self._lend)
         at = self.index if index is None else index
         found = self._solve(given, at)
         self._kept.append(Kept(at, given.level, math.nan, found.note))
@@ -334,12 +336,12 @@ class SteinDiff(nn.Module):
             raise given.lacks("step=f, the function x -> candidate, or choose mode='tweedie' with denoised=D")
 
         def residual(_: Denoiser, z: Tensor) -> tuple[Tensor, Tensor]:
-            out = step(z)
+            out = self._lend(step, z)
             _check_differentiable(z, given.like("step(x)", out))
             return z - out, out
 
         def network(z: Tensor, _: Tensor) -> Tensor:
-            return step(torch.cat([z, given.x[len(z) :]]))[: len(z)]
+            return self._lend(step, torch.cat([z, given.x[len(z) :]]))[: len(z)]  # type: ignore[no-any-return]
 
         if isinstance(self.estimator, Hutchinson) and self.estimator.method == "auto":
             self.estimator = self.estimator.resolve(network, given.x, torch.tensor(given.sigma))

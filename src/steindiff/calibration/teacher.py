@@ -13,6 +13,7 @@ from steindiff import grids
 from steindiff.calibration.memory import Room, runs_out
 from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError, NonFiniteError, require
+from steindiff.owning import Lender
 from steindiff.sampling import steps
 
 STEPS = 64
@@ -36,6 +37,7 @@ class InBatches:
     conditioned: Conditioned | None = None
     index: Tensor | None = None
     room: Room = field(default_factory=Room)
+    _lend: Lender = field(default_factory=Lender, init=False, repr=False)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D(x, sigma), x (B, *event); sigma (). Raises InputError where memory runs out with the fewest images too."""
@@ -45,7 +47,7 @@ class InBatches:
             some = slice(done, done + self.room.most)
             images = x[some]
             try:
-                parts.append(self._of(index[some])(images, sigma))
+                parts.append(self._lend(self._of(index[some]), images, sigma))
             except (MemoryError, RuntimeError) as error:
                 if not runs_out(error):
                     raise

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from steindiff.denoisers import Counter, Denoiser, expand
 from steindiff.divergence import Contract, Estimate, Estimator, dot
 from steindiff.divergence.estimators import Through
+from steindiff.divergence.products import differentiated
 from steindiff.errors import SteindiffError
 from steindiff.io.processes import Gather, alone
 from steindiff.schedules import VE, Schedule
@@ -286,7 +286,7 @@ def by_estimator(
         SteindiffError: x is being differentiated.
     """
     # An estimator cuts the graph and the tangent of x: what came out would be a derivative with T's part missing.
-    if (x.requires_grad and torch.is_grad_enabled()) or forward_ad.unpack_dual(x).tangent is not None:
+    if differentiated(x):
         raise SteindiffError(
             "a step that estimates its divergence cannot itself be differentiated: run under torch.no_grad, or freeze γ "
             "with FixedGamma"

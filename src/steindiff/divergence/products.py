@@ -185,6 +185,11 @@ def fresh(x: Tensor) -> Tensor:
     return x.detach().clone() if x.is_inference() and not torch.is_inference_mode_enabled() else x.detach()
 
 
+def differentiated(x: Tensor) -> bool:
+    """Whether x is being differentiated: it has a tangent, or requires gradients where they are on."""
+    return (x.requires_grad and torch.is_grad_enabled()) or forward_ad.unpack_dual(x).tangent is not None
+
+
 def mapped(leaf: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """Apply `leaf` to every tensor in a tree of tuples, lists, dicts and frozen dataclasses."""
     if isinstance(tree, Tensor):
