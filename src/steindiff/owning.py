@@ -51,14 +51,14 @@ class Lender:
             InputError: the function has written into an argument at a later call, and did not at the first of this shape.
         """
         if torch.compiler.is_compiling():  # a compiler drops the copies that nothing needs
-            out, holders = function(*_copied(given)), ()
+            out, private = function(*_copied(given)), False
         else:
             lent = self.lend(given)
             before = writes(lent)
             out, holders = _called(function, lent)
             self.settle(given, lent, before)
-        mine = not isinstance(out, Tensor) or (holders in _NOBODY and not self.copies)
-        return out if mine else out.clone()
+            private = holders in _NOBODY and not self.copies
+        return out if private or not isinstance(out, Tensor) else out.clone()
 
     def lend(self, given: Given) -> Given:
         """The arguments of the next call: the tensors themselves, or copies."""

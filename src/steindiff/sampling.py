@@ -191,12 +191,14 @@ class _Watched(Counter):
 
 def _of_another_kind(out: object, x: Tensor, where: str) -> InputError:
     """The error for a denoiser's output that is no tensor like x."""
-    own = f"{tuple(x.shape)} {x.dtype} on {x.device}"
+    got, own, remedy = (
+        type(out).__name__,
+        f"{tuple(x.shape)} {x.dtype}",
+        "; return the denoised tensor alone, such as out.sample",
+    )
     if isinstance(out, Tensor):
-        got, remedy = f"{tuple(out.shape)} {out.dtype} on {out.device}", "shape, dtype and device must stay unchanged"
-    else:
-        got, remedy = type(out).__name__, "return the denoised tensor alone, such as out.sample or out[0]"
-    return InputError(f"the denoiser returned {got} for {own} {where}: {remedy}")
+        got, remedy = f"{tuple(out.shape)} {out.dtype}", "" if out.device == x.device else f", and {x.device}, not {out.device}"
+    return InputError(f"the denoiser returned {got} for {own} {where}: shape and dtype must stay unchanged{remedy}")
 
 
 def _non_finite(step: int, sigma: Tensor) -> NonFiniteError:
