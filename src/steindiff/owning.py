@@ -61,8 +61,12 @@ class Lender:
         return out if private or not isinstance(out, Tensor) else out.clone()
 
     def lend(self, given: Given) -> Given:
-        """The arguments of the next call: the tensors themselves, or copies."""
-        return _copied(given) if self.copies or self._writes.get(given[0].shape, True) else given
+        """The arguments of the next call: the tensors themselves, or copies.
+
+        They are always copies where gradients are taken: autograd then adds the same terms in the same order, whatever is known.
+        """
+        copies = self.copies or given[0].requires_grad or self._writes.get(given[0].shape, True)
+        return _copied(given) if copies else given
 
     def settle(self, given: Given, lent: Given, before: Writes) -> None:
         """Learn from a call what it does to its arguments, from the counters before it.
