@@ -63,7 +63,7 @@ class Lender:
     def lend(self, given: Given) -> Given:
         """The arguments of the next call: the tensors themselves, or copies.
 
-        They are always copies where gradients are taken: autograd then adds the same terms in the same order, whatever is known.
+        They are copies wherever gradients are taken: autograd then adds the same terms in the same order, whatever is known.
         """
         copies = self.copies or given[0].requires_grad or self._writes.get(given[0].shape, True)
         return _copied(given) if copies else given
