@@ -38,6 +38,10 @@ class DerivativeWarning(UserWarning):
     """The derivative of a step looks as if the network had no part in it."""
 
 
+class FolderWarning(UserWarning):
+    """A folder lies where no lock keeps a second run out."""
+
+
 def require(holds: bool, need: str, **values: object) -> None:
     """Raise InputError, which names the values and what they need, unless it holds.
 

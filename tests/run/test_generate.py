@@ -20,7 +20,7 @@ from steindiff import models
 from steindiff.divergence import Hutchinson
 from steindiff.errors import InputError, NonFiniteError
 from steindiff.io import files
-from steindiff.run import Job, generate, loop, output
+from steindiff.run import Job, generate, holding, loop, output
 from steindiff.run.output import PARTS, write_npz
 
 JOB = Job("digits", tuple(range(5)), "dpmpp_2m", nfe=3, batch=2, correction="clamped", divergence=Hutchinson(method="vjp"))
@@ -316,7 +316,7 @@ def test_overwrite_removes_the_other_run_and_nothing_else(begun):
 def test_a_removal_that_is_killed_leaves_no_mixture(tmp_path, monkeypatch):
     generate(replace(JOB, seeds=(1, 20)), tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(output, "sweep", killed)
+        patch.setattr(holding, "remove_parts", killed)
         with pytest.raises(Killed):
             generate(JOB, tmp_path, overwrite=True)
     with pytest.raises(InputError, match="holds another run that is not finished"):

@@ -1,21 +1,72 @@
 """Where calibrated tables are kept, and the seeds of the noise that they are made from."""
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from steindiff.io.files import plain
+from steindiff.errors import InputError
+from steindiff.io import folders
+from steindiff.io.files import plain, read_tensors
+from steindiff.io.names import file_name
 from steindiff.solvers import Table
 from steindiff.solvers.table import load_all, save_all
 
 FIRST_SEED = 3_000_000_000
 """Calibration noise has seeds from here on, where no sample and no reference has any."""
+_WORK = re.compile(r"(fine|\d+)\.safetensors")
+_LONG = 60
+
+
+@contextmanager
+def keeping(path: Path) -> Iterator[Path]:
+    """The folder beside a file of tables that keeps what is finished; it goes when the block ends well.
+
+    Of what lies in that folder, only what a calibration has written is removed, and nothing through a link.
+
+    Raises:
+        InputError: another process makes this file; a link or a file is where the folder should be.
+        ModelFileError: the file is there, and holds no tables.
+    """
+    name = path.stem if len(path.stem) <= _LONG else file_name(path.stem)
+    work = path.parent / f".{name}.parts"
+    if work.is_symlink() or (work.exists() and not work.is_dir()):
+        raise InputError(f"{work} is no folder of a calibration, but a link or a file: remove it, or name another file")
+    with folders.locked_file(path):
+        if path.exists():
+            load_all(path)
+        yield work
+        _discard(work)
+
+
+def _discard(work: Path) -> None:
+    for place, _, names in os.walk(work, topdown=False):
+        folder = Path(place)
+        for name in names if re.fullmatch("[0-9a-f]{16}", folder.name) else ():
+            if _is_ours(folder / name):
+                (folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # it holds something else
+            folder.rmdir()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a calibration has written a file: by its name and its header, or half of it by its name."""
+    if not (_WORK.fullmatch(path.name) and folders.is_file(path)):
+        return folders.is_half(path)
+    try:
+        read_tensors(path)
+    except ValueError:
+        return False
+    return True
 
 
 def kept_beside(path: Path, tables: Sequence[Table]) -> Path:
     """Write tables to a file; what it holds for other networks, scales, ranges or numbers of evaluations stays in it."""
-    old = load_all(path) if path.exists() else []
-    mine = {_place(table) for table in tables}
-    return save_all(path, [*(table for table in old if _place(table) not in mine), *tables])
+    with folders.locked_file(path):
+        old = load_all(path) if path.exists() else []
+        mine = {_place(table) for table in tables}
+        return save_all(path, [*(table for table in old if _place(table) not in mine), *tables])
 
 
 def _place(table: Table) -> str:

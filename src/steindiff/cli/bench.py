@@ -43,16 +43,16 @@ def bench_command(
     **given: Any,
 ) -> None:
     """Run every solver, grid, NFE and correction on every testbed, and report with standard errors, floors, wins and losses."""
-    from steindiff.io import processes
+    from steindiff.io import folders, processes
     from steindiff.io.files import manifest
-    from steindiff.report.study import write_report
+    from steindiff.report.study import CLAIM, write_report
     from steindiff.study.run import run_study
 
     use_threads(threads)
     study = configure(preset, config, given)
     check(paper_model, study.beds, inception is not None)
     named = judges(inception=(inception, inception_reference), dinov2=(dinov2, dinov2_reference))
-    with processes.joined(device):
+    with processes.joined(device), folders.claimed(outdir, CLAIM):
         found = run_study(study, outdir, judges=named, device=device)
         if processes.rank():
             return

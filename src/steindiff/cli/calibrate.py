@@ -11,7 +11,6 @@ two of them. Killed at any moment, the same command goes on.
 """
 
 import math
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,21 +38,21 @@ def calibrate_command(
 ) -> None:
     """Fit a table of coefficients for each number of evaluations to the network's own fine runs, and say what it gains."""
     from steindiff import report
-    from steindiff.calibration.keeping import kept_beside
+    from steindiff.calibration.keeping import keeping, kept_beside
     from steindiff.run import parse_seeds
     from steindiff.study import testbed
     from steindiff.study.calibrating import calibrate_bed, calibrate_guided
 
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out}: tables are .safetensors files; give a name that ends so")
-    work, numbers = out.parent / f".{out.stem}.parts", parse_seeds(nfe)
-    how: dict[str, Any] = {"sigma_max": sigma_max, "sigma_min": sigma_min, "work": work, "progress": True}
-    if guidance is None:
-        tables = calibrate_bed(testbed.make(model, device), numbers, trajectories, **how)
-    else:
-        tables = calibrate_guided(model, _scales(guidance), numbers, trajectories, device=device, **how)
-    kept_beside(out, tables)
-    shutil.rmtree(work, ignore_errors=True)
+    numbers = parse_seeds(nfe)
+    with keeping(out) as work:
+        how: dict[str, Any] = {"sigma_max": sigma_max, "sigma_min": sigma_min, "work": work, "progress": True}
+        if guidance is None:
+            tables = calibrate_bed(testbed.make(model, device), numbers, trajectories, **how)
+        else:
+            tables = calibrate_guided(model, _scales(guidance), numbers, trajectories, device=device, **how)
+        kept_beside(out, tables)
     console = report.console()
     for table in tables:
         console.print(escape(_line(table)), highlight=False)

@@ -28,7 +28,7 @@ def convert_command(
     dtype: Annotated[
         Stored | None, typer.Option(parser=str, help="Store numbers as float16 or float32; by default as they are.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model file, if there is one.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model file, and no other.")] = False,
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Run the pickle: whoever made it can do here whatever you can.")
     ] = False,

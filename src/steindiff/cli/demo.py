@@ -22,10 +22,12 @@ def demo_command(
 
     All runs are from the same seeds. There are tables, pictures, and the gammas of the corrections.
     """
+    from steindiff.io.folders import claimed
     from steindiff.report import console
-    from steindiff.report.demo import write_report
+    from steindiff.report.demo import CLAIM, write_report
     from steindiff.study.demo import run_demo
 
     terminal = console()
-    write_report(outdir, run_demo(outdir, nfe=nfe, samples=samples, first_seed=seed), terminal)
+    with claimed(outdir, CLAIM):
+        write_report(outdir, run_demo(outdir, nfe=nfe, samples=samples, first_seed=seed), terminal)
     terminal.print(f"everything is in [bold]{outdir}[/bold]: report.md, report.html, pictures, results.json, run.json")

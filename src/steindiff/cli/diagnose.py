@@ -15,6 +15,7 @@ from rich.markup import escape
 from steindiff.cli.derive import FLAGS, options_of
 from steindiff.cli.options import ReportFolder
 from steindiff.diagnostics.setup import Setup, configure, configure_shift
+from steindiff.io.folders import claimed
 
 if TYPE_CHECKING:
     from steindiff.report.blocks import Block
@@ -45,17 +46,22 @@ def diagnose_command(
 
 def _steps(outdir: Path, preset: str, all_solvers: bool, given: dict[str, Any]) -> tuple[float, "list[Block]"]:
     from steindiff.diagnostics.study import run_diagnose
-    from steindiff.report.diagnose import summary, write_report
+    from steindiff.report.diagnose import CLAIM, summary, write_report
 
-    found = run_diagnose(configure(preset, all_solvers, **given), outdir)
-    write_report(outdir, found)
+    setup = configure(preset, all_solvers, **given)
+    with claimed(outdir, CLAIM):
+        found = run_diagnose(setup, outdir)
+        write_report(outdir, found)
     return found.seconds, summary(found)
 
 
 def _shift(outdir: Path, preset: str, all_solvers: bool, given: dict[str, Any]) -> tuple[float, "list[Block]"]:
     from steindiff.diagnostics.shift import run_shift
+    from steindiff.report.diagnose import CLAIM
     from steindiff.report.shift import summary, write_report
 
-    found = run_shift(configure_shift(preset, all_solvers, **given), outdir)
-    write_report(outdir, found)
+    setup = configure_shift(preset, all_solvers, **given)
+    with claimed(outdir, CLAIM):
+        found = run_shift(setup, outdir)
+        write_report(outdir, found)
     return found.seconds, summary(found)

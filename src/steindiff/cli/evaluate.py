@@ -18,9 +18,10 @@ from steindiff import models, report
 from steindiff.cli.derive import options_of
 from steindiff.cli.options import Threads, use_threads
 from steindiff.errors import require
+from steindiff.io.folders import claimed
 from steindiff.models import Model
 from steindiff.models.datasets import ImageSet, load_pair
-from steindiff.report.evaluate import blocks, write
+from steindiff.report.evaluate import CLAIM, blocks, write
 from steindiff.study.evaluate import evaluate
 from steindiff.study.evaluation import Settings
 
@@ -40,9 +41,10 @@ def evaluate_command(
     use_threads(threads)
     settings = Settings(**given)
     loaded = models.load(model, device=settings.device)
-    train, held = load_data(loaded, data, held_out, progress=True)
-    found = evaluate(loaded, train, held, settings, outdir)
-    write(outdir, found)
+    with claimed(outdir, CLAIM):
+        train, held = load_data(loaded, data, held_out, progress=True)
+        found = evaluate(loaded, train, held, settings, outdir)
+        write(outdir, found)
     console = report.console()
     report.show(console, blocks(found))
     console.print(f"everything is in [bold]{outdir}[/bold]: quality.md, quality.json, samples.png", highlight=False)

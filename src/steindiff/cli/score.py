@@ -11,6 +11,7 @@ Nothing is downloaded: docs/metrics.md says where the files are to be had. Numbe
 and n; published ones are of n = 50,000.
 """
 
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,8 @@ from steindiff import report
 from steindiff.cli.derive import options_of
 from steindiff.cli.options import Dinov2, Dinov2Reference, Inception, InceptionReference, judges
 from steindiff.errors import InputError
-from steindiff.io.files import writable_folder, write_json
+from steindiff.io.files import read_json, sha256, writable_folder, write_json
+from steindiff.io.folders import begins, locked, locked_file, refuse
 from steindiff.metrics.features import names as feature_names
 from steindiff.report.judge import as_json, blocks
 from steindiff.study.judge import judge_images
@@ -38,7 +40,9 @@ def score_command(
     ] = "",
     features_reference: Annotated[Path | None, typer.Option(help="Their statistics of real images, .npz.")] = None,
     outdir: Annotated[Path | None, typer.Option(help="score.json goes here, with hashes, versions and command.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace score.json or the reference.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace score.json or the reference, where this command has made it.")
+    ] = False,
     **given: Any,
 ) -> None:
     """Measure FID, inception score and FD-DINOv2 of images, with standard errors; you name the weights and references."""
@@ -48,15 +52,28 @@ def score_command(
     job = Job(named, **given)
     file = outdir / "score.json" if outdir else None
     written = [place for place in (job.write_reference, file) if place is not None]
-    for place in written:
-        if place.exists() and not overwrite:
-            raise InputError(f"{place} is there already: choose another place, or pass --overwrite")
-        writable_folder(place.parent)
-    found = judge_images(job, progress=True)
+    with ExitStack() as locks:
+        for place in written:
+            locks.enter_context(locked(place.parent) if place == file else locked_file(place))
+            _admit(place, overwrite)
+        found = judge_images(job, progress=True)
+        if file is not None:
+            write_json(file, as_json(found))
     console = report.console()
     if job.images:
         report.show(console, blocks(found))
-    if file is not None:
-        write_json(file, as_json(found))
     for place in written:
         console.print(f"written: {place}", highlight=False, markup=False)
+
+
+def _admit(place: Path, overwrite: bool) -> None:
+    """Refuse to write where something is; under `overwrite`, where that is none of ours."""
+    beside = place.with_name(f"{place.name}.json")  # what says where a reference comes from
+    there = [path for path in ((place, beside) if place.suffix == ".npz" else (place,)) if path.exists() or path.is_symlink()]
+    if there and not overwrite:
+        raise InputError(f"{there[0]} is there already: choose another place, or pass --overwrite")
+    ours = [path for path in there if path.suffix == ".json" and begins(path.name, '"steindiff":')(path.parent)]
+    with suppress(ValueError, KeyError, TypeError, OSError):
+        ours += [place] if beside in ours and read_json(beside)["reference_sha256"] == sha256(place) else []
+    refuse(place.parent, [path.name for path in there if path not in ours], "choose another place")
+    writable_folder(place.parent)

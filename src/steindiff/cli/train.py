@@ -11,7 +11,9 @@ Killed at any moment, the same command goes on from the last checkpoint, with th
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields, replace
+from glob import escape
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,9 @@ import typer
 from steindiff import models
 from steindiff.cli.derive import options_of
 from steindiff.errors import InputError
+from steindiff.io import processes
+from steindiff.io.folders import Claim, claimed
+from steindiff.io.names import checked_name, file_name
 from steindiff.models.datasets import ImageSet
 from steindiff.models.networks import UNetConfig
 from steindiff.report.blocks import Block, Markup, Text
@@ -54,7 +59,7 @@ def train_command(
     """
     how = {f.name: given.pop(f.name) for f in fields(Options) if f.name in given}
     plan, options = Plan(preset, changes=tuple(changes or ()), **given), Options(session_seconds=60 * session_minutes, **how)
-    output = Output(name=name or outdir.resolve().name, notes=notes, samples=evaluate, features=features)
+    output = Output(name=name or _default_name(outdir), notes=notes, samples=evaluate, features=features)
     run_training(plan, outdir, options, output, budget_minutes=budget_minutes, overwrite=overwrite)
 
 
@@ -68,15 +73,47 @@ class Output:
     features: str = "cifar10"
 
 
+def _default_name(outdir: Path) -> str:
+    last = outdir.resolve().name
+    with suppress(InputError):
+        return checked_name(last, "--outdir")
+    return file_name(last)
+
+
 def run_training(
     plan: Plan, outdir: Path, options: Options, output: Output, budget_minutes: float | None = None, overwrite: bool = False
 ) -> list[Path]:
     """Train to the end of the run or the session; return the files of a finished model, which has a card beside it.
 
+    The first of several processes has the folder for all.
+
     Raises:
-        InputError: settings, data or folders do not serve; this is said before any training.
+        InputError: settings, data or folders do not serve, the name is no file's, or another run has the folder; this is said
+            before any training.
         NonFiniteError: as `loop.train`.
     """
+    checked_name(output.name, "--name")
+    with claimed(outdir, _claim(output.name)) if processes.leads() else nullcontext():
+        return _train(plan, outdir, options, output, budget_minutes, overwrite)
+
+
+def _claim(name: str) -> Claim:
+    """What a run of this name writes anew, or goes on with."""
+    from steindiff.train import loop
+    from steindiff.train.checkpoint import steps_of
+
+    def begun(folder: Path) -> bool:
+        with suppress(InputError):
+            return steps_of(folder / loop.CHECKPOINT) is not None
+        return False
+
+    model = (f"{escape(name)}{end}" for end in (".safetensors", "-?????-of-?????.safetensors", ".md"))
+    return Claim("train", (loop.CHECKPOINT, loop.LOG, "samples/*.png", *model), ("samples",), begun, exact=False)
+
+
+def _train(
+    plan: Plan, outdir: Path, options: Options, output: Output, budget_minutes: float | None, overwrite: bool
+) -> list[Path]:
     from steindiff.report.card import write_card
     from steindiff.train import loop
     from steindiff.train.export import describe, export
@@ -88,11 +125,12 @@ def run_training(
     recipe = plan.recipe()
     data, held_out = plan.load(options.progress)
     config = plan.network(data)
-    if overwrite:
+    if overwrite and processes.leads():
         (outdir / loop.CHECKPOINT).unlink(missing_ok=True)
     if budget_minutes is not None:
         recipe = _fit(data, config, recipe, outdir, options, budget_minutes)
     trained = loop.train(data, held_out, config, recipe, outdir, options)
+    processes.part()
     if not trained.main_process:
         return []
     if trained.step < recipe.steps:
@@ -126,7 +164,7 @@ def _quality(
     """The card's section on samples; an interrupted evaluation goes on from the folder `quality`."""
     if not output.samples:
         return (Text(Markup("Not measured (`--evaluate 0`).")),)
-    from steindiff.report.evaluate import blocks, write
+    from steindiff.report.evaluate import CLAIM, blocks, write
     from steindiff.study.evaluate import evaluate
     from steindiff.study.evaluation import Settings
 
@@ -135,6 +173,7 @@ def _quality(
     settings = Settings(output.samples, precision=precision, features=output.features, device=device)
     model = models.load(file, device=device)
     folder = file.parent / "quality"
-    found = evaluate(model, data, held_out, settings, folder, progress=options.progress)
-    write(folder, found)
+    with claimed(folder, CLAIM):
+        found = evaluate(model, data, held_out, settings, folder, progress=options.progress)
+        write(folder, found)
     return blocks(found)

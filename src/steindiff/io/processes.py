@@ -6,7 +6,7 @@ up to the rounding of a network that meets another batch size.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
@@ -66,6 +66,12 @@ def local_device(device: str) -> str:
     return name
 
 
+def part() -> None:
+    """Part from the others, whoever joined them: from here on this process works by itself. Every process should say so."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def active() -> bool:
     """Whether this process is one of several that work together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -99,6 +105,24 @@ def agreed(found: T | None) -> T | None:
     answers: list[T | None] = [None] * world_size()
     dist.all_gather_object(answers, found)
     return next((answer for answer in answers if answer is not None), None)
+
+
+def by_first(act: Callable[[], T]) -> T | None:
+    """What the first process does for all, None on the others; an InputError of it is everybody's. Every process must ask."""
+    found, refusal = None, None
+    if rank() == 0:
+        try:
+            found = act()
+        except InputError as error:
+            refusal = error
+    if (refusal := agreed(refusal)) is not None:
+        raise refusal
+    return found
+
+
+def leads() -> bool:
+    """Whether this process works alone, or is the first of those that a launcher started, also before they have joined."""
+    return rank() == 0 if active() else os.environ.get("RANK", "0") == "0"
 
 
 def share(count: int) -> range:

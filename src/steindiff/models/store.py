@@ -22,6 +22,7 @@ from steindiff.analytic import FactorMixture
 from steindiff.denoisers import Denoiser, Guided, Labelled, noise_range_of, sigma_data_of
 from steindiff.errors import InputError, ModelFileError, require, unknown_name
 from steindiff.io.files import read_tensors, sha256, write_tensors
+from steindiff.io.names import printable
 from steindiff.models.networks import EDMPrecond, UNet, UNetConfig
 from steindiff.models.networks.checkpoint import build
 from steindiff.noise import mix
@@ -38,6 +39,7 @@ class Model:
     """A denoiser with what is known about it.
 
     Attributes:
+        name: what the file calls it, one printable line; file names are made of it by `names.file_name`.
         denoiser: D(x, sigma) in VE coordinates, images in [−1, 1]; of a model with a null class, those of all classes.
         event_shape: the shape of one image, (C, H, W).
         info: the description in the file: kind, recipe, data hashes.
@@ -142,7 +144,8 @@ def load(name: str | Path, dtype: torch.dtype = torch.float32, device: Device = 
         built = _BUILDERS[info["kind"]](info, tensors, event_shape, device, dtype)
     parts = files(path)
     digest = sha256(parts[0]) if len(parts) == 1 else hashlib.sha256("".join(map(sha256, parts)).encode()).hexdigest()
-    return Model(str(info.get("name", path.stem)), built.denoiser, event_shape, info, path, digest, built.classes, built.null)
+    called = printable(str(info.get("name", path.stem)))
+    return Model(called, built.denoiser, event_shape, info, path, digest, built.classes, built.null)
 
 
 def place(kind: str, name: str | Path, shipped: Mapping[str, Path]) -> Path:
@@ -182,6 +185,14 @@ def read(path: str | Path, kinds: Collection[str] = ()) -> tuple[dict[str, Any],
         tensors |= others
     info.pop("tensors_sha256", None)
     return info, tensors
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a model of this package, by its header."""
+    try:
+        return read_tensors(path)[0].get("kind") in _BUILDERS
+    except ValueError:
+        return False
 
 
 def _read_one(path: Path, kinds: Collection[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:

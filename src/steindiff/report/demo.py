@@ -7,15 +7,18 @@ from pathlib import Path
 
 from rich.console import Console
 
+from steindiff.io.folders import Claim, begins
 from steindiff.report import show, write
 from steindiff.report.blocks import Block, Bullets, Figure, Heading, Markup, Strips, Table, Text, notes
 from steindiff.report.figures import Line, Panel, charts, strips
 from steindiff.report.palette import COLOURS
 from steindiff.study.compare import Study
-from steindiff.study.demo import CALIBRATED, UNIVERSAL, Demo, best_plain, excess, table_run, verdict, worth
+from steindiff.study.demo import CALIBRATED, LARGER, MODELS, UNIVERSAL, Demo, best_plain, excess, table_run, verdict, worth
 from steindiff.study.grid import PLAIN, TWICE, Cell
-from steindiff.study.store import BedSummary, Result
+from steindiff.study.store import ROOMS, BedSummary, Result
 
+_PLACES = ("report.md", "report.html", "results.json", "run.json", "gamma.png", "correction-*.png")
+CLAIM = Claim("demo", (*_PLACES, *(f"{m}.png" for m in MODELS + LARGER)), ROOMS, begins("report.md", "# steindiff demo"))
 _LABELS = {PLAIN: "plain", "literal": "Eq. 11 as printed", "clamped": "Eq. 11, γ ≤ 1", TWICE: "plain, twice the NFE"}
 _COLUMNS = ("solver", "correction", "NFE", "fwd-eq.", "energy distance", "excess", "Fréchet", "endpoint RMSE", "verdict")
 _FEW = (

@@ -5,12 +5,16 @@ from pathlib import Path
 
 from steindiff.diagnostics.results import Diagnosis, Flow, StepRun, TraceRun, largest, median
 from steindiff.diagnostics.toy import STEPS, Turn, predicted
+from steindiff.io.folders import Claim, begins
 from steindiff.report import write
 from steindiff.report.blocks import Block, Bullets, Heading, Markup, Table, Text, notes
 from steindiff.report.diagnose_figures import LABELS, profiles, step_peaks, toy, traces
 from steindiff.report.markdown import escape
 from steindiff.report.numbers import NONE, number
 
+_PICTURES = ("steps.png", "denoiser.png", "gamma.png", "toy.png", "shift.png")
+_PLACES = ("report.md", "report.html", "results.json", "run.json", *_PICTURES)
+CLAIM = Claim("diagnose", _PLACES, (), begins("report.md", "# steindiff diagnose"))
 _STEP_COLUMNS = (
     "NFE", "solver", "measured", "peak ‖∂T/∂x‖₂", "at σ", "over 1?", "random there", "actual there", "peak actual", "at σ",
 )  # fmt: skip

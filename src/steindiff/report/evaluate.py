@@ -7,13 +7,16 @@ from typing import Any
 
 from steindiff import solvers
 from steindiff.io.files import atomic, manifest, sha256, write_json, write_text
+from steindiff.io.folders import Claim, begins
 from steindiff.models.store import WEIGHTS
 from steindiff.report.blocks import Block, Bullets, Code, Heading, Markup, Table, Text, notes
 from steindiff.report.figures import strips
 from steindiff.report.markdown import escape, markdown
 from steindiff.report.numbers import NONE, show, tree
+from steindiff.study.evaluate import ROOMS
 from steindiff.study.evaluation import FINE, Evaluation, Settings
 
+CLAIM = Claim("evaluate", ("quality.json", "quality.md", "samples.png"), ROOMS, begins("quality.json", '"steindiff":'))
 _OPTIONS = ("n_few", "first_seed", "fine_steps", "checked", "groups", "runs", "features", "precision")
 _FLAGS = {"first_seed": "seed"}
 _KINDS = {"energy": "energy distance", "pixels": "pixel Fréchet", "features": "feature Fréchet"}

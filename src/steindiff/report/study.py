@@ -9,6 +9,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from steindiff.io.folders import Claim, begins
 from steindiff.metrics import HIGHER, TITLES
 from steindiff.report import write
 from steindiff.report.blocks import Block, Bullets, Code, Details, Heading, Part, Table, Text, notes
@@ -19,8 +20,10 @@ from steindiff.report.study_figures import AXES, every_metric, image_strips, ove
 from steindiff.report.tables import best_table, cost_table, count_table, counts, gamma_table, losing_table, quality_table, short
 from steindiff.study.compare import HEADLINE, Study, Verdict, against_best, equal_cost
 from steindiff.study.grid import FLAGS, OWN, PRESETS, Cell, Config
-from steindiff.study.store import BedSummary
+from steindiff.study.store import ROOMS, BedSummary
 
+_PLACES = ("report.md", "report.html", "figures/*", "metrics/*", "paper/*")
+CLAIM = Claim("bench", _PLACES, ROOMS, begins("report.md", "# steindiff bench"))
 _ORDER = "wins / losses / ties / diverged"
 _KINDS = {
     "exact": "an exact law",
@@ -141,7 +144,7 @@ def _described(bed: BedSummary | None) -> str:
         return "Not looked at yet."
     kind = _KINDS.get(bed.kind, bed.kind)
     shape = "×".join(map(str, bed.event_shape))
-    return f"{bed.name}: {kind}, shape {shape}, {bed.n_target} samples in the target. Reference: {bed.reference}."
+    return f"{short(bed.name)}: {kind}, shape {shape}, {bed.n_target} samples in the target. Reference: {bed.reference}."
 
 
 def _best(study: Study) -> list[Block]:

@@ -16,12 +16,12 @@ from steindiff.denoisers import Denoiser
 from steindiff.divergence import Choice
 from steindiff.errors import InputError, NonFiniteError, needs, require
 from steindiff.integrations.loading import load
-from steindiff.io import processes
+from steindiff.io import folders, processes
 from steindiff.io.images import to_uint8
 from steindiff.models import Model
 from steindiff.noise import generators, initial_noise
 from steindiff.run.job import Job
-from steindiff.run.output import Output
+from steindiff.run.output import ROOMS, Output
 from steindiff.sampling import SampleResult, sample
 from steindiff.solvers import Solver
 
@@ -47,30 +47,25 @@ def generate(
         subdirs: every 1000 seeds have a folder of PNGs.
         png: every seed has a PNG.
         npz: samples.npz holds arr_0, uint8 (N, H, W, C), in the order of the seeds.
-        overwrite: the run that `outdir` holds is removed, finished or not.
+        overwrite: the run that `outdir` holds is removed, finished or not, and nothing else.
         progress: the first process shows a bar of its own share.
 
     Raises:
-        InputError: the job cannot run; `outdir` holds a finished run, or another unfinished one, and `overwrite` is not set; a
-            part is damaged; the folder cannot be written to, or the disk is full.
+        InputError: the job cannot run; `outdir` holds a finished run, or another unfinished one, and `overwrite` is not set, or
+            files that no run of ours has written; another process has it; a part is damaged; the folder cannot be written to,
+            or the disk is full.
         NonFiniteError: the network's output is not finite; finished batches are kept.
     """
     with processes.joined():
         run = _Run.of(job)
         output = Output(Path(outdir), run.about(), subdirs, png, npz)
-        refusal = None
-        if processes.rank() == 0:
-            try:
-                output.admit(job.batches, overwrite)
-            except InputError as error:
-                refusal = error
-        if (refusal := processes.agreed(refusal)) is not None:
-            raise refusal
-        if not output.finished:
-            _draw_share(run, output, progress)
-            processes.barrier()
-            if processes.rank() == 0:
-                run.finish(output)
+        with folders.locked(output.folder, ROOMS):
+            processes.by_first(lambda: output.admit(job.batches, overwrite))
+            if not output.finished:
+                _draw_share(run, output, progress)
+                processes.barrier()
+                if processes.rank() == 0:
+                    run.finish(output)
     return output.folder
 
 

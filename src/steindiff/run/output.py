@@ -1,18 +1,17 @@
 """The folder of a run: PNGs and finished batches as they come, then grid.png, samples.npz, trace.jsonl and run.json.
 
 A finished batch is a file in `.parts`, whole or not there. A record there says whose the batches are; it is written before the
-first image, so that a folder with images of an unfinished run says which run that is. `.parts` goes when run.json is written.
+first image, so that a folder with images of an unfinished run says which run that is. `.parts` goes when run.json is written,
+which lists the files of the run with their digests. What neither names is somebody else's: it is never overwritten or removed.
 """
 
-import contextlib
 import hashlib
 import json
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property
 from itertools import chain, islice
-from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,27 @@ import torch
 from torch import Tensor
 
 from steindiff.errors import InputError
-from steindiff.io import files
+from steindiff.io import files, folders
 from steindiff.io.files import atomic, read_json, write_text
 from steindiff.io.images import Image, contact_sheet, save_png
+from steindiff.run.holding import (
+    MANIFEST,
+    PARTS,
+    RECORD,
+    SUMMARY,
+    check_parts,
+    clear,
+    entry,
+    is_ours,
+    owned,
+    place,
+    remove_parts,
+)
 
 FORMAT = 1
-PARTS = ".parts"
-_RECORD = f"{PARTS}/job.json"
-_MANIFEST = "run.json"
-_SUMMARY = ("grid.png", "samples.npz", "trace.jsonl")
 _SHOWN = 64
+ROOMS = (PARTS, "[0-9]*")
+"""Folders of a run's own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +69,7 @@ class Output:
     @property
     def finished(self) -> bool:
         """Whether the folder holds a finished run."""
-        return (self.folder / _MANIFEST).exists()
+        return (self.folder / MANIFEST).exists()
 
     def part(self, batch: int) -> Path:
         """Where a finished batch lies."""
@@ -68,27 +78,47 @@ class Output:
     def admit(self, batches: range, overwrite: bool) -> None:
         """Go on with this run where the folder holds it unfinished, start anew under `overwrite`, and refuse all else.
 
+        Nothing is written or removed where this is refused.
+
         Raises:
-            InputError: the folder holds a finished run, another unfinished one, or a damaged part.
+            InputError: the folder holds a finished run, another unfinished one, or a damaged part; files are in the way that no
+                run of ours has written, whether or not `overwrite`.
         """
+        check_parts(self.folder)
         if overwrite:
-            clear(self.folder)
+            ours = owned(self.folder)
+            folders.refuse(self.folder, self._foreign(ours))
+            clear(self.folder, ours)
         elif self.finished:
-            just_finished = (self.folder / PARTS).is_dir() and _entry(self.folder / _MANIFEST, "digest") == self.key
+            if not is_ours(self.folder):
+                folders.refuse(self.folder, [MANIFEST])
+            just_finished = (self.folder / PARTS).is_dir() and entry(self.folder / MANIFEST, "digest") == self.key
             remove_parts(self.folder)
             if not just_finished:
                 raise InputError(f"{self.folder} already holds a finished run: choose another --outdir, or pass --overwrite")
-        else:
+        elif (self.folder / RECORD).exists():
             self._check(batches)
+        else:
+            folders.refuse(self.folder, self._foreign(set()))
+
+    def _foreign(self, ours: set[Path]) -> set[str]:
+        """What is in this run's way and not ours: files of its names, and links where its folders should be."""
+        seeds: list[int] = self.about["seeds"]
+        images = [place(self.folder, seed, self.subdirs) for seed in seeds] if self.png else []
+        names = {*images, *(self.folder / name for name in (*SUMMARY, MANIFEST))}
+        found = {path for path in names - ours if path.is_symlink() or path.exists()}
+        found |= {below for below in {path.parent for path in images} - {self.folder} if below.is_symlink()}
+        return {str(path.relative_to(self.folder)) for path in found}
 
     def keep(self, batch: int, seeds: Sequence[int], images: Image, trace: Sequence[Any], stats: Any) -> None:
         """Write the PNGs of a batch, then its part. Raises InputError where the folder cannot be written to, or is full."""
-        if not (self.folder / _RECORD).exists():
-            write_text(self.folder / _RECORD, json.dumps(self._record) + "\n")
+        if not (self.folder / RECORD).exists():
+            write_text(self.folder / RECORD, json.dumps(self._record) + "\n")
         for seed, image in zip(seeds, images, strict=True) if self.png else ():
-            save_png(_place(self.folder, seed, self.subdirs), image)
+            save_png(place(self.folder, seed, self.subdirs), image)
         pixels = torch.from_numpy(np.ascontiguousarray(images))
         about = {"format": FORMAT, "key": self.key, "batch": batch, "sha256": _sha256(pixels), "trace": trace, "stats": stats}
+        about["files"] = self._listed(place(self.folder, seed, self.subdirs) for seed in (seeds if self.png else ()))
         files.write_tensors(self.part(batch), {"images": pixels}, about)
 
     def finish(self, batches: range, shape: Sequence[int], **about: Any) -> None:
@@ -97,24 +127,30 @@ class Output:
         save_png(self.folder / "grid.png", contact_sheet(few, columns=8, scale=max(1, 64 // shape[1])))
         if self.npz:
             write_npz(self.folder / "samples.npz", shape, map(self._images, batches))
-        stats = []
+        stats, written = [], dict[str, str]()
         with atomic(self.folder / "trace.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as file:
             for batch in batches:
                 known, _ = self._read(batch)
                 file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in known["trace"])
                 stats.append(known["stats"])
-        files.write_json(self.folder / _MANIFEST, files.manifest(**about, digest=self.key, stats=stats))
+                written |= known.get("files", {})
+        written |= self._listed(self.folder / name for name in SUMMARY if self.npz or name != "samples.npz")
+        files.write_json(self.folder / MANIFEST, files.manifest(**about, digest=self.key, stats=stats, files=written))
         remove_parts(self.folder)
+
+    def _listed(self, paths: Iterable[Path]) -> dict[str, str]:
+        """Digests of files by their names in the folder."""
+        return {path.relative_to(self.folder).as_posix(): folders.fingerprint(path) for path in paths}
 
     @property
     def _record(self) -> dict[str, Any]:
         return {**self.about, "subdirs": self.subdirs, "png": self.png}
 
     def _check(self, batches: range) -> None:
-        """Refuse another run's parts and damaged ones, and remove what a kill left half-written."""
-        path = self.folder / _RECORD
+        """Refuse another run's parts and damaged ones."""
+        path = self.folder / RECORD
         try:
-            held = read_json(path) if path.exists() else self._record
+            held = read_json(path)
             differing = [name for name, value in self._record.items() if held.get(name) != value]
         except (ValueError, AttributeError) as error:
             raise InputError(f"{path} cannot be read ({error}): choose another --outdir, or pass --overwrite") from error
@@ -126,7 +162,6 @@ class Output:
         for batch in batches:
             if self.part(batch).exists():
                 self._read(batch)
-        sweep(self.folder)
 
     def _images(self, batch: int) -> Image:
         pixels: Image = self._read(batch, "images")[1][0].numpy()
@@ -158,59 +193,6 @@ def write_npz(path: Path, shape: Sequence[int], batches: Iterable[Image]) -> Non
         np.lib.format.write_array_header_1_0(file, header)
         for images in batches:
             file.write(images.tobytes())
-
-
-def clear(folder: Path) -> None:
-    """Remove the run that a folder holds, finished or not, images and all; nothing else in it.
-
-    A finished run first becomes an unfinished one, whose record goes last: the next call goes on with a killed removal.
-
-    Raises:
-        InputError: the folder cannot be written to.
-    """
-    finished = (folder / _MANIFEST).exists()
-    if not (finished or (folder / PARTS).is_dir()):
-        return
-    files.writable_folder(folder)
-    seeds: list[int] = _entry(folder / _RECORD, "seeds") or _entry(folder / _MANIFEST, "job", "seeds") or []
-    if finished:
-        write_text(folder / _RECORD, json.dumps({"seeds": seeds}) + "\n")
-        (folder / _MANIFEST).unlink()
-    images = (_place(folder, seed, deep) for seed in seeds for deep in (False, True))
-    for path in (*(folder / name for name in _SUMMARY), *images):
-        path.unlink(missing_ok=True)
-    sweep(folder)
-    for place in {_place(folder, seed, True).parent for seed in seeds}:
-        with contextlib.suppress(OSError):  # it is not there, or holds something else
-            place.rmdir()
-    remove_parts(folder)
-
-
-def remove_parts(folder: Path) -> None:
-    """Remove the parts, and their record last: where a removal is killed, the folder still says whose it is."""
-    for path in sorted((folder / PARTS).glob("*"), key=lambda path: path == folder / _RECORD):
-        path.unlink(missing_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        (folder / PARTS).rmdir()
-
-
-def sweep(folder: Path) -> None:
-    """Remove what a kill left half-written in a folder that holds an unfinished run."""
-    if (folder / PARTS).is_dir():
-        for path in chain.from_iterable(map(folder.glob, (".*.tmp.*", f"{PARTS}/.*.tmp.*", "[0-9]*/.*.tmp.png"))):
-            path.unlink(missing_ok=True)
-
-
-def _place(folder: Path, seed: int, subdirs: bool) -> Path:
-    return (folder / f"{seed - seed % 1000:06d}" if subdirs else folder) / f"{seed:06d}.png"
-
-
-def _entry(path: Path, *names: str) -> Any:
-    """An entry of a JSON file; None where there is none, or the file cannot be read."""
-    try:
-        return reduce(getitem, names, read_json(path))
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 def _sha256(pixels: Tensor) -> str:

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError, NonFiniteError, needs, require
-from steindiff.io.files import digest, writable_folder
+from steindiff.io import folders
+from steindiff.io.files import digest
 from steindiff.io.images import to_uint8
+from steindiff.io.names import file_name
 from steindiff.metrics import EnergyTarget, Features, FrechetTarget, Value, endpoint_rmse
 from steindiff.metrics.features import features_for
 from steindiff.models import Model
@@ -26,13 +28,15 @@ from steindiff.models.datasets import ImageSet
 from steindiff.noise import mix
 from steindiff.study.draw import draw
 from steindiff.study.evaluation import FINE, Distances, Evaluation, Row, Run, Settings, Source
-from steindiff.study.store import FORMAT, file_name, held, keep, kept
+from steindiff.study.store import FORMAT, held, keep, kept
 from steindiff.study.testbed import Testbed
 
 with needs("cli", "a study"):
     from tqdm.auto import tqdm
 
 LEAST, SHOWN = 4, 12
+ROOMS = ("samples", "distances")
+"""Folders of an evaluation's own."""
 WIDE = 1000
 """Dimensions beyond which the jackknife takes 5 groups and not 20: every group costs two sets of eigenvalues."""
 
@@ -46,10 +50,15 @@ def evaluate(
     computed again.
 
     Raises:
-        InputError: images of another shape than the model's, fewer than four of them, or features that do not fit them.
+        InputError: images of another shape than the model's, fewer than four of them, or features that do not fit them; another
+            process has the folder.
     """
     _check(model, train, held)
-    folder = writable_folder(outdir)
+    with folders.locked(outdir, ROOMS) as folder:
+        return _evaluate(model, train, held, settings, folder, progress)
+
+
+def _evaluate(model: Model, train: ImageSet, held: ImageSet, settings: Settings, folder: Path, progress: bool) -> Evaluation:
     features = None if settings.features == "none" else features_for(model.event_shape, settings.features, settings.device)
     bed, exact = (_testbed(model, train, precision, settings.device) for precision in (settings.precision, "no"))
     sampler = _Sampler(bed, exact, settings, folder / "samples")

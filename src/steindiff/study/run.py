@@ -12,8 +12,8 @@ from torch import Tensor
 from steindiff import corrections
 from steindiff.divergence import Choice
 from steindiff.errors import InputError, needs, require
-from steindiff.io import processes
-from steindiff.io.files import digest, writable_folder
+from steindiff.io import folders, processes
+from steindiff.io.files import digest
 from steindiff.io.images import to_uint8
 from steindiff.metrics import JudgeFiles
 from steindiff.solvers import USUAL, Setting, Solver
@@ -53,12 +53,12 @@ def run_study(
         progress: whether the first process shows a bar.
 
     Raises:
-        InputError: a configuration that cannot run, a foreign or broken file, a folder that cannot be written to.
+        InputError: a configuration that cannot run, a foreign or broken file, a folder that cannot be written to or that
+            another process has.
     """
-    folder = writable_folder(outdir)
     own = {bed.name: bed for bed in beds}
     results, summaries = list[Result](), list[BedSummary]()
-    with processes.joined(device):
+    with processes.joined(device), folders.locked(outdir, store.ROOMS) as folder:
         _check(config, judges)
         place = processes.local_device(device)
         total, quiet = len(list(config.cells())), not (progress and processes.rank() == 0)
@@ -71,7 +71,7 @@ def run_study(
                     refs = references(bed, config.seeds, folder, config.checked)
                     named = judges_of(bed, judges, refs.target, config.n)
                     ruler = Ruler(bed, refs, named, config.metrics, config.axes, config.seeds)
-                    summaries.append(_summary(ruler))
+                    summaries.append(_summary(name, ruler))
                 part = _Part(bed, config, folder, ruler, bar.set_postfix_str)
                 for _, group in groupby((c for c in config.cells() if c.bed == name), key=lambda c: c.plain):
                     cells = list(group)
@@ -128,7 +128,7 @@ class _Part:
             return []
         judged_by = [judge.digest for judge in self.ruler.judges] if self.ruler else []
         keys = {cell: key_of(cell, self.bed, self.config, judged_by) for cell in cells} if self.ruler else {}
-        held = {cell: store.read(self.folder, cell, key) for cell, key in keys.items()}
+        held = {cell: store.read(self.folder, cell, key, self._known) for cell, key in keys.items()}
         missing = processes.agreed([c for c, result in held.items() if result is None] if self.ruler else None) or []
         for result in self._new(cells[0], missing, keys):
             store.write(self.folder, result)
@@ -149,6 +149,10 @@ class _Part:
                     yield _result(cell, keys[cell], drawn, measured, plain, self.ruler)
 
     @cached_property
+    def _known(self) -> dict[str, Path]:
+        return store.places(self.folder)
+
+    @cached_property
     def _clean(self) -> Tensor | None:
         """Samples of the law that no run is measured against, for corrections that need constants of it."""
         return processes.agreed(self.ruler.references.floor if self.ruler else None)
@@ -162,13 +166,13 @@ class _Part:
         return found
 
 
-def _summary(ruler: Ruler) -> BedSummary:
+def _summary(name: str, ruler: Ruler) -> BedSummary:
     bed, refs = ruler.bed, ruler.references
     how = "; ".join([refs.how, *(f"{', '.join(j.names)}: extractor {j.extractor.sha256[:16]}" for j in ruler.judges)])
     floors, kind = ruler.measure(refs.floor, paired=False).values, "exact" if bed.law else bed.kind
     shown, perfect = _shown(ruler, refs.endpoints), ruler.perfect.values
     labels = tuple(bed.label(ruler.seeds[i]) for i in _places(ruler)) if bed.classes else ()
-    return BedSummary(bed.name, kind, bed.event_shape, how, len(refs.target), floors, perfect, shown, refs.error, labels)
+    return BedSummary(name, kind, bed.event_shape, how, len(refs.target), floors, perfect, shown, refs.error, labels)
 
 
 def _result(cell: Cell, key: str, drawn: Drawn, measured: Measures | None, plain: Measures | None, ruler: Ruler) -> Result:

@@ -5,9 +5,8 @@ with a remedy, and never overwritten.
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from steindiff.errors import InputError
 from steindiff.io.files import digest, read_tensors, write_tensors
+from steindiff.io.names import file_name
 from steindiff.metrics import Value
 from steindiff.study.grid import Cell
 
@@ -87,16 +87,6 @@ def _entries(value: Any) -> dict[str, Any]:
     return {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else dict(value._asdict())
 
 
-def file_name(*labels: str | int) -> str:
-    """Labels joined by hyphens, without what a file system or a shell would take amiss; long ones are cut.
-
-    Example:
-        >>> file_name("dpmpp_3m(exact=True)", "karras", 5, "tables/gamma.json")
-        'dpmpp_3m(exact=True)-karras-5-tables_gamma.json'
-    """
-    return "-".join(re.sub(r"[^\w.()=,+-]+", "_", str(label))[:60] for label in labels)
-
-
 @dataclass(frozen=True, eq=False)
 class Result:
     """What one cell gave.
@@ -149,6 +139,7 @@ class BedSummary:
     """What a report says of a testbed.
 
     Attributes:
+        name: the testbed's, in the study.
         kind: "exact", "network", "guided" or "guided network".
         reference: how endpoints and target were made.
         floors: independent samples of the law, as many as a cell has, against the target.
@@ -170,10 +161,19 @@ class BedSummary:
     labels: tuple[int, ...] = ()
 
 
+ROOMS = ("cells/*", "references", "prices")
+"""Folders of a study's own."""
+
+
 def place(folder: Path, cell: Cell, key: str) -> Path:
-    """Where a cell's file lies."""
+    """Where a cell's file is written. It is found by its key, whatever the rest of its name says."""
     name = file_name(cell.solver, cell.grid, cell.nfe, Path(cell.correction).stem, key)
-    return folder / "cells" / Path(cell.bed).stem / f"{name}.safetensors"
+    return folder / "cells" / file_name(Path(cell.bed).stem) / f"{name}.safetensors"
+
+
+def places(folder: Path) -> dict[str, Path]:
+    """The files of all cells by their keys: a testbed or a table by another path, or under another name, has the same ones."""
+    return {path.stem.rpartition("-")[2]: path for path in folder.glob("cells/*/*.safetensors")}
 
 
 def write(folder: Path, result: Result) -> None:
@@ -181,6 +181,9 @@ def write(folder: Path, result: Result) -> None:
     keep(place(folder, result.cell, result.key), result.key, result)
 
 
-def read(folder: Path, cell: Cell, key: str) -> Result | None:
-    """A cell's result; None where there is none. Raises InputError as `held`."""
-    return held(place(folder, cell, key), key, Result, "the cell is run again")
+def read(folder: Path, cell: Cell, key: str, known: Mapping[str, Path] | None = None) -> Result | None:
+    """A cell's result; None where there is none. Raises InputError as `held`. `known` are `places`, where they are at hand."""
+    path = place(folder, cell, key)
+    path = path if path.exists() else (places(folder) if known is None else known).get(key, path)
+    found = held(path, key, Result, "the cell is run again")
+    return None if found is None else replace(found, cell=cell)

@@ -17,6 +17,8 @@ from steindiff.calibration import Options
 from steindiff.errors import InputError, require
 from steindiff.integrations import kdiffusion
 from steindiff.integrations.comfyui.sampling import sample, understood
+from steindiff.io.folders import locked_file
+from steindiff.io.names import checked_name
 from steindiff.solvers import Calibrated, Solver, Table
 from steindiff.solvers.table import load_all, save_all
 
@@ -117,6 +119,7 @@ class SteindiffCalibrate:
     ) -> tuple[str]:
         """The path of the file. Raises InputError for a name that is a path, and as `kdiffusion.calibrate`."""
         require(re.fullmatch(r"[\w.-]+", name) is not None, "need letters, digits, '_', '-' and '.' only", name=name)
+        checked_name(name, "name")
         levels = model.get_model_object("model_sampling")
         sigmas = torch.tensor([float(levels.sigma_max), float(levels.sigma_min), 0.0])
         shape = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
@@ -159,8 +162,9 @@ class _Fitted:
 
 def _kept(table: Table, path: Path) -> Path:
     """The file with this table in it, in place of one of the same purpose and number of evaluations."""
-    others = load_all(path) if path.exists() else []
-    return save_all(path, [other for other in others if _key(other) != _key(table)] + [table])
+    with locked_file(path):
+        others = load_all(path) if path.exists() else []
+        return save_all(path, [other for other in others if _key(other) != _key(table)] + [table])
 
 
 def _key(table: Table) -> tuple[Any, ...]:

@@ -1,14 +1,13 @@
 """Tables made to measure for a pipeline: `calibrate(pipe, prompts, nfe)`, kept beside it."""
 
 import inspect
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from steindiff.calibration import Options, calibrations
-from steindiff.calibration.keeping import FIRST_SEED, kept_beside
+from steindiff.calibration.keeping import FIRST_SEED, keeping, kept_beside
 from steindiff.errors import InputError, require
 from steindiff.integrations.diffusers.asking import digest
 from steindiff.integrations.diffusers.beside import place_beside
@@ -66,25 +65,23 @@ def calibrate(
 
     Raises:
         InputError: the pipeline is not understood (as `denoiser`), takes no prompts, or does not come from a folder and `path`
-            is not given; too few trajectories.
+            is not given; too few trajectories; another process makes the file.
     """
     place = _place(pipe, path)
     numbers = [nfe] if isinstance(nfe, int) else list(nfe)
     scales = [guidance_scale] if guidance_scale is None or isinstance(guidance_scale, float | int) else list(guidance_scale)
     require(len(scales) > 0, "need a scale of guidance, or None", guidance_scale=scales)
     require(trajectories >= 1, "need at least one trajectory", trajectories=trajectories)
-    parts = Path(work) if work is not None else place.parent / f".{place.stem}.parts"
     tables, latest = list[Table](), list[Table]()
-    for scale in sorted(scales, key=lambda value: -(value or 0)):
-        said = {**call, **({} if scale is None else {"guidance_scale": scale})}
-        said |= _condition(pipe, prompts, trajectories, call)
-        made = denoiser(pipe, **said)
-        seeds = range(first_seed, first_seed + trajectories)
-        latest = _tables(made, numbers, seeds, options or Options(), latest, parts, progress)
-        tables += latest
-        kept_beside(place, latest)
-    if work is None:
-        shutil.rmtree(parts, ignore_errors=True)
+    with keeping(place) as beside:
+        for scale in sorted(scales, key=lambda value: -(value or 0)):
+            said = {**call, **({} if scale is None else {"guidance_scale": scale})}
+            said |= _condition(pipe, prompts, trajectories, call)
+            made = denoiser(pipe, **said)
+            seeds, parts = range(first_seed, first_seed + trajectories), beside if work is None else Path(work)
+            latest = _tables(made, numbers, seeds, options or Options(), latest, parts, progress)
+            tables += latest
+            kept_beside(place, latest)
     return Calibrated(place, tuple(tables))
 
 

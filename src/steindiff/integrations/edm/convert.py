@@ -16,6 +16,7 @@ from steindiff.integrations.edm.source import LIMITS, Limits
 from steindiff.integrations.edm.trusted import run
 from steindiff.integrations.edm.unpickle import opened
 from steindiff.io.files import sha256, writable_folder
+from steindiff.io.folders import locked_file, refuse
 from steindiff.models import store
 
 KIND: Final = "edm_network"
@@ -55,20 +56,28 @@ def convert(
         out: the model file, NAME.safetensors.
         name: the model's name; by default the stem of the pickle.
         dtype: float16 or float32, to store parameters so; by default they stay as they are. Buffers always do.
-        overwrite: replace what is at `out`.
+        overwrite: replace the model at `out`; a file that is none of ours is never replaced.
         trust: run the pickle by the official code, which must be importable, where reading it as data is not enough.
         limits: what a file may need.
 
     Raises:
-        InputError: no such file; `out` exists, has another suffix, or cannot be written.
+        InputError: no such file; `out` exists, has another suffix, or cannot be written; another process makes it.
         ModelFileError: the pickle is refused, makes no network, or has numbers that are not finite.
     """
     pickle, out = Path(pickle), Path(out)
     require(out.suffix == ".safetensors", "model files end in .safetensors", out=str(out))
     require(dtype is None or dtype in DTYPES, f"choose one of {', '.join(DTYPES)}", dtype=dtype)
-    old = store.files(out)
-    if old and not overwrite:
-        raise InputError(f"{out} exists: give another name, or --overwrite to replace it")
+    with locked_file(out):
+        old = store.files(out)
+        if old and not overwrite:
+            raise InputError(f"{out} exists: give another name, or --overwrite to replace it")
+        refuse(out.parent, [path.name for path in old if not store.is_ours(path)], "give another name")
+        return _converted(pickle, out, old, name, dtype, trust, limits)
+
+
+def _converted(
+    pickle: Path, out: Path, old: list[Path], name: str | None, dtype: str | None, trust: bool, limits: Limits
+) -> Converted:
     if trust:
         description, tensors = run(pickle)
     else:

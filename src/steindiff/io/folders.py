@@ -1,0 +1,288 @@
+"""One run a folder at a time, which overwrites and removes what is its own, and nothing else.
+
+`locked` keeps a second run out of a folder, `locked_file` out of a single file. `claimed` locks a folder and refuses to begin
+where a file is in the way that the command has not written; a record in the folder says what it has.
+"""
+
+import errno
+import json
+import os
+import re
+import socket
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from steindiff.errors import FolderWarning, InputError
+from steindiff.io import processes
+from steindiff.io.files import read_json, sha256, writable_folder, write_json
+from steindiff.io.names import file_name, printable
+
+LOCK, RECORD = ".steindiff.lock", ".steindiff.json"
+"""A lock lies in its folder while a run has it; the record stays."""
+_HALF = r"-[a-z0-9_]{8}\.tmp(\.[^.]+)?"  # what `files.atomic` adds to a name until the file is whole
+_WAIT, _TRIES, _SHOWN = 0.3, 5, 5
+_WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+# --- locks -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(folder: str | Path, rooms: Iterable[str] = ()) -> Iterator[Path]:
+    """The folder, made if need be, which no other process can lock until the block ends.
+
+    The lock is the operating system's and ends with its process, however that ends. Inside one process it may be taken again.
+    Of several processes that work together, the first one locks for all. What earlier runs have left half-written in the folder
+    and in its `rooms` (patterns of folders) is removed. In the end the lock's file goes, and a folder that was made here and is
+    still empty.
+
+    Raises:
+        InputError: another process has the folder; it cannot be made or written to.
+    """
+    place = Path(folder)
+    with _lock(place / LOCK, f"the folder {place}", "choose another folder") as since:
+        if since is not None:
+            sweep(place, rooms, since)
+        yield place
+
+
+@contextmanager
+def locked_file(path: str | Path) -> Iterator[Path]:
+    """The same for a single file and its half-written successors. Raises InputError where another process makes this file."""
+    target = Path(path)
+    with _lock(target.with_name(f".{file_name(target.name)}.lock"), f"the file {target}", "name another file") as since:
+        if since is not None:
+            _sweep(target.parent, since, re.escape(f".{target.stem[:40]}"))
+        yield target
+
+
+@contextmanager
+def _lock(path: Path, what: str, other: str) -> Iterator[float | None]:
+    """Hold a lock: since when, by the folder's own clock; None where another process holds it for this one."""
+    made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    held = None
+    try:
+        held = processes.by_first(lambda: _acquired(path, what, other))
+        yield None if held is None else _since(held)
+    finally:
+        if held is not None:
+            _release(held)
+        for folder in made:
+            with suppress(OSError):  # it holds something, as it should
+                folder.rmdir()
+
+
+def _acquired(path: Path, what: str, other: str) -> FileLock | None:
+    """The lock; None, with a warning, where the file system has none."""
+    for _ in range(_TRIES):
+        target = writable_folder(path.parent).resolve() / path.name
+        holder = _holder(target)
+        lock = FileLock(target, timeout=_WAIT, is_singleton=True)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # filelock would go on with a file that a killed process leaves locked
+                lock.acquire()
+        except FileNotFoundError:
+            continue  # who had the folder has just removed it, as it was empty
+        except Timeout:
+            if not target.exists():
+                continue  # it was just given back
+            remedy = f"wait until that run ends, stop it, or {other}"
+            raise InputError(f"{what} is in use by {holder or 'another process'}: {remedy}") from None
+        except (NotImplementedError, UserWarning, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:
+                raise InputError(f"cannot lock {what} ({error.strerror}): remove {target}, or {other}") from error
+            text = f"{what} lies on a file system without locks: nothing keeps a second run away from it, so start only one"
+            warnings.warn(text, FolderWarning, stacklevel=2)
+            return None
+        if lock.lock_counter == 1:
+            _sign(target)
+        return lock
+    raise InputError(f"{what} is taken and given back all the time by other processes: {other}")
+
+
+def _sign(path: Path) -> None:
+    """Say in the lock's file who has it. What cannot be said is no harm."""
+    who = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    with suppress(OSError):
+        path.write_text(json.dumps(who), encoding="utf-8")
+
+
+def _holder(path: Path) -> str:
+    """Who has the lock, as far as its file says."""
+    with suppress(ValueError, KeyError, TypeError):
+        who = read_json(path)
+        return printable(f"process {who['pid']} on {who['host']} since {who['since']}")
+    return ""
+
+
+def _since(lock: FileLock) -> float | None:
+    with suppress(OSError):
+        return Path(lock.lock_file).stat().st_mtime
+    return None
+
+
+def _release(lock: FileLock) -> None:
+    """Give a lock back. Its file goes while it is still held; who has opened that file meanwhile sees that it has no name."""
+    if lock.lock_counter == 1 and hasattr(lock, "preserve_lock_file"):  # earlier versions remove it themselves
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()
+    lock.release()
+
+
+# --- what is swept, overwritten and removed --------------------------------------------------------------------------
+
+
+def sweep(folder: Path, rooms: Iterable[str], since: float) -> None:
+    """Remove half-written files older than a lock from a folder and its rooms; nothing through a link."""
+    _sweep(folder, since)
+    for pattern in rooms:
+        for room in folder.glob(pattern):
+            if room.is_dir() and not behind_link(folder, room):
+                _sweep(room, since)
+
+
+def _sweep(folder: Path, since: float, start: str = r"\..*") -> None:
+    for path in folder.iterdir():
+        if is_half(path, start) and path.lstat().st_mtime <= since:
+            path.unlink(missing_ok=True)
+
+
+def is_half(path: Path, start: str = r"\..*") -> bool:
+    """Whether a kill has left it half-written: a file, by the name that `files.atomic` gives."""
+    return re.fullmatch(start + _HALF, path.name) is not None and is_file(path)
+
+
+def is_file(path: Path) -> bool:
+    """Whether it is a file and no link to one."""
+    return path.is_file() and not path.is_symlink()
+
+
+def behind_link(folder: Path, path: Path) -> Path | None:
+    """The first link on the way from a folder to a path in it, the path included; None where there is none."""
+    steps = path.relative_to(folder).parts
+    return next((p for p in (folder.joinpath(*steps[: i + 1]) for i in range(len(steps))) if p.is_symlink()), None)
+
+
+def refuse(folder: Path, foreign: Iterable[str], remedy: str = "choose another --outdir") -> None:
+    """Raise InputError that lists files in the way, if there are any."""
+    names = sorted(foreign)
+    if names:
+        some = ", ".join(map(printable, names[:_SHOWN])) + ("" if len(names) <= _SHOWN else ", …")
+        what = f"{len(names)} file{'s' * (len(names) > 1)} in the way that this run has not written, or not so"
+        raise InputError(f"{folder} has {what}: {some}; move or remove them, or {remedy}")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a command writes anew whenever it runs, as patterns of `Path.glob` below its folder.
+
+    Attributes:
+        command: the command, under whose name the record says what is its own.
+        files: the files.
+        rooms: folders that are its own, where half-written files are swept.
+        earlier: whether a folder without a record holds a run of an earlier version, which kept none.
+        exact: whether a file that was changed since is somebody's own; not where users put back copies.
+    """
+
+    command: str
+    files: tuple[str, ...]
+    rooms: tuple[str, ...] = ()
+    earlier: Callable[[Path], bool] = lambda folder: False
+    exact: bool = True
+
+    def present(self, folder: Path) -> list[str]:
+        """The files that are there, by name; for one behind a link, the link."""
+        found = {path for pattern in self.files for path in folder.glob(pattern)}
+        found |= {folder / pattern for pattern in self.files if (folder / pattern).is_symlink()}  # it may lead nowhere
+        return sorted({str((behind_link(folder, path) or path).relative_to(folder)) for path in found})
+
+
+def begins(name: str, text: str) -> Callable[[Path], bool]:
+    """Whether a folder has a file of this name that has this text within its first lines."""
+
+    def known(folder: Path) -> bool:
+        with suppress(OSError), open(folder / name, "rb") as file:
+            return text.encode() in file.read(200)
+        return False
+
+    return known
+
+
+@contextmanager
+def claimed(folder: str | Path, claim: Claim) -> Iterator[Path]:
+    """A locked folder in which no file is in the command's way but what it has written itself.
+
+    The record says before the work that whatever of these files appears is the command's, and afterwards what there is, with
+    digests: after a kill the same command goes on, and a file that came from elsewhere is never overwritten.
+
+    Raises:
+        InputError: as `locked`; files are in the way, which are listed.
+    """
+    with locked(folder, claim.rooms) as place:
+        processes.by_first(lambda: _admit(place, claim))
+        try:
+            yield place
+        finally:
+            if processes.rank() == 0:
+                _close(place, claim)
+
+
+def _admit(folder: Path, claim: Claim) -> None:
+    """Refuse foreign files, and note that the command has begun."""
+    record, present = _record(folder), claim.present(folder)
+    mine = record.get(claim.command)
+    if mine is None:
+        foreign = [name for name in present if not (claim.earlier(folder) and is_file(folder / name))]
+    else:
+        foreign = [name for name in present if not _own(folder, name, mine, claim.exact)]
+    refuse(folder, foreign)
+    known = mine["files"] if mine else {}
+    write_json(folder / RECORD, {**record, claim.command: {"open": True, "files": known}})
+
+
+def _own(folder: Path, name: str, mine: Mapping[str, Any], exact: bool) -> bool:
+    """Whether a file is the command's: whatever a killed run has left, else what the record lists."""
+    if not is_file(folder / name):
+        return False
+    listed = name in mine["files"] and (not exact or mine["files"][name] == fingerprint(folder / name))
+    return bool(mine["open"]) or listed
+
+
+def _close(folder: Path, claim: Claim) -> None:
+    """Note what there is. An entry without files goes, and a record without entries."""
+    record = _record(folder)
+    before: dict[str, str] = record.pop(claim.command, {}).get("files", {})  # perhaps under another name
+    files = {name: digest for name, digest in before.items() if is_file(folder / name)}
+    files |= {name: fingerprint(folder / name) for name in claim.present(folder) if is_file(folder / name)}
+    if files:
+        record[claim.command] = {"open": False, "files": files}
+    with suppress(InputError):  # on a full disk the entry stays open, and what there is stays the command's
+        if record:
+            write_json(folder / RECORD, record)
+        else:
+            (folder / RECORD).unlink(missing_ok=True)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What commands have written here; nothing where the record is not there, or none of ours."""
+    path = folder / RECORD
+    if not is_file(path):
+        return {}
+    try:
+        found = {str(k): {"open": bool(v["open"]), "files": dict(v["files"])} for k, v in read_json(path).items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return found
+
+
+def fingerprint(path: Path) -> str:
+    """The first 16 digits of the SHA-256 of a file."""
+    return sha256(path)[:16]

@@ -1,0 +1,137 @@
+"""What of a folder of images is a run's own, by evidence: what its manifest lists, what its record says, and its parts.
+
+Anything else is somebody else's, and so is whatever a link leads to: none of it is removed.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+from typing import Any
+
+from steindiff.errors import InputError
+from steindiff.io import files, folders
+from steindiff.io.files import read_json, write_text
+
+PARTS = ".parts"
+RECORD = f"{PARTS}/job.json"
+MANIFEST = "run.json"
+SUMMARY = ("grid.png", "samples.npz", "trace.jsonl")
+_OURS = re.compile(r"\d{6,}\.safetensors")
+
+
+def owned(folder: Path) -> set[Path]:
+    """The files of the run that a folder holds, finished or not: what run.json lists, what the record says, and the parts.
+
+    A file that is another than the one listed is not ours, nor is anything behind a link.
+    """
+    record, finished = folder / RECORD, is_ours(folder)
+    names = _list(entry(record, "removing"))
+    if record.exists():
+        names += [*SUMMARY, *_images(entry(record, "seeds"), entry(record, "subdirs"), entry(record, "png"))]
+    listed: list[Any] = [entry(folder / MANIFEST, "files") if finished else None]
+    if finished:
+        names.append(MANIFEST)
+    if finished and listed[0] is None:  # an earlier version, which names seeds
+        seeds = _list(entry(folder / MANIFEST, "job", "seeds"))
+        names += [*SUMMARY, *_images(seeds, (folder / next(_images(seeds[:1], True, True), "")).is_file(), True)]
+    for part in _parts(folder):
+        with contextlib.suppress(ValueError):
+            listed.append(files.read_tensors(part)[0].get("files"))
+    known = [pair for some in listed if isinstance(some, dict) for pair in some.items()]
+    kept = {name for name, digest in known if _holds(folder, name) and folders.fingerprint(folder / name) == digest}
+    return {folder / name for name in {*kept, *(name for name in names if _holds(folder, name))}}
+
+
+def _images(seeds: Any, subdirs: Any, png: Any) -> Iterator[str]:
+    """The names of the PNGs of a run, as far as what is read from a file says them."""
+    for seed in _list(seeds) if png else ():
+        if isinstance(seed, int):
+            yield place(Path(), seed, bool(subdirs)).as_posix()
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else []
+
+
+def clear(folder: Path, ours: Collection[Path]) -> None:
+    """Remove the run that a folder holds, finished or not, of which these files are; nothing else in it.
+
+    A finished run first becomes an unfinished one, whose record goes last: the next call goes on with a killed removal.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    if not ours and not (folder / PARTS).is_dir():
+        return
+    files.writable_folder(folder)
+    if is_ours(folder):
+        write_text(folder / RECORD, json.dumps({"removing": [path.relative_to(folder).as_posix() for path in ours]}) + "\n")
+        (folder / MANIFEST).unlink()
+    remove(ours)
+    for below in {path.parent for path in ours} - {folder}:
+        with contextlib.suppress(OSError):  # it is not there, or holds something else
+            below.rmdir()
+    remove_parts(folder)
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Remove files."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove the parts, and their record last: where a removal is killed, the folder still says whose it is.
+
+    What else lies there stays, and the folder with it.
+    """
+    remove(_parts(folder))
+    remove([folder / RECORD])
+    with contextlib.suppress(OSError):  # it is not there, or holds something else
+        (folder / PARTS).rmdir()
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The finished batches, by their names."""
+    found = sorted((folder / PARTS).iterdir()) if (folder / PARTS).is_dir() else []
+    return [path for path in found if path.suffix == ".safetensors" and _OURS.fullmatch(path.name) and folders.is_file(path)]
+
+
+def check_parts(folder: Path) -> None:
+    """Raise InputError where `.parts` is a link, or holds files without a record of ours."""
+    parts = folder / PARTS
+    if parts.is_symlink() or (parts.exists() and not parts.is_dir()):
+        raise InputError(f"{parts} is no folder of a run, but a link or a file: remove it, or choose another --outdir")
+    held = list(parts.iterdir()) if parts.is_dir() else []
+    if not folders.is_file(folder / RECORD):
+        folders.refuse(folder, [f"{PARTS}/{path.name}" for path in held if not folders.is_half(path)])
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether run.json is that of a run of images."""
+    path = folder / MANIFEST
+    named = all(entry(path, *names) is not None for names in (("job", "seeds"), ("digest",), ("stats",)))
+    return named and folders.is_file(path)
+
+
+def _holds(folder: Path, name: Any) -> bool:
+    """Whether a name is that of a file in the folder, which no link leads to."""
+    inside = isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
+    return inside and folders.is_file(folder / name) and folders.behind_link(folder, folder / name) is None
+
+
+def place(folder: Path, seed: int, subdirs: bool) -> Path:
+    """Where the image of a seed lies."""
+    return (folder / f"{seed - seed % 1000:06d}" if subdirs else folder) / f"{seed:06d}.png"
+
+
+def entry(path: Path, *names: str) -> Any:
+    """An entry of a JSON file; None where there is none, or the file cannot be read."""
+    try:
+        return reduce(getitem, names, read_json(path))
+    except (ValueError, KeyError, TypeError):
+        return None
