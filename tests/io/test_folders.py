@@ -151,7 +151,7 @@ def test_ones_own_files_are_written_anew_until_somebody_changes_them(tmp_path):
     (tmp_path / "figures" / "b.png").write_text("mine")
     with pytest.raises(InputError, match=r"2 files in the way .*: figures/a.png, figures/b.png;"), claimed(tmp_path, CLAIM):
         _write(tmp_path)
-    with pytest.raises(InputError, match="report.md"), claimed(tmp_path, Claim("bench", CLAIM.files)):
+    with pytest.raises(InputError, match=r"report\.md"), claimed(tmp_path, Claim("bench", CLAIM.files)):
         _write(tmp_path)
 
 
@@ -180,7 +180,7 @@ def test_a_claim_that_wrote_nothing_leaves_nothing(tmp_path):
 def test_a_record_that_says_nothing_protects(tmp_path, text):
     (tmp_path / RECORD).write_text(text)
     (tmp_path / "report.md").write_text("mine")
-    with pytest.raises(InputError, match="report.md"), claimed(tmp_path, CLAIM):
+    with pytest.raises(InputError, match=r"report\.md"), claimed(tmp_path, CLAIM):
         _write(tmp_path)
 
 
@@ -190,7 +190,7 @@ def test_nothing_is_written_through_a_link(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "figures").symlink_to(tmp_path / "theirs")
     (tmp_path / "run" / "report.md").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="2 files in the way .*: figures, report.md"), claimed(tmp_path / "run", CLAIM):
+    with pytest.raises(InputError, match=r"2 files in the way .*: figures, report.md"), claimed(tmp_path / "run", CLAIM):
         _write(tmp_path / "run")
     assert (tmp_path / "theirs" / "a.png").read_text() == "theirs"
 

@@ -58,7 +58,7 @@ def test_long_labels_that_differ_beyond_the_cut_differ():
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_name_that_a_user_gives_is_taken_as_it_is_or_refused(name):
-    with pytest.raises(InputError, match="--name .* (need the name of a file|at most)") as refused:
+    with pytest.raises(InputError, match=r"--name .* (need the name of a file|at most)") as refused:
         checked_name(name, "--name")
     assert str(refused.value).isprintable()
 
