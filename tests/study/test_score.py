@@ -285,9 +285,13 @@ def test_bad_input_is_one_line_before_any_work(place, tmp_path, monkeypatch, cap
 def test_a_score_is_not_replaced_unasked(place, tmp_path, monkeypatch, capsys):
     args = ["--images", place / "a", "--real", place / "real.npz", "--inception", place / "tiny.pt", "--outdir", tmp_path]
     (tmp_path / "score.json").write_text("mine")
+    for more in ((), ("--overwrite",)):
+        code, _, err = run(monkeypatch, capsys, *args, *more)
+        assert (code, (tmp_path / "score.json").read_text()) == (2, "mine")
+        assert "1 file in the way that this run has not written, or not so: score.json" in " ".join(err.split())
+    (tmp_path / "score.json").write_text('{"steindiff": "0.1"}')  # of an earlier run
     code, _, err = run(monkeypatch, capsys, *args)
-    assert (code, (tmp_path / "score.json").read_text()) == (2, "mine")
-    assert "pass --overwrite" in " ".join(err.split())
+    assert (code, "pass --overwrite" in " ".join(err.split())) == (2, True)
     assert run(monkeypatch, capsys, *args, "--overwrite")[0] == 0
     assert json.loads((tmp_path / "score.json").read_text())["judgements"]
 

@@ -67,13 +67,13 @@ def score_command(
 
 
 def _admit(place: Path, overwrite: bool) -> None:
-    """Refuse to write where something is; under `overwrite`, where that is none of ours."""
+    """Refuse to write where something is that is none of ours; unless `overwrite`, where anything is."""
     beside = place.with_name(f"{place.name}.json")  # what says where a reference comes from
     there = [path for path in ((place, beside) if place.suffix == ".npz" else (place,)) if path.exists() or path.is_symlink()]
-    if there and not overwrite:
-        raise InputError(f"{there[0]} is there already: choose another place, or pass --overwrite")
     ours = [path for path in there if path.suffix == ".json" and begins(path.name, '"steindiff":')(path.parent)]
     with suppress(ValueError, KeyError, TypeError, OSError):
         ours += [place] if beside in ours and read_json(beside)["reference_sha256"] == sha256(place) else []
     refuse(place.parent, [path.name for path in there if path not in ours], "choose another place")
+    if there and not overwrite:
+        raise InputError(f"{there[0]} is there already: choose another place, or pass --overwrite")
     writable_folder(place.parent)
