@@ -8,8 +8,6 @@ floor is the energy and the Fréchet distance between the parts of random re-spl
 would reach. A model that copies its training digits reaches it too: hence the distances to the nearest training digit.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -7,13 +7,12 @@ The last function of a script, which takes these options, is the command:
     def main(o: Options) -> None:
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
@@ -29,6 +28,12 @@ def command(action: Callable[[T], object]) -> Callable[..., int]:
     if action.__module__ == "__main__":
         sys.exit(main())
     return main
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
+    """Print a table in Markdown, each row as soon as it is made."""
+    for row in chain([columns, ["---"] * len(columns)], rows):
+        print("| " + " | ".join(map(str, row)) + " |", flush=True)
 
 
 def _run(action: Callable[[T], object], argv: Sequence[str] | None = None) -> int:

@@ -26,8 +26,6 @@ the floor clips a function that is unimodal in each ψ_i, hence gives its constr
 The start matters more than the rest (see `initialise`): k-means++, then EM at low rank, then PCA at full rank.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

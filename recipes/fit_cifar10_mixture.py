@@ -11,8 +11,6 @@ of the model, of one factor analyser of the same rank and of one full Gaussian, 
 variance of a quantisation step; then the energy and Fréchet distances of unclipped samples to test images.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import math
 import platform
@@ -25,7 +23,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from recipes.command import command
+from recipes.command import command, print_table
 from recipes.factor_em import INNER_STEPS, WARM_RANK, Factors, Fit, check_rank, fit, log_joint, mean_log_likelihood, mixture
 from steindiff import models
 from steindiff.analytic import ExactModel, FactorMixture, Gaussian
@@ -64,29 +62,18 @@ class Options:
     n_frechet: Annotated[int, "with --evaluate: the same for the Fréchet distance, of cost n³", 40] = 500
 
 
-def read_images(archive: Path) -> Tensor:
-    """All images of a tar archive in the order of their names, uint8 (N, 3, 32, 32).
+def read(folder: Path, split: str, seed: int) -> Tensor:
+    """The images of a split as float32 points (N, 3072) in [-1, 1], in an order that the seed fixes.
 
     Raises:
         InputError: no such file, not a readable archive, or images of another size.
     """
-    if not archive.is_file():
-        raise InputError(f"no such file: {archive}; --data must name the folder with train.tar.xz and test.tar.xz")
+    archive = folder / f"{split}.tar.xz"
     images = load_images(archive)
     if images.event_shape != EVENT_SHAPE:
         raise InputError(f"{archive} holds images of {images.event_shape}: need {EVENT_SHAPE}")
-    return images.pixels
-
-
-def read_shuffled(o: Options, split: str) -> Tensor:
-    """The images of a split in an order that the seed fixes."""
-    images = read_images(o.data / f"{split}.tar.xz")
-    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(o.seed))]
-
-
-def to_points(images: Tensor) -> Tensor:
-    """The uint8 images as float32 points of shape (N, 3072) in [-1, 1]."""
-    return images.flatten(1).float().div_(127.5).sub_(1)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return images.pixels[order].flatten(1).float().div_(127.5).sub_(1)
 
 
 def bits_per_dim(nats: float, d: int) -> float:
@@ -144,11 +131,11 @@ def recipe_of(o: Options, result: Fit, images: int) -> dict[str, object]:
 
 def fit_and_write(o: Options) -> None:
     """Read, split, fit, report, write."""
-    images = read_shuffled(o, "train")
-    if not 0 <= o.holdout < len(images):
-        raise InputError(f"--holdout {o.holdout}: must be from 0 to {len(images) - 1}")
+    points = read(o.data, "train", o.seed)
+    if not 0 <= o.holdout < len(points):
+        raise InputError(f"--holdout {o.holdout}: must be from 0 to {len(points) - 1}")
     start = time.perf_counter()
-    x = to_points(images[o.holdout :][: o.subset])
+    held, x = points[: o.holdout], points[o.holdout :][: o.subset]
     settings: Any = {name: getattr(o, name) for name in ("iterations", "warm", "tolerance", "floor", "seed")}
     result = fit(x, o.components, o.rank, **settings)
     f, seconds = result.factors, time.perf_counter() - start
@@ -158,7 +145,6 @@ def fit_and_write(o: Options) -> None:
     print(f"psi min {float(f.diagonal.min()):.3g} median {float(f.diagonal.median()):.3g}")
     print(f"share of psi at the floor {float((f.diagonal <= o.floor).double().mean()):.4f}")
     if o.holdout:
-        held = to_points(images[: o.holdout])
         value, n = mean_log_likelihood(held, f), min(o.holdout, HELD_OUT_SAMPLES)
         print(f"held-out log-likelihood {value:.2f} nats, {bits_per_dim(value, held.shape[1]):.4f} bits/dim")
         samples = mixture(f, EVENT_SHAPE).sample(n, torch.Generator().manual_seed(o.seed))
@@ -200,7 +186,7 @@ def full_gaussian(x: Tensor, floor: float, event_shape: Sequence[int] = EVENT_SH
 def evaluate(o: Options) -> None:
     """Print the likelihoods, the distances, and how far two codes for the density are apart."""
     model, law = load(str(o.evaluate))
-    train, test = (to_points(read_shuffled(o, split)) for split in ("train", "test"))
+    train, test = (read(o.data, split, o.seed) for split in ("train", "test"))
     if not o.n_frechet <= o.n <= min(len(train), len(test)):
         sizes = f"{len(train)} training and {len(test)} test images"
         raise InputError(f"--n {o.n}, --n-frechet {o.n_frechet}: need n-frechet ≤ n, and n ≤ both of {sizes}")
@@ -213,23 +199,21 @@ def evaluate(o: Options) -> None:
         f"one factor analyser, r = {r}": single.to(torch.float64),
         "one full Gaussian": gaussian,
     }
-    print("| model | test log-likelihood (nats) | bits/dim |\n|---|---|---|")
-    for name, reference in references.items():
-        values = log_densities(reference, test)
-        value = Value(float(values.mean()), float(values.std()) / math.sqrt(len(values)))
-        print(f"| {name} | {value.value:.1f} ± {value.se:.1f} | {bits_per_dim(value.value, test.shape[1]):.4f} |", flush=True)
+    found = ((name, Value.mean_of(log_densities(reference, test))) for name, reference in references.items())
+    lines = ((name, f"{v.value:.1f} ± {v.se:.1f}", f"{bits_per_dim(v.value, test.shape[1]):.4f}") for name, v in found)
+    print_table(("model", "test log-likelihood (nats)", "bits/dim"), lines)
     drawn, smooth = (x.sample(o.n, torch.Generator().manual_seed(o.seed)).flatten(1) for x in (law, gaussian))
     rows = {
         f"samples of {file}": drawn,
         "samples of one full Gaussian": smooth,
         "training images (the floor)": train[: o.n].double(),
     }
-    target = EnergyTarget(test[: o.n].double())
-    print(f"\n| points against test images | energy distance, {o.n} each | pixel Fréchet distance, {o.n_frechet} each |")
-    print("|---|---|---|")
-    for name, points in rows.items():
-        frechet = frechet_distance(points[: o.n_frechet], test[: o.n_frechet].double())
-        print(f"| {name} | {target.shares(points[: o.n]).value} | {frechet} |", flush=True)
+    target, few = EnergyTarget(test[: o.n].double()), slice(o.n_frechet)
+    print()
+    print_table(
+        ("points against test images", f"energy distance, {o.n} each", f"pixel Fréchet distance, {o.n_frechet} each"),
+        ((name, target.shares(x).value, frechet_distance(x[few], test[few].double())) for name, x in rows.items()),
+    )
     print(f"\n{100 * float((drawn.abs() > 1).double().mean()):.1f} % of the samples' values are outside [-1, 1]")
     print_agreement(law, test[:CHECKED].double())
 

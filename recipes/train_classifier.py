@@ -14,8 +14,6 @@ Batch normalisations are folded into the convolutions before the file is written
 The test images are looked at once, at the end, with the weights as they are stored. The file is written whole or not at all.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import time

@@ -28,7 +28,7 @@ from functools import cached_property
 from typing import Annotated
 
 import torch
-from recipes.command import command
+from recipes.command import command, print_table
 from torch import Tensor
 
 from research.calibration_variants import Pair, banded, calibrated, flows, forced, parted, restricted, setting
@@ -230,17 +230,26 @@ def coupled_energy(x: Tensor, y: Tensor) -> Value:
     x, y = x.flatten(1).double(), y.flatten(1).double()
     cross = torch.cdist(x, y)
     kernel = (cross + cross.mT - torch.cdist(x, x) - torch.cdist(y, y)).fill_diagonal_(0)
-    shares = kernel.sum(1) / (len(x) - 1)
-    return Value(float(shares.mean()), 2 * float(shares.std()) / len(x) ** 0.5)
+    mean, se = Value.mean_of(kernel.sum(1) / (len(x) - 1))
+    return Value(mean, 2 * se)
 
 
-def row(name: str, ends: Tensor, base: Tensor, law: Trajectories) -> str:
+def row(name: str, ends: Tensor, base: Tensor, law: Trajectories) -> tuple[object, ...]:
     """A row of the table."""
     mine, theirs = ((x - law.ends).double().flatten(1).square().mean(1).log() / 2 for x in (ends, base))
-    gains = 100 * (theirs - mine)
-    gain = "" if ends is base else f"{float(gains.mean()):+.1f} ± {float(gains.std()) / len(gains) ** 0.5:.1f}"
-    rmse, energy = endpoint_rmse(ends, law.ends), coupled_energy(ends, law.ends)
-    return f"| {name} | {rmse.value:.4f} ± {rmse.se:.4f} | {energy.value:.4f} ± {energy.se:.4f} | {gain} |"
+    gain = Value.mean_of(100 * (theirs - mine))
+    shown = "" if ends is base else f"{gain.value:+.1f} ± {gain.se:.1f}"
+    return name, endpoint_rmse(ends, law.ends), coupled_energy(ends, law.ends), shown
+
+
+def rows(case: Case, law: Trajectories) -> Iterator[tuple[object, ...]]:
+    """The table."""
+    base = run(case.universal, law)
+    yield row("universal table", base, base, law)
+    yield row("calibrated table", run(case.base, law), base, law)
+    for part in case.options.parts:
+        for name, found in PARTS[part](case):
+            yield row(name, found if isinstance(found, Tensor) else run(found, law), base, law)
 
 
 @command
@@ -250,15 +259,6 @@ def main(options: Options) -> None:
         raise InputError(f"--parts {' '.join(sorted(unknown))}: the parts are {', '.join(PARTS)}")
     case = Case(testbed.make(options.bed), options)
     law = case.law(options.seed, options.images, 128) if "teacher" in options.parts else case.new
-    base = run(case.universal, law)
     about = f"{options.trajectories} noises, {options.images} new images from seed {options.seed}"
-    print(
-        f"**{options.bed}, N = {options.nfe}**, {about}\n\n| | RMSE | energy distance | 100 log(universal/this) |\n"
-        + "| --- " * 4
-        + "|"
-    )
-    print(row("universal table", base, base, law))
-    print(row("calibrated table", run(case.base, law), base, law), flush=True)
-    for part in options.parts:
-        for name, found in PARTS[part](case):
-            print(row(name, found if isinstance(found, Tensor) else run(found, law), base, law), flush=True)
+    print(f"**{options.bed}, N = {options.nfe}**, {about}\n")
+    print_table(("", "RMSE", "energy distance", "100 log(universal/this)"), rows(case, law))

@@ -24,7 +24,7 @@ from itertools import count, islice, pairwise
 from typing import Annotated
 
 import torch
-from recipes.command import command
+from recipes.command import command, print_table
 
 from research.calibration_variants import calibrated, flows, parted, setting
 from steindiff.analytic import FactorMixture
@@ -62,23 +62,11 @@ class Options:
     threads: Annotated[int, "CPU threads", 1] = 1
 
 
-def table(heads: Sequence[str], rows: dict[str, list[str]]) -> None:
-    """Print it."""
-    print("| table | " + " | ".join(heads) + " |\n" + "| --- " * (1 + len(heads)) + "|")
-    for name, cells in rows.items():
-        print(f"| {name} | " + " | ".join(cells) + " |")
-
-
 def scored(tables: dict[str, Tabulated], laws: dict[str, Trajectories], universal: dict[str, Tabulated]) -> None:
     """Print the RMSE of every table on every law, those of the universal table first."""
-
-    def cell(each: Tabulated, law: Trajectories) -> str:
-        rmse = endpoint_rmse(run(each, law), law.ends)
-        return f"{rmse.value:.4f} ± {rmse.se:.4f}"
-
-    rows = {"universal": [cell(universal[name], law) for name, law in laws.items()]}
-    rows |= {f"of {name}": [cell(each, law) for law in laws.values()] for name, each in tables.items()}
-    table([f"on {name}" for name in laws], rows)
+    of = {"universal": universal, **{f"of {name}": dict.fromkeys(laws, each) for name, each in tables.items()}}
+    rows = ((name, *(endpoint_rmse(run(on[place], law), law.ends) for place, law in laws.items())) for name, on in of.items())
+    print_table(("table", *(f"on {name}" for name in laws)), rows)
 
 
 def of_bed(bed: Testbed, o: Options, seeds: Sequence[int]) -> Tabulated:
@@ -150,13 +138,15 @@ def cost(o: Options) -> None:
     for name in BILLED:
         reports = {each.nfe: each.report for each in load_all(SHIPPED / f"{name}.safetensors")}
         others = {n: float(report["gate"]["others"]["universal"]) for n, report in reports.items()}
-        print(f"\n{name}:\n\n| " + " | ".join(heads) + " |\n" + "| --- " * len(heads) + "|")
+        rows = list[tuple[object, ...]]()
         for n, report in reports.items():
             rmse, bill = float(report["gate"]["rmse"]), sum(report["cost"].values())
             as_near = reached(others, rmse)
             pays = f"{bill / (as_near - n):.0f}" if math.inf > as_near > n else "–"
             near = f"{as_near:.1f}" if as_near < math.inf else f"more than {max(others)}"
-            print(f"| {n} | {bill} | {rmse:.4f} | {near} | {pays} |")
+            rows.append((n, bill, f"{rmse:.4f}", near, pays))
+        print(f"\n{name}:\n")
+        print_table(heads, rows)
 
 
 def reached(errors: dict[int, float], level: float) -> float:

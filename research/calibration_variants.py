@@ -14,6 +14,7 @@ from steindiff.calibration import Settings, Trajectories, refine, score, search,
 from steindiff.calibration.calibrate import USUAL, divided
 from steindiff.calibration.fit import Run
 from steindiff.calibration.refine import jacobian, moved
+from steindiff.calibration.teacher import STEPS
 from steindiff.corrections.bands import Bands, Whole
 from steindiff.denoisers import Denoiser
 from steindiff.solvers import Row, Setting, Tabulated
@@ -23,7 +24,7 @@ Pair = tuple[Trajectories, Trajectories]
 """What is fitted, and what chooses."""
 
 
-def flows(bed: Testbed, seeds: Sequence[int], steps: int) -> Trajectories:
+def flows(bed: Testbed, seeds: Sequence[int], steps: int = STEPS) -> Trajectories:
     """The exact flow of a testbed from the noise of these seeds."""
 
     def conditioned(places: Tensor) -> Denoiser:

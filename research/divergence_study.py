@@ -14,8 +14,6 @@ table.md, divergence_accuracy.png and study.json (all numbers, and how they were
 study.json and this one does not measure is kept.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -97,7 +95,7 @@ class Batch(NamedTuple):
     spread: float
 
     @classmethod
-    def draw(cls, law: ExactModel, sigma: float, size: int, seed: int) -> Batch:
+    def draw(cls, law: ExactModel, sigma: float, size: int, seed: int) -> "Batch":
         """B states of the marginal at sigma."""
         generator = torch.Generator().manual_seed(seed)
         clean = law.sample(size, generator)
@@ -159,19 +157,16 @@ def rms(errors: Sequence[Errors]) -> Errors:
     return first, second
 
 
-def costs(law: ExactModel, batch: Batch, rounds: int) -> dict[str, float]:
-    """Forwards that a step with an estimate takes: its time over that of a forward, timed in turns, the least of each."""
-    rows, plain = tqdm(rows_of(len(batch.y)).items(), desc="costs", unit="row"), partial(law, batch.y, batch.sigma)
-    return {name: 1 + excess(partial(batch.values, law, estimator), plain, batch.y, rounds) for name, estimator in rows}
-
-
 def study(name: str, law: ExactModel, o: Options) -> Rows:
     """Every row of one law: cost, pooled errors, errors per noise level."""
     found = defaultdict[float, list[dict[str, Errors]]](list)
     cells = [sigma for sigma in SIGMAS for _ in range(o.seeds)]
     for seed, sigma in enumerate(tqdm(cells, desc=name, unit="batch"), start=o.first_seed):
         found[sigma].append(measure(law, Batch.draw(law, sigma, o.batch, seed), seed))
-    price = costs(law, Batch.draw(law, 1.0, o.batch, o.first_seed), o.rounds)
+    batch = Batch.draw(law, 1.0, o.batch, o.first_seed)
+    plain, price = partial(law, batch.y, batch.sigma), dict[str, float]()
+    for row, estimator in tqdm(rows_of(o.batch).items(), desc="costs", unit="row"):
+        price[row] = 1 + excess(partial(batch.values, law, estimator), plain, batch.y, o.rounds)
     rows: Rows = {}
     for row in (*price, EXACT):
         pooled, gamma = rms([one[row] for batches in found.values() for one in batches])

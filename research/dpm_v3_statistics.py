@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
-from recipes.command import command
+from recipes.command import command, print_table
 from torch import Tensor
 
 from research import calibrated_peers
@@ -22,8 +22,7 @@ from steindiff import grids, sample
 from steindiff.calibration import Trajectories
 from steindiff.calibration.keeping import FIRST_SEED
 from steindiff.calibration.peers import dpm_v3
-from steindiff.report.blocks import Table
-from steindiff.report.markdown import markdown
+from steindiff.metrics import Value, endpoint_rmse
 from steindiff.solvers import DPMSolverV3, Statistics
 from steindiff.study.testbed import make
 
@@ -61,16 +60,13 @@ def averaged(found: Statistics) -> Statistics:
     return Statistics(found.levels, *(part.mean(tuple(range(1, part.ndim)), keepdim=True).expand_as(part) for part in parts))
 
 
-def scored(statistics: Statistics, o: Options, new: Trajectories, nfe: int) -> str:
-    """The endpoint RMSE, with its standard error by the delta method."""
+def scored(statistics: Statistics, o: Options, new: Trajectories, nfe: int) -> Value:
+    """The endpoint RMSE."""
 
     def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
         return new.denoise(x, float(sigma))
 
-    end = sample(DPMSolverV3(statistics, o.order), denoiser, new.noise, grids.log_snr(nfe)).x
-    squares = (end - new.ends).double().square().flatten(1).mean(1)
-    rmse = float(squares.mean().sqrt())
-    return f"{rmse:.4f} ± {float(squares.std()) / len(squares) ** 0.5 / (2 * rmse):.4f}"
+    return endpoint_rmse(sample(DPMSolverV3(statistics, o.order), denoiser, new.noise, grids.log_snr(nfe)).x, new.ends)
 
 
 @command
@@ -79,5 +75,5 @@ def main(o: Options) -> None:
     bed = make(o.bed)
     wanted = (calibrated_peers.Options(seed=first, trajectories=n) for first, n in ((FIRST_SEED, 64), (o.seed, o.images)))
     law, new = (calibrated_peers.fine_runs(one, bed) for one in wanted)
-    lines = [(name, *(scored(found, o, new, nfe) for nfe in o.nfe)) for name, found in cases(o, law)]
-    print(markdown([Table(("statistics", *(f"N = {nfe}" for nfe in o.nfe)), tuple(lines))]), end="")
+    lines = ((name, *(scored(found, o, new, nfe) for nfe in o.nfe)) for name, found in cases(o, law))
+    print_table(("statistics", *(f"N = {nfe}" for nfe in o.nfe)), lines)

@@ -17,13 +17,12 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated
 
-import torch
-from recipes.command import command
-from torch import Tensor
+from recipes.command import command, print_table
 
-from steindiff import initial_noise
-from steindiff.calibration import Trajectories, run, trajectories
+from research.calibration_variants import flows
+from steindiff.calibration import Trajectories, run
 from steindiff.errors import InputError
+from steindiff.metrics import Value, endpoint_rmse
 from steindiff.run import parse_seeds
 from steindiff.solvers import Setting, Tabulated
 from steindiff.solvers.between import between
@@ -51,33 +50,23 @@ def bed_of(options: Options, scale: float) -> testbed.Testbed:
     return testbed.make(re.sub(r"_guided_.*", f"_guided_{scale:g}", options.bed))
 
 
-def new_noise(options: Options, scale: float) -> Trajectories:
-    """The exact flow of new noise at this scale."""
-    bed, seeds = bed_of(options, scale), range(options.seed, options.seed + options.images)
-    noise = initial_noise(seeds, bed.event_shape)
-    return trajectories(bed.denoiser, noise, conditioned=lambda places: bed.denoiser_for([seeds[i] for i in places.tolist()]))
+def score(solver: Tabulated, law: Trajectories) -> Value:
+    """The distance to the exact flow's end points."""
+    return endpoint_rmse(run(solver, law), law.ends)
 
 
-def score(table: Tabulated, law: Trajectories) -> str:
-    """The root mean square over images, with its standard error by the delta method."""
-    with torch.no_grad():
-        squares: Tensor = (run(table, law) - law.ends).double().square().flatten(1).mean(1)
-    rmse = float(squares.mean().sqrt())
-    return f"{rmse:.4f} ± {float(squares.std()) / len(squares) ** 0.5 / (2 * rmse):.4f}"
-
-
-def lines(options: Options, scales: list[float], asked: list[float], nfe: Sequence[int]) -> Iterator[str]:
-    """The rows of a Markdown table."""
+def lines(options: Options, scales: list[float], asked: list[float], nfe: Sequence[int]) -> Iterator[tuple[object, ...]]:
+    """The rows of the table."""
     down = sorted(scales, reverse=True)
     beds = (bed_of(options, scale) for scale in down)
     chain = dict(zip(down, chained(beds, nfe, options.trajectories), strict=True))
     alone = {w: calibrate_bed(bed_of(options, w), nfe, options.trajectories) for w in {*scales, *asked}}
     for low, high in pairwise(sorted(scales)):
         for scale in (w for w in asked if low < w < high):
-            law = new_noise(options, scale)
+            law = flows(bed_of(options, scale), range(options.seed, options.seed + options.images))
             setting = Setting(sigma_data=law.variance**0.5, guidance=scale)
             for k, n in enumerate(nfe):
-                cells = [score(alone[scale][k].solver, law)]
+                cells: list[Value | str] = [score(alone[scale][k].solver, law)]
                 for tables in (chain, alone):
                     pair = [replace(tables[w][k].solver, name="table") for w in (low, high)]
                     try:
@@ -85,14 +74,13 @@ def lines(options: Options, scales: list[float], asked: list[float], nfe: Sequen
                     except InputError:
                         cells.append("none")
                 cells.append(score(chain[high][k].solver, law))
-                cells += [score(table, law) for table in entries(n, setting)] or ["none"]
-                yield f"| {n} | {scale:g} | {low:g}, {high:g} | {' | '.join(cells)} |"
+                cells += [score(each, law) for each in entries(n, setting)] or ["none"]
+                yield n, f"{scale:g}", f"{low:g}, {high:g}", *cells
 
 
 @command
 def main(options: Options) -> None:
     """Print the table."""
     scales, asked = ([float(w) for w in text.split(",")] for text in (options.scales, options.between))
-    print("| N | w | between | calibrated at w | chained | alone | the upper one's | universal |\n|" + " --- |" * 8, flush=True)
-    for line in lines(options, scales, asked, parse_seeds(options.nfe)):
-        print(line, flush=True)
+    heads = ("N", "w", "between", "calibrated at w", "chained", "alone", "the upper one's", "universal")
+    print_table(heads, lines(options, scales, asked, parse_seeds(options.nfe)))

@@ -13,10 +13,11 @@ very images. In brackets is how many images `auto` breaks: they end more than 0.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from recipes.command import command
+from recipes.command import command, print_table
 from torch import Tensor
 
 from steindiff import grids, solvers
@@ -61,17 +62,20 @@ def _shown(error: float) -> str:
     return f"{error:.3f}" if error >= 0.01 else f"{error:.2g}"
 
 
-@command
-def main(o: Options) -> None:
-    """Print the table."""
-    seeds, counts = range(o.seed, o.seed + o.samples), parse_seeds(o.nfe)
-    print(f"{o.what}, {o.samples} images from seed {o.seed}\n")
-    print("| w | " + " | ".join(f"N = {nfe}" for nfe in counts) + " |\n" + "| --- " * (1 + len(counts)) + "|")
+def lines(o: Options, seeds: range, counts: Sequence[int]) -> Iterator[tuple[str, ...]]:
+    """The rows of the table."""
     for scale in o.scales:
         bed = make(o.what if scale == 1 else f"{o.what}_guided_{scale:g}")
         ends = {"sigma_max": o.top * bed.setting.sigma_data, "sigma_min": o.bottom * bed.setting.sigma_data}
         setting = replace(bed.setting, **{name: level for name, level in ends.items() if level})
         fine = grids.karras(o.steps, setting.sigma_min, setting.sigma_max)
         exact = draw(solvers.make("unipc_3"), bed, fine, seeds).samples
-        cells = (cell(bed, nfe, seeds, exact, setting) for nfe in counts)
-        print(f"| {scale:g} | " + " | ".join(cells) + " |", flush=True)
+        yield f"{scale:g}", *(cell(bed, nfe, seeds, exact, setting) for nfe in counts)
+
+
+@command
+def main(o: Options) -> None:
+    """Print the table."""
+    seeds, counts = range(o.seed, o.seed + o.samples), parse_seeds(o.nfe)
+    print(f"{o.what}, {o.samples} images from seed {o.seed}\n")
+    print_table(("w", *(f"N = {nfe}" for nfe in counts)), lines(o, seeds, counts))

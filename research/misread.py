@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from recipes.command import command
+from recipes.command import command, print_table
 from torch import Tensor
 
 from steindiff import models
@@ -49,13 +49,9 @@ def main(o: Options) -> None:
         "`FromV`": FromV(network, schedule),
         "`FromX0`": FromX0(network, schedule),
     }
-    shown = False
-    for name, denoiser in read.items():
-        setting = Setting.of(denoiser, SIGMA_MAX, SIGMA_MIN, event=model.event_shape)
-        found = examine(denoiser, setting, nfe=(), images=o.images)
-        if not shown:
-            levels = ", ".join(f"{level.sigma:.2g}" for level in found.levels)
-            print(f"| adapter | taken off/told at σ = {levels} | verdict |\n| --- | --- | --- |")
-            shown = True
-        ratios = ", ".join(f"{level.ratio:.3f}" for level in found.levels)
-        print(f"| {name} | {ratios} | {'sound' if found.sound else 'not consistent'} |", flush=True)
+    settings = {name: Setting.of(each, SIGMA_MAX, SIGMA_MIN, event=model.event_shape) for name, each in read.items()}
+    found = {name: examine(each, settings[name], nfe=(), images=o.images) for name, each in read.items()}
+    levels, *_ = (", ".join(f"{level.sigma:.2g}" for level in one.levels) for one in found.values())
+    ratios = {name: ", ".join(f"{level.ratio:.3f}" for level in one.levels) for name, one in found.items()}
+    rows = ((name, ratios[name], "sound" if one.sound else "not consistent") for name, one in found.items())
+    print_table(("adapter", f"taken off/told at σ = {levels}", "verdict"), rows)

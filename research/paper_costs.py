@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from recipes.command import command
+from recipes.command import command, print_table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -84,8 +84,8 @@ def bedroom() -> tuple[int, int, int]:
     return parameters(unet), operations(unet, 64, one), operations(lambda z: images.decoder(images.post_quant_conv(z)), 64)
 
 
-def lines(options: Options) -> Iterator[str]:
-    """The rows of a Markdown table."""
+def lines(options: Options) -> Iterator[tuple[str, ...]]:
+    """The rows of the table."""
     names = (*NETWORKS, BEDROOM)
     if options.only and options.only not in names:
         raise unknown_name("network", options.only, names)
@@ -96,13 +96,12 @@ def lines(options: Options) -> Iterator[str]:
             module = network(name)
             count, forward, once = parameters(module), operations(module, NETWORKS[name][2], torch.empty(1, device="meta")), 0
         seconds = options.images * (options.evaluations * forward + once) / (options.tflops * 1e12)
-        yield f"| {name} | {count:,} | {forward / 1e9:.1f} | {once / 1e9:.0f} | {seconds / 3600:.2g} |"
+        yield name, f"{count:,}", f"{forward / 1e9:.1f}", f"{once / 1e9:.0f}", f"{seconds / 3600:.2g}"
 
 
 @command
 def main(options: Options) -> None:
     """Print the table."""
     sample = f"{options.images:,} images of {options.evaluations} evaluations"
-    print(f"| network | parameters | 10⁹ operations a forward | and once an image | hours, {sample} |\n|" + " --- |" * 5)
-    for line in lines(options):
-        print(line, flush=True)
+    heads = ("network", "parameters", "10⁹ operations a forward", "and once an image", f"hours, {sample}")
+    print_table(heads, lines(options))

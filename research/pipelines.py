@@ -5,7 +5,8 @@
     python -m research.pipelines --out outputs/pipelines --show     # the table of docs/integrations/diffusers.md
 
 The pipelines are those of `tiny_pipelines`: tiny networks with random weights of unit size. Those of flows stay so; the others
-are trained for 40 seconds, since random ones are no denoisers. Each pipeline runs by its own loop from the same noise.
+are trained, since random ones are no denoisers: for so many steps, which every machine repeats, or for 40 seconds by the clock.
+Each pipeline runs by its own loop from the same noise.
 
 An error is the RMS distance of an image's end to that of the pipeline's own 100 evaluations: for a scheduler of diffusers,
 the smaller of those to its own 100 steps and to those of our UniPC-3; for the table, the latter. Schedulers run with every
@@ -28,13 +29,14 @@ from typing import Annotated, Any
 
 import diffusers
 import torch
-from recipes.command import command
+from recipes.command import command, print_table
 from torch import Tensor
 
 from research import tiny_pipelines
 from steindiff import calibration
 from steindiff.integrations.diffusers import SteindiffScheduler, calibrate, denoiser
 from steindiff.io.files import manifest, read_json, write_json
+from steindiff.metrics import Value
 
 NFE, FINE, IMAGES, TRAJECTORIES, SECONDS = 5, 100, 32, 32, 40.0
 NAMES = ("ddpm", "ddim", "ldm", "dit", "sd1", "sd2", "sdxl", "pixart", "sd3", "flux", "flux_two_passes")
@@ -102,11 +104,11 @@ def of_scheduler(tiny: tiny_pipelines.Tiny, name: str, config: Any, exact: Tenso
     return {"name": name, "variant": more, "errors": best.tolist(), "evaluations": count, "variants": len(found)}
 
 
-def measure(name: str) -> dict[str, Any]:
-    """All schedulers of one pipeline, and our table."""
+def measure(name: str, steps: int = 0) -> dict[str, Any]:
+    """All schedulers of one pipeline, and our table; `steps` as in `trained`."""
     tiny = tiny_pipelines.make(name)
     flow = "shift" in tiny.pipe.scheduler.config and "beta_schedule" not in tiny.pipe.scheduler.config
-    tiny = tiny if flow else trained(tiny, SECONDS)
+    tiny = tiny if flow else trained(tiny, steps)
     config, call = tiny.pipe.scheduler.config, dict(tiny.extra)
     prompts: Any = list(tiny_pipelines.PROMPTS) if tiny.prompted else list(range(tiny.classes)) or None
     with tempfile.TemporaryDirectory() as folder:
@@ -125,18 +127,29 @@ def measure(name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def trained(tiny: tiny_pipelines.Tiny, seconds: float) -> tiny_pipelines.Tiny:
+def passed(steps: int) -> Iterator[float]:
+    """Before each step of a training, the share of it that is over: of so many steps, or of SECONDS where that is 0."""
+    began = time.perf_counter()
+    if steps:
+        yield from (i / steps for i in range(steps))
+        return
+    while (share := (time.perf_counter() - began) / SECONDS) < 1:
+        yield share
+
+
+def trained(tiny: tiny_pipelines.Tiny, steps: int) -> tiny_pipelines.Tiny:
     """The pipeline with its network trained on smooth patterns, one for each condition, plus smooth noise.
 
     A random network is no denoiser: from σ = 157 on, what it adds up is of that size, and errors say how well a method sums it.
+    The training has so many steps; 0 is SECONDS by the clock, which no other machine repeats.
     """
     network = copy.deepcopy(tiny.network).train().requires_grad_(True)
     setattr(tiny.pipe, "unet" if "unet" in tiny.pipe.components else "transformer", network)
     own, generator = denoiser(tiny.pipe, bounded=False, **tiny.call(8)), torch.Generator().manual_seed(7)
     patterns, schedule = smooth(8, own.event_shape, generator), own.schedule
-    optimizer, began = torch.optim.Adam(network.parameters(), lr=2e-3), time.perf_counter()
-    while (spent := (time.perf_counter() - began) / seconds) < 1:
-        optimizer.param_groups[0]["lr"] = 2e-3 * math.cos(math.pi / 2 * min(spent, 1.0)) + 1e-6
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    for share in passed(steps):
+        optimizer.param_groups[0]["lr"] = 2e-3 * math.cos(math.pi / 2 * share) + 1e-6
         places = torch.randint(8, (32,), generator=generator)
         x0 = 0.8 * patterns[places] + 0.6 * smooth(32, own.event_shape, generator)
         t = 999 * torch.rand(32, generator=generator)
@@ -160,31 +173,31 @@ def smooth(n: int, event: tuple[int, ...], generator: torch.Generator) -> Tensor
     return large / large.std()
 
 
-def _mean(errors: Sequence[float]) -> tuple[float, float]:
-    """The mean over images and its standard error."""
-    values = torch.tensor(errors, dtype=torch.float64)
-    return float(values.mean()), float(values.std() / math.sqrt(len(values)))
+COLUMNS = (
+    "pipeline",
+    "table",
+    "best of diffusers",
+    "its name",
+    "the table is nearer by",
+    "the second",
+    "auto, without a table",
+)
 
 
-def lines(found: dict[str, Any]) -> Iterator[str]:
+def _of(errors: Sequence[float]) -> Tensor:
+    return torch.tensor(errors, dtype=torch.float64)
+
+
+def lines(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """The rows of the table."""
-    yield "| pipeline | table | best of diffusers | its name | the table is nearer by | the second | auto, without a table |"
-    yield "|---|---|---|---|---|---|---|"
     for name, one in found.items():
-        ranked = sorted(one["others"], key=lambda other: sum(other["errors"]))
-        best, *rest = ranked
-        gain = _mean([theirs - ours for theirs, ours in zip(best["errors"], one["errors"], strict=True)])
-        first = (
-            f"{_said(one['errors'])} | {_said(best['errors'])} | {best['name']} of {len(ranked)} | {gain[0] / gain[1]:.0f} SE"
-        )
-        second = f"{rest[0]['name']} {_mean(rest[0]['errors'])[0]:.3g}" if rest else "none"
-        last = f"{second} | {_said(one['auto'])}"
-        yield f"| {name}, {one['pipeline']} | {first} | {last} |"
-
-
-def _said(errors: Sequence[float]) -> str:
-    mean, error = _mean(errors)
-    return f"{mean:.3g} ± {error:.1g}"
+        best, *rest = ranked = sorted(one["others"], key=lambda other: sum(other["errors"]))
+        gain = Value.mean_of(_of(best["errors"]) - _of(one["errors"]))
+        second = f"{rest[0]['name']} {float(_of(rest[0]['errors']).mean()):.3g}" if rest else "none"
+        means = (Value.mean_of(_of(errors)) for errors in (one["errors"], best["errors"], one["auto"]))
+        own, theirs, auto = (f"{mean:.3g} ± {error:.1g}" for mean, error in means)
+        nearer = f"{gain.value / gain.se:.0f} SE"
+        yield f"{name}, {one['pipeline']}", own, theirs, f"{best['name']} of {len(ranked)}", nearer, second, auto
 
 
 @dataclass(frozen=True)
@@ -193,6 +206,7 @@ class Options:
 
     out: Annotated[Path, "a folder; each pipeline has a file in it"]
     names: Annotated[str, "pipelines, with commas between"] = ",".join(NAMES)
+    steps: Annotated[int, "training steps, which every machine repeats; 0: 40 seconds by the clock, as for the page", 0] = 0
     show: Annotated[bool, "only the table"] = False
 
 
@@ -202,7 +216,7 @@ def main(o: Options) -> None:
     for name in () if o.show else o.names.split(","):
         path = o.out / f"{name}.json"
         if not path.exists():
-            write_json(path, {**measure(name), "about": manifest()})
+            write_json(path, {**measure(name, o.steps), "steps": o.steps, "about": manifest()})
             print(json.dumps(name), flush=True)
     found = {name: read_json(path) for name in NAMES if (path := o.out / f"{name}.json").exists()}
-    print("\n".join(lines(found)))
+    print_table(COLUMNS, lines(found))

@@ -11,8 +11,6 @@ log n over n = 64, 96, 128, 192:
 The reference solution is a Runge–Kutta run with 4 substeps for every interval of the finest grid.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import replace

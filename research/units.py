@@ -5,7 +5,6 @@ A table that was fitted on random laws runs on them as it is, and a network's tr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,8 @@ from torch import Tensor
 from steindiff import initial_noise
 from steindiff.calibration import Trajectories, errors, run, trajectories
 from steindiff.denoisers import Denoiser
+from steindiff.metrics import Value
+from steindiff.metrics.distances import root_of_mean
 from steindiff.solvers import Tabulated
 from steindiff.solvers.universal import LAST
 from steindiff.study import testbed
@@ -59,31 +60,19 @@ def energy(table: Tabulated, law: Trajectories) -> Tensor:
     return (across.sum(1) + across.sum(0) - ours.sum(1) - theirs.sum(1)) / theirs.sum(1).mean()
 
 
-def rmse(squares: Tensor) -> tuple[float, float]:
-    """The root of a mean of squares, and its standard error by the delta method."""
-    root = math.sqrt(float(squares.mean()))
-    return root, float(squares.std()) / math.sqrt(len(squares)) / (2 * root)
-
-
 def log_changes(table: Tabulated, reference: Tabulated, laws: Sequence[Trajectories]) -> Tensor:
     """The logarithm of the ratio of two tables' errors, one for each law."""
     return (errors(table, laws).log() - errors(reference, laws).log()) / 2
 
 
-def mean_of(logs: Tensor) -> str:
-    """The mean over laws with its standard error."""
-    return f"{float(logs.mean()):+.3f} ± {float(logs.std()) / math.sqrt(len(logs)):.3f}"
+def digits(found: Value, count: int, sign: str = "") -> str:
+    """A value and its standard error with so many digits."""
+    return f"{found.value:{sign}.{count}f} ± {found.se:.{count}f}"
 
 
-def beside(table: Tabulated, reference: Tabulated, bed: Trajectories, digits: int) -> str:
+def beside(table: Tabulated, reference: Tabulated, bed: Trajectories, count: int) -> str:
     """A table's error on a testbed, and its ratio to another table's with so many digits."""
-    squares = relative(table, bed)
-    (root, se), (value, noise) = rmse(squares), ratio(squares, relative(reference, bed))
-    return f"{root:.4f} ± {se:.4f} ({value:.{digits}f} ± {noise:.{digits}f})"
-
-
-def ratio(mine: Tensor, theirs: Tensor) -> tuple[float, float]:
-    """The ratio of two errors on the same images, by their squares, and its standard error."""
-    value = rmse(mine)[0] / rmse(theirs)[0]
-    apart = mine / mine.mean() - theirs / theirs.mean()
-    return value, value * float(apart.std()) / math.sqrt(len(mine)) / 2
+    mine, theirs = relative(table, bed), relative(reference, bed)
+    ratio = root_of_mean(mine).value / root_of_mean(theirs).value
+    apart = Value.mean_of(mine / mine.mean() - theirs / theirs.mean())  # on the same images
+    return f"{digits(root_of_mean(mine), 4)} ({digits(Value(ratio, ratio * apart.se / 2), count)})"

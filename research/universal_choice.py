@@ -13,18 +13,18 @@ brackets is the ratio of the error to that of the first rule's choice, on the sa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from recipes.command import command
+from recipes.command import command, print_table
 from recipes.fit_universal import family, grids
 from torch import Tensor
 
-from research.units import RUNG, energy, law, ratio, relative, rmse
+from research.units import RUNG, beside, digits, energy, law
 from steindiff.calibration import Settings, Trajectories, errors, fit, refine, renamed, score
+from steindiff.metrics import Value
 from steindiff.solvers import Tabulated, universal
 
 RULES = ("mean log error", "worst law", "energy distance")
@@ -82,14 +82,11 @@ def agreement(found: Sequence[Scores]) -> Tensor:
 
 def cell(table: Tabulated, first: Tabulated, bed: Trajectories) -> str:
     """The error on a testbed, its ratio to that of the first rule's table, and the energy distance."""
-    mine, theirs = relative(table, bed), relative(first, bed)
-    (root, se), (value, noise) = rmse(mine), ratio(mine, theirs)
-    share = energy(table, bed)
-    distance = f"{1000 * float(share.mean()):.2f} ± {2000 * float(share.std()) / math.sqrt(len(share)):.2f}"
-    return f"{root:.4f} ± {se:.4f} ({value:.2f} ± {noise:.2f}); {distance}"
+    mean, se = Value.mean_of(1000 * energy(table, bed))
+    return f"{beside(table, first, bed, 2)}; {digits(Value(mean, 2 * se), 2)}"
 
 
-def lines(o: Options, found: Sequence[tuple[str, Tabulated]], by: Sequence[Scores]) -> Iterator[str]:
+def lines(o: Options, found: Sequence[tuple[str, Tabulated]], by: Sequence[Scores]) -> Iterator[list[str]]:
     """One for each rule, and one for the shipped table."""
     others = family(o.others, RUNG, 3, o.steps, "laws for the scores")
     beds = [law(name, range(o.seed, o.seed + o.images)) for name in o.beds]
@@ -98,7 +95,7 @@ def lines(o: Options, found: Sequence[tuple[str, Tabulated]], by: Sequence[Score
         name, table = found[i]
         log, worst, distance = scores(table, others)
         cells = [cell(table, found[takes[0]][1], bed) for bed in beds]
-        yield "| " + " | ".join([rule, name, f"{log:.3f}", f"{worst:.3f}", f"{1000 * distance:.2f}", *cells]) + " |"
+        yield [rule, name, f"{log:.3f}", f"{worst:.3f}", f"{1000 * distance:.2f}", *cells]
 
 
 @command
@@ -113,7 +110,5 @@ def main(o: Options) -> None:
     for i, j in ((0, 1), (0, 2), (1, 2)):
         print(f"- {RULES[i]}, {RULES[j]}: {float(ranks[i, j]):.2f}")
     heads = ["chosen by", "table", "log error", "worst", "energy × 1000"]
-    heads += [f"{name}: error (ratio); energy × 1000" for name in o.beds]
-    print("\n| " + " | ".join(heads) + " |\n" + "| --- " * len(heads) + "|")
-    for line in lines(o, found, by):
-        print(line, flush=True)
+    print()
+    print_table([*heads, *(f"{name}: error (ratio); energy × 1000" for name in o.beds)], lines(o, found, by))

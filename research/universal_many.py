@@ -14,12 +14,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from recipes.command import command
+from recipes.command import command, print_table
 from recipes.fit_universal import family
 
-from research.units import RUNG, beside, law, log_changes, mean_of
+from research.units import RUNG, beside, digits, law, log_changes
 from steindiff.calibration import Settings, Trajectories, fit, refine
 from steindiff.calibration.search import resampled
+from steindiff.metrics import Value
 from steindiff.solvers import Tabulated, universal
 
 
@@ -55,7 +56,11 @@ def tables(o: Options, shipped: Tabulated) -> Iterator[tuple[str, Tabulated]]:
 def cells(table: Tabulated, shipped: Tabulated, others: Sequence[Trajectories], beds: Sequence[Trajectories]) -> list[str]:
     """What a line shows of a table."""
     logs = log_changes(table, shipped, others)
-    return [mean_of(logs), f"{float(logs.median()):+.3f}", *(beside(table, shipped, bed, 2) for bed in beds)]
+    return [
+        digits(Value.mean_of(logs), 3, "+"),
+        f"{float(logs.median()):+.3f}",
+        *(beside(table, shipped, bed, 2) for bed in beds),
+    ]
 
 
 @command
@@ -64,7 +69,5 @@ def main(o: Options) -> None:
     shipped, _ = universal.shipped()[RUNG, o.nfe]
     others = family(o.others, RUNG, 2, o.steps, "laws for the scores")
     beds = [law(name, range(o.seed, o.seed + o.images)) for name in o.beds]
-    heads = ["N", "table", "random laws: mean", "median", *o.beds]
-    print("| " + " | ".join(heads) + " |\n" + "| --- " * len(heads) + "|")
-    for name, table in tables(o, shipped):
-        print("| " + " | ".join([str(o.nfe), name, *cells(table, shipped, others, beds)]) + " |", flush=True)
+    rows = ((o.nfe, name, *cells(table, shipped, others, beds)) for name, table in tables(o, shipped))
+    print_table(("N", "table", "random laws: mean", "median", *o.beds), rows)

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from recipes.command import command
+from recipes.command import command, print_table
 from recipes.fit_universal import family
 from torch import Tensor
 
-from research.units import RUNG, energy, law, relative, rmse
+from research.units import RUNG, digits, energy, law, relative
 from steindiff.calibration import Trajectories, fit, matched
+from steindiff.metrics import Value
+from steindiff.metrics.distances import root_of_mean
 from steindiff.solvers import Tabulated, universal
 
 
@@ -52,32 +54,29 @@ def on_random(table: Tabulated, others: Sequence[Trajectories]) -> tuple[Tensor,
     return torch.stack(logs), torch.stack([energy(table, other).mean() for other in others])
 
 
-def plus_minus(values: Tensor, scale: float = 1.0, pairs: int = 1) -> str:
-    """The mean and its standard error; of shares in a number of pairs of images, `pairs` is 2."""
-    return f"{scale * float(values.mean()):.3f} ± {pairs * scale * float(values.std()) / len(values) ** 0.5:.3f}"
-
-
 def cells(table: Tabulated, bed: Trajectories) -> list[str]:
     """The error of a testbed and its energy distance."""
-    root, se = rmse(relative(table, bed))
-    return [f"{root:.4f} ± {se:.4f}", plus_minus(energy(table, bed), 1000, pairs=2)]
+    mean, se = Value.mean_of(1000 * energy(table, bed))
+    return [digits(root_of_mean(relative(table, bed)), 4), digits(Value(mean, 2 * se), 3)]
+
+
+def lines(o: Options) -> Iterator[list[object]]:
+    """The rows of the table."""
+    laws, others = (family(n, RUNG, seed, o.steps, "laws") for n, seed in ((o.laws, 0), (o.others, 2)))
+    beds = [law(name, range(o.seed, o.seed + o.images), o.steps) for name in o.beds]
+    for nfe in o.nfe:
+        before = list[Tensor]()
+        for name, table in tables(nfe, laws):
+            scores = on_random(table, others)
+            changes = [digits(Value.mean_of(k * (a - b)), 3) for a, b, k in zip(scores, before, (1, 1000), strict=False)]
+            shown = [f"{scores[0].mean():.3f}", *changes[:1], f"{1000 * scores[1].mean():.2f}", *changes[1:]]
+            shown = shown if changes else [shown[0], "–", shown[1], "–"]
+            before = [] if changes else list(scores)
+            yield [nfe, name, *shown, *(cell for bed in beds for cell in cells(table, bed))]
 
 
 @command
 def main(o: Options) -> None:
     """Print the table."""
-    laws, others = (family(n, RUNG, seed, o.steps, "laws") for n, seed in ((o.laws, 0), (o.others, 2)))
-    beds = [law(name, range(o.seed, o.seed + o.images), o.steps) for name in o.beds]
     heads = ["N", "table", "log error", "change", "energy × 1000", "change"]
-    heads += [f"{name}: {what}" for name in o.beds for what in ("error", "energy × 1000")]
-    print("| " + " | ".join(heads) + " |\n" + "| --- " * len(heads) + "|")
-    for nfe in o.nfe:
-        before = list[Tensor]()
-        for name, table in tables(nfe, laws):
-            scores = on_random(table, others)
-            changes = [f"{plus_minus(a - b, k)}" for a, b, k in zip(scores, before, (1, 1000), strict=False)]
-            shown = [f"{scores[0].mean():.3f}", *changes[:1], f"{1000 * scores[1].mean():.2f}", *changes[1:]]
-            shown = shown if changes else [shown[0], "–", shown[1], "–"]
-            before = [] if changes else list(scores)
-            rest = [cell for bed in beds for cell in cells(table, bed)]
-            print("| " + " | ".join([str(nfe), name, *shown, *rest]) + " |", flush=True)
+    print_table([*heads, *(f"{name}: {what}" for name in o.beds for what in ("error", "energy × 1000"))], lines(o))

@@ -14,13 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated
 
-from recipes.command import command
+from recipes.command import command, print_table
 from recipes.fit_universal import MOST, SIZE, family, grids
 
-from research.units import RUNG, beside, law, log_changes, mean_of
+from research.units import RUNG, beside, digits, law, log_changes
 from steindiff.calibration import Settings, Trajectories, fit, refine, score
+from steindiff.metrics import Value
 from steindiff.solvers import Tabulated
 from steindiff.study import testbed
 
@@ -62,7 +64,7 @@ def fitted(o: Options, laws: Sequence[Trajectories], held: Sequence[Trajectories
 def cells(table: Tabulated, without: Tabulated, others: Sequence[Trajectories], beds: Sequence[Trajectories]) -> list[str]:
     """What a line shows of a table."""
     logs = log_changes(table, without, others)
-    return [mean_of(logs), *(beside(table, without, bed, 3) for bed in beds)]
+    return [digits(Value.mean_of(logs), 3, "+"), *(beside(table, without, bed, 3) for bed in beds)]
 
 
 @command
@@ -71,9 +73,7 @@ def main(o: Options) -> None:
     laws, held, others = (family(n, RUNG, seed, o.steps, "laws") for seed, n in enumerate((o.laws, o.held, o.held)))
     network = members(o.network, max(o.shares), o.steps)
     beds = [law(name, range(o.seed, o.seed + o.images)) for name in o.beds]
-    heads = ["N", f"laws of {o.network}", "random laws", *o.beds]
-    print("| " + " | ".join(heads) + " |\n" + "| --- " * len(heads) + "|")
-    found = list[Tabulated]()
-    for share in o.shares:
-        found.append(fitted(o, [*network[:share], *laws], held))
-        print("| " + " | ".join([str(o.nfe), str(share), *cells(found[-1], found[0], others, beds)]) + " |", flush=True)
+    made = ((share, fitted(o, [*network[:share], *laws], held)) for share in o.shares)
+    first = next(made)
+    rows = ((o.nfe, share, *cells(table, first[1], others, beds)) for share, table in chain([first], made))
+    print_table(("N", f"laws of {o.network}", "random laws", *o.beds), rows)

@@ -16,11 +16,12 @@ from itertools import product
 from typing import Annotated
 
 import torch
-from recipes.command import command
+from recipes.command import command, print_table
 from torch import Tensor, nn
 
 from steindiff import Table, grids, initial_noise, sample
 from steindiff.denoisers import Denoiser
+from steindiff.metrics import endpoint_rmse
 from steindiff.study import testbed
 from steindiff.study.testbed import Testbed
 
@@ -56,13 +57,6 @@ def cases(bed: Testbed, nfe: int, mean: Tensor) -> Iterator[tuple[str, Table, fl
         yield f"sigma_min {low:g}", Table.universal(nfe, sigma_min=low, sigma_data=right), top
 
 
-def shown(name: str, x: Tensor, exact: Tensor) -> str:
-    """The root mean square over images, with its standard error by the delta method."""
-    squares = (x - exact).double().square().flatten(1).mean(1)
-    rmse = float(squares.mean().sqrt())
-    return f"| {name} | {rmse:.4f} ± {float(squares.std()) / len(squares) ** 0.5 / (2 * rmse):.4f} |"
-
-
 def halves(denoiser: Denoiser) -> Iterator[tuple[str, Denoiser]]:
     """The same network in half precision inside, with a state in float32; none where it is no network."""
     if not isinstance(denoiser, nn.Module):
@@ -80,23 +74,28 @@ def _within(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
     return inner
 
 
-@command
-def main(o: Options) -> None:
-    """Print the table."""
+def lines(o: Options) -> Iterator[tuple[object, object]]:
+    """The rows of the table: what a run is told, and its error."""
     bed = testbed.make(o.bed)
     seeds = range(o.seed, o.seed + o.samples)
     denoiser = bed.denoiser_for(seeds)
     noise = initial_noise(seeds, bed.event_shape, grids.SIGMA_MAX)
     exact = ends(denoiser, noise, grids.SIGMA_MAX)
     mean = ends(denoiser, initial_noise(range(o.seed + 10**6, o.seed + 10**6 + o.samples), bed.event_shape), 80.0).mean(0)
-    print(f"{o.bed}, N = {o.nfe}, {o.samples} images from seed {o.seed}\n\n| told | RMSE |\n| --- | --- |")
     for name, table, top in cases(bed, o.nfe, mean):
         start = noise * (top / grids.SIGMA_MAX)
         target = exact if top == grids.SIGMA_MAX else ends(denoiser, start, top)
-        print(shown(name, sample(table.solver, denoiser, start, table.sigmas).x, target), flush=True)
+        yield name, endpoint_rmse(sample(table.solver, denoiser, start, table.sigmas).x, target)
     table = Table.universal(o.nfe, sigma_data=bed.setting.sigma_data)
     for name, low in halves(denoiser):
-        print(shown(f"nothing wrong; {name}", sample(table.solver, low, noise, table.sigmas).x, exact), flush=True)
+        yield f"nothing wrong; {name}", endpoint_rmse(sample(table.solver, low, noise, table.sigmas).x, exact)
     runs = {f"{s}, {g}": sample(s, denoiser, noise, grids.make(g, o.nfe)).x for s, g in product(PLAIN, ("karras", "log_snr"))}
     best = min(runs, key=lambda name: float((runs[name] - exact).square().mean()))
-    print(shown(f"best published: {best}", runs[best], exact))
+    yield f"best published: {best}", endpoint_rmse(runs[best], exact)
+
+
+@command
+def main(o: Options) -> None:
+    """Print the table."""
+    print(f"{o.bed}, N = {o.nfe}, {o.samples} images from seed {o.seed}\n")
+    print_table(("told", "RMSE"), lines(o))

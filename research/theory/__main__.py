@@ -6,8 +6,6 @@ The command fills page.md beside this file and writes OUTDIR/theory.md and OUTDI
 one core.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -99,16 +97,12 @@ def whole_runs(n: int, seed: int) -> Values:
     exact, known = [], []
     for o in tqdm(settings, desc="whole runs"):
         w = whole_run(o, n, seed)
-        start = [o.law, o.solver, f"{o.schedule}, {o.frame}", o.first, _gammas(w.steps), w.steps[0].error]
+        start = [o.law, o.solver, f"{o.schedule}, {o.frame}", o.first, w.first_gammas, w.steps[0].error]
         exact.append([*start, f"{w.product:.10g}", f"{w.end:.10g}", w.mmse, w.variance, w.spread])
     for name, (rule, label) in product(LAWS, {"eq9": "Eq. 9", "eq11": "Eq. 11", "tweedie": "Eq. 11, no derivative"}.items()):
         w = whole_run(Setting(name, rule=rule), n, seed)  # type: ignore[arg-type]
-        known.append([name, label, _gammas(w.steps), w.product, w.end, w.variance, w.spread])
+        known.append([name, label, w.first_gammas, w.product, w.end, w.variance, w.spread])
     return {"trajectory_table": exact, "sampler_table": known}
-
-
-def _gammas(steps: Sequence[Any]) -> str:
-    return ", ".join(f"{step.gamma:.3g}" for step in steps[:3])
 
 
 def shifts(n: int, seed: int) -> Values:
@@ -187,18 +181,14 @@ def bounds(n: int, seed: int) -> tuple[Values, Figure]:
         x, (a_s, a_t) = certificate.lipschitz(case, min(n, 2000), seed), map(float, case.alphas)
         noise.append([name, schedule, level, x.step, x.bound, x.noise_least, a_t / a_s])
         lip.append([name, schedule, level, x.threshold, x.denoiser, f"{100 * x.lost:.1f} %", x.step, x.flow, x.random])
-    figures = {
-        "an estimate from a shifted score": {**estimates, "state at κσ": laws},
-        "a step from a shifted network": networks,
-    }
-    panels = []
-    for title, found in figures.items():
-        lines, ends = [], (min(s.bound for group in found.values() for s in group), sizes[-1])
-        for (name, shifts), colour in zip(found.items(), COLOURS, strict=False):
-            shown = [(s.measured, s.bound) for s in shifts if s.measured > 1e-12]
-            lines += [Line(name, {**LOOKS[0], "ms": 4, "color": colour}, *zip(*shown, strict=True))] if shown else []
-        panels.append(Panel(title, [*lines, Line("equality", EQUAL, ends, ends)], level=math.nan))
-    picture = _figure("shift", "bounds", panels, x="bound", y="measured", abscissa=_log)
+    panels = {"an estimate from a shifted score": {**estimates, "state at κσ": laws}, "a step from a shifted network": networks}
+    drawn = {}
+    for title, found in panels.items():
+        ends = (min(s.bound for group in found.values() for s in group), sizes[-1])
+        shown = {name: [(s.measured, s.bound) for s in group if s.measured > 1e-12] for name, group in found.items()}
+        lines = [_line(name, 0, i, *zip(*shown[name], strict=True)) for i, name in enumerate(found) if shown[name]]
+        drawn[title] = [*lines, Line("equality", EQUAL, ends, ends)]
+    picture = _figure("shift", "bounds", drawn, x="bound", y="measured", abscissa=_log)
     return {"shift_table": rows, "lipschitz_table": lip, "noise_table": noise}, picture
 
 
@@ -228,41 +218,28 @@ def behaviour(n: int, seed: int) -> tuple[Values, Figure]:
         for level in (0, 1)
         for name, c in runs.candidates(Case("mixture", level=level), n, seed).items()
     ]
-    panels = []
-    for name in LAWS:
-        lines = [
-            Line(
-                f"{solver}, {rule}", {**look, "ms": 4, "color": colour}, [found[name, solver, k][j].error for k in STEPS], STEPS
-            )
-            for solver, colour in zip(("ddim", "dpmpp_2m", "heun"), COLOURS, strict=False)
-            for j, (rule, look) in enumerate(zip(RULES, LOOKS, strict=True))
+    drawn = {
+        name: [
+            _line(f"{solver}, {rule}", j, i, [found[name, solver, k][j].error for k in STEPS], STEPS)
+            for i, solver in enumerate(("ddim", "dpmpp_2m", "heun"))
+            for j, rule in enumerate(RULES)
         ]
-        panels.append(Panel(name, lines, level=math.nan))
-    picture = _figure(
-        "literal",
-        "runs",
-        panels,
-        x="steps, EDM grid",
-        y="RMS distance to the flow",
-        share=True,
-        abscissa=partial(_log, ticks=STEPS),
-    )
+        for name in LAWS
+    }
+    axes: Any = {"x": "steps, EDM grid", "y": "RMS distance to the flow", "abscissa": partial(_log, ticks=STEPS)}
+    free = {name: [cell[3].error for key, cell in found.items() if key[0] == name] for name in LAWS}
     return {
         "run_table": rows,
         "run_cells": len(found),
         **{f"{name}least": f"{min(values):.2g}" for name, values in factors.items()},
         **{f"{name}most": f"{max(values):.2g}" for name, values in factors.items()},
         **{f"width_{name}": math.sqrt(runs.variance(name) / DIM) for name in LAWS},
-        **{f"free_{name}": f"{min(free):.3g} to {max(free):.3g}" for name, free in _by_law(found, 3).items()},
+        **{f"free_{name}": f"{min(errors):.3g} to {max(errors):.3g}" for name, errors in free.items()},
         "clamp_worse": _named(key for key, (p, _, c, *_rest) in found.items() if c.error > 1.02 * p.error),
         "clamp_better": _named(key for key, (p, _, c, *_rest) in found.items() if c.error < 0.98 * p.error),
         "equivalence_table": [[name, f"{difference:.0e}"] for name, difference in runs.equivalences(seed).items()],
         "candidate_table": candidates,
-    }, picture
-
-
-def _by_law(found: Mapping[Key, Sequence[runs.Run]], rule: int) -> dict[str, list[float]]:
-    return {name: [cell[rule].error for key, cell in found.items() if key[0] == name] for name in LAWS}
+    }, _figure("literal", "runs", drawn, share=True, **axes)
 
 
 def _named(cells: Iterable[Key]) -> str:
@@ -278,36 +255,37 @@ def meter(n: int, seed: int) -> tuple[Values, Figure]:
         [s, k, runs.gaussian_reading(s, k), runs.meter("gaussian", s, 0.4, k, n, seed).ratio]
         for s, k in product(found, (0.8, 1.6))
     ]
-    reads, acts = [Line("equality", EQUAL, NOISES, NOISES)], []
-    for (s, readings), colour in zip(found.items(), COLOURS, strict=False):
-        look, clamped = ({**LOOKS[i], "ms": 4, "color": colour} for i in (0, 2))
-        reads.append(Line(f"σ = {s:g}", look, [m.ratio for m in readings], NOISES))
-        acts.append(Line(f"σ = {s:g}", look, [m.after["plain"] for m in readings], NOISES))
-        acts.append(Line(f"σ = {s:g}, γ ≤ 1", clamped, [m.after["clamped"] for m in readings], NOISES))
-    panels = [Panel("what the meter says", reads, level=math.nan), Panel("what acting on it does, at σ' after it", acts)]
-    picture = _figure(
-        "meter", "meter", panels, x="true noise κ before the step", y="reading σ̂/σ", log=False, abscissa=lambda axis: None
-    )
+    reads, acts = [Line("equality", EQUAL, NOISES, NOISES)], list[Line]()
+    for i, (s, readings) in enumerate(found.items()):
+        reads.append(_line(f"σ = {s:g}", 0, i, [m.ratio for m in readings], NOISES))
+        acts.append(_line(f"σ = {s:g}", 0, i, [m.after["plain"] for m in readings], NOISES))
+        acts.append(_line(f"σ = {s:g}, γ ≤ 1", 2, i, [m.after["clamped"] for m in readings], NOISES))
+    drawn = {"what the meter says": reads, "what acting on it does, at σ' after it": acts}
+    axes: Any = {"x": "true noise κ before the step", "y": "reading σ̂/σ", "abscissa": lambda axis: None}
     return {
         **{f"after_{key}": found[5.0][4].after[key] for key in ("plain", "clamped")},
         "meter_table": [[s, m.noise, m.ratio, m.gamma, *m.after.values()] for s, group in found.items() for m in group],
         "meter_gaussian": gaussian,
-    }, picture
+    }, _figure("meter", "meter", drawn, log=False, level=1.0, **axes)
 
 
 # ---------------------------------------------------------------- pictures
 
 
-LOOKS = (
-    {"marker": "o", "ls": "-"},
-    {"marker": "^", "ls": "--"},
-    {"marker": "x", "ls": ":"},
-)
+LOOKS = ({"marker": "o", "ls": "-"}, {"marker": "^", "ls": "--"}, {"marker": "x", "ls": ":"})
 """By rule, in the order of RULES."""
 
 
-def _figure(name: str, caption: str, panels: list[Panel], *, y: str, **settings: Any) -> Figure:
-    return charts(f"images/theory_{name}", caption, [panels], y=[y], width=4.2, **settings)
+def _line(label: str, look: int, colour: int, y: Sequence[float], x: Sequence[float]) -> Line:
+    return Line(label, {**LOOKS[look], "ms": 4, "color": COLOURS[colour]}, y, x)
+
+
+def _figure(
+    name: str, caption: str, lines: Mapping[str, Sequence[Line]], y: str, level: float = math.nan, **more: Any
+) -> Figure:
+    """Two panels by their titles; `level` is where the second has a horizontal line."""
+    panels = [Panel(title, some, level=one) for (title, some), one in zip(lines.items(), (math.nan, level), strict=True)]
+    return charts(f"images/theory_{name}", caption, [panels], y=[y], width=4.2, **more)
 
 
 def _log(axis: Any, ticks: Sequence[int] = ()) -> None:

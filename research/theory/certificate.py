@@ -9,8 +9,6 @@ The second is what L_D ≤ (1 + σ_s L_ε)/α_s makes of the first. A multistep 
 D, one of which is history: L_D then counts 1 + c times in both.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -9,8 +9,6 @@ statement is made of, in the frame of the blend: u = x − T(x), e = x − x*, w
 The first three of one sample predict, the last three of an independent sample measure; standard errors by the delta method.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -34,11 +32,6 @@ from steindiff.solvers import DDIM, DPMpp2M, Grid, Multistep, Step
 
 D64 = torch.float64
 DIM = 8
-
-
-def mean_of(values: Tensor) -> Value:
-    """The mean of (n,) values."""
-    return Value(float(values.mean()), float(values.std() / math.sqrt(len(values))))
 
 
 @cache
@@ -234,7 +227,7 @@ class Sample(NamedTuple):
         means = self.columns.mean(0).requires_grad_(True)
         value = f(self._means(means))
         (slope,) = torch.autograd.grad(value, means)
-        return Value(float(value.detach()), mean_of(self.columns @ slope).se)
+        return Value(float(value.detach()), Value.mean_of(self.columns @ slope).se)
 
     @property
     def means(self) -> Means:
@@ -247,9 +240,9 @@ class Sample(NamedTuple):
         return Means(Moments(a, a * s, a_next, a_next * s_next, ux, uu, div, torch.zeros_like(uu)), ue, ee, uw)
 
 
-def terms(drawn: Draw) -> Sample:
-    """⟨u,x⟩, ‖u‖², ∇·u, ⟨u,e⟩, ‖e‖², ⟨u,w⟩ of every draw, in the frame of the blend."""
-    a, a_next = drawn.case.alphas
+def sample_of(case: Case, n: int, seed: int) -> Sample:
+    """⟨u,x⟩, ‖u‖², ∇·u, ⟨u,e⟩, ‖e‖², ⟨u,w⟩ of n fresh draws, in the frame of the blend."""
+    drawn, (a, a_next) = draw(case, n, seed), case.alphas
 
     def residual(y: Tensor) -> tuple[Tensor, Tensor]:
         out = y - drawn.step(y) * a_next / a  # u/α as a function of y = x/α: the same divergence as u of x
@@ -259,12 +252,7 @@ def terms(drawn: Draw) -> Sample:
     x, u = a * drawn.y, a * scaled
     e, w = x - drawn.clean, x - a * drawn.clean
     ux, uu, ue, ee, uw = ((p * q).sum(1) for p, q in ((u, x), (u, u), (u, e), (e, e), (u, w)))
-    return Sample(drawn.case, torch.stack([ux, uu, divergence.values[0], ue, ee, uw], 1))
-
-
-def sample_of(case: Case, n: int, seed: int) -> Sample:
-    """Terms of n fresh draws."""
-    return terms(draw(case, n, seed))
+    return Sample(case, torch.stack([ux, uu, divergence.values[0], ue, ee, uw], 1))
 
 
 class Comparison(NamedTuple):
@@ -339,10 +327,10 @@ def displacement(a: Sample, n: int, seed: int) -> Displacement:
     made = drawn.corrected(FixedGamma((float(a.means.gamma),) * 2)).x
     T = drawn.step(drawn.y)
     moved, plain = (a_next * (made - T)).square().sum(1), (a_next * T - drawn.clean).square().sum(1)
-    predicted, measured = a.estimate(lambda m: (1 - m.gamma) ** 2 * m.c), mean_of(moved)
+    predicted, measured = a.estimate(lambda m: (1 - m.gamma) ** 2 * m.c), Value.mean_of(moved)
     apart = a.estimate(lambda m: (1 - m.gamma.detach()) ** 2 * m.c)  # both sides have the error of this γ
     z = (measured.value - predicted.value) / math.hypot(measured.se, apart.se)
-    return Displacement(Comparison(predicted, measured, z), mean_of(plain), mean_of(plain - moved))
+    return Displacement(Comparison(predicted, measured, z), Value.mean_of(plain), Value.mean_of(plain - moved))
 
 
 def improvement(a: Sample, b: Sample) -> Iterator[tuple[bool, bool, bool]]:

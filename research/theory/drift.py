@@ -16,8 +16,6 @@ Two laws have all of it in closed form: a Gaussian, whose p̃_k is the affine im
 mixture on a line, whose p̃_k follows by change of variables along the run, with integrals by quadrature.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -25,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from research.theory.core import D64, DIM, SCHEDULES, Case, law, mean_of
+from research.theory.core import D64, DIM, SCHEDULES, Case, law
 from steindiff import grids
 from steindiff.diagnostics.pushforward import run_scores
 from steindiff.metrics import Value
@@ -95,7 +93,7 @@ def excess(drift: Drift, name: str, n: int, seed: int) -> Value:
     x = drift.alpha * (clean + drift.level * torch.randn(clean.shape, generator=g, dtype=D64))
     u, e = drift.residual(x), x - clean
     there, real = ((e - gamma * u).square().sum(1) for gamma in (drift.star, drift.drifted))
-    return mean_of(real - there)
+    return Value.mean_of(real - there)
 
 
 def states(name: str, solver: str, schedule: str, grid: Tensor, x: Tensor) -> list[Tensor]:
@@ -129,7 +127,7 @@ class _Affine(NamedTuple):
         """E‖G x + h‖²."""
         return float((self.G @ mean + self.h).square().sum() + (self.G @ covariance @ self.G.mT).trace())
 
-    def inner(self, other: _Affine, mean: Tensor, covariance: Tensor) -> float:
+    def inner(self, other: "_Affine", mean: Tensor, covariance: Tensor) -> float:
         """E⟨G x + h, G' x + h'⟩."""
         here, there = (f.G @ mean + f.h for f in (self, other))
         return float(here @ there + (self.G @ covariance @ other.G.mT).trace())

@@ -1,7 +1,5 @@
 """What docs/theory.md reports beyond the identities: frames, shifted scores, runs, and the noise meter."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from functools import cache
@@ -11,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from research.theory.core import D64, DIM, Case, draw, flow, law, mean_of
+from research.theory.core import D64, DIM, Case, draw, flow, law
 from steindiff import grids
 from steindiff.analytic import ExactModel
 from steindiff.corrections import CleanTarget, Corrected, FixedGamma
@@ -92,13 +90,10 @@ def frame_gap(case: Case, moments: Second, n: int, seed: int, batches: int = 16)
     predicted = math.sqrt(moments.norm(on_y, (gamma_ve - gamma) * (1 - r)))
     values = []
     for i in range(batches):
-        y = draw(model, n // batches, seed + i).y
-        p, q = (
-            sample(Corrected(DDIM(), LITERAL, divergence=Exact(), frame=c.frame), c.denoiser, y, c.sigmas[1:]).x
-            for c in (ve, model)
-        )
+        drawn = draw(model, n // batches, seed + i)
+        p, q = (drawn._replace(case=case).corrected(LITERAL).x for case in (ve, model))
         values.append((p - q).square().sum(1).mean().sqrt())
-    return predicted, mean_of(torch.stack(values))
+    return predicted, Value.mean_of(torch.stack(values))
 
 
 def vp_gamma(name: str, start: float, stop: float) -> tuple[float, float]:
@@ -307,7 +302,7 @@ def candidates(case: Case, n: int, seed: int) -> dict[str, Candidate]:
         "2M": draw(replace(case, solver="dpmpp_2m", history="frozen"), n, seed).step(d.y),
         "Heun": Heun().step(model, d.y, Grid.of(sigmas).interval(1), None).x,
         "exact flow": exact,
-        "Eq. 11 on DDIM": sample(Corrected(DDIM(), LITERAL, divergence=Exact()), model, d.y, sigmas[1:]).x,
+        "Eq. 11 on DDIM": d.corrected(LITERAL).x,
     }
     target = s_next / s * d.y + (1 - s_next / s) * d.clean
     marginal = float(model.second_moment()) + float(s_next) ** 2 * DIM
@@ -315,6 +310,6 @@ def candidates(case: Case, n: int, seed: int) -> dict[str, Candidate]:
     level = exact.square().sum(1)
     found = {}
     for key, T in proposals.items():
-        distances = (mean_of((T - z).square().sum(1)) for z in (d.clean, target, exact))
-        found[key] = Candidate(*distances, mean_of(level - marginal if key == "exact flow" else T.square().sum(1) - level))
+        energy = level - marginal if key == "exact flow" else T.square().sum(1) - level
+        found[key] = Candidate(*map(Value.mean_of, (*((T - z).square().sum(1) for z in (d.clean, target, exact)), energy)))
     return found

@@ -7,15 +7,13 @@ A run starts at x_K = α_K x* + σ_K ε, whose x* is known, and keeps it. With t
 whatever law the state has. It ends in a function of x_K, so E_0 ≥ MMSE(σ_K), the least squared distance of any such function.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from research.theory.core import D64, DIM, SCHEDULES, Case, law, mean_of
+from research.theory.core import D64, DIM, SCHEDULES, Case, law
 from research.theory.runs import variance
 from steindiff import grids
 from steindiff.corrections import CleanTarget, Corrected
@@ -88,6 +86,11 @@ class Whole(NamedTuple):
     spread: float
 
     @property
+    def first_gammas(self) -> str:
+        """The γ of the first three steps."""
+        return ", ".join(f"{step.gamma:.3g}" for step in self.steps[:3])
+
+    @property
     def end(self) -> float:
         """E_0."""
         return self.steps[-1].left
@@ -134,4 +137,4 @@ def whole_run(setting: Setting, n: int, seed: int) -> Whole:
     alpha = SCHEDULES[setting.schedule].alpha_of(grid[-1]) if setting.frame == "model" else 1.0
     of_mean, of_end = ((z - clean).square().sum(1) for z in (model.denoise(y, setting.first), alpha * run.x))
     spread = (alpha * (run.x - model.mean)).square().sum(1).mean()
-    return Whole(passed, product, mean_of(of_mean), mean_of(of_end - of_mean), variance(setting.law), float(spread))
+    return Whole(passed, product, Value.mean_of(of_mean), Value.mean_of(of_end - of_mean), variance(setting.law), float(spread))

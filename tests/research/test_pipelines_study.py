@@ -24,9 +24,16 @@ def test_one_pipeline_has_all_numbers_and_a_row():
         "UniPCMultistep",
     ]  # Flux tells Heun its levels
     assert all(len(one["errors"]) == 3 and one["evaluations"] <= 2 for one in found["others"])
-    head, _, row = pipelines.lines({"flux": found})
-    assert head.count("|") == row.count("|")
-    assert "FluxPipeline" in row
+    (row,) = pipelines.lines({"flux": found})
+    assert len(row) == len(pipelines.COLUMNS)
+    assert "FluxPipeline" in row[0]
+
+
+def test_a_training_by_steps_is_repeated_to_the_bit():
+    first, again, longer = (pipelines.trained(tiny_pipelines.make("ddpm"), steps).network.state_dict() for steps in (2, 2, 3))
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert not all(torch.equal(value, longer[name]) for name, value in first.items())
+    assert list(pipelines.passed(4)) == [0.0, 0.25, 0.5, 0.75]
 
 
 def test_every_variant_is_one_that_the_scheduler_takes():

@@ -57,7 +57,7 @@ def test_both_sides_of_each_statement_agree(case, statement):
 def test_the_wrapper_records_these_moments_and_makes_this_blend(law, schedule, solver):
     """`Corrected` on the same draws: the same γ, and a state whose distance to x* is J(γ)."""
     case = Case(law, schedule, solver=solver)
-    drawn, terms = core.draw(case, 300, 5), core.terms(core.draw(case, 300, 5))
+    drawn, terms = core.draw(case, 300, 5), core.sample_of(case, 300, 5)
     step = drawn.corrected(CleanTarget(history="frozen"))  # this history depends on x*, and not on the state alone
     record, means = step.note, terms.means
     torch.testing.assert_close(record.numbers["gamma_raw"], means.gamma, rtol=1e-9, atol=1e-9)

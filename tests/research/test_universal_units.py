@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from research.units import RUNG, InUnits, energy, law, relative, rmse
+from research.units import RUNG, InUnits, energy, law, relative
 
 from exact_paths import isotropic, normal
 from problems import MODEL
 from research import universal_moments
 from steindiff.calibration import trajectories
 from steindiff.metrics import energy_distance
+from steindiff.metrics.distances import root_of_mean
 from steindiff.sampling import sample
 from steindiff.solvers import Setting, universal
 from steindiff.study import testbed
@@ -30,7 +31,7 @@ def test_a_table_runs_on_a_testbed_in_units_as_it_does_in_the_testbeds_own():
     ends = sample(own, bed.denoiser, here.noise * unit, own.own_grid).x / unit
     squares = relative(table, here)
     torch.testing.assert_close(squares, (ends - here.ends).double().square().mean(1) / here.variance, rtol=1e-3, atol=1e-8)
-    root, se = rmse(squares)
+    root, se = root_of_mean(squares)
     assert root == pytest.approx(float((ends - here.ends).square().mean()) ** 0.5 / here.variance**0.5, rel=1e-3)
     assert 0 < se < root
 

@@ -5,6 +5,7 @@ number; it does not contain the bias that a Fréchet distance has at small n, wh
 same number between two independent sets from the reference law, of the same sizes.
 """
 
+import math
 from collections.abc import Callable
 from functools import cached_property, reduce
 
@@ -158,10 +159,14 @@ def endpoint_rmse(x: Tensor, reference: Tensor) -> Value:
     x, reference = x.flatten(1).double(), reference.flatten(1).double()
     shapes = tuple(x.shape), tuple(reference.shape)
     require(shapes[0] == shapes[1] and len(x) > 0, "need pairs, which start from the same noise", shapes=shapes)
-    squares = (x - reference).square().mean(1)
-    rmse = float(squares.mean().sqrt())
-    spread = float(squares.std()) / len(x) ** 0.5 if len(x) > 1 else float("nan")
-    return Value(rmse, spread / (2 * rmse) if rmse > 0 else 0.0)
+    return root_of_mean((x - reference).square().mean(1))
+
+
+def root_of_mean(squares: Tensor) -> Value:
+    """The root of the mean of squares (n,), with its standard error by the delta method."""
+    mean, se = Value.mean_of(squares)
+    rmse = math.sqrt(mean)
+    return Value(rmse, se / (2 * rmse) if rmse > 0 else 0.0)
 
 
 def principal_features(reference: Tensor, count: int) -> Callable[[Tensor], Tensor]:

@@ -42,6 +42,12 @@ class Value(NamedTuple):
     se: float
 
     @classmethod
+    def mean_of(cls, values: Tensor) -> "Value":
+        """The mean of values (n,) with its standard error, which is NaN for a single one."""
+        spread = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else float("nan")
+        return cls(float(values.mean()), spread)
+
+    @classmethod
     def parse(cls, pair: Sequence[float | None]) -> "Value":
         """Read a pair from JSON, where null is NaN. Raises TypeError or ValueError for anything but two numbers."""
         value, se = (float("nan") if x is None else float(x) for x in pair)

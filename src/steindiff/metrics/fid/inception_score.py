@@ -30,7 +30,7 @@ class InceptionScore(Paired):
     @property
     def value(self) -> Value:
         """Their mean and its standard error; papers state the standard deviation, √splits times larger."""
-        return Value(float(self.scores.mean()), float(self.scores.std()) / len(self.scores) ** 0.5)
+        return Value.mean_of(self.scores)
 
     @property
     def spread(self) -> Tensor:
