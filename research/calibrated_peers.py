@@ -23,8 +23,8 @@ import torch
 from recipes.command import command
 from recipes.pages import block
 
-from steindiff import grids, initial_noise
-from steindiff.calibration import Trajectories, trajectories
+from research.calibration_variants import conditioned, flows
+from steindiff.calibration import Trajectories
 from steindiff.calibration.gate import alternatives
 from steindiff.calibration.keeping import FIRST_SEED
 from steindiff.calibration.peers import PEERS, Task
@@ -109,15 +109,13 @@ class Judge:
 
 def fine_runs(o: Options, bed: Testbed) -> Trajectories:
     """The exact flow of the calibration's noise: that of our own calibration, where it has been made."""
-    seeds, given = range(o.seed, o.seed + o.trajectories), bed.conditioned
-    noise = initial_noise(seeds, bed.event_shape, grids.SIGMA_MAX, device=bed.device)
-    conditioned = None if given is None else lambda places: bed.denoiser_for([seeds[i] for i in places.tolist()])
+    seeds = range(o.seed, o.seed + o.trajectories)
     path = next(work(o, bed).glob("*/fine.safetensors"), None)
     if path is None:
-        return trajectories(bed.denoiser, noise, conditioned=conditioned)
+        return flows(bed, seeds)
     about, (states, slopes, weight) = read_tensors(path, "states", "slopes", "weight")
-    levels, zero = tuple(float(level) for level in about["levels"]), noise.new_zeros(())
-    return Trajectories(bed.denoiser, levels, states, slopes, weight[0], zero, conditioned=conditioned)
+    levels, zero = tuple(float(level) for level in about["levels"]), states.new_zeros(())
+    return Trajectories(bed.denoiser, levels, states, slopes, weight[0], zero, conditioned=conditioned(bed, seeds))
 
 
 def work(o: Options, bed: Testbed) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -26,12 +26,13 @@ Pair = tuple[Trajectories, Trajectories]
 
 def flows(bed: Testbed, seeds: Sequence[int], steps: int = STEPS) -> Trajectories:
     """The exact flow of a testbed from the noise of these seeds."""
+    noise = initial_noise(seeds, bed.event_shape, device=bed.device)
+    return trajectories(bed.denoiser, noise, count=steps, conditioned=conditioned(bed, seeds))
 
-    def conditioned(places: Tensor) -> Denoiser:
-        return bed.denoiser_for([seeds[i] for i in places.tolist()])
 
-    own = None if bed.conditioned is None else conditioned
-    return trajectories(bed.denoiser, initial_noise(seeds, bed.event_shape), count=steps, conditioned=own)
+def conditioned(bed: Testbed, seeds: Sequence[int]) -> Callable[[Tensor], Denoiser] | None:
+    """The denoiser of the images at some places of these seeds; None where all have the same."""
+    return None if bed.conditioned is None else lambda places: bed.denoiser_for([seeds[i] for i in places.tolist()])
 
 
 def parted(law: Trajectories) -> Pair:
