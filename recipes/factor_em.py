@@ -28,7 +28,8 @@ The start matters more than the rest (see `initialise`): k-means++, then EM at l
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +42,17 @@ CHUNK = 2048
 NEGLIGIBLE = 1e-8  # responsibilities below this do not enter the M-step
 WARM_RANK = 4  # of the mixture that groups the points before the full rank is fitted
 INNER_STEPS = 4  # factor-analyser steps per E-step; products with S are cheap beside the E-step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a mixture is fitted."""
+
+    iterations: Annotated[int, "most EM iterations", 1] = 60
+    warm: Annotated[int, f"EM iterations at rank {WARM_RANK} before; 0: k-means only", 0] = 20
+    tolerance: Annotated[float, "least gain per iteration, nats per dimension"] = 1e-4
+    floor: Annotated[float, "least noise variance ψ, on the scale of the data"] = 1e-4
+    seed: Annotated[int, "seed of everything random"] = 0
 
 
 class Factors(NamedTuple):
@@ -128,18 +140,18 @@ def maximise(x: Tensor, h: Tensor, f: Factors, floor: float) -> Factors:
     return Factors((total / total.sum()).clamp_min(1e-30).log(), *map(torch.stack, zip(*parts, strict=True)))
 
 
-def em(x: Tensor, f: Factors, *, iterations: int, tolerance: float, floor: float) -> Fit:
+def em(x: Tensor, f: Factors, how: Settings) -> Fit:
     """Alternate E- and M-steps until the gain falls below tolerance·d nats per point, or iterations run out."""
     history: list[float] = []
-    for step in (bar := tqdm(range(iterations + 1), desc=f"EM, rank {f.loadings.shape[2]}", unit="it", mininterval=5)):
+    for step in (bar := tqdm(range(how.iterations + 1), desc=f"EM, rank {f.loadings.shape[2]}", unit="it", mininterval=5)):
         joint = log_joint(x, f)
         evidence = torch.logsumexp(joint, 1)
         history.append(float(evidence.mean()))
         bar.set_postfix_str(f"log-likelihood {history[-1]:.3f} nats")
-        converged = step > 0 and history[-1] - history[-2] < tolerance * x.shape[1]
-        if converged or step == iterations:
+        converged = step > 0 and history[-1] - history[-2] < how.tolerance * x.shape[1]
+        if converged or step == how.iterations:
             break
-        f = maximise(x, (joint - evidence[:, None]).exp(), f, floor)
+        f = maximise(x, (joint - evidence[:, None]).exp(), f, how.floor)
     return Fit(f, tuple(history), converged)
 
 
@@ -155,7 +167,7 @@ def pca_component(points: Tensor, rank: int, floor: float) -> tuple[Tensor, Tens
     return mean, W, (variance - W.square().sum(1)).clamp_min(floor)
 
 
-def from_labels(x: Tensor, labels: Tensor, components: int, rank: int, *, seed: int, floor: float) -> Factors:
+def from_labels(x: Tensor, labels: Tensor, components: int, rank: int, how: Settings) -> Factors:
     """The mixture whose components are the PCA of each labelled part."""
     counts = torch.bincount(labels, minlength=components)
     if int(counts.min()) <= rank:
@@ -164,8 +176,8 @@ def from_labels(x: Tensor, labels: Tensor, components: int, rank: int, *, seed: 
             "use fewer --components, a lower --rank or more data"
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        parts = [pca_component(x[labels == k], rank, floor) for k in range(components)]
+        torch.manual_seed(how.seed)
+        parts = [pca_component(x[labels == k], rank, how.floor) for k in range(components)]
     return Factors((counts / counts.sum()).log().to(x.dtype), *map(torch.stack, zip(*parts, strict=True)))
 
 
@@ -181,41 +193,27 @@ def cluster(x: Tensor, components: int, seed: int) -> Tensor:
         return torch.from_numpy(kmeans.fit_predict(x.numpy())).long()
 
 
-def initialise(x: Tensor, components: int, rank: int, *, warm: int, seed: int, floor: float) -> Factors:
+def initialise(x: Tensor, components: int, rank: int, how: Settings) -> Factors:
     """k-means++ clusters, `warm` EM iterations at WARM_RANK, a hard assignment by that mixture, a PCA of each part.
 
     k-means parts images by brightness; with hundreds of parameters per point EM at full rank then hardly moves a
     point, since each component overfits its own. A mixture of low rank regroups them by texture and contrast first.
     """
-    labels = cluster(x, components, seed)
-    if warm and components > 1 and rank > WARM_RANK:
-        start = from_labels(x, labels, components, WARM_RANK, seed=seed, floor=floor)
-        labels = log_joint(x, em(x, start, iterations=warm, tolerance=0, floor=floor).factors).argmax(1)
-    return from_labels(x, labels, components, rank, seed=seed, floor=floor)
+    labels = cluster(x, components, how.seed)
+    if how.warm and components > 1 and rank > WARM_RANK:
+        start = from_labels(x, labels, components, WARM_RANK, how)
+        labels = log_joint(x, em(x, start, replace(how, iterations=how.warm, tolerance=0.0)).factors).argmax(1)
+    return from_labels(x, labels, components, rank, how)
 
 
-def fit(
-    x: Tensor, components: int, rank: int, *,
-    iterations: int = 60, warm: int = 20, tolerance: float = 1e-4, floor: float = 1e-4, seed: int = 0,
-) -> Fit:  # fmt: skip
-    """Initialise a mixture on points x (N, d) and run EM.
-
-    Args:
-        x: the points, (N, d).
-        components: the number K of components.
-        rank: the factors r of a component.
-        iterations: the most EM iterations.
-        warm: the EM iterations at low rank that come before.
-        tolerance: EM stops when an iteration gains less than this many nats per point and dimension.
-        floor: the least ψ.
-        seed: what fixes the clustering and the randomised PCA.
+def fit(x: Tensor, components: int, rank: int, how: Settings) -> Fit:
+    """Initialise a mixture of so many components, each of so many factors, on points x (N, d), and run EM.
 
     Raises:
         InputError: a rank out of range, or a cluster with no more points than the rank.
     """
     check_rank(rank, x.shape[1])
-    start = initialise(x, components, rank, warm=warm, seed=seed, floor=floor)
-    return em(x, start, iterations=iterations, tolerance=tolerance, floor=floor)
+    return em(x, initialise(x, components, rank, how), how)
 
 
 def check_rank(rank: int, d: int) -> None:

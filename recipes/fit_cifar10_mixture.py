@@ -18,13 +18,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from recipes import factor_em
 from recipes.command import command, print_table
-from recipes.factor_em import INNER_STEPS, WARM_RANK, Factors, Fit, check_rank, fit, log_joint, mean_log_likelihood, mixture
+from recipes.factor_em import Factors, Fit, Settings, check_rank, fit, log_joint, mean_log_likelihood, mixture
 from steindiff import models
 from steindiff.analytic import ExactModel, FactorMixture, Gaussian
 from steindiff.errors import InputError
@@ -40,18 +41,13 @@ HELD_OUT_SAMPLES = 2000  # most samples for the energy distance to held-out imag
 CHECKED = 1000  # test images on which two codes' densities are compared
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(Settings):
     """The command line; the defaults are those of the shipped file and its card."""
 
     data: Annotated[Path, "folder with train.tar.xz and test.tar.xz, archives of 32×32 JPEG or PNG images"]
     components: Annotated[int, "number of components K", 1] = 10
     rank: Annotated[int, "factors per component r"] = 63
-    iterations: Annotated[int, "most EM iterations", 1] = 60
-    warm: Annotated[int, f"EM iterations at rank {WARM_RANK} before; 0: k-means only", 0] = 20
-    tolerance: Annotated[float, "least gain per iteration, nats per dimension"] = 1e-4
-    floor: Annotated[float, "least noise variance ψ, on the [-1, 1] scale"] = 1e-4
-    seed: Annotated[int, "seed of everything random"] = 0
     holdout: Annotated[int, "training images kept out of the fit, for choosing K and r"] = 0
     subset: Annotated[int | None, "fit to this many training images; default: all", 1] = None
     threads: Annotated[int, "CPU threads; they change the last digits", 1] = 1
@@ -122,7 +118,7 @@ def recipe_of(o: Options, result: Fit, images: int) -> dict[str, object]:
         "images": images,
         "method": "k-means++, EM at low rank, PCA, EM",
         **{name: getattr(o, name) for name in ("components", "rank", "floor", "seed", "tolerance")},
-        **{"warm_iterations": o.warm, "warm_rank": WARM_RANK, "inner_steps": INNER_STEPS},
+        **{"warm_iterations": o.warm, "warm_rank": factor_em.WARM_RANK, "inner_steps": factor_em.INNER_STEPS},
         **{"iterations": len(result.history) - 1, "converged": result.converged},
         "train_log_likelihood_nats": round(result.history[-1], 4),
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
@@ -136,8 +132,7 @@ def fit_and_write(o: Options) -> None:
         raise InputError(f"--holdout {o.holdout}: must be from 0 to {len(points) - 1}")
     start = time.perf_counter()
     held, x = points[: o.holdout], points[o.holdout :][: o.subset]
-    settings: Any = {name: getattr(o, name) for name in ("iterations", "warm", "tolerance", "floor", "seed")}
-    result = fit(x, o.components, o.rank, **settings)
+    result = fit(x, o.components, o.rank, o)
     f, seconds = result.factors, time.perf_counter() - start
     print(f"K={o.components} r={o.rank} iterations={len(result.history) - 1} converged={result.converged}")
     print(f"train log-likelihood {result.history[-1]:.2f} nats ({len(x)} images, {seconds:.0f} s)")
@@ -193,7 +188,7 @@ def evaluate(o: Options) -> None:
     (K, _, r), recipe, file = law.loadings.shape, model.info["recipe"], model.path.name
     print(f"{file}: K = {K}, r = {r}, {model.path.stat().st_size:,} bytes\n")
     gaussian = full_gaussian(train, floor=LEVEL**2 / 12)
-    single = mixture(fit(train, 1, r, floor=float(recipe["floor"]), seed=int(recipe["seed"])).factors, EVENT_SHAPE)
+    single = mixture(fit(train, 1, r, Settings(floor=recipe["floor"], seed=recipe["seed"])).factors, EVENT_SHAPE)
     references: dict[str, ExactModel] = {
         f"{file} (float16)": law,
         f"one factor analyser, r = {r}": single.to(torch.float64),

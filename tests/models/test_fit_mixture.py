@@ -50,7 +50,7 @@ def truth(script):
 @pytest.fixture(scope="module")
 def fitted(script, truth):
     x = draw(truth, 4000, 0)
-    return script.fit(x, K, R, iterations=200, tolerance=1e-7, floor=1e-4, seed=0)
+    return script.fit(x, K, R, script.Settings(iterations=200, tolerance=1e-7, floor=1e-4, seed=0))
 
 
 def dense_log_density(f, x):
@@ -75,7 +75,7 @@ def test_the_mixture_of_the_package_is_the_same_law(script, truth):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_em_never_lowers_the_likelihood(script, truth, dtype):
     x = draw(truth, 1000, 4).to(dtype)
-    history = script.fit(x, K, R, iterations=40, tolerance=-1.0, seed=1).history
+    history = script.fit(x, K, R, script.Settings(iterations=40, tolerance=-1.0, seed=1)).history
     assert len(history) == 41
     assert all(b >= a - 1e-6 * abs(a) for a, b in itertools.pairwise(history))
     assert history[-1] > history[0]
@@ -83,7 +83,7 @@ def test_em_never_lowers_the_likelihood(script, truth, dtype):
 
 def test_the_floor_does_not_break_monotonicity(script, truth):
     x = draw(truth, 1000, 4)
-    result = script.fit(x, K, R, iterations=40, tolerance=-1.0, floor=0.3, seed=1)
+    result = script.fit(x, K, R, script.Settings(iterations=40, tolerance=-1.0, floor=0.3, seed=1))
     assert (result.factors.diagonal == 0.3).any()
     assert all(b >= a - 1e-6 * abs(a) for a, b in itertools.pairwise(result.history))
 
@@ -107,7 +107,7 @@ def test_the_low_rank_start_finds_components_that_differ_in_texture_only(script,
     diagonal = torch.tensor([[0.02], [0.5]], dtype=torch.float64).expand(2, D).contiguous()
     f = script.Factors(torch.full((2,), 0.5, dtype=torch.float64).log(), torch.zeros(2, D).double(), loadings, diagonal)
     x = draw(f, 2000, 13)
-    warm, cold = (script.initialise(x, 2, R, warm=n, seed=0, floor=1e-4) for n in (20, 0))
+    warm, cold = (script.initialise(x, 2, R, script.Settings(warm=n)) for n in (20, 0))
     assert script.mean_log_likelihood(x, warm) > script.mean_log_likelihood(x, cold) + 1
     best = script.mean_log_likelihood(x, f)
     assert script.mean_log_likelihood(x, warm) > best - 0.3
@@ -115,7 +115,7 @@ def test_the_low_rank_start_finds_components_that_differ_in_texture_only(script,
 
 def test_same_seed_same_fit(script, truth):
     x = draw(truth, 500, 6).float()
-    a, b = (script.fit(x, K, R, iterations=5, seed=7) for _ in range(2))
+    a, b = (script.fit(x, K, R, script.Settings(iterations=5, seed=7)) for _ in range(2))
     assert a.history == b.history
     assert torch.equal(a.factors.loadings, b.factors.loadings)
 
@@ -224,7 +224,7 @@ def test_small_run_end_to_end(scripts, tmp_path, capsys):
 
 def test_clusters_smaller_than_the_rank_are_refused(script):
     with pytest.raises(InputError, match="not more than --rank 2"):
-        script.fit(torch.zeros(2, D), 1, R)
+        script.fit(torch.zeros(2, D), 1, R, script.Settings())
 
 
 def test_images_are_read_in_the_order_of_their_names_and_then_shuffled(scripts, tmp_path):
