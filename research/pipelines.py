@@ -5,7 +5,7 @@
     python -m research.pipelines --out outputs/pipelines --show     # the table of docs/integrations/diffusers.md
 
 The pipelines are those of `tiny_pipelines`: tiny networks with random weights of unit size. Those of flows stay so; the others
-are trained, since random ones are no denoisers: for so many steps, which every machine repeats, or for 40 seconds by the clock.
+are trained, since random ones are no denoisers: for --steps steps, which a rerun repeats, or for 40 seconds by the clock.
 Each pipeline runs by its own loop from the same noise.
 
 An error is the RMS distance of an image's end to that of the pipeline's own 100 evaluations: for a scheduler of diffusers,
@@ -141,7 +141,7 @@ def trained(tiny: tiny_pipelines.Tiny, steps: int) -> tiny_pipelines.Tiny:
     """The pipeline with its network trained on smooth patterns, one for each condition, plus smooth noise.
 
     A random network is no denoiser: from σ = 157 on, what it adds up is of that size, and errors say how well a method sums it.
-    The training has so many steps; 0 is SECONDS by the clock, which no other machine repeats.
+    The training has so many steps; 0 is SECONDS by the clock, which no other run repeats.
     """
     network = copy.deepcopy(tiny.network).train().requires_grad_(True)
     setattr(tiny.pipe, "unet" if "unet" in tiny.pipe.components else "transformer", network)
@@ -206,7 +206,7 @@ class Options:
 
     out: Annotated[Path, "a folder; each pipeline has a file in it"]
     names: Annotated[str, "pipelines, with commas between"] = ",".join(NAMES)
-    steps: Annotated[int, "training steps, which every machine repeats; 0: 40 seconds by the clock, as for the page", 0] = 0
+    steps: Annotated[int, "training steps; 0: 40 seconds by the clock, as for the page", 0] = 0
     show: Annotated[bool, "only the table"] = False
 
 
