@@ -27,7 +27,7 @@ def test_files_are_read_back_and_by_numpy_alone(tmp_path):
     write_reference(path, ours)
     _same(read_reference(path), ours)
     with np.load(path, allow_pickle=False) as file:
-        assert set(file) == {"mu", "sigma", "n", "extractor_sha256", "resize"}
+        assert set(file) == {"mu", "sigma", "n", "extractor_sha256", "resize", "file_sha256"}
         assert file["sigma"].dtype == np.float64
         np.testing.assert_array_equal(file["mu"], ours.mean.numpy())
     assert [p.name for p in path.parent.iterdir()] == ["ref.npz"]

@@ -3,7 +3,6 @@
 The corrected state is (1−γ) x + γ T(x), with residual u = x − T(x) in the frame of the blend, x = α x* + σ ε.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor
 from steindiff.corrections.base import Run
 from steindiff.corrections.blend import Blend, Decision, Moments, Need, PresetBlend, bounded
 from steindiff.errors import InputError, require
+from steindiff.io.files import read_json
 
 Mode = Literal["full", "analytical", "adaptive", "tweedie"]
 History = Literal["total", "frozen"]
@@ -169,10 +169,10 @@ class FixedGamma(PresetBlend):
 def read_numbers(path: str | Path, what: str) -> tuple[float, ...]:
     """A JSON list of finite numbers. Raises InputError where the file holds anything else; `what` names what it should be."""
     try:
-        values = json.loads(Path(path).read_text())
+        values = read_json(path)
         listed = isinstance(values, list) and all(type(g) in (int, float) and math.isfinite(g) for g in values)
         if not listed or not values:
             raise InputError("it needs at least one value, all finite")
         return tuple(map(float, values))
-    except (OSError, ValueError, OverflowError) as error:
+    except (ValueError, OverflowError) as error:
         raise InputError(f"{path} is not {what} (a JSON list of numbers): {error}") from error

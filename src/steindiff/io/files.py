@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from steindiff.errors import InputError
+from steindiff.io import digests, jsons
+from steindiff.io.digests import sha256 as sha256
 
 
 @contextmanager
@@ -52,41 +54,78 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Write readable JSON atomically; NaN and infinities become null."""
-    write_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+def write_json(path: str | Path, value: Any, seal: bool = False) -> None:
+    """Write readable JSON atomically; NaN and infinities become null. What is read again gets a seal (`jsons.sealed`)."""
+    found = plain(value)
+    write_text(path, json.dumps(jsons.sealed(found) if seal else found, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
-    """The value that a JSON file holds. Raises ValueError where there is no such file, or where it is not JSON."""
+    """The value that a JSON file holds, without its seal.
+
+    Raises:
+        ValueError: there is no such file, it is not JSON, its seal is not that of its entries, or it is beyond a limit.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        digests.size_of(path, "json_bytes")
+        return jsons.unsealed(jsons.parse(Path(path).read_bytes()))
     except OSError as error:
         raise ValueError(str(error)) from error
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Any) -> None:
-    """Write a safetensors file atomically, with `about` as JSON in its header; NaN and infinities there become null."""
+    """Write a safetensors file atomically, with `about` as JSON in its header; NaN and infinities there become null.
+
+    The header ends in a seal, which covers all of the file (`digests`).
+    """
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    description = {**plain(about), jsons.SEAL: digests.BLANK}
     with atomic(path) as temporary:
-        save_file(contiguous, temporary, {"steindiff": json.dumps(plain(about), allow_nan=False)})
+        save_file(contiguous, temporary, {"steindiff": json.dumps(description, allow_nan=False)})
+        digests.seal(temporary)
 
 
 def read_tensors(path: str | Path, *names: str) -> tuple[dict[str, Any], list[Tensor]]:
-    """What `write_tensors` wrote: `about`, and the tensors of these names.
+    """What `write_tensors` wrote: `about`, and the tensors of these names. The whole file is checked, whatever is read of it.
 
     Raises:
-        ValueError: there is no such file, it is damaged or another program's, or it lacks a name.
+        ValueError: there is no such file, it is damaged, too large or another program's, or it lacks a name.
     """
+    about, found = _read(path, names)
+    return about, [found[name] for name in names]
+
+
+def read_all(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What `write_tensors` wrote: `about`, and all tensors by name. Raises ValueError as `read_tensors`."""
+    return _read(path, None)
+
+
+class NoDescription(ValueError):
+    """A file of tensors of another program, or of none: its header has no description in JSON."""
+
+
+def _read(path: str | Path, names: Sequence[str] | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
+        digests.check_size(path)
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["steindiff"])
-            tensors = [file.get_tensor(name) for name in names]
+            seal, about = jsons.apart(_described(file.metadata() or {}))
+            digests.check_seal(path, seal)
+            return about, {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
     except (SafetensorError, OSError, KeyError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _described(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The description in a header. Raises NoDescription where there is none."""
+    try:
+        about = jsons.parse(metadata["steindiff"])
+    except KeyError as error:
+        raise NoDescription(f"KeyError: {error}") from None
+    except json.JSONDecodeError as error:
+        raise NoDescription(str(error)) from error
     if not isinstance(about, dict):
-        raise ValueError(f"its header says {about!r}")
-    return about, tensors
+        raise NoDescription(f"its header says {str(about)[:80]}")
+    return about
 
 
 def writable_folder(path: str | Path) -> Path:
@@ -99,15 +138,6 @@ def writable_folder(path: str | Path) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"the folder {folder} is not writable: change its permissions or choose another folder")
     return folder
-
-
-def sha256(path: str | Path) -> str:
-    """The hex digest of a file's bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def digest(**parts: Any) -> str:

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from steindiff.errors import InputError, require
 from steindiff.io.files import sha256
 from steindiff.models import store
+from steindiff.models.networks.layout import unfilled, whole
 
 KIND = "classifier"
 WEIGHTS = Path(__file__).parent / "weights"
 SUFFIX = "_classifier.safetensors"
+_LARGEST = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,10 @@ class ClassifierConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))  # JSON gives a list
         numbers = (self.image_channels, self.side, self.stem, self.classes, *self.widths)
-        if len(self.widths) != 3 or min(numbers) < 1 or self.side % 8:
-            raise InputError(f"{self}: need three widths, numbers of at least 1, and a side that is a multiple of 8")
+        sizes = all(whole(n) and 1 <= n <= _LARGEST for n in numbers)
+        if len(self.widths) != 3 or not sizes or self.side % 8:
+            need = f"three widths, whole numbers from 1 to {_LARGEST:,}, and a side that is a multiple of 8"
+            raise InputError(f"{self}: need {need}")
 
 
 class _Conv(nn.Module):
@@ -154,8 +158,8 @@ def load_features(name: str | Path = "cifar10", device: str | torch.device = "cp
     path = store.place("features", name, {name: WEIGHTS / f"{name}{SUFFIX}" for name in names()})
     info, tensors = store.read(path, kinds=(KIND,))
     with store.described(path):
-        network = Classifier(ClassifierConfig(**info["classifier"]))
-        network.load_state_dict(tensors)
+        network: Classifier = unfilled(lambda: Classifier(ClassifierConfig(**info["classifier"])))
+        network.load_state_dict(tensors, assign=True)
     frozen = network.float().to(device).eval().requires_grad_(False)
     return Features(str(info.get("name", path.stem)), frozen, info, sha256(path))
 

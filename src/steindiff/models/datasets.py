@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-import lzma
-import tarfile
+import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -23,11 +21,14 @@ import torch
 from torch import Tensor
 
 from steindiff.errors import InputError, needs, require
+from steindiff.io import digests, jsons, limits, packed
 
 if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+"""What a file may be, whatever its name says: Pillow runs other programs for some formats."""
 ARCHIVES = (".zip", ".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tgz")
 DIGITS_SPLIT_SEED, DIGITS_TRAIN = 1797, 1500
 
@@ -130,11 +131,13 @@ def load_images(path: str | Path, resolution: int | None = None, grey: bool = Fa
         entries = iter(tqdm(entries, unit="image", desc="reading", leave=False))
     found: list[tuple[str, np.ndarray]] = []
     table: dict[str, int] | None = None
+    held = 0
     for name, data in entries:
         if PurePosixPath(name).name == "dataset.json":
             table = _labels_of(data, name)
             continue
         found.append((name, _decode(data, f"{path}: {name}", resolution, grey)))
+        held = limits.within("dataset_bytes", held + found[-1][1].nbytes, f"{path}: the images up to {name} have bytes:")
         (h, w), (h0, w0) = found[-1][1].shape[:2], found[0][1].shape[:2]
         if (h, w) != (h0, w0):
             raise InputError(f"{path}: {name} has {h}×{w} pixels, {found[0][0]} {h0}×{w0}: give a resolution to resize all to")
@@ -167,20 +170,15 @@ def _entries(place: Path) -> Iterator[tuple[str, bytes]]:
     if place.is_dir():
         sheet = place / "grid.png" if (place / "run.json").is_file() else None
         for file in sorted(p for p in place.rglob("*") if p.is_file() and _wanted(p.name) and p != sheet):
+            try:
+                digests.size_of(file, "image_bytes")
+            except ValueError as error:
+                raise InputError(f"{file}: {error}") from error
             yield file.relative_to(place).as_posix(), file.read_bytes()
         return
     require(place.is_file(), "no such folder or archive", path=str(place))
     require(place.name.lower().endswith(ARCHIVES), f"neither a folder nor one of {', '.join(ARCHIVES)}, .npz", path=str(place))
-    try:
-        if place.suffix.lower() == ".zip":
-            with zipfile.ZipFile(place) as zipped:
-                yield from ((name, zipped.read(name)) for name in zipped.namelist() if _wanted(name))
-        else:
-            with tarfile.open(place) as tarred:
-                members = (member for member in tarred if member.isfile() and _wanted(member.name))
-                yield from ((member.name, stream.read()) for member in members if (stream := tarred.extractfile(member)))
-    except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
-        raise InputError(f"{place} is not a readable archive ({error}): it may be truncated; copy it again") from error
+    yield from packed.members(place, _wanted)
 
 
 def _wanted(name: str) -> bool:
@@ -191,13 +189,31 @@ def _wanted(name: str) -> bool:
 def _decode(data: bytes, name: str, resolution: int | None, grey: bool) -> np.ndarray:
     """One image, (H, W, C) uint8."""
     with needs("cli", "reading images"):
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            return _fitted(opened, resolution, grey)
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{name} is not a readable image ({error}): remove or replace it") from error
+        with warnings.catch_warnings(), _without_limit():
+            warnings.simplefilter("ignore")  # Pillow warns of odd images
+            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+                limits.within("image_pixels", opened.width * opened.height, f"{name} has pixels:")
+                return _fitted(opened, resolution, grey)
+    except InputError:
+        raise
+    except Exception as error:  # what Pillow raises for bytes of any kind is not documented
+        reason = f"{error}" or type(error).__name__
+        raise InputError(f"{name} is not a readable image ({reason}): remove or replace it") from error
+
+
+@contextmanager
+def _without_limit() -> Iterator[None]:
+    """Leave the size of images to our own limit, which the user may raise."""
+    from PIL import Image
+
+    theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = theirs
 
 
 def _fitted(opened: Image.Image, resolution: int | None, grey: bool) -> np.ndarray:
@@ -219,14 +235,9 @@ def _read_array(place: Path) -> np.ndarray:
     """arr_0 of an .npz file, (N, H, W, 1 or 3) uint8; objects are never unpickled."""
     whole = zipfile.is_zipfile(place)
     require(whole, "not a .npz file, or not all of one: it may be truncated; copy or make it again", path=str(place))
-    try:
-        with open(place, "rb") as file, np.load(file, allow_pickle=False) as entries:
-            held = list(entries)
-            array = np.asarray(entries["arr_0"])
-    except KeyError:
-        raise InputError(f"{place} has no entry arr_0 but {held}: name a file of images, uint8 (N, H, W, C)") from None
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise InputError(f"{place} is not a readable .npz file ({error}): copy or make it again") from error
+    array = packed.read_npz(place, ("arr_0",)).get("arr_0")
+    if array is None:
+        raise InputError(f"{place} has no entry arr_0 but {packed.names_of(place)}: name a file of images, uint8 (N, H, W, C)")
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3) or not array.size:
         raise InputError(f"{place}: arr_0 is {array.dtype} of shape {array.shape}, need uint8 (N, H, W, 1 or 3) with N ≥ 1")
     return array
@@ -246,10 +257,17 @@ def _of_array(array: np.ndarray, source: str, resolution: int | None, grey: bool
 def _labels_of(data: bytes, name: str) -> dict[str, int] | None:
     """EDM's dataset.json: {"labels": [["00000/img00000000.png", 6], …]} or {"labels": null}."""
     try:
-        labels = json.loads(data)["labels"]
-        return None if labels is None else {str(file): int(label) for file, label in labels}
+        labels = jsons.parse(data)["labels"]
+        return None if labels is None else {str(file): _label(label) for file, label in labels}
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f'{name} is not {{"labels": [[file, class], …]}} ({error}): repair or remove it') from error
+
+
+def _label(value: object) -> int:
+    """A class of the table. Raises ValueError for anything but a whole number below the limit."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"the label {value!r} is no whole number")
+    return limits.within("labels", value, "a label is")
 
 
 def _classes(names: list[str], table: dict[str, int] | None) -> tuple[Tensor | None, tuple[str, ...]]:

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from steindiff.analytic import FactorMixture
 from steindiff.denoisers import Denoiser, Guided, Labelled, noise_range_of, sigma_data_of
 from steindiff.errors import InputError, ModelFileError, require, unknown_name
-from steindiff.io.files import read_tensors, sha256, write_tensors
+from steindiff.io import limits
+from steindiff.io.files import NoDescription, read_all, read_tensors, sha256, write_tensors
 from steindiff.io.names import printable
 from steindiff.models.networks import EDMPrecond, UNet, UNetConfig
 from steindiff.models.networks.checkpoint import build
+from steindiff.models.networks.layout import unfilled
 from steindiff.noise import mix
 
 Device = str | torch.device
@@ -140,12 +140,21 @@ def load(name: str | Path, dtype: torch.dtype = torch.float32, device: Device = 
     path = place("model", name, {name: WEIGHTS / f"{name}.safetensors" for name in names()})
     info, tensors = read(path)
     with described(path):
-        event_shape = tuple(int(n) for n in info["event_shape"])
+        event_shape = _event(info["event_shape"])
         built = _BUILDERS[info["kind"]](info, tensors, event_shape, device, dtype)
     parts = files(path)
     digest = sha256(parts[0]) if len(parts) == 1 else hashlib.sha256("".join(map(sha256, parts)).encode()).hexdigest()
     called = printable(str(info.get("name", path.stem)))
     return Model(called, built.denoiser, event_shape, info, path, digest, built.classes, built.null)
+
+
+def _event(sizes: Any) -> tuple[int, ...]:
+    """The shape of one image. Raises ValueError where a description has anything but a few whole numbers below the limit."""
+    good = isinstance(sizes, list) and 1 <= len(sizes) <= 4 and all(type(n) is int and n >= 1 for n in sizes)
+    if not good:
+        raise ValueError(f"event_shape = {str(sizes)[:80]}: need a list of one to four whole numbers from 1 on")
+    limits.within("event_size", math.prod(sizes), f"images of shape {sizes} have numbers:")
+    return tuple(sizes)
 
 
 def place(kind: str, name: str | Path, shipped: Mapping[str, Path]) -> Path:
@@ -197,15 +206,14 @@ def is_ours(path: Path) -> bool:
 
 def _read_one(path: Path, kinds: Collection[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ModelFileError(f"{path} is not a readable safetensors file: {error}; it may be truncated") from error
-    try:
-        info, _ = read_tensors(path)
-    except ValueError:
+        info, tensors = read_all(path)
+    except NoDescription:
         raise ModelFileError(f"{path} has no 'steindiff' description in its header: it is no model of this package") from None
+    except ValueError as error:
+        said = f"{path} is not a readable safetensors file: {error}"
+        raise ModelFileError(f"{said}; it may be truncated: fetch or make it again") from error
     form, kind = info.get("format"), info.get("kind")
-    if form != FORMAT or kind not in kinds:
+    if form != FORMAT or not isinstance(kind, str) or kind not in kinds:
         need = f"this version reads format {FORMAT}, kinds {', '.join(kinds)}"
         raise ModelFileError(f"{path} is of format {form!r}, kind {kind!r}: {need}")
     return info, tensors
@@ -304,7 +312,7 @@ def _edm_unet(
     c, halvings = config.image_channels, len(config.mults) - 1
     if len(event_shape) != 3 or event_shape[0] != c or any(n % 2**halvings for n in event_shape[1:]):
         raise ValueError(f"images of shape {event_shape} for a network of {c} channels that halves them {halvings} times")
-    network = EDMPrecond(UNet(config), float(info["sigma_data"]))
+    network = EDMPrecond(unfilled(lambda: UNet(config)), float(info["sigma_data"]))
     network.load_state_dict({name: tensor.to(device, dtype) for name, tensor in tensors.items()}, assign=True)
     return Built(network.eval().requires_grad_(False), config.num_classes, config.null_class)
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from steindiff.errors import InputError, ModelFileError
-from steindiff.io.files import read_tensors, write_tensors
+from steindiff.io.files import read_all, write_tensors
 from steindiff.solvers.multistep import Row
 from steindiff.solvers.purpose import Purpose
 from steindiff.solvers.tabulated import Tabulated
@@ -44,15 +43,12 @@ def load(path: str | Path) -> dict[str, Entry]:
         ModelFileError: there is no such file, it is damaged, or it holds no tables that this version reads.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            names = tuple(file.keys())
-        about, found = read_tensors(path, *names)
-    except (SafetensorError, OSError, ValueError) as error:
+        about, tensors = read_all(path)
+    except ValueError as error:
         raise ModelFileError(f"{path} is no readable table: {error}; fetch it again, or calibrate anew") from error
     if about.get("format") != FORMAT or about.get("kind") != "tables":
         got = f"format {about.get('format')!r}, kind {about.get('kind')!r}"
         raise ModelFileError(f"{path} is of {got}: need a file that Table.save has written, of format {FORMAT}")
-    tensors = dict(zip(names, found, strict=True))
     if about.get("sha256") != _digest(tensors):
         raise ModelFileError(f"{path}: the numbers are not those that its header names; fetch it again, or calibrate anew")
     reports = about.get("reports")

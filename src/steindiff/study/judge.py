@@ -96,9 +96,15 @@ def _paired(job: Job) -> bool | None:
 
 
 def _seeds(place: Path) -> list[int] | None:
-    """The seeds of a run of `steindiff sample`, in the order its images are read; None where nothing says them."""
+    """The seeds of a run of `steindiff sample`, in the order its images are read; None where nothing says them.
+
+    Raises InputError where what says them is damaged.
+    """
+    path = (place if place.is_dir() else place.parent) / "run.json"
+    if not path.is_file():
+        return None
+    about = _noted(path, "its images count as of unknown seeds")
     try:
-        about = read_json((place if place.is_dir() else place.parent) / "run.json")
         seeds = [int(seed) for seed in about["job"]["seeds"]]
     except (ValueError, KeyError, TypeError):
         return None
@@ -107,12 +113,23 @@ def _seeds(place: Path) -> list[int] | None:
     return seeds if place.name == "samples.npz" else None
 
 
+def _noted(path: Path, without: str) -> Any:
+    """What a JSON file beside images says. Raises InputError where it cannot be read; `without` says what then happens."""
+    try:
+        return read_json(path)
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read ({error}): put back a copy, or remove it, and {without}") from error
+
+
 def _check_noted(path: str | Path, size: tuple[int, ...]) -> None:
     """Refuse a reference of which PATH.json, the note of what it was made of, says that its images have another size."""
+    place = Path(f"{path}.json")
+    if not place.is_file():
+        return
+    note = _noted(place, "the size of its images is not checked")
     try:
-        note = read_json(f"{path}.json")
         noted = note["real"]["shape"][1:] if note["reference_sha256"] == sha256(path) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, KeyError, TypeError):
         return
     if noted is not None and noted != list(size):
         raise InputError(
@@ -181,7 +198,7 @@ class _Bench:
         if (path := self.job.write_reference) is not None:
             write_reference(path, judge.reference)
             about, real = self.extractor.about, _about(self.target)
-            write_json(f"{path}.json", manifest(reference_sha256=sha256(path), extractor=about, real=real))
+            write_json(f"{path}.json", manifest(reference_sha256=sha256(path), extractor=about, real=real), seal=True)
         return judge, found
 
     def _reference(self, whole: SampleMoments) -> Reference:

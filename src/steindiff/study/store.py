@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from steindiff.errors import InputError
-from steindiff.io.files import digest, read_tensors, write_tensors
+from steindiff.io.files import digest, read_all, write_tensors
 from steindiff.io.names import file_name
 from steindiff.metrics import Value
 from steindiff.study.grid import Cell
@@ -48,12 +48,11 @@ def held(path: Path, key: str, kind: type[T], remedy: str) -> T | None:
     if not path.exists():
         return None
     try:
-        about, _ = read_tensors(path)
+        about, tensors = read_all(path)
         head = about.pop("kept")
         if (head["format"], head["key"]) != (FORMAT, key):
             raise ValueError(f"it holds {head['key']}")
-        names = [str(name) for name in head["tensors"]]
-        found: T = _parsed(kind, {**about, **dict(zip(names, read_tensors(path, *names)[1], strict=True))})
+        found: T = _parsed(kind, {**about, **{name: tensors[name] for name in head["tensors"]}})
         return found
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not what its name says ({error}): remove it, and {remedy}") from error
@@ -68,10 +67,18 @@ def _parsed(kind: Any, value: Any) -> Any:
         return Value.parse(value)
     if get_origin(kind) is dict:
         return {name: _parsed(args[1], entry) for name, entry in value.items()}
+    if (types := _TYPES.get(get_origin(kind) or kind)) is not None and type(value) not in types:
+        raise TypeError(f"{str(value)[:60]!r} is no {kind}")
     if is_dataclass(kind) or hasattr(kind, "_fields"):
         hints = get_type_hints(kind)
         return kind(**{name: _parsed(hints[name], entry) for name, entry in value.items()})
     return value
+
+
+_TYPES: dict[Any, tuple[type, ...]] = {
+    str: (str,), int: (int,), bool: (bool,), float: (float, int, type(None)), list: (list,), tuple: (list,), Tensor: (Tensor,),
+}  # fmt: skip
+"""What JSON, or a tensor of the file, may be for an entry of a type; null is a number that was not finite."""
 
 
 def keep(path: Path, key: str, value: Any) -> None:

@@ -22,13 +22,15 @@ from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError, ModelFileError, needs, require
 from steindiff.integrations.diffusers.beside import FOLDER
 from steindiff.integrations.diffusers.denoising import PipelineDenoiser, denoiser
-from steindiff.io.files import sha256
+from steindiff.io import digests
+from steindiff.io.files import read_json, sha256
 from steindiff.models import Model
 
 _LIBRARIES = ("diffusers", "transformers")
 INDEX, PROMPTS = "model_index.json", "prompts.txt"
 _AT_ONCE = 64
 """How many prompts or classes have their conditions kept together."""
+_MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +142,10 @@ def _loaded(folder: Path) -> Any:
         import diffusers
     reader: Any = diffusers.DiffusionPipeline
     try:
-        _check_classes(json.loads((folder / INDEX).read_text(encoding="utf-8")), diffusers)
+        _check_classes(read_json(folder / INDEX), diffusers)
+        for file in sorted(folder.glob("*/*.json")):
+            if file.name.endswith("config.json"):
+                _check_layers(file, read_json(file))
         pipe = reader.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except InputError:
         raise
@@ -160,11 +165,19 @@ def _check_classes(index: Any, library: Any) -> None:
         require(not strange, f"need a class of {' or '.join(_LIBRARIES)}; other code is not run", **{part: value})
 
 
+def _check_layers(file: Path, config: Any) -> None:
+    """Raise ValueError for a part of absurdly many layers: each would be made, though a file has no numbers for it."""
+    for name, value in config.items() if isinstance(config, dict) else ():
+        many = isinstance(value, int) and value > _MOST_LAYERS
+        if many and ("layers" in name or "blocks" in name):
+            raise ValueError(f"{file} has {name} = {value}: more than the {_MOST_LAYERS:,} that a network may have")
+
+
 def _prompts(folder: Path, file: Path | None, prompt: str | None) -> tuple[str, ...]:
     if prompt is not None:
         return (prompt,)
     path = folder / FOLDER / PROMPTS if file is None else file
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = _lines(path) if path.is_file() else []
     said = tuple(line.strip() for line in lines if line.strip())
     if not said:
         raise InputError(
@@ -172,6 +185,15 @@ def _prompts(folder: Path, file: Path | None, prompt: str | None) -> tuple[str, 
             f"text file, {folder}@FILE"
         )
     return said
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file. Raises InputError where it is no UTF-8, or too large."""
+    try:
+        digests.size_of(path, "json_bytes")
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is no readable text: {error}; write prompts there, one a line, in UTF-8") from error
 
 
 def _labels(pipe: Any) -> range:

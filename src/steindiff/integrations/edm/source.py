@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, NoReturn, TypeVar
 
 from steindiff.errors import ModelFileError
+from steindiff.io import limits
 
 TRUST = "nothing in the file was run; if you trust its source, --trust-pickle runs it with the official code on the path"
 DAMAGED = "the file is damaged: fetch it again"
@@ -26,7 +27,7 @@ class Limits:
         depth: modules within modules, and lists within lists among the arguments.
     """
 
-    file_bytes: int = 64 * 2**30
+    file_bytes: int = limits.LIMITS["file_bytes"]
     operations: int = 1_000_000
     text_bytes: int = 64 * 2**20
     tensors: int = 50_000

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from steindiff.errors import InputError, require
+from steindiff.io import digests, packed
 from steindiff.io.files import atomic
+from steindiff.io.jsons import SEAL
 from steindiff.metrics.moments import ROUNDING, SampleMoments, check_enough, root
 from steindiff.metrics.resampling import Replicates, dealt
 
@@ -122,6 +124,7 @@ def write_reference(path: str | Path, reference: Reference) -> None:
     entries: dict[str, Any] = {"mu": reference.mean.cpu().numpy(), "sigma": reference.covariance.cpu().numpy()}
     known = {key: getattr(reference, key) for key in _KINDS}
     entries |= {key: np.asarray(value) for key, value in known.items() if value is not None}
+    entries[SEAL] = np.asarray(digests.of_value(entries))
     with atomic(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **entries)
 
@@ -134,18 +137,26 @@ def read_reference(path: str | Path) -> Reference:
     if not Path(path).is_file():
         raise InputError(f"no reference statistics at {path}: name a .npz file with mu and sigma")
     require(zipfile.is_zipfile(path), "not a .npz file, or not all of one: need one with mu and sigma", path=str(path))
+    found = packed.read_npz(path, ("mu", "sigma", *_KINDS, SEAL), "reference_bytes")
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as entries:
-            found = {key: entries[key] for key in ("mu", "sigma", *_KINDS) if key in entries}
-        mean, covariance = (torch.from_numpy(found.pop(key).astype(np.float64)) for key in ("mu", "sigma"))
+        seal = found.pop(SEAL, None)
+        if seal is not None and seal.tolist() != digests.of_value(found):
+            raise InputError("damaged: its digest differs from that of its entries; make it again, or copy it")
+        mean, covariance = (_numbers(key, found.pop(key)) for key in ("mu", "sigma"))
         known: dict[str, Any] = {key: value.item() for key, value in found.items()}
         for key, value in known.items():
-            if not isinstance(value, _KINDS[key]):
+            if type(value) is not _KINDS[key]:
                 raise InputError(f"{key} is {value!r}, need {_KINDS[key].__name__}; make it again")
         return Reference(mean, covariance, **known)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except KeyError as error:
         raise InputError(f"{path} has no entry {error}: need mu and sigma") from error
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"{path} is not a readable .npz file of numbers ({error}): copy or make it again") from error
+
+
+def _numbers(name: str, value: np.ndarray) -> Tensor:
+    """An array as float64. Raises InputError for one that holds no real numbers."""
+    require(value.dtype.kind in "iuf", "need real numbers", **{name: str(value.dtype)})
+    return torch.from_numpy(value.astype(np.float64))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from steindiff.errors import InputError, require
 from steindiff.models.networks.adm import ADM, ADMConfig
 from steindiff.models.networks.edm2 import EDM2Config, EDM2UNet
-from steindiff.models.networks.layout import MOST_PARAMETERS, Shape, known
+from steindiff.models.networks.layout import Shape, known, unfilled
 from steindiff.models.networks.precond import EDMPrecond, IDDPMPrecond, Preconditioned, VEPrecond, VPPrecond
 from steindiff.models.networks.song import SongConfig, SongUNet
 
@@ -83,10 +83,7 @@ class Description:
 
     def empty(self) -> nn.Module:
         """The network without numbers. Raises InputError where it would have too many."""
-        with torch.device("meta"):
-            network: nn.Module = NETWORKS[self.network][1](self.config)
-        count = sum(p.numel() for p in network.parameters())
-        require(count <= MOST_PARAMETERS, f"more than the limit of {MOST_PARAMETERS:,}", parameters=count)
+        network: nn.Module = unfilled(lambda: NETWORKS[self.network][1](self.config))
         return network
 
 

@@ -8,7 +8,7 @@ first. A stage is named by its resolution and its part, `16x16_block0`; files ha
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from steindiff.errors import InputError, require
+from steindiff.io import limits
 
-MOST_PARAMETERS = 4_000_000_000
-"""EDM2's largest network has 1.5 billion parameters."""
 _LEVELS, _BLOCKS, _MULT = 8, 32, 64
 _LARGEST = {
     "img_resolution": 2048, "in_channels": 64, "out_channels": 128, "label_dim": 1_000_000, "augment_dim": 1024,
@@ -84,16 +83,11 @@ class Shape:
     attn_resolutions: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, most in _LARGEST.items():
-            value, least = getattr(self, name, None), 0 if name in _ZERO_TOO else 1
-            need = f"need a whole number from {least} to {most:,}: the description is not that of a usable network"
-            require(value is None or (_whole(value) and least <= value <= most), need, **{name: value})
+        check_sizes(self, _LARGEST, _ZERO_TOO)
         for name in ("channel_mult", "attn_resolutions"):
             given = getattr(self, name)
             need = "need a list of a few whole numbers"
-            require(
-                isinstance(given, list | tuple) and len(given) <= _BLOCKS and all(map(_whole, given)), need, **{name: given}
-            )
+            require(isinstance(given, list | tuple) and len(given) <= _BLOCKS and all(map(whole, given)), need, **{name: given})
             object.__setattr__(self, name, tuple(given))
         mults, levels = self.channel_mult, len(self.channel_mult)
         known = 1 <= levels <= _LEVELS and all(1 <= m <= _MULT for m in mults)
@@ -117,7 +111,24 @@ class Shape:
         require(c_noise.shape == x.shape[:1], "need one per image", c_noise=tuple(c_noise.shape), images=len(x))
 
 
-def _whole(value: Any) -> bool:
+def unfilled(make: Callable[[], Any]) -> Any:
+    """What `make` makes, without memory for its numbers. Raises InputError where it would have too many parameters."""
+    with torch.device("meta"):
+        network = make()
+    limits.within("parameters", sum(p.numel() for p in network.parameters()), "the network has parameters:")
+    return network
+
+
+def check_sizes(config: Any, largest: Mapping[str, int], zero_too: Collection[str] = ()) -> None:
+    """Raise InputError for a field that is no whole number from 1, or 0, to its largest value; None is no value."""
+    for name, most in largest.items():
+        value, least = getattr(config, name, None), 0 if name in zero_too else 1
+        need = f"need a whole number from {least} to {most:,}: the description is not that of a usable network"
+        require(value is None or (whole(value) and least <= value <= most), need, **{name: value})
+
+
+def whole(value: Any) -> bool:
+    """Whether a value is an int and no bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

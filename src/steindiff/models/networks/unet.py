@@ -14,8 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steindiff.errors import InputError, at_least, require
-from steindiff.models.networks.layout import waves
+from steindiff.errors import InputError, require
+from steindiff.models.networks.layout import check_sizes, waves, whole
+
+_LEVELS, _MULT = 8, 64
+_LARGEST = {
+    "image_channels": 64, "channels": 4096, "blocks": 32, "heads": 1024, "groups": 4096, "num_classes": 1_000_000,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,9 +57,10 @@ class UNetConfig:
         # JSON knows no tuples: lists come back, and become tuples so that equality and hashing hold.
         object.__setattr__(self, "mults", tuple(self.mults))
         object.__setattr__(self, "attention", tuple(self.attention))
-        at_least(self, dict.fromkeys(("image_channels", "channels", "blocks", "heads", "groups"), 1) | {"num_classes": 0})
-        names_levels = len(self.mults) > 0 and min(self.mults) >= 1
-        require(names_levels, "must name at least one level, each at least 1, such as (1, 2)", mults=self.mults)
+        check_sizes(self, _LARGEST, ("num_classes",))
+        names_levels = 0 < len(self.mults) <= _LEVELS and all(whole(m) and 1 <= m <= _MULT for m in self.mults)
+        require(names_levels, f"must name 1 to {_LEVELS} levels, each 1 to {_MULT}, such as (1, 2)", mults=self.mults)
+        require(all(map(whole, self.attention)), "need whole numbers", attention=self.attention)
         for level in self.attention:
             if not 0 <= level < len(self.mults):
                 raise InputError(f"attention level {level} must be in 0..{len(self.mults) - 1}: mults = {self.mults}")

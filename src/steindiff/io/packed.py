@@ -1,0 +1,191 @@
+"""Zip and tar archives and .npz files of unknown origin: what is unpacked is counted, and nothing is written to disk.
+
+Sizes that an archive states are compared with the limits before anything is read, and what comes is counted while it is read. A
+member is named as the archive names it; the name is never a path here. Links, devices and sparse files are refused or skipped.
+"""
+
+import bz2
+import gzip
+import lzma
+import math
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Final, cast
+
+import numpy as np
+
+from steindiff.errors import InputError
+from steindiff.io import limits
+
+DAMAGED: Final = (
+    OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, struct.error, IndexError,
+    UnicodeDecodeError, MemoryError,
+)  # fmt: skip
+"""What Python's readers raise for an archive that is damaged."""
+_METHODS: Final = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
+_ENTRY, _END = 46, b"PK\x05\x06"
+_OPEN: Final[dict[str, Callable[..., Any]]] = {
+    ".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".tar": open,
+}  # fmt: skip
+
+
+def members(place: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes of the wanted files of an archive, in its order, one at a time.
+
+    Raises:
+        InputError: it is damaged, encrypted, packed in an unknown way, or unpacks to more than a limit.
+    """
+    try:
+        yield from (_zipped if place.suffix.lower() == ".zip" else _tarred)(place, wanted)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+    except DAMAGED as error:
+        raise InputError(f"{place} is not a readable archive ({error}): it may be truncated; copy it again") from error
+
+
+def _zipped(place: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    with opened_zip(place) as archive:
+        total = 0
+        for info in archive.infolist():
+            if info.is_dir() or not wanted(info.filename):
+                continue
+            limits.within("image_bytes", info.file_size, f"{info.filename} unpacks to bytes:")
+            total = limits.within("archive_bytes", total + info.file_size, "it unpacks to bytes:")
+            with member(archive, info) as stream:
+                yield info.filename, stream.read()
+
+
+def _tarred(place: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    with _OPEN[place.suffix.lower()](place, "rb") as file:
+        counted = cast(BinaryIO, _Counted(file))
+        with tarfile.open(fileobj=counted, mode="r:") as archive:
+            count = 0
+            while (info := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every member that it has seen
+                count = limits.within("archive_members", count + 1, "its members are at least")
+                if info.issparse():
+                    raise InputError(f"{info.name} is a sparse file: pack it as a plain one")
+                if not info.isfile() or not wanted(info.name):
+                    continue
+                limits.within("image_bytes", info.size, f"{info.name} has bytes:")
+                stream = archive.extractfile(info)
+                if stream is not None:
+                    yield info.name, stream.read()
+
+
+class _Counted:
+    """A stream that is read to a limit, all in all and at once: tarfile believes the sizes of long names and headers."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._furthest = file, 0
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        limits.within("image_bytes", size, "a part of it has bytes:")
+        data = self._file.read(limits.most("image_bytes") if size < 0 else size)
+        self._furthest = limits.within("archive_bytes", max(self._furthest, self._file.tell()), "it unpacks to bytes:")
+        return data
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        """Go to a place, as far as the limit."""
+        limits.within("archive_bytes", place, "it unpacks to bytes:")
+        return self._file.seek(place, whence)
+
+    def tell(self) -> int:
+        """The place."""
+        return self._file.tell()
+
+
+@contextmanager
+def opened_zip(place: str | Path) -> Iterator[zipfile.ZipFile]:
+    """A zip archive whose members are few enough. Raises InputError where they are not, and as `zipfile`."""
+    with open(place, "rb") as file:
+        limits.within("archive_members", _directory_bytes(file) // _ENTRY, "the room for its list of members is that for")
+        with zipfile.ZipFile(file) as archive:
+            limits.within("archive_members", len(archive.filelist), "its members are")
+            yield archive
+
+
+def _directory_bytes(file: BinaryIO) -> int:
+    """The size of the list of members, from the record at the end of the file, before the list is read."""
+    size = file.seek(0, 2)
+    start = max(0, size - (1 << 16) - 22)
+    file.seek(start)
+    tail = file.read()
+    file.seek(0)
+    end = tail.rfind(_END)
+    if end < 0 or end + 16 > len(tail):
+        return 0  # zipfile says that this is no archive
+    (found,) = struct.unpack_from("<L", tail, end + 12)
+    return int(size if found == 0xFFFFFFFF else found)
+
+
+@contextmanager
+def member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[Any]:
+    """An open member. Raises InputError for one that is encrypted or packed in a way that is unknown here."""
+    if info.flag_bits & 1:
+        raise InputError(f"{info.filename} is encrypted: unpack the archive with its password, and name the folder")
+    if info.compress_type not in _METHODS:
+        raise InputError(f"{info.filename} is packed by method {info.compress_type}: pack the archive anew, by zip or deflate")
+    try:
+        with archive.open(info) as stream:
+            yield stream
+    except (NotImplementedError, RuntimeError) as error:
+        raise InputError(f"{info.filename} cannot be unpacked ({error}): pack the archive anew, by zip or deflate") from error
+
+
+def read_npz(place: str | Path, names: Sequence[str], limit: str = "dataset_bytes") -> dict[str, np.ndarray]:
+    """The arrays of an .npz file that have these names, as many as are there; objects are never unpickled.
+
+    Raises:
+        InputError: it is damaged, holds objects, or an array that has more bytes than the limit of this name.
+    """
+    try:
+        with opened_zip(place) as archive:
+            infos = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            return {name: _array(archive, infos[name], limit) for name in names if name in infos}
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+    except (*DAMAGED, ValueError, TypeError) as error:
+        raise InputError(f"{place} is not a readable .npz file of numbers ({error}): copy or make it again") from error
+
+
+def names_of(place: str | Path) -> list[str]:
+    """The names of the arrays of an .npz file. Raises InputError as `read_npz`."""
+    try:
+        with opened_zip(place) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except DAMAGED as error:
+        raise InputError(f"{place} is not a readable .npz file ({error}): copy or make it again") from error
+
+
+def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: str) -> np.ndarray:
+    """One array, once its header agrees with the size that the archive states."""
+    limits.within(limit, info.file_size, f"{info.filename} unpacks to bytes:")
+    with member(archive, info) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{info.filename} has format {version}, need 1.0 or 2.0")
+        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = reader(stream)
+        need = math.prod(shape) * dtype.itemsize
+        if dtype.kind not in "biufcU" or not dtype.itemsize or min((0, *shape)) < 0 or need > info.file_size:
+            raise ValueError(f"{info.filename} is said to hold {dtype} of shape {shape} in {info.file_size:,} bytes")
+        data = np.empty(need, dtype=np.uint8)
+        if _fill(stream, data.data) != need or stream.read(1):  # to the end, where the checksum is compared
+            raise ValueError(f"{info.filename} has other bytes than the {need:,} of its shape")
+    array: np.ndarray = data.view(dtype)
+    return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
+
+
+def _fill(stream: Any, room: memoryview) -> int:
+    """Read until the room is full, or the stream ends; how many bytes came."""
+    got = 0
+    while got < len(room) and (count := stream.readinto(room[got : got + (1 << 20)])):
+        got += count
+    return got
