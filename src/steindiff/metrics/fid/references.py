@@ -147,6 +147,7 @@ def read_reference(path: str | Path) -> Reference:
         for key, value in known.items():
             if type(value) is not _KINDS[key]:
                 raise InputError(f"{key} is {value!r}, need {_KINDS[key].__name__}; make it again")
+        require(known.get("n", 1) >= 1, "need at least one sample; make it again", n=known.get("n"))
         return Reference(mean, covariance, **known)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
