@@ -290,7 +290,7 @@ def _model(path, text=None, **changes):
         ({"unet": ABOUT["unet"] | {"blocks": 10**7}}, "blocks=10000000: need a whole number from 1 to 32"),
         ({"unet": ABOUT["unet"] | {"channels": 10**12}}, "channels=1000000000000: need a whole number"),
         ({"unet": ABOUT["unet"] | {"channels": 8.0}}, "channels=8.0: need a whole number"),
-        ({"unet": ABOUT["unet"] | {"mults": [1] * 10**5}}, "must name 1 to 8 levels"),
+        ({"unet": ABOUT["unet"] | {"mults": [1] * 10**5}}, "at least one level and at most 8"),
         ({"unet": ABOUT["unet"] | {"num_classes": 10**9}}, "num_classes=1000000000"),
         (
             {"unet": ABOUT["unet"] | {"channels": 4096, "mults": [64]}},

@@ -428,20 +428,17 @@ def test_a_truncated_file_is_refused_wherever_it_ends(saved):
 
 
 def test_a_flipped_bit_is_seen_wherever_it_is(saved):
-    """In the numbers always; in the header it may be in a report's text, which says nothing about the numbers."""
+    """In the numbers, in the header, and in a report's text."""
     whole = saved.read_bytes()
     start = 8 + int.from_bytes(whole[:8], "little")
     for at in range(start, len(whole), 7):
         saved.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
-        with pytest.raises(ModelFileError, match="the numbers are not those that its header names; fetch it again"):
+        with pytest.raises(ModelFileError, match="damaged: its digest differs from that in its header; fetch it again"):
             Table.load(saved)
     for at in range(0, start, 5):
         saved.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
-        try:
-            loaded = Table.load(saved)
-        except ModelFileError:
-            continue
-        assert weights_of(loaded.solver) == weights_of(SMALL), f"byte {at}"
+        with pytest.raises(ModelFileError, match=r"fetch it again|need a file that"):
+            Table.load(saved)
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):

@@ -59,7 +59,11 @@ class UNetConfig:
         object.__setattr__(self, "attention", tuple(self.attention))
         check_sizes(self, _LARGEST, ("num_classes",))
         names_levels = 0 < len(self.mults) <= _LEVELS and all(whole(m) and 1 <= m <= _MULT for m in self.mults)
-        require(names_levels, f"must name 1 to {_LEVELS} levels, each 1 to {_MULT}, such as (1, 2)", mults=self.mults)
+        require(
+            names_levels,
+            f"must name at least one level and at most {_LEVELS}, each 1 to {_MULT}, such as (1, 2)",
+            mults=self.mults,
+        )
         require(all(map(whole, self.attention)), "need whole numbers", attention=self.attention)
         for level in self.attention:
             if not 0 <= level < len(self.mults):
