@@ -245,7 +245,7 @@ def _admit(folder: Path, claim: Claim) -> None:
         foreign = [name for name in present if not _own(folder, name, mine, claim.exact)]
     refuse(folder, foreign)
     known = mine["files"] if mine else {}
-    write_json(folder / RECORD, {**record, claim.command: {"open": True, "files": known}})
+    write_json(folder / RECORD, {**record, claim.command: {"open": True, "files": known}}, seal=True)
 
 
 def _own(folder: Path, name: str, mine: Mapping[str, Any], exact: bool) -> bool:
@@ -266,7 +266,7 @@ def _close(folder: Path, claim: Claim) -> None:
         record[claim.command] = {"open": False, "files": files}
     with suppress(InputError):  # on a full disk the entry stays open, and what there is stays the command's
         if record:
-            write_json(folder / RECORD, record)
+            write_json(folder / RECORD, record, seal=True)
         else:
             (folder / RECORD).unlink(missing_ok=True)
 

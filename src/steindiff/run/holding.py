@@ -4,7 +4,6 @@ Anything else is somebody else's, and so is whatever a link leads to: none of it
 """
 
 import contextlib
-import json
 import re
 from collections.abc import Collection, Iterable, Iterator
 from functools import reduce
@@ -14,7 +13,7 @@ from typing import Any
 
 from steindiff.errors import InputError
 from steindiff.io import files, folders
-from steindiff.io.files import read_json, write_text
+from steindiff.io.files import read_json, write_json
 
 PARTS = ".parts"
 RECORD = f"{PARTS}/job.json"
@@ -69,7 +68,7 @@ def clear(folder: Path, ours: Collection[Path]) -> None:
         return
     files.writable_folder(folder)
     if is_ours(folder):
-        write_text(folder / RECORD, json.dumps({"removing": [path.relative_to(folder).as_posix() for path in ours]}) + "\n")
+        write_json(folder / RECORD, {"removing": [path.relative_to(folder).as_posix() for path in ours]}, seal=True)
         (folder / MANIFEST).unlink()
     remove(ours)
     for below in {path.parent for path in ours} - {folder}:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from steindiff.errors import InputError
 from steindiff.io import files, folders
-from steindiff.io.files import atomic, read_json, write_text
+from steindiff.io.files import atomic, read_json
 from steindiff.io.images import Image, contact_sheet, save_png
 from steindiff.run.holding import (
     MANIFEST,
@@ -134,7 +134,9 @@ class Output:
                 stats.append(known["stats"])
                 written |= known.get("files", {})
         written |= self._listed(self.folder / name for name in SUMMARY if self.npz or name != "samples.npz")
-        files.write_json(self.folder / MANIFEST, files.manifest(**about, digest=self.key, stats=stats, files=written), seal=True)
+        files.write_json(
+            self.folder / MANIFEST, files.manifest(**about, digest=self.key, stats=stats, files=written), seal=True
+        )
         remove_parts(self.folder)
 
     def _listed(self, paths: Iterable[Path]) -> dict[str, str]:
@@ -192,5 +194,3 @@ def write_npz(path: Path, shape: Sequence[int], batches: Iterable[Image]) -> Non
         np.lib.format.write_array_header_1_0(file, header)
         for images in batches:
             file.write(images.tobytes())
-
-
