@@ -35,7 +35,7 @@ def outcome(folder):
     """Every file of a run and what run.json says, without what depends on the clock, the machine and the command line."""
     held = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if not p.is_dir()}
     about = json.loads(held.pop("run.json"))
-    for name in ("time", "command", "machine", "git"):
+    for name in ("time", "command", "machine", "git", "file_sha256"):
         about.pop(name)
     for stats in about["stats"]:
         stats.pop("choice")
