@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from steindiff.errors import InputError
+from steindiff.io.files import read_json
 from steindiff.io.folders import LOCK
 from steindiff.run import Job, generate
 from steindiff.run.holding import PARTS
@@ -62,7 +63,7 @@ def test_a_file_that_replaces_one_of_the_run_is_not_the_runs(run):
 
 
 def test_a_run_of_an_earlier_version_lists_no_files_and_is_known_by_its_seeds(run):
-    about = json.loads((run / "run.json").read_text())
+    about = read_json(run / "run.json")
     del about["files"]
     (run / "run.json").write_text(json.dumps(about))
     (run / "000007.png").write_text("mine")
@@ -123,7 +124,7 @@ def test_a_folder_of_images_behind_a_link_is_not_written_to(tmp_path):
 @pytest.mark.parametrize("files", [["../theirs", "/etc/passwd", 3], {"../theirs": "00", "grid.png": 3}, "grid.png"])
 def test_a_manifest_that_names_files_elsewhere_moves_nothing(run, files):
     (run.parent / "theirs").write_text("mine")
-    about = json.loads((run / "run.json").read_text())
+    about = read_json(run / "run.json")
     (run / "run.json").write_text(json.dumps({**about, "files": files}))
     with pytest.raises(InputError, match="in the way"):
         generate(JOB, run, overwrite=True)
