@@ -14,7 +14,7 @@ LEVELS = (
     ("solvers",),
     ("divergence",),
     ("corrections", "rules"),
-    ("sampling", "push", "standalone"),
+    ("trace", "sampling", "push", "standalone"),
     ("calibration",),
     ("analytic", "models", "metrics"),
     ("integrations",),

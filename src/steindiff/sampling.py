@@ -7,16 +7,14 @@ trace of every step and what it cost. Nothing in the loop waits for the device: 
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from steindiff import grids
 from steindiff.corrections.base import Reason
-from steindiff.corrections.blend import Moments, Need
 from steindiff.corrections.corrected import Note
 from steindiff.denoisers import Counter, Denoiser, forwards_per_call
 from steindiff.divergence import Choice
@@ -26,6 +24,7 @@ from steindiff.io import processes
 from steindiff.noise import fresh_seed
 from steindiff.owning import Lender
 from steindiff.solvers import Grid, Interval, Setting, Solver, Step, make
+from steindiff.trace import Record, Trace
 
 
 class Event(NamedTuple):
@@ -40,82 +39,6 @@ class Event(NamedTuple):
 
 Observer = Callable[[Event], None]
 Generators = torch.Generator | Sequence[torch.Generator] | None
-
-
-@dataclass(frozen=True)
-class Record:
-    """One step of the trace, from VE noise level `sigma` to `sigma_next`; plain numbers.
-
-    Attributes:
-        reason: why the step is what it is, a name of `corrections.Reason` in lower case; "plain" without a correction.
-        numbers: what the correction recorded, by name: "gamma", "eta" (one number per band), …; empty for a plain step.
-    """
-
-    index: int
-    sigma: float
-    sigma_next: float
-    reason: str = "plain"
-    numbers: dict[str, float | tuple[float, ...]] = field(default_factory=dict)
-
-    @property
-    def gamma(self) -> float:
-        """γ; its mean over the batch where every image has its own, and 1 where the step is no blend."""
-        return self._number("gamma", 1.0)
-
-    @property
-    def gamma_raw(self) -> float:
-        """γ before any bound; 1 where the step is no blend."""
-        return self._number("gamma_raw", 1.0)
-
-    @property
-    def noise_ratio(self) -> float:
-        """σ̂/σ, σ̂² = E‖x−D‖²/E[∇·(x−D)] the noise level the batch really has, read off the step's residual.
-
-        It compares two forms of E[∇·u], that of Tweedie's formula and the derivative's. It is exact for a first-order step, and
-        1 on the ideal marginal for every step that depends on x alone. NaN without a derivative, where the step depends on a
-        history too, and where the estimate is not positive.
-        """
-        return self._number("noise_ratio", math.nan)
-
-    @property
-    def source(self) -> str:
-        """Where E[∇·u] came from, a name of `corrections.blend.Need` in lower case; "" where the step is no blend.
-
-        "full" is the estimator; "frozen" the estimator with a history held constant; "tweedie" the form without a derivative,
-        which a rule takes by default where a step depends on a history; "linear" the solver's linear part.
-        """
-        return Need(int(self._number("source", 0))).name.lower() if "source" in self.numbers else ""
-
-    @property
-    def moments(self) -> dict[str, float]:
-        """The moments of `corrections.blend.Moments` that a blend measured; empty where the step is no blend."""
-        return {name: self._number(name, math.nan) for name in Moments._fields if name in self.numbers}
-
-    def as_json(self) -> dict[str, Any]:
-        """A flat dictionary for trace files."""
-        named = {name: getattr(self, name) for name in ("gamma", "gamma_raw", "reason", "moments", "source", "noise_ratio")}
-        others = {k: v for k, v in self.numbers.items() if k not in named and k not in Moments._fields}
-        return {"index": self.index, "sigma": self.sigma, "sigma_next": self.sigma_next, **named, **others}
-
-    def _number(self, name: str, default: float) -> float:
-        value = self.numbers.get(name, default)
-        return sum(value) / len(value) if isinstance(value, tuple) else value
-
-
-@dataclass(frozen=True, eq=False)
-class Kept:
-    """What is kept of a step until somebody asks for its record: the numbers stay on the device."""
-
-    index: int
-    sigma: float
-    sigma_next: float
-    note: Note
-
-    @classmethod
-    def of(cls, interval: Interval, note: Note) -> "Kept":
-        """A step of a grid."""
-        sigma, sigma_next = interval.grid.levels[interval.index : interval.index + 2]
-        return cls(interval.index, sigma, sigma_next, note)
 
 
 @dataclass(frozen=True)
@@ -284,14 +207,14 @@ def sample(
     watched = _Watched(denoiser)
     observers = (on_step,) if callable(on_step) else tuple(on_step or ())
     events = steps(solver, watched, x, sigmas, generator=generator)
-    kept = list[Kept]()
+    trace = Trace()
     final = x
     for event in _bar(events, len(sigmas) - 1) if progress else events:
-        kept.append(Kept.of(event.interval, event.step.note or Note(Reason.PLAIN)))
+        trace.add(event.interval, event.step.note or Note(Reason.PLAIN))
         for observe in observers:
             observe(_copied(event))
         final = event.step.x
-    return SampleResult(final, records(kept), _stats(watched, [k.note for k in kept], len(x)), str(solver))
+    return SampleResult(final, trace.records(), _stats(watched, trace, len(x)), str(solver))
 
 
 def _planned(
@@ -360,23 +283,8 @@ def _bar(events: Iterator[Event], total: int) -> Iterable[Event]:
     return bar
 
 
-def records(kept: Sequence[Kept]) -> tuple[Record, ...]:
-    """The trace of these steps: every number in one transfer."""
-    tensors = [z for k in kept for z in (k.note.reason, *k.note.numbers.values()) if isinstance(z, Tensor)]
-    wide = torch.float32 if tensors and tensors[0].device.type == "mps" else torch.float64
-    flat = iter(torch.cat([z.reshape(-1).to(wide) for z in tensors]).tolist() if tensors else ())
-    return tuple(_record(k, flat) for k in kept)
-
-
-def _record(kept: Kept, flat: Iterator[float]) -> Record:
-    note = kept.note
-    reason = Reason(int(next(flat))) if isinstance(note.reason, Tensor) else note.reason
-    numbers = {name: tuple(islice(flat, z.numel())) if z.ndim else next(flat) for name, z in note.numbers.items()}
-    return Record(kept.index, kept.sigma, kept.sigma_next, reason.name.lower(), numbers)
-
-
-def _stats(watched: _Watched, notes: list[Note], batch: int) -> Stats:
-    spent, choice = [note.spent for note in notes], next((note.choice for note in notes if note.choice), None)
+def _stats(watched: _Watched, trace: Trace, batch: int) -> Stats:
+    spent, choice = trace.spent, trace.choice
     jvps, vjps = sum(s.jvps for s in spent), sum(s.vjps for s in spent)
     extra = sum(s.share * (s.jvps * choice.cost("jvp") + s.vjps * choice.cost("vjp")) for s in spent) if choice else 0.0
     nfe = watched.evaluations

@@ -27,7 +27,8 @@ from steindiff.errors import DerivativeWarning, InputError, NonFiniteError, Stei
 from steindiff.io.processes import Gather, alone
 from steindiff.noise import fresh_seed
 from steindiff.owning import Lender
-from steindiff.sampling import Generators, Kept, Record, records
+from steindiff.sampling import Generators
+from steindiff.trace import Record, Trace
 
 Scalar = float | Tensor
 StepFunction = Callable[[Tensor], Tensor]
@@ -218,7 +219,7 @@ class SteinDiff(nn.Module):
         elif generator is not None:
             self.estimator = self.estimator.seeded(tuple(map(fresh_seed, generator)))
         self.index = index
-        self._kept, self._warned, self._lend = list[Kept](), False, Lender()
+        self._trace, self._warned, self._lend = Trace(), False, Lender()
         return self
 
     @property
@@ -229,7 +230,7 @@ class SteinDiff(nn.Module):
         `sigma` is σ/α, and `sigma_next` is NaN, since no step is told where it leads. `noise_ratio` is σ̂/σ with
         σ̂² = E⟨u, x − αD⟩/E[∇·u], at steps that take a derivative and are given `denoised` too.
         """
-        return records(self._kept)
+        return self._trace.records()
 
     def compute_optimal_gamma(
         self,
@@ -283,7 +284,7 @@ class SteinDiff(nn.Module):
         given = _Given(x, candidate, alpha, sigma, step, denoised, linear, self.rule.mode, self._lend)
         at = self.index if index is None else index
         found = self._solve(given, at)
-        self._kept.append(Kept(at, given.level, math.nan, found.note))
+        self._trace.put(at, given.level, math.nan, found.note)
         self.index = at + 1
         start, end, gamma = (z.to(given.wide) for z in (x, found.candidate, found.decision.gamma))
         return torch.lerp(start, end, gamma).to(x.dtype)

@@ -16,7 +16,7 @@ from steindiff.denoisers import Denoiser
 from steindiff.diagnostics.jacobian import norms
 from steindiff.divergence import Estimator, Hutchinson
 from steindiff.errors import InputError
-from steindiff.sampling import Record
+from steindiff.trace import Record
 
 
 def noise_mismatch(

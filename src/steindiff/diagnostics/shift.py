@@ -40,9 +40,10 @@ from steindiff.errors import NonFiniteError, needs
 from steindiff.io.files import manifest, writable_folder, write_json
 from steindiff.metrics import EnergyTarget, Shares, Value, endpoint_rmse
 from steindiff.noise import initial_noise
-from steindiff.sampling import Event, Record, sample
+from steindiff.sampling import Event, sample
 from steindiff.solvers import Grid, Solver, UniPC
 from steindiff.study.testbed import Testbed, make
+from steindiff.trace import Record
 
 with needs("cli", "a diagnosis"):
     from tqdm.auto import tqdm

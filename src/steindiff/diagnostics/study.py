@@ -23,8 +23,9 @@ from steindiff.errors import NonFiniteError, needs, require
 from steindiff.io.files import manifest, writable_folder, write_json
 from steindiff.models import Model
 from steindiff.noise import initial_noise
-from steindiff.sampling import Event, Record, sample
+from steindiff.sampling import Event, sample
 from steindiff.solvers import Setting, Solver, UniPC
+from steindiff.trace import Record
 
 with needs("cli", "a diagnosis"):
     from tqdm.auto import tqdm
