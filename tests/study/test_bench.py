@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from commandline import run_command
-from steindiff import grids
+from steindiff import grids, models
 from steindiff.analytic import GaussianMixture
 from steindiff.cli.bench import configure
 from steindiff.corrections import CleanTarget, Energy
@@ -400,3 +400,28 @@ def test_two_processes_give_the_single_processs_numbers(study, tmp_path):
         for name in ("energy", "endpoint", "sliced"):
             assert other.values[name].value == pytest.approx(r.values[name].value, rel=1e-3, abs=1e-4)
         assert [t["gamma"] for t in other.trace] == pytest.approx([t["gamma"] for t in r.trace], rel=1e-3)
+
+
+def test_a_model_by_any_path_and_cells_by_any_name_are_the_same_cells(tmp_path, monkeypatch):
+    """Another spelling of a path, a link, a copy under another name: nothing is run again, and nothing is an error."""
+    tensors = {
+        "weights": torch.ones(2) / 2, "means": torch.tensor([[-0.5] * 4, [0.5] * 4]),
+        "loadings": torch.full((2, 4, 1), 0.1), "log_diagonal": torch.full((2, 4), -3.0),
+    }  # fmt: skip
+    file = models.save(tmp_path / "m.safetensors", tensors, {"kind": "factor_mixture", "name": "m", "event_shape": [4]})[0]
+    (tmp_path / "other.safetensors").symlink_to(file)
+    (tmp_path / "x").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = dataclasses.replace(SMALL, solvers=("ddim",), corrections=("none",), metrics=("endpoint",))
+    spellings = (str(file), "m.safetensors", "./m.safetensors", "x/../m.safetensors", "other.safetensors")
+    found, files = [], set[str]()
+    for spelling in spellings:
+        study = run_study(dataclasses.replace(config, beds=(spelling,)), tmp_path / "study", progress=False)
+        ((cell, result),) = study.results.items()
+        assert cell.bed == result.cell.bed == spelling
+        assert study.bed(spelling) is not None
+        found.append(result.values["endpoint"])
+        files |= {p.name for p in (tmp_path / "study" / "cells").rglob("*.safetensors")}
+    assert len(set(found)) == len(files) == 1
+    both = run_study(dataclasses.replace(config, beds=spellings[:2]), tmp_path / "study", progress=False)
+    assert len(both.results) == 2

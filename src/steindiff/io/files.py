@@ -133,8 +133,9 @@ def writable_folder(path: str | Path) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror}; choose another folder") from error
+    except (OSError, ValueError) as error:  # a path with a zero in it is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot make the folder {folder}: {reason}; choose another folder") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"the folder {folder} is not writable: change its permissions or choose another folder")
     return folder

@@ -66,7 +66,7 @@ def locked_file(path: str | Path) -> Iterator[Path]:
 @contextmanager
 def _lock(path: Path, what: str, other: str) -> Iterator[float | None]:
     """Hold a lock: since when, by the folder's own clock; None where another process holds it for this one."""
-    made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    made = [folder for folder in (path.parent, *path.parent.parents) if not os.path.exists(folder)]
     held = None
     try:
         held = processes.by_first(lambda: _acquired(path, what, other))
@@ -87,7 +87,7 @@ def _acquired(path: Path, what: str, other: str) -> FileLock | None:
         lock = FileLock(target, timeout=_WAIT, is_singleton=True)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error")  # filelock would go on with a file that a killed process leaves locked
+                warnings.simplefilter("error", UserWarning)  # filelock would go on with a lock that outlives a killed process
                 lock.acquire()
         except FileNotFoundError:
             continue  # who had the folder has just removed it, as it was empty

@@ -30,6 +30,11 @@ def file_name(*labels: str | int) -> str:
     return f"_{name}" if taken_amiss else name
 
 
+def cut(name: str) -> str:
+    """A name that is short enough for a file: a longer one ends in a digest of the whole."""
+    return name if len(name.encode()) <= LONGEST else _piece(name, LONGEST)
+
+
 def _piece(label: str, most: int) -> str:
     safe = re.sub(r"[^\w.()=,+-]+", "_", label).encode()
     if len(safe) <= most:

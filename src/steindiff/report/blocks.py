@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+from steindiff.io.names import cut
+
 
 class Markup(str):
     """One paragraph of Markdown, wherever a block holds text. Foreign names in it must pass through `markdown.escape`."""
@@ -125,10 +127,10 @@ def slug(text: str) -> str:
 
 
 def place(name: str) -> str:
-    """The path of a picture or a part, with each piece as `slug` has it.
+    """The path of a picture or a part below its report, with each piece as `slug` has it, and short enough for a file.
 
     Example:
         >>> place("figures/My model-nfe")
         'figures/my-model-nfe'
     """
-    return "/".join(map(slug, name.split("/")))
+    return "/".join(cut(slug(piece)) or "_" for piece in name.split("/"))

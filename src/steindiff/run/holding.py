@@ -18,7 +18,8 @@ from steindiff.io.files import read_json, write_json
 PARTS = ".parts"
 RECORD = f"{PARTS}/job.json"
 MANIFEST = "run.json"
-SUMMARY = ("grid.png", "samples.npz", "trace.jsonl")
+NPZ = "samples.npz"
+SUMMARY = ("grid.png", NPZ, "trace.jsonl")
 _OURS = re.compile(r"\d{6,}\.safetensors")
 
 
@@ -30,7 +31,8 @@ def owned(folder: Path) -> set[Path]:
     record, finished = folder / RECORD, is_ours(folder)
     names = _list(entry(record, "removing"))
     if record.exists():
-        names += [*SUMMARY, *_images(entry(record, "seeds"), entry(record, "subdirs"), entry(record, "png"))]
+        names += [name for name in SUMMARY if name != NPZ or entry(record, "npz") is not False]
+        names += _images(entry(record, "seeds"), entry(record, "subdirs"), entry(record, "png"))
     listed: list[Any] = [entry(folder / MANIFEST, "files") if finished else None]
     if finished:
         names.append(MANIFEST)

@@ -24,6 +24,7 @@ from steindiff.io.files import atomic, read_json
 from steindiff.io.images import Image, contact_sheet, save_png
 from steindiff.run.holding import (
     MANIFEST,
+    NPZ,
     PARTS,
     RECORD,
     SUMMARY,
@@ -104,7 +105,7 @@ class Output:
         """What is in this run's way and not ours: files of its names, and links where its folders should be."""
         seeds: list[int] = self.about["seeds"]
         images = [place(self.folder, seed, self.subdirs) for seed in seeds] if self.png else []
-        names = {*images, *(self.folder / name for name in (*SUMMARY, MANIFEST))}
+        names = {*images, *(self.folder / name for name in (*SUMMARY, MANIFEST) if self.npz or name != NPZ)}
         found = {path for path in names - ours if path.is_symlink() or path.exists()}
         found |= {below for below in {path.parent for path in images} - {self.folder} if below.is_symlink()}
         return {str(path.relative_to(self.folder)) for path in found}
@@ -112,7 +113,7 @@ class Output:
     def keep(self, batch: int, seeds: Sequence[int], images: Image, trace: Sequence[Any], stats: Any) -> None:
         """Write the PNGs of a batch, then its part. Raises InputError where the folder cannot be written to, or is full."""
         if not (self.folder / RECORD).exists():
-            files.write_json(self.folder / RECORD, self._record, seal=True)
+            files.write_json(self.folder / RECORD, {**self._record, "npz": self.npz}, seal=True)
         for seed, image in zip(seeds, images, strict=True) if self.png else ():
             save_png(place(self.folder, seed, self.subdirs), image)
         pixels = torch.from_numpy(np.ascontiguousarray(images))
@@ -125,7 +126,7 @@ class Output:
         few = np.stack(list(islice(chain.from_iterable(map(self._images, batches)), _SHOWN)))
         save_png(self.folder / "grid.png", contact_sheet(few, columns=8, scale=max(1, 64 // shape[1])))
         if self.npz:
-            write_npz(self.folder / "samples.npz", shape, map(self._images, batches))
+            write_npz(self.folder / NPZ, shape, map(self._images, batches))
         stats, written = [], dict[str, str]()
         with atomic(self.folder / "trace.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as file:
             for batch in batches:
@@ -133,7 +134,7 @@ class Output:
                 file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in known["trace"])
                 stats.append(known["stats"])
                 written |= known.get("files", {})
-        written |= self._listed(self.folder / name for name in SUMMARY if self.npz or name != "samples.npz")
+        written |= self._listed(self.folder / name for name in SUMMARY if self.npz or name != NPZ)
         files.write_json(
             self.folder / MANIFEST, files.manifest(**about, digest=self.key, stats=stats, files=written), seal=True
         )

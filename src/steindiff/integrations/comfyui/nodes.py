@@ -119,7 +119,9 @@ class SteindiffCalibrate:
     ) -> tuple[str]:
         """The path of the file. Raises InputError for a name that is a path, and as `kdiffusion.calibrate`."""
         require(re.fullmatch(r"[\w.-]+", name) is not None, "need letters, digits, '_', '-' and '.' only", name=name)
-        checked_name(name, "name")
+        path = Path(folder_paths.get_folder_paths(FOLDER)[0]) / f"{checked_name(name, 'name')}.safetensors"
+        if path.exists():
+            load_all(path)  # a file that holds no tables is refused before the work
         levels = model.get_model_object("model_sampling")
         sigmas = torch.tensor([float(levels.sigma_max), float(levels.sigma_min), 0.0])
         shape = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
@@ -128,7 +130,7 @@ class SteindiffCalibrate:
         sampler = comfy.samplers.KSAMPLER(fitted)
         given = {"disable_pbar": True, "seed": calibration_seed}
         comfy.sample.sample_custom(model, noise, cfg, sampler, sigmas, positive, negative, latents, **given)
-        return (str(_kept(fitted.table, Path(folder_paths.get_folder_paths(FOLDER)[0]) / f"{name}.safetensors")),)
+        return (str(_kept(fitted.table, path)),)
 
 
 @dataclass
