@@ -121,3 +121,17 @@ def test_any_other_file_is_a_value_error(tmp_path, make, reason):
     make(path)
     with pytest.raises(ValueError, match=reason):
         read_tensors(path, "x")
+
+
+def test_a_name_that_no_file_system_takes_is_one_line(tmp_path):
+    for name in ("x" * 300, "x." + "y" * 300):
+        with pytest.raises(InputError, match=r"cannot write .* too long"):
+            write_text(tmp_path / name, "")
+    with pytest.raises(InputError, match="cannot make the folder"):
+        writable_folder(tmp_path / "a\0b")
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_a_pair_is_escaped(tmp_path):
+    write_text(tmp_path / "file", "a\ud800b")
+    assert (tmp_path / "file").read_bytes() == b"a\\ud800b"

@@ -34,10 +34,11 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """
     target = Path(path)
     writable_folder(target.parent)
-    handle, name = tempfile.mkstemp(prefix=f".{target.stem[:40]}-", suffix=f".tmp{target.suffix}", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem[:40]}-", suffix=f".tmp{target.suffix}", dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         temporary.chmod(0o644)
         os.replace(temporary, target)
@@ -45,7 +46,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot write {target}: {reason}; free space or choose another folder") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
