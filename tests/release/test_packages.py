@@ -82,7 +82,7 @@ def test_the_metadata_are_those_of_the_project(built):
     assert found.get_payload().startswith("# steindiff\n")
 
 
-def test_the_core_needs_three_libraries_and_each_extra_its_own(built):
+def test_the_core_needs_four_libraries_and_each_extra_its_own(built):
     needs = _metadata(built[0]).get_all("Requires-Dist", [])
     extras: dict[str, set[str]] = {}
     for need in needs:
@@ -92,7 +92,7 @@ def test_the_core_needs_three_libraries_and_each_extra_its_own(built):
         extras.setdefault(extra[1] if extra else "", set()).add(name[0].lower())
     assert extras.pop("dev") > set().union(*(extras[name] for name in ("cli", "diffusers", "docs", "metrics", "train")))
     assert extras == {
-        "": {"torch", "numpy", "safetensors"},
+        "": {"torch", "numpy", "safetensors", "filelock"},
         "cli": {"typer", "rich", "markdown-it-py", "tqdm", "pillow", "matplotlib"},
         "diffusers": {"diffusers", "accelerate"},
         "docs": {"mkdocs-material", "mkdocstrings"},
