@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import json
 import math
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,9 @@ class _Run:
         require(both, need, null_class=config.null_class, label_dropout=recipe.label_dropout)
         self.recipe, self.options, self.outdir = recipe, options, outdir
         AcceleratorState._reset_state()  # of an earlier run in this process, whose precision would stay
-        self.accelerator = Accelerator(mixed_precision=recipe.precision, cpu=options.cpu)
+        # Left to itself, accelerate lets several processes without a GPU train one by one, each as the first.
+        together = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
+        self.accelerator = Accelerator(mixed_precision=recipe.precision, cpu=options.cpu or together)
         torch.manual_seed(recipe.seed)
         net = EDMPrecond(UNet(config), data.deviation)
         net(torch.zeros(1, *data.event_shape), torch.ones(1))  # refuses a resolution before anything is written
