@@ -1,6 +1,7 @@
 """Blocks in all three renderings: one emphasis, foreign text as it is, pictures and parts as files."""
 
 import io
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
@@ -92,3 +93,11 @@ def test_names_and_numbers():
     assert len(list(walk([Details("a", (Part("b", "c", (Text("d"),)),))]))) == 3
     assert [number(v) for v in (1234.5, float("nan"), None, 0.5)] == ["1.23e+03", "–", "–", "0.5"]
     assert shown(Value(0.5, 0.12), signed=True) == "+0.50 ± 0.12"
+
+
+def test_no_picture_lies_outside_its_report():
+    for name in ("../../x", "/etc/x", "..", "", "figures//x", "figures/" + "x" * 300):
+        path = PurePosixPath("report", place(name))
+        assert path.parts[0] == "report"
+        assert ".." not in path.parts
+        assert all(0 < len(piece.encode()) <= 200 for piece in path.parts)
