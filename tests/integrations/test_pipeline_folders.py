@@ -150,3 +150,31 @@ def test_damage_and_misuse_are_named(folders, tmp_path):
         load(folders / "ldm", prompt="a fox")
     with pytest.raises(InputError, match="only the folder of a text-to-image pipeline"):
         load("digits", prompt="a fox")
+
+
+@pytest.mark.parametrize(
+    ("part", "text", "reason"),
+    [
+        (
+            "unet/config.json",
+            '{"_class_name": "UNet2DModel", "layers_per_block": 10000000}',
+            "layers_per_block = 10000000: more than",
+        ),
+        ("unet/config.json", "[" * 100_000, "deeper than 64"),
+        ("scheduler/scheduler_config.json", '{"a": 1, "a": 2}', "the key 'a' twice"),
+        ("model_index.json", '{"_class_name": ' + "[" * 70 + "]" * 70 + "}", "deeper than 64"),
+        ("model_index.json", "[1]", ""),
+    ],
+    ids=["layers", "deep", "twice", "deep index", "list"],
+)
+def test_absurd_descriptions_are_refused(folders, tmp_path, part, text, reason):
+    shutil.copytree(folders / "ddpm", tmp_path / "bad")
+    (tmp_path / "bad" / part).write_text(text)
+    with pytest.raises(ModelFileError, match=rf"bad is no readable pipeline.*{reason}"):
+        load(tmp_path / "bad")
+
+
+def test_prompts_that_are_no_text_are_refused(folders, tmp_path):
+    (tmp_path / "prompts.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"prompts\.txt is no readable text"):
+        load(f"{folders / 'sd1'}@{tmp_path / 'prompts.txt'}")
