@@ -74,5 +74,6 @@ def _add(p: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: Any, t
 
 
 def _check(name: str, value: Any, least: float | None = None) -> None:
-    if least is not None and value is not None and not value >= least:
-        raise InputError(f"{_flag(name)} {value}: must be at least {least}")
+    for number in value if isinstance(value, tuple) else (value,):
+        if least is not None and number is not None and not number >= least:
+            raise InputError(f"{_flag(name)} {number}: must be at least {least}")

@@ -183,14 +183,14 @@ class _Job:
     def fine_runs(self, folder: Path | None) -> Trajectories:
         """The exact flow of all noises, made once in a folder."""
         path = None if folder is None else folder / "fine.safetensors"
-        if path is not None and path.exists():
+        if path is not None and _there(path):
             return self._read(path)
         with _bar("fine runs", self.options.steps, self.progress) as tick:
             law = trajectories(
                 self.bill.of(self.denoiser), self.noise, self.sigma_max, self.sigma_min, count=self.options.steps,
                 conditioned=self._conditioned, room=self.room, tick=lambda: tick(""),
             )  # fmt: skip
-        if path is not None:
+        if path is not None and processes.rank() == 0:
             about = {"levels": law.levels, "images": self.bill.images}
             files.write_tensors(path, {"states": law.states, "slopes": law.slopes, "weight": law.weight[None]}, about)
         return law
@@ -215,10 +215,10 @@ class _Job:
     def kept_table(self, parts: Sequence[Trajectories], nfe: int, folder: Path | None) -> Table:
         """The table of so many evaluations, made once in a folder."""
         path = None if folder is None else folder / f"{nfe}.safetensors"
-        if path is not None and path.exists():
+        if path is not None and _there(path):
             return Table.load(path)
         table = self.table(parts, nfe)
-        if path is not None:
+        if path is not None and processes.rank() == 0:
             table.save(path)
         return table
 
@@ -238,7 +238,8 @@ class _Job:
             found = renamed(refine(start, [fitted], [choosing], settings, tell), [fitted])
         found = replace(found, name=CALIBRATED)
         solver, verdict = gate.passed(found, gate.alternatives(nfe, setting), guarded)
-        cost = {"evaluated_images": self.bill.images - images, "of_fine_runs": fine}
+        evaluated = processes.gather(torch.tensor([self.bill.images - images])).sum()  # each process has billed its share
+        cost = {"evaluated_images": int(evaluated), "of_fine_runs": fine}
         report = files.manifest(
             kind="calibrated", nfe=nfe, sigma_max=self.sigma_max, sigma_min=self.sigma_min, sigma_data=setting.sigma_data,
             trajectories={"fitted": len(fitted.noise), "choosing": len(choosing.noise), "gate": len(guarded.noise)},
@@ -247,6 +248,11 @@ class _Job:
             seconds=round(time.perf_counter() - began, 1),
         )  # fmt: skip
         return Table(replace(solver, purpose=self.purpose), report)
+
+
+def _there(path: Path) -> bool:
+    """Whether there is such a file, as the first process sees it."""
+    return bool(processes.agreed(path.exists() if processes.rank() == 0 else None))
 
 
 def divided(noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:

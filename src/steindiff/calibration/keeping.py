@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from steindiff.errors import InputError
-from steindiff.io import folders
+from steindiff.io import folders, processes
 from steindiff.io.files import plain, read_tensors
 from steindiff.io.names import file_name
 from steindiff.solvers import Table
@@ -37,7 +37,9 @@ def keeping(path: Path) -> Iterator[Path]:
         if path.exists():
             load_all(path)
         yield work
-        _discard(work)
+        processes.barrier()
+        if processes.rank() == 0:
+            _discard(work)
 
 
 def _discard(work: Path) -> None:
@@ -62,11 +64,16 @@ def _is_ours(path: Path) -> bool:
 
 
 def kept_beside(path: Path, tables: Sequence[Table]) -> Path:
-    """Write tables to a file; what it holds for other networks, scales, ranges or numbers of evaluations stays in it."""
+    """Write tables to a file; what it holds for other networks, scales, ranges or numbers of evaluations stays in it.
+
+    Of several processes, the first writes.
+    """
     with folders.locked_file(path):
-        old = load_all(path) if path.exists() else []
-        mine = {_place(table) for table in tables}
-        return save_all(path, [*(table for table in old if _place(table) not in mine), *tables])
+        if processes.rank() == 0:
+            old = load_all(path) if path.exists() else []
+            mine = {_place(table) for table in tables}
+            save_all(path, [*(table for table in old if _place(table) not in mine), *tables])
+    return path
 
 
 def _place(table: Table) -> str:

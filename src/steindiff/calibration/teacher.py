@@ -13,6 +13,7 @@ from steindiff import grids
 from steindiff.calibration.memory import Room, runs_out
 from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError, NonFiniteError, require
+from steindiff.io import processes
 from steindiff.owning import Lender
 from steindiff.sampling import steps
 
@@ -25,6 +26,9 @@ Conditioned = Callable[[Tensor], Denoiser]
 @dataclass(frozen=True, eq=False)
 class InBatches:
     """A denoiser of many images that evaluates a few at a time, each with its own class or prompt.
+
+    Where several processes work together, each evaluates its share of the images, and all get all of them: calibrations that
+    run alike in every process then wait for a part of the network only.
 
     Args:
         denoiser: D(x, sigma), where one serves all images.
@@ -42,6 +46,14 @@ class InBatches:
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D(x, sigma), x (B, *event); sigma (). Raises InputError where memory runs out with the fewest images too."""
         index = torch.arange(len(x)) if self.index is None else self.index
+        if not processes.active() or self.room.least > 1:  # images that one evaluation must see together are not shared
+            return self._in_turn(x, sigma, index)
+        mine = processes.share(len(x))
+        own = slice(mine.start, mine.stop)
+        return processes.gather(self._in_turn(x[own], sigma, index[own]) if mine else x[:0])
+
+    def _in_turn(self, x: Tensor, sigma: Tensor, index: Tensor) -> Tensor:
+        """D of these images, as many at a time as there is room for."""
         parts, done = list[Tensor](), 0
         while done < len(x):
             some = slice(done, done + self.room.most)

@@ -7,7 +7,8 @@ Examples:
   steindiff calibrate --model my/model.safetensors --nfe 3-10 --trajectories 32 --out my/tables/model.safetensors
 
 A table in the folder `tables` beside a model file is what solver auto takes. Several scales of guidance serve what lies between
-two of them. Killed at any moment, the same command goes on.
+two of them. Killed at any moment, the same command goes on. Several processes share the network's evaluations:
+  torchrun --nproc_per_node=2 -m steindiff calibrate --model cifar10 --nfe 5 --out outputs/cifar10.safetensors
 """
 
 import math
@@ -39,6 +40,7 @@ def calibrate_command(
     """Fit a table of coefficients for each number of evaluations to the network's own fine runs, and say what it gains."""
     from steindiff import report
     from steindiff.calibration.keeping import keeping, kept_beside
+    from steindiff.io import processes
     from steindiff.run import parse_seeds
     from steindiff.study import testbed
     from steindiff.study.calibrating import calibrate_bed, calibrate_guided
@@ -46,13 +48,16 @@ def calibrate_command(
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out}: tables are .safetensors files; give a name that ends so")
     numbers = parse_seeds(nfe)
-    with keeping(out) as work:
+    with processes.joined(device), keeping(out) as work:
+        place = processes.local_device(device)
         how: dict[str, Any] = {"sigma_max": sigma_max, "sigma_min": sigma_min, "work": work, "progress": True}
         if guidance is None:
-            tables = calibrate_bed(testbed.make(model, device), numbers, trajectories, **how)
+            tables = calibrate_bed(testbed.make(model, place), numbers, trajectories, **how)
         else:
-            tables = calibrate_guided(model, _scales(guidance), numbers, trajectories, device=device, **how)
+            tables = calibrate_guided(model, _scales(guidance), numbers, trajectories, device=place, **how)
         kept_beside(out, tables)
+        if processes.rank() > 0:
+            return
     console = report.console()
     for table in tables:
         console.print(escape(_line(table)), highlight=False)
