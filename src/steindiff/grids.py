@@ -14,6 +14,7 @@ from steindiff.errors import InputError, require
 from steindiff.schedules import Schedule, VPLinear
 from steindiff.specs import Registry
 
+_MOST = 10**6
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 """The ends of EDM's grid (Karras et al. 2022, Table 1), the default of every grid and of the noise that a run starts from."""
 
@@ -82,17 +83,30 @@ def make(spec: str, n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIG
     return Registry("grid", Tensor, shapes).make(spec)
 
 
+def check_dense(name: str, x: object) -> None:
+    """Raise InputError for anything but a dense tensor of real floating-point numbers that has its data."""
+    if not isinstance(x, Tensor):
+        raise InputError(f"{name} is {type(x).__name__}: need a tensor")
+    if x.is_nested or x.layout is not torch.strided or x.is_quantized or not x.is_floating_point():
+        kind = "nested" if x.is_nested else f"{x.layout}, {x.dtype}"
+        raise InputError(f"{name} is {kind}: need a dense tensor of real floating-point numbers, float32 or float64")
+    if x.is_meta:
+        raise InputError(f"{name} is on the device meta, and has no numbers: make it on a device that holds data, such as cpu")
+
+
 def validate(sigmas: Tensor) -> Tensor:
     """Return the grid in float64 if it is 1-D, finite, strictly decreasing and positive (its last value may be 0).
 
     Raises:
         InputError: the grid is not; the error names the first offending value and its position.
     """
-    if not isinstance(sigmas, Tensor) or sigmas.ndim != 1 or len(sigmas) < 2:
-        shape = tuple(sigmas.shape) if isinstance(sigmas, Tensor) else type(sigmas).__name__
+    if not isinstance(sigmas, Tensor) or sigmas.is_nested or sigmas.ndim != 1 or len(sigmas) < 2:
+        plain = isinstance(sigmas, Tensor) and not sigmas.is_nested
+        shape = tuple(sigmas.shape) if plain else type(sigmas).__name__
         raise InputError(f"sigmas of shape {shape}: need a 1-D tensor of n+1 ≥ 2 noise levels for n steps")
-    if not sigmas.is_floating_point():
+    if sigmas.layout is torch.strided and not sigmas.is_floating_point():
         raise InputError(f"sigmas has dtype {sigmas.dtype}: need floating point, float64 preferred (sigmas.double())")
+    check_dense("sigmas", sigmas)
     values = sigmas.detach().to("cpu", torch.float64)
     _refuse(~torch.isfinite(values), values, "is not finite")
     positive = values > 0
@@ -111,6 +125,7 @@ def _refuse(bad: Tensor, values: Tensor, why: str) -> None:
 def _check(n: object, sigma_min: float, sigma_max: float) -> None:
     if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise InputError(f"n={n!r} steps: need a whole number, at least 1")
+    require(n <= _MOST, f"no run has more than {_MOST} steps: take fewer", n=n)
     ordered = 0 < sigma_min < sigma_max < float("inf")
     require(ordered, "need 0 < sigma_min < sigma_max < inf", sigma_min=sigma_min, sigma_max=sigma_max)
 

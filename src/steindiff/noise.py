@@ -5,7 +5,8 @@ correction come from streams of their own, so switching it on never changes the 
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Sized
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from steindiff.errors import InputError, require
 from steindiff.grids import SIGMA_MAX
 
 _MASK = 2**64 - 1
+_DEVIATIONS = 16
+"""No normal number in float64 is as many deviations from 0."""
 
 
 def mix(*values: int) -> int:
@@ -63,11 +66,18 @@ def initial_noise(
     """x = σ_max ε, one image per seed, in VE coordinates; (len(seeds), *event_shape).
 
     Drawn in float64 and cast, so that every dtype sees the same noise. Raises InputError without seeds or sizes, for sizes
-    below 1, and unless 0 < sigma_max < ∞.
+    below 1, for another dtype, and unless sigma_max is above 0 and the dtype can hold its noise.
     """
+    require(isinstance(seeds, Sized), "need a list of seeds, one per image, such as range(8)", seeds=seeds)
+    require(isinstance(event_shape, Iterable), "need the sizes of an image, such as (3, 32, 32)", event_shape=event_shape)
     event = tuple(event_shape)
     require(len(seeds) > 0, "need at least one image", seeds=seeds)
-    possible = event and min(event) > 0 and 0 < sigma_max < float("inf")
+    whole = all(isinstance(n, Integral) for n in event)
+    possible = event and whole and min(event) > 0 and 0 < sigma_max < float("inf")
     require(bool(possible), "need sizes ≥ 1 and 0 < sigma_max < inf", event_shape=event, sigma_max=sigma_max)
+    need = "need float32 or another dtype of real floating-point numbers"
+    require(isinstance(dtype, torch.dtype) and dtype.is_floating_point, need, dtype=dtype)
+    most = torch.finfo(dtype).max / _DEVIATIONS
+    require(sigma_max <= most, f"the largest level that {dtype} holds with its noise is {most:.3g}", sigma_max=sigma_max)
     draws = [torch.randn(event, generator=g, dtype=torch.float64) for g in generators(seeds)]
     return (sigma_max * torch.stack(draws)).to(dtype=dtype, device=device)

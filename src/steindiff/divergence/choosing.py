@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steindiff.denoisers import Denoiser
+from steindiff.denoisers import Denoiser, Pure
 from steindiff.divergence.products import METHODS, Options, dot, linearise
 from steindiff.errors import SteindiffError
 
@@ -56,7 +56,7 @@ def choose(
     Raises:
         SteindiffError: none of them works.
     """
-    z = x[:samples].detach()
+    z, denoiser = x[:samples].detach(), Pure(denoiser)
     v, quotients = torch.ones_like(z), _quotients(denoiser, z, sigma)
     costs: dict[str, float | None] = {}
     notes, values = dict[str, str](), dict[str, Tensor]()

@@ -3,6 +3,7 @@
 Products come one by one, or for a block of probes in one pass (vmap over the probes: the primal is evaluated once).
 """
 
+import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from steindiff.errors import SteindiffError
 
 METHODS = ("vjp", "jvp", "fd")
+_FORWARD = threading.RLock()
+"""Torch has one level of forward-mode derivatives for all threads, and refuses a second: threads take turns at it."""
 A = TypeVar("A")
 Map = Callable[[Tensor], tuple[Tensor, A]]
 """g(x) -> (value, whatever else was computed on the way)."""
@@ -94,10 +97,11 @@ class _Jvp(Products[A]):
 
     def __init__(self, g: Map[A], x: Tensor, options: Options) -> None:
         super().__init__(g, x, options)
-        _load_forward_rules()
+        with _FORWARD:
+            _load_forward_rules()
 
     def one(self, v: Tensor) -> Tensor:
-        with torch.no_grad(), _unfused(), forward_ad.dual_level():
+        with _FORWARD, torch.no_grad(), _unfused(), forward_ad.dual_level():
             value, aux = self.g(forward_ad.make_dual(fresh(self.x).clone(), v))  # a clone: x may be expanded
             tangent: Tensor | None = forward_ad.unpack_dual(value).tangent
             if tangent is None:
@@ -122,7 +126,7 @@ class _Jvp(Products[A]):
             _, *rest = torch.func.jvp(g, (fresh(self.x).clone(),), (v,), has_aux=True)
             return rest[0], rest[1]
 
-        with torch.no_grad(), _unfused():
+        with _FORWARD, torch.no_grad(), _unfused():
             # None: the primal is the same for all probes.
             products, leaves = torch.func.vmap(push, out_dims=(0, None))(block)  # type: ignore[arg-type]
         self.primals, self.jvps = self.primals + 1, self.jvps + len(block)

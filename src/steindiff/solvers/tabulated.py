@@ -9,6 +9,7 @@ without values is a *free* step, x' − m = a (x − m), which evaluates nothing
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -65,7 +66,8 @@ class Tabulated(Multistep):
         known = 0
         for i, row in enumerate(self.rows):
             known += bool(row.values)
-            require(all(map(math.isfinite, (row.a, *row.values))), f"the weights of step {i} are not finite", row=tuple(row))
+            real = all(isinstance(w, Real) and math.isfinite(w) for w in (row.a, *row.values))
+            require(real, f"the weights of step {i} are not finite real numbers", row=tuple(row))
             require(len(row.values) <= known, f"step {i} has {known} values by then", values=len(row.values))
 
     def __repr__(self) -> str:
