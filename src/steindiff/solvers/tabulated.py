@@ -66,8 +66,11 @@ class Tabulated(Multistep):
         known = 0
         for i, row in enumerate(self.rows):
             known += bool(row.values)
-            real = all(isinstance(w, Real) and math.isfinite(w) for w in (row.a, *row.values))
-            require(real, f"the weights of step {i} are not finite real numbers", row=tuple(row))
+            require(
+                all(map(_is_finite, (row.a, *row.values))),
+                f"the weights of step {i} are not finite real numbers",
+                row=tuple(row),
+            )
             require(len(row.values) <= known, f"step {i} has {known} values by then", values=len(row.values))
 
     def __repr__(self) -> str:
@@ -175,3 +178,7 @@ class Tabulated(Multistep):
     def _at_mean(self, x: Tensor) -> Tensor:
         """What stands for the denoised value of a free step: m."""
         return x.new_zeros(x.shape) if self.mean is None else self.mean.to(x).expand_as(x)
+
+
+def _is_finite(weight: object) -> bool:
+    return isinstance(weight, Real) and math.isfinite(float(weight))
