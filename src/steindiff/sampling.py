@@ -205,7 +205,7 @@ def sample(
         NonFiniteError: the network's output or the last state is not finite; the error names the step and σ.
     """
     _check_denoiser(denoiser)
-    grids.check_dense("x", x)
+    _check_kind(x)
     solver, sigmas = _planned(make(solver), denoiser, x, sigmas, nfe, setting)
     watched = _Watched(denoiser)
     observers = (on_step,) if callable(on_step) else tuple(on_step or ())
@@ -235,13 +235,17 @@ def _check_denoiser(denoiser: object) -> None:
         raise InputError(f"the denoiser is {type(denoiser).__name__}: give a function D(x, sigma), such as model.denoiser")
 
 
-def _check_state(x: Tensor, sigma: float) -> None:
+def _check_kind(x: object) -> None:
     if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise InputError(
             f"x is {got}: the state must be float32 or float64 (x.float()); a network's own dtype is the adapter's"
         )
     grids.check_dense("x", x)
+
+
+def _check_state(x: Tensor, sigma: float) -> None:
+    _check_kind(x)
     if x.ndim < 2 or x.shape[0] == 0 or x[0].numel() == 0:
         raise InputError(f"x of shape {tuple(x.shape)}: need a batch of at least one, (B, *event) with B ≥ 1")
     square = float(x.detach().square().mean())
