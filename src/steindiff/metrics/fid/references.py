@@ -158,6 +158,7 @@ def read_reference(path: str | Path) -> Reference:
 
 
 def _numbers(name: str, value: np.ndarray) -> Tensor:
-    """An array as float64. Raises InputError for one that holds no real numbers."""
-    require(value.dtype.kind in "iuf", "need real numbers", **{name: str(value.dtype)})
+    """An array as float64. Raises TypeError for one that holds no real numbers."""
+    if value.dtype.kind not in "iuf":
+        raise TypeError(f"{name} is {value.dtype}: need real numbers")
     return torch.from_numpy(value.astype(np.float64))
