@@ -7,11 +7,19 @@ from pathlib import Path
 import torch
 
 import steindiff as sd
+from steindiff import models
 from steindiff.analytic import GaussianMixture
 from steindiff.corrections.bands import RandomBands
 from steindiff.errors import NonFiniteError
 from steindiff.io import processes
+from steindiff.metrics import JudgeFiles
+from steindiff.metrics.fid.extractors import Inception
+from steindiff.models.datasets import ImageSet
 from steindiff.noise import generators
+from steindiff.study.evaluate import evaluate
+from steindiff.study.evaluation import Settings
+from steindiff.study.judge import judge_images
+from steindiff.study.judging import Job
 
 RULES = {
     "clamped": ("dpmpp_2m", sd.rules.CleanTarget(gamma_max=1.0)),
@@ -39,12 +47,42 @@ def summary(result):
     return {"x": result.x.tolist(), "trace": [{"reason": r.reason, "numbers": r.numbers} for r in result.trace]}
 
 
+def scored(folder, reference):
+    """The numbers of a score, and how many images this process's network has seen."""
+    seen = []
+    features = Inception._features
+    Inception._features = lambda self, images: seen.append(len(images)) or features(self, images)
+    files = (JudgeFiles("inception", str(folder / "tiny.pt")),)
+    places = {"images": str(folder / "images.npz"), "real": str(folder / "real.npz"), "write_reference": reference}
+    job = Job(files, **places, groups=5, batch=8, few=True)
+    try:
+        lines = judge_images(job).judgements[0].lines
+    finally:
+        Inception._features = features
+    return {"numbers": [tuple(value) for line in lines for value in (line.value, line.real)], "seen": sum(seen)}
+
+
+def quality(folder, together):
+    """The energy distances of an evaluation; none on the second process."""
+    train, held = (ImageSet(pixels(seed, 24), None, (), f"set {seed}") for seed in (1, 2))
+    settings = Settings(9, runs=("dpmpp_2m-2",), features="none", batch=4, chunk=5, groups=2)
+    found = evaluate(models.load("digits"), train, held, settings, folder, progress=False, together=together)
+    return [row.train.energy.value for row in found.rows]
+
+
+def pixels(seed, n):
+    """(n, 1, 8, 8) uint8."""
+    return torch.randint(256, (n, 1, 8, 8), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+
+
 def main(folder):
     with processes.joined():
         rank, mine = processes.rank(), processes.share(BATCH)
         found = {name: summary(run(name, mine, processes.gather)) for name in RULES}
         found["seeds"] = list(mine)
         found["failure"] = broken()
+        found["score"] = scored(folder, folder / "reference.npz")
+        found["quality"] = quality(folder / "quality", together=True)
         found["threads"] = threads()
     found["left"] = threads()
     (folder / f"{rank}.json").write_text(json.dumps(found))

@@ -9,6 +9,8 @@ try:
         from steindiff.cli.app import main
 except MissingLibraryError as error:
     sys.exit(f"error: {error}")
+except KeyboardInterrupt:
+    sys.exit(130)
 
 __all__ = ["main"]
 

@@ -73,11 +73,15 @@ def needs(extra: str, what: str) -> Iterator[None]:
         raise MissingLibraryError(f"{what} needs {library}: pip install 'steindiff[{extra}]'") from error
 
 
+MOST, MOST_SEED = 10**9, 2**62
+
+
 def at_least(config: Any, least: Mapping[str, float]) -> None:
-    """Raise InputError for a field below its least value; None is no value."""
+    """Raise InputError for a field below its least value, and for a whole number that nothing can count; None is no value."""
     for name, low in least.items():
-        value = getattr(config, name)
+        value, most = getattr(config, name), MOST_SEED if name.endswith("seed") else MOST
         require(value is None or value >= low, f"must be at least {low}", **{name: value})
+        require(not isinstance(value, int) or value <= most, f"must be at most {most:,}", **{name: value})
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:

@@ -14,7 +14,7 @@ from steindiff.errors import InputError, require
 from steindiff.schedules import Schedule, VPLinear
 from steindiff.specs import Registry
 
-_MOST = 10**6
+MOST_STEPS = 10**6
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 """The ends of EDM's grid (Karras et al. 2022, Table 1), the default of every grid and of the noise that a run starts from."""
 
@@ -26,7 +26,7 @@ def karras(n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, r
     """
     _check(n, sigma_min, sigma_max)
     require(rho > 0, "need rho > 0 (EDM uses 7)", rho=rho)
-    return _pin(_ramp(n, sigma_max ** (1 / rho), sigma_min ** (1 / rho)) ** rho, sigma_min, sigma_max)
+    return _pin(_ramp(n, sigma_max ** (1 / rho), sigma_min ** (1 / rho)) ** float(rho), sigma_min, sigma_max)
 
 
 def log_snr(n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX) -> Tensor:
@@ -123,7 +123,7 @@ def _refuse(bad: Tensor, values: Tensor, why: str) -> None:
 def _check(n: object, sigma_min: float, sigma_max: float) -> None:
     if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise InputError(f"n={n!r} steps: need a whole number, at least 1")
-    require(n <= _MOST, f"no run has more than {_MOST} steps: take fewer", n=n)
+    require(n <= MOST_STEPS, f"no run has more than {MOST_STEPS} steps: take fewer", n=n)
     ordered = 0 < sigma_min < sigma_max < float("inf")
     require(ordered, "need 0 < sigma_min < sigma_max < inf", sigma_min=sigma_min, sigma_max=sigma_max)
 

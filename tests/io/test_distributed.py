@@ -2,15 +2,21 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import two_processes
+from steindiff.errors import InputError
 from steindiff.io import processes
+from steindiff.io.files import sha256
+from tiny_inception import Tiny, save
 
 SCRIPT = Path(two_processes.__file__)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
@@ -20,10 +26,14 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
+    torch.manual_seed(0)
+    save(folder / "tiny.pt", Tiny())
+    for name, seed, n in (("images", 0, 30), ("real", 1, 70)):
+        np.savez(folder / f"{name}.npz", arr_0=np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads((folder / f"{rank}.json").read_text()) | {"folder": folder} for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +58,55 @@ def test_two_processes_give_what_one_gives(both, script, name):
     decided = "eta_raw" if name == "energy" else "gamma_raw"
     pairs = zip(share["trace"], alone["trace"], strict=True)
     assert any(a["numbers"][decided] != pytest.approx(b["numbers"][decided], abs=1e-6) for a, b in pairs)
+
+
+def test_a_score_is_shared_out_and_its_numbers_are_those_of_one_process(both, script):
+    folder = both[0]["folder"]
+    alone = script.scored(folder, folder / "alone.npz")
+    for part in both:
+        for mine, whole in zip(part["score"]["numbers"], alone["numbers"], strict=True):
+            assert mine == pytest.approx(whole, rel=1e-6)
+    seen = [part["score"]["seen"] for part in both]
+    assert max(seen) < 0.6 * alone["seen"]  # all but the noise by which its dimension is known
+    note = json.loads((folder / "reference.npz.json").read_text())
+    assert note["reference_sha256"] == sha256(folder / "reference.npz")
+
+
+def test_an_evaluation_is_drawn_together_and_measured_once(both, script, tmp_path):
+    assert both[0]["quality"] == pytest.approx(script.quality(tmp_path, together=False), rel=1e-2)
+    assert both[1]["quality"] == []
+
+
+ENVIRONMENTS = {
+    "no rank": ({"WORLD_SIZE": "2"}, "lacks RANK: start the processes by torchrun, or unset WORLD_SIZE"),
+    "no address": ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "29500"}, "lacks MASTER_ADDR"),
+    "no number": ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE='two': need a whole number"),
+    "no rank of it": ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_PORT": "1", "MASTER_ADDR": "x"}, "ranks are below WORLD_SIZE"),
+    "no port": ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "70000", "MASTER_ADDR": "x"}, "need a port"),
+}
+
+
+@pytest.mark.parametrize("case", ENVIRONMENTS)
+def test_an_environment_that_no_launcher_makes_is_refused(monkeypatch, case):
+    environment, said = ENVIRONMENTS[case]
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=said), processes.joined():
+        pass
+
+
+def test_processes_that_do_not_come_are_not_waited_for_without_end(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes, "_MEETING", timedelta(seconds=1))
+    with pytest.raises(InputError, match=rf"the 2 processes did not meet at 127.0.0.1:{port} "), processes.joined():
+        pass
+    assert not processes.active()
 
 
 def test_shares_are_blocks_that_cover_the_batch(both):

@@ -199,11 +199,16 @@ def test_two_processes_make_what_one_makes_and_no_option_is_lost(tmp_path):
 def test_a_worker_that_is_killed_ends_the_run_and_one_process_goes_on(tmp_path):
     folder = tmp_path / "run"
     words = launched(*command(folder, "0-79", "--no-png"))
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT) as process:
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=said, env=ENVIRONMENT)
         wait_for_parts(process, folder, 3)
         workers = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
         os.kill(int(workers.split()[-1]), signal.SIGKILL)
         assert process.wait(120) != 0
+    lines = [line for line in (tmp_path / "said").read_text().splitlines() if line.startswith("stopped:")]
+    assert lines == [
+        "stopped: told to end, by a launcher whose other process has died, or by the system: what is finished is kept"
+    ]
     assert 3 <= len(parts_in(folder)) < 40
     assert not (folder / "run.json").exists()
     whole = generate(MANY, tmp_path / "whole", png=False)

@@ -21,6 +21,7 @@ import typer
 from steindiff.cli.derive import options_of
 from steindiff.cli.options import Device, Dinov2, Dinov2Reference, Inception, InceptionReference, Threads, judges, use_threads
 from steindiff.errors import unknown_name
+from steindiff.io.streams import say
 from steindiff.report.paper import MODELS, check
 from steindiff.study.grid import FLAGS, METRICS, PRESETS, Config, read_config
 from steindiff.study.testbed import names as bed_names
@@ -58,7 +59,7 @@ def bench_command(
             return
         about = manifest(device=device, rerun=shlex.join(["steindiff", *sys.argv[1:]]))
         write_report(outdir, found, about, paper_model)
-        typer.echo(f"everything is in {outdir}: report.md, report.html, cells/")
+        say(f"everything is in {outdir}: report.md, report.html, cells/")
 
 
 def configure(preset: str, file: Path | None, changes: Mapping[str, Any]) -> Config:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from steindiff.cli.options import Device
 from steindiff.errors import InputError
+from steindiff.io.streams import say
 from steindiff.solvers import Table
 
 
@@ -30,7 +30,7 @@ def calibrate_command(
     guidance: Annotated[
         str | None, typer.Option(help="Scales of guidance, for a model with a null class: 3 or 1,2,3,5,8.")
     ] = None,
-    trajectories: Annotated[int, typer.Option(help="The number of noises; 16 already do.", min=1)] = 64,
+    trajectories: Annotated[int, typer.Option(help="The number of noises; 16 already do.", min=1, max=1_000_000)] = 64,
     sigma_max: Annotated[float | None, typer.Option(help="The highest noise level; by default 80, or the model's own.")] = None,
     sigma_min: Annotated[
         float | None, typer.Option(help="The lowest noise level, above 0; by default 0.002, or the model's own.")
@@ -38,16 +38,15 @@ def calibrate_command(
     device: Device = "cpu",
 ) -> None:
     """Fit a table of coefficients for each number of evaluations to the network's own fine runs, and say what it gains."""
-    from steindiff import report
     from steindiff.calibration.keeping import keeping, kept_beside
     from steindiff.io import processes
-    from steindiff.run import parse_seeds
+    from steindiff.run import parse_numbers
     from steindiff.study import testbed
     from steindiff.study.calibrating import calibrate_bed, calibrate_guided
 
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out}: tables are .safetensors files; give a name that ends so")
-    numbers = parse_seeds(nfe)
+    numbers = parse_numbers(nfe, "--nfe", 1000)
     with processes.joined(device), keeping(out) as work:
         place = processes.local_device(device)
         how: dict[str, Any] = {"sigma_max": sigma_max, "sigma_min": sigma_min, "work": work, "progress": True}
@@ -58,10 +57,9 @@ def calibrate_command(
         kept_beside(out, tables)
         if processes.rank() > 0:
             return
-    console = report.console()
     for table in tables:
-        console.print(escape(_line(table)), highlight=False)
-    console.print(f"{len(tables)} tables in [bold]{escape(str(out))}[/bold]", highlight=False)
+        say(_line(table))
+    say(f"{len(tables)} tables in {out}")
 
 
 def _scales(text: str) -> list[float]:

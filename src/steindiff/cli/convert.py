@@ -14,8 +14,9 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
+from steindiff.io.streams import one_line, say
 from steindiff.models import Model
 
 Stored = Literal["float16", "float32"]
@@ -38,10 +39,9 @@ def convert_command(
 
     if trust_pickle:
         warning = f"--trust-pickle runs the program in {pickle}: whoever made that file can now do here whatever you can"
-        Console(stderr=True).print(f"[bold red]warning:[/bold red] {escape(warning)}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(Text.assemble(("warning:", "bold red"), " ", one_line(warning)), soft_wrap=True)
     done = convert(pickle, out, name=name, dtype=dtype, overwrite=overwrite, trust=trust_pickle)
-    console = Console()
-    console.print(f"{done.model.path}: {_said(done.model, done.numbers)}", markup=False, highlight=False, soft_wrap=True)
+    say(f"{done.model.path}: {_said(done.model, done.numbers)}")
 
 
 def _said(model: Model, numbers: int) -> str:

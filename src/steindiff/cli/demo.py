@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from steindiff.cli.options import ReportFolder
+from steindiff.io.streams import say
 
 
 def demo_command(
@@ -30,4 +31,4 @@ def demo_command(
     terminal = console()
     with claimed(outdir, CLAIM):
         write_report(outdir, run_demo(outdir, nfe=nfe, samples=samples, first_seed=seed), terminal)
-    terminal.print(f"everything is in [bold]{outdir}[/bold]: report.md, report.html, pictures, results.json, run.json")
+    say(f"everything is in {outdir}: report.md, report.html, pictures, results.json, run.json")

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from steindiff.cli.derive import FLAGS, options_of
 from steindiff.cli.options import ReportFolder
 from steindiff.diagnostics.setup import Setup, configure, configure_shift
 from steindiff.io.folders import claimed
+from steindiff.io.streams import say
 
 if TYPE_CHECKING:
     from steindiff.report.blocks import Block
@@ -38,10 +38,8 @@ def diagnose_command(
     from steindiff import report
 
     seconds, blocks = (_shift if shift else _steps)(outdir, preset, all_solvers, given)
-    console = report.console()
-    report.show(console, blocks)
-    files = "report.md, report.html, pictures, results.json, run.json"
-    console.print(f"{seconds:.0f} s; everything is in [bold]{escape(str(outdir))}[/bold]: {files}", highlight=False)
+    report.show(report.console(), blocks)
+    say(f"{seconds:.0f} s; everything is in {outdir}: report.md, report.html, pictures, results.json, run.json")
 
 
 def _steps(outdir: Path, preset: str, all_solvers: bool, given: dict[str, Any]) -> tuple[float, "list[Block]"]:

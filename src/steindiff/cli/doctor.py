@@ -17,12 +17,13 @@ from typing import Annotated
 import typer
 
 from steindiff.cli.options import Device
+from steindiff.io.processes import local_device
 
 
 def doctor_command(
     model: Annotated[str | None, typer.Option(help="The model to examine; without one, only the machine.")] = None,
     nfe: Annotated[str, typer.Option(help="Numbers of evaluations for which solver auto is asked: 5 or 3,5-10.")] = "3-6,8,10",
-    images: Annotated[int, typer.Option(help="The number of images that the examination draws.", min=2)] = 16,
+    images: Annotated[int, typer.Option(help="The number of images that the examination draws.", min=2, max=1_000_000)] = 16,
     device: Device = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
@@ -30,17 +31,17 @@ def doctor_command(
     from steindiff import report
     from steindiff.diagnostics.doctor import examine, machine
     from steindiff.report.doctor import examination_blocks, machine_blocks, verdict
-    from steindiff.run import parse_seeds
+    from steindiff.run import parse_numbers
     from steindiff.study import testbed
 
     facts, found = machine(), None
     if model is not None:
-        bed = testbed.make(model, device)
-        found = examine(bed.denoiser_for(range(images)), bed.setting, parse_seeds(nfe), images, device)
+        bed = testbed.make(model, local_device(device))
+        found = examine(bed.denoiser_for(range(images)), bed.setting, parse_numbers(nfe, "--nfe", 1000), images, device)
     if as_json:
         machine_found = {fact.what: fact.value for fact in facts}
         of_model = None if found is None else {**asdict(found), "sound": found.sound, "verdict": verdict(found)}
-        typer.echo(json.dumps({"machine": machine_found, "model": of_model}, default=str))
+        print(json.dumps({"machine": machine_found, "model": of_model}, default=str))
     else:
         console = report.console()
         report.show(console, machine_blocks(facts))

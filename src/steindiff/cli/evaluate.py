@@ -18,7 +18,9 @@ from steindiff import models, report
 from steindiff.cli.derive import options_of
 from steindiff.cli.options import Threads, use_threads
 from steindiff.errors import require
+from steindiff.io import processes
 from steindiff.io.folders import claimed
+from steindiff.io.streams import say
 from steindiff.models import Model
 from steindiff.models.datasets import ImageSet, load_pair
 from steindiff.report.evaluate import CLAIM, blocks, write
@@ -37,17 +39,22 @@ def evaluate_command(
     threads: Threads = 0,
     **given: Any,
 ) -> None:
-    """Measure energy and Fréchet distances of samples to training and held-out images, beside those between real images."""
+    """Measure energy and Fréchet distances of samples to training and held-out images, beside those between real images.
+
+    Several processes share out the drawing: `torchrun --nproc_per_node=2 -m steindiff evaluate …`.
+    """
     use_threads(threads)
-    settings = Settings(**given)
-    loaded = models.load(model, device=settings.device)
-    with claimed(outdir, CLAIM):
-        train, held = load_data(loaded, data, held_out, progress=True)
-        found = evaluate(loaded, train, held, settings, outdir)
-        write(outdir, found)
-    console = report.console()
-    report.show(console, blocks(found))
-    console.print(f"everything is in [bold]{outdir}[/bold]: quality.md, quality.json, samples.png", highlight=False)
+    with processes.joined(given["device"]):
+        settings = Settings(**given)
+        loaded, first = models.load(model, device=settings.device), processes.rank() == 0
+        with claimed(outdir, CLAIM):
+            train, held = load_data(loaded, data, held_out, progress=first)
+            found = evaluate(loaded, train, held, settings, outdir, together=processes.active())
+            if first:
+                write(outdir, found)
+        if first:
+            report.show(report.console(), blocks(found))
+            say(f"everything is in {outdir}: quality.md, quality.json, samples.png")
 
 
 def load_data(model: Model, data: str, held_out: str, progress: bool = False) -> tuple[ImageSet, ImageSet]:

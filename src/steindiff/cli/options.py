@@ -1,11 +1,13 @@
 """The options that several commands share and no configuration has."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
+from steindiff.errors import require
 from steindiff.metrics import JudgeFiles
 
 Device = Annotated[
@@ -25,6 +27,9 @@ def judges(**named: tuple[Path | str | None, Path | None]) -> tuple[JudgeFiles, 
 
 
 def use_threads(count: int) -> None:
-    """Let torch compute with so many CPU threads; 0 changes nothing."""
+    """Let torch compute with so many CPU threads; 0 changes nothing. Raises InputError beyond four for each processor."""
     if count:
+        most = 4 * (os.cpu_count() or 1)
+        need = f"this machine takes at most {most}, four for each processor; 0 leaves torch's default"
+        require(count <= most, need, threads=count)
         torch.set_num_threads(count)

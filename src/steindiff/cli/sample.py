@@ -14,20 +14,20 @@ A spec with options, such as 'karras(rho=5)', needs quotes in a shell.
 """
 
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from steindiff import corrections, grids, models, solvers
 from steindiff.cli.derive import options_of
 from steindiff.corrections import CleanTarget
 from steindiff.divergence import Hutchinson, Method
-from steindiff.errors import InputError
+from steindiff.errors import InputError, require
 from steindiff.io import processes
 from steindiff.io.files import read_json
+from steindiff.io.streams import say
 from steindiff.run import Job, generate, parse_seeds
 from steindiff.specs import amend
 
@@ -47,7 +47,7 @@ def sample_command(
         float | None, typer.Option("--gamma_max", "--gamma-max", help="The largest gamma of the paper's rule.")
     ] = None,
     divergence: Annotated[Method, typer.Option(parser=str, help="How the derivative is taken: auto, vjp, jvp or fd.")] = "auto",
-    probes: Annotated[int, typer.Option(help="The number of Hutchinson probes in a step.", min=1)] = 1,
+    probes: Annotated[int, typer.Option(help="The number of Hutchinson probes in a step.", min=1, max=10_000)] = 1,
     probe_kind: Annotated[ProbeKind, typer.Option(parser=str, help="The probes are rademacher or gaussian.")] = "rademacher",
     subdirs: Annotated[bool, typer.Option("--subdirs", help="Make one folder for every 1000 seeds.")] = False,
     png: Annotated[bool, typer.Option(help="Write one PNG for every seed.")] = True,
@@ -60,6 +60,8 @@ def sample_command(
     Killed at any moment, the same command goes on, and the result is that of an unbroken run. Several processes deal out whole
     batches: `torchrun --nproc_per_node=2 -m steindiff sample …` or `accelerate launch -m steindiff sample …`.
     """
+    for flag, value in (("--rho", rho), ("--gamma_min", gamma_min), ("--gamma_max", gamma_max)):
+        require(value is None or isfinite(value), "need a finite number, or leave it out", **{flag: value})
     estimator = Hutchinson(probes=probes, kind=probe_kind, method=divergence)
     job = Job(seeds=parse_seeds(seeds), divergence=estimator, **given)
     job = replace(
@@ -70,9 +72,8 @@ def sample_command(
     with processes.joined():
         folder = generate(job, outdir, subdirs=subdirs, png=png, npz=npz, overwrite=overwrite, progress=True)
         if processes.rank() == 0:
-            ran = escape(read_json(folder / "run.json")["solver"])
-            text = f"{len(job.seeds)} images in [bold]{escape(str(folder))}[/bold] (grid.png, trace.jsonl, run.json), by {ran}"
-            Console().print(text, highlight=False)
+            ran = read_json(folder / "run.json")["solver"]
+            say(f"{len(job.seeds)} images in {folder} (grid.png, trace.jsonl, run.json), by {ran}")
 
 
 def _bounded(correction: str, low: float | None, high: float | None) -> str:

@@ -21,8 +21,10 @@ from steindiff import report
 from steindiff.cli.derive import options_of
 from steindiff.cli.options import Dinov2, Dinov2Reference, Inception, InceptionReference, judges
 from steindiff.errors import InputError
+from steindiff.io import processes
 from steindiff.io.files import read_json, sha256, writable_folder, write_json
 from steindiff.io.folders import begins, locked, locked_file, refuse
+from steindiff.io.streams import say
 from steindiff.metrics.features import names as feature_names
 from steindiff.report.judge import as_json, blocks
 from steindiff.study.judge import judge_images
@@ -45,25 +47,29 @@ def score_command(
     ] = False,
     **given: Any,
 ) -> None:
-    """Measure FID, inception score and FD-DINOv2 of images, with standard errors; you name the weights and references."""
+    """Measure FID, inception score and FD-DINOv2 of images, with standard errors; you name the weights and references.
+
+    Several processes share out the network's work: `torchrun --nproc_per_node=2 -m steindiff score …`.
+    """
     named = judges(
         inception=(inception, inception_reference), dinov2=(dinov2, dinov2_reference), classifier=(features, features_reference)
     )
     job = Job(named, **given)
     file = outdir / "score.json" if outdir else None
     written = [place for place in (job.write_reference, file) if place is not None]
-    with ExitStack() as locks:
+    with processes.joined(job.device), ExitStack() as locks:
         for place in written:
             locks.enter_context(locked(place.parent) if place == file else locked_file(place))
-            _admit(place, overwrite)
+        processes.by_first(lambda: [_admit(place, overwrite) for place in written])
         found = judge_images(job, progress=True)
+        if processes.rank():
+            return
         if file is not None:
             write_json(file, as_json(found))
-    console = report.console()
-    if job.images:
-        report.show(console, blocks(found))
-    for place in written:
-        console.print(f"written: {place}", highlight=False, markup=False)
+        if job.images:
+            report.show(report.console(), blocks(found))
+        for place in written:
+            say(f"written: {place}")
 
 
 def _admit(place: Path, overwrite: bool) -> None:

@@ -22,10 +22,11 @@ import typer
 
 from steindiff import models
 from steindiff.cli.derive import options_of
-from steindiff.errors import InputError
+from steindiff.errors import MOST, InputError
 from steindiff.io import processes
 from steindiff.io.folders import Claim, claimed
 from steindiff.io.names import checked_name, file_name
+from steindiff.io.streams import say
 from steindiff.models.datasets import ImageSet
 from steindiff.models.networks import UNetConfig
 from steindiff.report.blocks import Block, Markup, Text
@@ -44,7 +45,7 @@ def train_command(
     ] = None,
     name: Annotated[str, typer.Option(help="The model file's name; default: the last part of --outdir.")] = "",
     notes: Annotated[Path | None, typer.Option(help="A Markdown file to put into the card.")] = None,
-    evaluate: Annotated[int, typer.Option(help="How many samples the card judges the network by.", min=0)] = 1000,
+    evaluate: Annotated[int, typer.Option(help="How many samples the card judges the network by.", min=0, max=MOST)] = 1000,
     features: Annotated[str, typer.Option(help="--evaluate takes cifar10, none, or a classifier file.")] = "cifar10",
     budget_minutes: Annotated[
         float | None, typer.Option(help="Choose the number of steps from a short trial, to fill this time.", min=0.1)
@@ -134,13 +135,13 @@ def _train(
     if not trained.main_process:
         return []
     if trained.step < recipe.steps:
-        print(f"stopped at step {trained.step} of {recipe.steps}: the same command goes on")
+        say(f"stopped at step {trained.step} of {recipe.steps}: the same command goes on")
         return []
     command = plan.command(recipe, output.name)
     info = describe(output.name, command, data, held_out, config, recipe, trained.seconds, outdir / loop.LOG)
     files, info = export(outdir / f"{output.name}.safetensors", trained.denoiser, info)
     write_card(outdir / f"{output.name}.md", info, files, _quality(files[0], data, held_out, recipe, output, options), note)
-    print(f"{', '.join(map(str, files))}; card: {outdir / output.name}.md")
+    say(f"{', '.join(map(str, files))}; card: {outdir / output.name}.md")
     return files
 
 
@@ -154,7 +155,7 @@ def _fit(data: ImageSet, config: UNetConfig, recipe: Recipe, outdir: Path, optio
         return replace(recipe, steps=begun)
     seconds = loop.seconds_per_step(data, config, recipe, outdir, options)
     steps = max(1, int(60 * minutes / seconds))
-    print(f"{seconds:.4f} s a step, {recipe.batch / seconds:.0f} images/s: {steps} steps fill {minutes:g} minutes")
+    say(f"{seconds:.4f} s a step, {recipe.batch / seconds:.0f} images/s: {steps} steps fill {minutes:g} minutes")
     return replace(recipe, steps=steps)
 
 

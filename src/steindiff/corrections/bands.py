@@ -89,7 +89,7 @@ class Cosine(Bands):
     radial: int = 8
 
     def __post_init__(self) -> None:
-        require(self.radial >= 1, "need at least one ring", radial=self.radial)
+        require(1 <= self.radial <= 10**6, "need at least one ring, and at most a million", radial=self.radial)
 
     def analyse(self, x: Tensor) -> Tensor:
         """Rotate the channels, transform rows and columns."""

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from steindiff import corrections, models, solvers
 from steindiff.errors import InputError, at_least, require, unknown_name
+from steindiff.grids import MOST_STEPS
 
 FAMILIES = ("ddim", "heun", "dpmpp_2m", "unipc_3", "ipndm_3")
 """The best-known solver of each family that the quick preset runs."""
@@ -97,6 +98,7 @@ def _check_lists(setup: Setup | ShiftSetup, *names: str) -> None:
         values = getattr(setup, what)
         require(bool(values) and len(set(values)) == len(values), "need at least one, and none twice", **{what: values})
     require(all(type(v) is int for v in setup.nfe), "give whole numbers separated by commas, such as 5,6,8", nfe=setup.nfe)
+    require(max(setup.nfe) <= MOST_STEPS, f"need nfe ≤ {MOST_STEPS:,}", nfe=max(setup.nfe))
 
 
 _FULL = Setup(models.names(), solvers.names(), (5, 6, 8, 10, 15, 20, 50, 100), few=16, measured=None, directions=8, batch=256)

@@ -6,6 +6,7 @@ up to the rounding of a network that meets another batch size.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,11 +17,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from steindiff.errors import InputError
+from steindiff.errors import InputError, require
 
 T = TypeVar("T")
 # One process may work for long while others wait for it; one that ends is noticed at once, whatever this is.
 _PATIENCE = timedelta(days=7)
+# All are started at once, but may import for long from a slow disk.
+_MEETING = timedelta(minutes=5)
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 @contextmanager
@@ -30,15 +34,16 @@ def joined(device: str = "cpu") -> Iterator[None]:
     Numbers on the CPU travel by gloo, those on a CUDA device by NCCL; `device` is where the work is done.
 
     Raises:
-        InputError: another process has ended, and left this one waiting.
+        InputError: the environment says something else than a launcher does; the others do not come; another process has
+            ended, and left this one waiting.
     """
-    begun = int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized()
+    begun = _started_together() and dist.is_available() and not dist.is_initialized()
     if begun:
         # Its functions have the group of the time of its import as a default argument. The first derivative imports it (by way
         # of torch._dynamo), and a group that it then holds is not destroyed: its threads run on into the interpreter's end,
         # where now and then one aborts the process ("terminate called without an active exception").
         import_module("torch.distributed.nn.functional")
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=_PATIENCE)
+        _meet("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
     try:
         yield
         if begun:
@@ -56,13 +61,46 @@ def joined(device: str = "cpu") -> Iterator[None]:
             dist.destroy_process_group()
 
 
+def _started_together() -> bool:
+    """Whether a launcher started several processes. Raises InputError for an environment as no launcher makes it."""
+    remedy = "start the processes by torchrun, or unset WORLD_SIZE for a single one"
+    said = {name: os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "MASTER_PORT", "MASTER_ADDR")}
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return False
+    for name, value in said.items():
+        need = f"the environment says several processes, and lacks {name}: {remedy}"
+        require(bool(value), need, WORLD_SIZE=said["WORLD_SIZE"])
+        whole = name == "MASTER_ADDR" or re.fullmatch("[0-9]{1,9}", value)
+        require(bool(whole), f"need a whole number: {remedy}", **{name: value})
+    world, own, port, _ = (int(value) if value.isdecimal() else 0 for value in said.values())
+    require(own < world, f"ranks are below WORLD_SIZE: {remedy}", RANK=own, WORLD_SIZE=world)
+    require(0 < port < 65536, f"need a port, 1 to 65535: {remedy}", MASTER_PORT=port)
+    return world > 1
+
+
+def _meet(backend: str) -> None:
+    """Join the group, once all processes are there. Raises InputError where they do not come."""
+    try:
+        store, rank, world = next(import_module("torch.distributed.rendezvous").rendezvous("env://", timeout=_MEETING))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
+    except (RuntimeError, ValueError, OSError) as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise InputError(
+            f"the {os.environ['WORLD_SIZE']} processes did not meet at {place} ({str(error).splitlines()[0]}): start all of "
+            "them, by torchrun, or unset WORLD_SIZE for a single one"
+        ) from error
+
+
 def local_device(device: str) -> str:
     """The device of this process: where several work together, "cuda" becomes the one of the local rank."""
     name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and active() else device
+    kind, _, number = name.partition(":")
+    if kind not in _DEVICES or not re.fullmatch("([0-9]{1,4})?", number):
+        raise InputError(f"device {name!r}: choose one of {', '.join(_DEVICES)}, with a number as in cuda:1 or without")
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}; use cpu") from error
+        raise InputError(f"device {name!r} cannot be used: {str(error).splitlines()[0][:200]}; use cpu") from error
     return name
 
 

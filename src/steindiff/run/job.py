@@ -1,9 +1,11 @@
 """What determines the images of a run: the job, the solver and the noise grid that it names, and its batches."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, get_args
+from itertools import chain
+from typing import Any, ClassVar, Final, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from steindiff.errors import InputError, at_least, require
 from steindiff.solvers import Auto, DPMpp2M, Setting, Solver
 
 Frame = Literal["model", "ve"]
+MOST_SEEDS: Final = 10_000_000
+_RANGE: Final = re.compile(r"\s*([0-9]{1,40})(?:-([0-9]{1,40}))?\s*")
 
 
 @dataclass(frozen=True)
@@ -148,11 +152,27 @@ class Job:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """EDM's notation: "1,2,5-10" becomes (1, 2, 5, 6, 7, 8, 9, 10). Raises InputError for anything else."""
-    seeds: list[int] = []
+    """EDM's notation: "1,2,5-10" becomes (1, 2, 5, 6, 7, 8, 9, 10).
+
+    Raises InputError for anything else, for more than ten million seeds, and for one of 2⁶³ or above.
+    """
+    return parse_numbers(text, "seeds", MOST_SEEDS)
+
+
+def parse_numbers(text: str, what: str, most: int) -> tuple[int, ...]:
+    """Whole numbers in EDM's notation, `most` of them at most. Raises InputError, which calls them `what`."""
+    ranges, count = list[range](), 0
+    shown = text if len(text) <= 80 else f"{text[:77]}…"
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise InputError(f"seeds {text!r}: {part!r} is neither a number nor a range low-high; write 0-63 or 1,2,5-10")
-        seeds.extend(range(int(first), int(last or first) + 1))
-    return tuple(seeds)
+        found = _RANGE.fullmatch(part)
+        low, high = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if high < low:
+            raise InputError(
+                f"{what} {shown!r}: {part[:40]!r} is neither a number nor a range low-high; write 0-63 or 1,2,5-10"
+            )
+        require(high < 2**63, f"{what} are below 2^63 = {2**63}", number=high)
+        ranges.append(range(low, high + 1))
+        count += high - low + 1
+        if count > most:
+            raise InputError(f"{what} {shown!r} are {count:,} or more: give at most {most:,}, the others in another run")
+    return tuple(chain.from_iterable(ranges))

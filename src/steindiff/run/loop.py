@@ -4,24 +4,29 @@ A batch is the unit: one process decides its γ from its own images. What comes 
 processes nor on how often the run was stopped.
 """
 
-from collections.abc import Sequence
+import gc
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from steindiff.denoisers import Denoiser
 from steindiff.divergence import Choice
-from steindiff.errors import InputError, NonFiniteError, needs, require
+from steindiff.errors import MOST, InputError, NonFiniteError, needs, require
 from steindiff.integrations.loading import load
 from steindiff.io import folders, processes
-from steindiff.io.images import to_uint8
+from steindiff.io.images import Image, to_uint8
+from steindiff.io.memory import memory_lacks
 from steindiff.models import Model
 from steindiff.noise import generators, initial_noise
 from steindiff.run.job import Job
 from steindiff.run.output import ROOMS, Output
+from steindiff.run.parts import sample_parts, split
 from steindiff.sampling import SampleResult, sample
 from steindiff.solvers import Solver
 
@@ -78,6 +83,8 @@ class _Run:
     solver: Solver
     sigmas: Tensor
     device: str
+    at_once: int = MOST
+    """How many images the network sees at a time, at most."""
 
     @classmethod
     def of(cls, job: Job) -> "_Run":
@@ -100,15 +107,34 @@ class _Run:
             "device": torch.device(self.device).type,
         }
 
-    def draw(self, batch: int) -> SampleResult:
-        """Sample one batch. Raises NonFiniteError, which names the batch."""
-        seeds, level = self.job.seeds_of(batch), float(self.sigmas[0])
-        denoiser = _conditioned(self.job, self.model, seeds)
-        noise = initial_noise(seeds, self.model.event_shape, level, dtype=self.job.state_dtype, device=self.device)
+    def draw(self, batch: int) -> tuple[SampleResult, Image]:
+        """Sample one batch, at most `at_once` images of it at a time; its pictures. Raises NonFiniteError with the batch."""
+        seeds = self.job.seeds_of(batch)
         try:
-            return sample(self.solver, denoiser, noise, self.sigmas, generator=generators(seeds))
+            result = sample_parts(self.solver, split(seeds, self.at_once), self._draw)
         except NonFiniteError as error:
             raise NonFiniteError(f"batch {batch}, from seed {seeds[0]} on: {error}") from error
+        return result, np.concatenate([to_uint8(self.model.decode(x)) for x in result.x.split(self.at_once)])
+
+    def _draw(self, solver: Solver, seeds: Sequence[int]) -> SampleResult:
+        """Sample the images of some seeds of a batch."""
+        denoiser, level = _conditioned(self.job, self.model, seeds), float(self.sigmas[0])
+        noise = initial_noise(seeds, self.model.event_shape, level, dtype=self.job.state_dtype, device=self.device)
+        return sample(solver, denoiser, noise, self.sigmas, generator=generators(seeds))
+
+    def fewer(self, batch: int, error: Exception) -> "_Run":
+        """The run with half as many images at a time, after an error; any error but a lack of memory is raised again.
+
+        Raises:
+            InputError: memory does not suffice for one image, or the estimator knows the images of a batch by their number.
+        """
+        seen = min(self.at_once, len(self.job.seeds_of(batch)))
+        if not memory_lacks(error):
+            raise error
+        if seen == 1 or self.job.divergence.samples is not None:
+            what = "one image" if seen == 1 else f"a batch of {seen}, which Hutchinson(samples=…) takes whole"
+            raise InputError(f"memory does not suffice for {what} ({error}): take a smaller batch or network") from error
+        return replace(self, at_once=-(-seen // 2))
 
     def finish(self, output: Output) -> None:
         """Write what is made of all batches."""
@@ -131,12 +157,26 @@ def _draw_share(run: _Run, output: Output, progress: bool) -> None:
     title = f"process 1 of {world}" if world > 1 else None
     with tqdm(total=count, initial=count - left, unit="image", desc=title, disable=rank > 0 or not progress) as bar:
         for batch in missing:
-            seeds, result = run.job.seeds_of(batch), run.draw(batch)
+            seeds, (run, result, images) = run.job.seeds_of(batch), _drawn(run, batch, bar.write)
             trace = [{"batch": batch, **record.as_json()} for record in result.trace]
-            output.keep(batch, seeds, to_uint8(run.model.decode(result.x)), trace, asdict(result.stats))
+            output.keep(batch, seeds, images, trace, asdict(result.stats))
             if batch == missing[0]:  # what it has found about derivatives serves the others too
                 run = replace(run, solver=_prepared(run.job, run.model, result.stats.choice)[0])
             bar.update(len(seeds))
+
+
+def _drawn(run: _Run, batch: int, tell: Callable[..., object]) -> tuple[_Run, SampleResult, Image]:
+    """A batch with its pictures, and the run, which from then on has as many images at a time as memory suffices for."""
+    while True:
+        try:
+            return run, *run.draw(batch)
+        except Exception as error:
+            run = run.fewer(batch, error)
+        gc.collect()  # the error held what the network has computed
+        if run.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        about = f"memory does not suffice for the batch: the network sees {run.at_once} images at a time, gamma is the batch's"
+        tell(about, file=sys.stderr)
 
 
 def _prepared(job: Job, model: Model, choice: Choice | None = None) -> tuple[Solver, Tensor]:

@@ -59,7 +59,8 @@ def draw(
     start, results, ends = time.perf_counter(), list[SampleResult](), list[Tensor]()
     for first in range(0, len(seeds), batch):
         part = seeds[first : first + batch]
-        block = processes.share(len(part)) if together else range(len(part))
+        shared = together and len(part) >= processes.world_size()  # else everyone draws the few that are left
+        block = processes.share(len(part)) if shared else range(len(part))
         own, failure = part[block.start : block.stop], None
         x = initial_noise(own, bed.event_shape, float(sigmas[0]), device=bed.device)
         try:
@@ -69,7 +70,7 @@ def draw(
         failure = processes.agreed(failure) if together else failure
         if failure is not None:
             return Drawn(None, [], {}, time.perf_counter() - start, failure)
-        ends.append((processes.gather(results[-1].x) if together else results[-1].x).cpu())
+        ends.append((processes.gather(results[-1].x) if shared else results[-1].x).cpu())
         tick(len(part))
     names = ("nfe", "forward_equivalents", "jvps", "vjps")
     stats = {name: sum(getattr(r.stats, name) for r in results) / len(results) for name in names}

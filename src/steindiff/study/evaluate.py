@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from steindiff.io import folders
 from steindiff.io.files import digest
 from steindiff.io.images import to_uint8
 from steindiff.io.names import file_name
+from steindiff.io.processes import barrier, rank
 from steindiff.metrics import EnergyTarget, Features, FrechetTarget, Value, endpoint_rmse
 from steindiff.metrics.features import features_for
 from steindiff.models import Model
@@ -42,12 +43,20 @@ WIDE = 1000
 
 
 def evaluate(
-    model: Model, train: ImageSet, held: ImageSet, settings: Settings, outdir: str | Path, *, progress: bool = True
+    model: Model,
+    train: ImageSet,
+    held: ImageSet,
+    settings: Settings,
+    outdir: str | Path,
+    *,
+    progress: bool = True,
+    together: bool = False,
 ) -> Evaluation:
     """Draw every run from the same seeds and measure how far it is from training and from held-out images.
 
     The model is on the settings' device. Samples and distances are kept in `outdir`, and those that are there already are not
-    computed again.
+    computed again. Where all processes call this `together`, they share out the drawing of every batch; the first one measures
+    and writes, and the others get an evaluation without rows.
 
     Raises:
         InputError: images of another shape than the model's, fewer than four of them, or features that do not fit them; another
@@ -55,15 +64,19 @@ def evaluate(
     """
     _check(model, train, held)
     with folders.locked(outdir, ROOMS) as folder:
-        return _evaluate(model, train, held, settings, folder, progress)
+        return _evaluate(model, train, held, settings, folder, progress and not (together and rank()), together)
 
 
-def _evaluate(model: Model, train: ImageSet, held: ImageSet, settings: Settings, folder: Path, progress: bool) -> Evaluation:
+def _evaluate(
+    model: Model, train: ImageSet, held: ImageSet, settings: Settings, folder: Path, progress: bool, together: bool
+) -> Evaluation:
     features = None if settings.features == "none" else features_for(model.event_shape, settings.features, settings.device)
     bed, exact = (_testbed(model, train, precision, settings.device) for precision in (settings.precision, "no"))
-    sampler = _Sampler(bed, exact, settings, folder / "samples")
+    sampler = _Sampler(bed, exact, settings, folder / "samples", together)
     runs = [Run.of(name, settings, bed.setting) for name in settings.runs]
     drawn, failures = _draw(sampler, runs, progress)
+    if together and rank():
+        return Evaluation(model, settings, Source.of(train, train), Source.of(held, held), features, (), (), False, {})
     used = train.shuffled(settings.n), held.shuffled(settings.n)
     bench = _Bench(*used, features, settings, min([len(used[0]), len(used[1]), *(run.n for run in runs)]), folder / "distances")
     keys = {run.name: f"{sampler.key(run)}, {run.n}" for run in runs}
@@ -73,10 +86,7 @@ def _evaluate(model: Model, train: ImageSet, held: ImageSet, settings: Settings,
         bench.row(run, drawn, keys) if run.name in drawn else Row(run.name, run.nfe, run.n, failure=failures[run.name])
         for run in tqdm(runs, unit="set", desc="distances", disable=not progress)
     )
-    sources = [
-        Source(Path(whole.source).name, len(whole), len(part), whole.sha256)
-        for whole, part in zip((train, held), used, strict=True)
-    ]
+    sources = [Source.of(whole, part) for whole, part in zip((train, held), used, strict=True)]
     split = train.source == held.source and sources[0] != sources[1]
     shown = {name: samples.images[:SHOWN] for name, samples in drawn.items()}
     return Evaluation(model, settings, sources[0], sources[1], features, rows, floors, split, shown)
@@ -131,12 +141,13 @@ class _Samples:
 
 @dataclass(frozen=True, eq=False)
 class _Sampler:
-    """Draws the runs of a model in the settings' precision; `exact` is the model in float32."""
+    """Draws the runs of a model in the settings' precision, by all processes together if so; `exact` is it in float32."""
 
     bed: Testbed
     exact: Testbed
     settings: Settings
     folder: Path
+    together: bool = False
 
     def draw(self, run: Run, tick: Callable[[int], object]) -> _Samples:
         """The run's images: those on disk, and the rest in chunks; `tick` is told a batch's network evaluations."""
@@ -144,16 +155,20 @@ class _Sampler:
         path = self.folder / f"{file_name(run.name, key)}.safetensors"
         samples = held(path, key, _Samples, "they are drawn again")
         samples = samples or _Samples(torch.empty(0, *self.bed.event_shape, dtype=torch.uint8))
+        if self.together:
+            barrier()  # all have read before one writes
         tick(min(run.n, len(samples.images)) * run.nfe)
         while (have := len(samples.images)) < run.n:
             seeds = range(s.first_seed + have, s.first_seed + min(have + s.chunk, run.n))
-            drawn = draw(run.solver, self.bed, run.sigmas, seeds, batch=s.batch, tick=lambda images: tick(images * run.nfe))
+            how: dict[str, Any] = {"batch": s.batch, "together": self.together}
+            drawn = draw(run.solver, self.bed, run.sigmas, seeds, **how, tick=lambda images: tick(images * run.nfe))
             images, effect = torch.from_numpy(to_uint8(drawn.samples)).permute(0, 3, 1, 2), samples.effect
             if not have and s.precision != "no":
-                exact = draw(run.solver, self.exact, run.sigmas, seeds[: s.checked], batch=s.batch).samples
+                exact = draw(run.solver, self.exact, run.sigmas, seeds[: s.checked], **how).samples
                 effect = endpoint_rmse(drawn.samples[: len(exact)], exact)
             samples = _Samples(torch.cat([samples.images, images]), samples.seconds + drawn.seconds, effect)
-            keep(path, key, samples)
+            if not (self.together and rank()):
+                keep(path, key, samples)
         return _Samples(samples.images[: run.n], samples.seconds * run.n / len(samples.images), samples.effect)
 
     def key(self, run: Run) -> str:

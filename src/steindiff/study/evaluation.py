@@ -1,6 +1,7 @@
 """What an evaluation is asked, and what it finds: a fine run and few-step runs, from the same seeds, beside real images."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from steindiff.errors import at_least, require, unknown_name
 from steindiff.io.processes import local_device
 from steindiff.metrics import Features, Value
 from steindiff.models import Model
+from steindiff.models.datasets import ImageSet
 from steindiff.solvers import USUAL, Setting, Solver
 
 FINE = "fine"
@@ -98,6 +100,11 @@ class Source:
     images: int
     used: int
     sha256: str
+
+    @classmethod
+    def of(cls, whole: ImageSet, used: ImageSet) -> "Source":
+        """What a set of images is, and a part of it that is used."""
+        return cls(Path(whole.source).name, len(whole), len(used), whole.sha256)
 
 
 @dataclass(frozen=True)

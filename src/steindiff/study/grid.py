@@ -123,8 +123,9 @@ class Config:
             raise unknown_name("divergence", self.divergence, get_args(Derivative))
         require(all(type(v) is int for v in self.nfe), "need whole numbers", nfe=list(self.nfe))
         require(min(self.nfe) >= 1, "need nfe ≥ 1", nfe=min(self.nfe))
+        require(max(self.nfe) <= grids.MOST_STEPS, f"need nfe ≤ {grids.MOST_STEPS:,}", nfe=max(self.nfe))
         require(self.n >= 40, "need n ≥ 40 (two images in each group of a jackknife)", n=self.n)
-        at_least(self, {"batch": 1, "first_seed": 0, "probes": 1, "sub_batch": 0, "axes": 1, "checked": 0})
+        at_least(self, {"n": 1, "batch": 1, "first_seed": 0, "probes": 1, "sub_batch": 0, "axes": 1, "checked": 0})
         self.estimator()
         require(OWN not in self.grids, f"{OWN} is what a solver's own grid is called: choose another", grids=list(self.grids))
         for label in self.solvers:

@@ -26,6 +26,8 @@ NAMES = ("images", "against", "real", "held_out")
 def judge_images(job: Job, *, progress: bool = False) -> Judgements:
     """Judge a job's images; everything is checked before a network sees the first image. Bars are of the first process.
 
+    Several processes that have joined share out the network's work; each gets the numbers, and the first writes.
+
     Raises:
         InputError: as `Job`, `JudgeFiles.open`, `load_images` and `Judge.check`; too few images; sizes or numbers that differ;
             two sets of different seeds.
@@ -35,7 +37,7 @@ def judge_images(job: Job, *, progress: bool = False) -> Judgements:
     opened = [files.open(job.device, job.batch) for files in job.judges]
     sets, same_seeds = _read_sets(job, shown), _paired(job)
     benches = [
-        _Bench(extractor, reference or sets["real"], files, job, sets, shown)
+        _Bench(replace(extractor, together=processes.active()), reference or sets["real"], files, job, sets, shown)
         for files, (extractor, reference) in zip(job.judges, opened, strict=True)
     ]
     about = {name: _about(sets[name]) if name in sets else None for name in NAMES}
@@ -196,9 +198,11 @@ class _Bench:
             whole = self.extractor.moments(self._chunks(pixels, "real images"))
         judge = Judge(self.extractor, self._reference(whole), groups, few, made_of=self.target.sha256)
         if (path := self.job.write_reference) is not None:
-            write_reference(path, judge.reference)
-            about, real = self.extractor.about, _about(self.target)
-            write_json(f"{path}.json", manifest(reference_sha256=sha256(path), extractor=about, real=real), seal=True)
+            if processes.rank() == 0:
+                write_reference(path, judge.reference)
+                about, real = self.extractor.about, _about(self.target)
+                write_json(f"{path}.json", manifest(reference_sha256=sha256(path), extractor=about, real=real), seal=True)
+            processes.barrier()
         return judge, found
 
     def _reference(self, whole: SampleMoments) -> Reference:

@@ -14,7 +14,7 @@ import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, final
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from steindiff.errors import InputError, ModelFileError, require, unknown_name
+from steindiff.io import processes
 from steindiff.io.files import sha256
 from steindiff.io.images import to_uint8
 from steindiff.io.processes import local_device
@@ -46,13 +47,15 @@ class Summary(NamedTuple):
 class Extractor(ABC):
     """images ↦ features, float64 on the CPU, by a frozen network that sees a batch of images at a time.
 
-    Its hash is that of its file, or of its files' hashes. The batch changes memory and rounding only.
+    Its hash is that of its file, or of its files' hashes. The batch changes memory and rounding only. Where several processes
+    are to work `together`, all ask for the same images, each computes its share, and each gets all features.
     """
 
     network: Any
     sha256: str
     device: torch.device
     batch: int
+    together: bool = field(default=False, kw_only=True)
 
     name: ClassVar[str]
     resize: ClassVar[str]
@@ -116,7 +119,11 @@ class Extractor(ABC):
         require(dtype == torch.uint8 or dtype.is_floating_point, "need uint8, or floating point in [−1, 1]", dtype=dtype)
         if not bool(images.isfinite().all()):
             raise InputError("images hold NaN or infinity: a run that diverged has no features; leave it out")
-        return torch.cat([function(_rgb_bytes(part).to(self.device)).cpu().double() for part in images.split(self.batch)])
+        shared = self.together and len(images) >= processes.world_size()
+        block = processes.share(len(images)) if shared else range(len(images))
+        parts = images[block.start : block.stop].split(self.batch)
+        found = torch.cat([function(_rgb_bytes(part).to(self.device)).cpu().double() for part in parts])
+        return processes.gather(found) if shared else found
 
 
 @final
