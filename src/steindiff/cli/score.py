@@ -57,10 +57,15 @@ def score_command(
     job = Job(named, **given)
     file = outdir / "score.json" if outdir else None
     written = [place for place in (job.write_reference, file) if place is not None]
+
+    def admit() -> None:
+        for place in written:
+            _admit(place, overwrite)
+
     with processes.joined(job.device), ExitStack() as locks:
         for place in written:
             locks.enter_context(locked(place.parent) if place == file else locked_file(place))
-        processes.by_first(lambda: [_admit(place, overwrite) for place in written])
+        processes.by_first(admit)
         found = judge_images(job, progress=True)
         if processes.rank():
             return
