@@ -18,8 +18,9 @@ from torch import Tensor
 
 from steindiff.corrections import Corrected
 from steindiff.io.processes import Gather
-from steindiff.sampling import Record, SampleResult
+from steindiff.sampling import SampleResult
 from steindiff.solvers import Solver
+from steindiff.trace import Record
 
 T = TypeVar("T")
 
