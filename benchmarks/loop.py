@@ -1,134 +1,190 @@
-"""Time a step of our solvers against loops written by hand, as in k-diffusion.
+"""What a step costs beyond the network: every solver beside a loop by hand, and beside diffusers' scheduler of the method.
 
-The denoiser is trivial (D = x/2), so that what differs is all that is timed. Ours and the hand-written loop take turns in one
-process, run by run; the ratio is of neighbouring runs. "bare" is our solver's step in a plain loop, as the hand-written
-one; "sample" is `steindiff.sample`, which also checks every network output and keeps a trace.
+    python -m benchmarks.loop
+    python -m benchmarks.loop --page docs/benchmarks.md
+
+The network is D = x/2, whose own time is measured in the same turns and taken off, so that what is left is all that a run does
+beside it: `steindiff.sample` from the state to the result, with its checks, its trace and its cost. A diffusers scheduler makes
+its timesteps in the run. All take turns in one process, run by run. A ratio is of neighbouring runs, and a time is divided by
+the evaluations of its run. On a CPU it is processor time, which others disturb least. The rules stand beside one forward
+of a network of ten million parameters, over the same batch. The command writes table.md and study.json (all numbers, and how
+they were made), and a page.
 """
 
 from __future__ import annotations
 
-import argparse
-import math
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, NamedTuple
 
 import torch
+from recipes.command import command
+from recipes.pages import block
 from torch import Tensor
 
-from steindiff import grids, sample, solvers
-from steindiff.solvers import Grid
+from benchmarks import theirs
+from benchmarks.by_hand import LOOPS, Loop, after_a_free_step, dpmpp_2m, plain, table
+from benchmarks.timing import Quartiles, ratio, turns
+from steindiff import Corrected, grids, rules, sample, solvers
+from steindiff.io.files import manifest, write_json, write_text
+from steindiff.models.networks.unet import UNet, UNetConfig
+from steindiff.report.blocks import Block, Table, Text
+from steindiff.report.markdown import markdown
+from steindiff.solvers import Calibrated, Solver, Tabulated
+from steindiff.solvers.free import FreeRun
 
-SIZES = {"1 kB": (1, 256), "64 kB": (1, 16_384), "1 MB": (4, 65_536), "16 MB": (16, 262_144)}
-STEPS = 20
-
-
-def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
-    """D = x/2."""
-    return x * 0.5
-
-
-def euler(x: Tensor, sigmas: Tensor) -> Tensor:
-    """k-diffusion's Euler method, which in VE coordinates is DDIM."""
-    for i in range(len(sigmas) - 1):
-        denoised = denoiser(x, sigmas[i])
-        d = (x - denoised) / sigmas[i]
-        x = x + d * (sigmas[i + 1] - sigmas[i])
-    return x
-
-
-def ddim(x: Tensor, sigmas: Tensor) -> Tensor:
-    """DDIM as its formula reads."""
-    for i in range(len(sigmas) - 1):
-        r = sigmas[i + 1] / sigmas[i]
-        x = r * x + (1 - r) * denoiser(x, sigmas[i])
-    return x
-
-
-def dpmpp_2m(x: Tensor, sigmas: Tensor) -> Tensor:
-    """k-diffusion's DPM-Solver++(2M)."""
-    t, old = -sigmas.log(), None
-    for i in range(len(sigmas) - 1):
-        denoised = denoiser(x, sigmas[i])
-        h = t[i + 1] - t[i]
-        extrapolated = denoised
-        if old is not None:
-            r = (t[i] - t[i - 1]) / h
-            extrapolated = (1 + 1 / (2 * r)) * denoised - (1 / (2 * r)) * old
-        x = (sigmas[i + 1] / sigmas[i]) * x - torch.expm1(-h) * extrapolated
-        old = denoised
-    return x
-
-
-def bare(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """Our solver in a plain loop."""
-    solver = solvers.make(name)
-
-    def run(x: Tensor, sigmas: Tensor) -> Tensor:
-        grid = Grid.of(sigmas)
-        state = solver.init(denoiser, x, grid)
-        for i in range(grid.steps):
-            x, _, state = solver.step(denoiser, x, grid.interval(i), state)
-        return x
-
-    return run
-
-
-def whole(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """`steindiff.sample`."""
-    return lambda x, sigmas: sample(name, denoiser, x, sigmas).x
-
-
-PAIRS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
-    "ddim, bare / Euler by hand": (bare("ddim"), euler),
-    "ddim, bare / DDIM by hand": (bare("ddim"), ddim),
-    "ddim, sample / Euler by hand": (whole("ddim"), euler),
-    "dpmpp_2m, bare / 2M by hand": (bare("dpmpp_2m"), dpmpp_2m),
-    "dpmpp_2m, sample / 2M by hand": (whole("dpmpp_2m"), dpmpp_2m),
+SIZES = {
+    "1 kB": (1, 4, 8, 8),
+    "200 kB": (16, 3, 32, 32),
+    "1 MB": (16, 4, 64, 64),
+    "3 MB": (256, 3, 32, 32),
+    "16 MB": (256, 4, 64, 64),
 }
+RULES = ("tweedie", "clamped(mode=tweedie)", "energy", "energy_bands")
+"""Without a derivative at the steps that are timed; energy's moments are given."""
 
 
-def measure(ours: Callable[[Tensor, Tensor], Tensor], theirs: Callable[[Tensor, Tensor], Tensor], x: Tensor, runs: int) -> str:
-    """A table row's numbers: both times a step, and the quartiles of their ratio."""
-    sigmas = grids.karras(STEPS).to(x.device)
-    torch.testing.assert_close(ours(x, sigmas), theirs(x, sigmas), rtol=1e-3, atol=1e-3)
-    times = [(_seconds(ours, x, sigmas), _seconds(theirs, x, sigmas)) for _ in range(runs)]
-    low, middle, high = statistics.quantiles([a / b for a, b in times], n=4)
-    here, there = (1e6 * statistics.median(t) / STEPS for t in zip(*times, strict=True))
-    return f"{here:.1f} | {there:.1f} | {middle:.2f} ({low:.2f}–{high:.2f})"
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    outdir: Annotated[Path, "where the two files go"] = Path("outputs/loop")
+    page: Annotated[Path | None, "a page between whose marks the tables go too"] = None
+    solvers: Annotated[tuple[str, ...], "which solvers, tables included; all: every one"] = ("all",)
+    sizes: Annotated[tuple[str, ...], "sizes of the state, float32"] = tuple(SIZES)
+    rounds: Annotated[int, "runs of each loop at the smallest size, in turns; larger states take fewer", 3] = 41
+    steps: Annotated[int, "steps of a run on a small state; large ones take 6", 4] = 20
+    device: Annotated[str, "where the states lie"] = "cpu"
 
 
-def _seconds(run: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor) -> float:
-    if x.is_cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run(x, sigmas)
-    if x.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+class Row(NamedTuple):
+    """One solver on states of one size; times are µs an evaluation beyond the network."""
+
+    solver: str
+    size: str
+    ours: Quartiles
+    by_hand: Quartiles
+    theirs: Quartiles | None
+    """Diffusers' scheduler; None where there is none."""
+    over_faster: Quartiles
+    """The ratio of ours to the faster of the two, turn by turn."""
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="example:  python -m benchmarks.loop --sizes '1 MB' '16 MB' --runs 41",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES), help="sizes of the state, float32")
-    parser.add_argument("--runs", type=int, default=41, help="runs of each loop, taken in turn (default: 41)")
-    parser.add_argument("--device", default="cpu", help="where the state lives (default: cpu)")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, {args.device}, one thread, {STEPS} steps, {args.runs} runs of each\n")
-    print("| loops | state | ours, µs a step | by hand, µs a step | ratio, median (quartiles) |\n|---|---|---|---|---|")
+class Half:
+    """D = x/2, counted."""
+
+    calls = 0
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """The value."""
+        self.calls += 1
+        return x * 0.5
+
+
+def cases() -> dict[str, tuple[Solver, Loop]]:
+    """Every solver that needs no file of its own, with its loop by hand."""
+    found = {name: (plain(name), loop) for name, loop in LOOPS.items()}
+    universal, _ = solvers.make("universal").plan(8)
+    for name, solver in (("universal", universal), ("calibrated", _calibrated())):
+        assert isinstance(solver, Tabulated)
+        found[name] = (solver, table(solver))
+    free, _ = solvers.make("free").plan(8)
+    assert isinstance(free, FreeRun)
+    found["free"] = (free, after_a_free_step(free.a, dpmpp_2m))
+    return found
+
+
+def _calibrated() -> Solver:
+    """A shipped table of eight evaluations or fewer, for any network."""
+    path = Path(solvers.calibrated.SHIPPED) / "cifar10.safetensors"
+    made, _ = Calibrated(str(path), "network+event+guidance").for_nfe(8)
+    return made
+
+
+def measure(name: str, solver: Solver, loop: Loop, scheduler: Loop | None, size: str, o: Options) -> Row:
+    """One row."""
+    x = 80.0 * torch.randn(SIZES[size], generator=torch.Generator().manual_seed(0)).to(o.device)
+    small = x.numel() <= 1 << 18
+    steps, rounds = (o.steps if small else 6), (o.rounds if x.numel() <= 1 << 14 else max(3, o.rounds // (2 if small else 6)))
+    sigmas = (grids.karras(steps) if solver.own_grid is None else solver.own_grid).to(x.device)
+    short, half = sigmas.float(), Half()
+    runs: dict[str, Callable[[], object]] = {
+        "ours": lambda: sample(solver, half, x, sigmas),
+        "network": lambda: [half(x, sigma) for sigma in short],
+        "hand": lambda: loop(half, x, short),
+    }
+    if scheduler is not None:
+        runs["theirs"] = lambda: scheduler(half, x, short)
     with torch.no_grad():
-        for label, (ours, theirs) in PAIRS.items():
-            for size in args.sizes:
-                x = 80.0 * torch.randn(SIZES[size], generator=torch.Generator().manual_seed(0)).to(args.device)
-                assert math.prod(x.shape) * 4 >= 1024
-                print(f"| {label} | {size} | {measure(ours, theirs, x, args.runs)} |", flush=True)
+        calls = {key: _calls(run, half) for key, run in runs.items()}
+        times = turns(runs, rounds, x.device)
+    each = {key: [1e6 * t / calls[key] for t in taken] for key, taken in times.items()}
+    network = each.pop("network")
+    each = {key: [max(t - own, 0.01) for t, own in zip(taken, network, strict=True)] for key, taken in each.items()}
+    each["faster"] = min((each[key] for key in each if key != "ours"), key=lambda taken: Quartiles.of(taken).median)
+    them = Quartiles.of(each["theirs"]) if "theirs" in each else None
+    return Row(name, size, Quartiles.of(each["ours"]), Quartiles.of(each["hand"]), them, ratio(each, "ours", "faster"))
 
 
-if __name__ == "__main__":
-    main()
+def _calls(run: Callable[[], object], half: Half) -> int:
+    before = half.calls
+    run()
+    return half.calls - before
+
+
+def of_rules(o: Options) -> list[tuple[str, float, float]]:
+    """Each rule's ms a step beyond the plain solver's, on 16 images, and as a share of a forward of 10 million parameters."""
+    x = 80.0 * torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(o.device)
+    network = UNet(UNetConfig(image_channels=3, channels=144)).to(o.device).eval()
+    label = torch.zeros(16, device=o.device)
+    half, sigmas = Half(), grids.karras(10).to(o.device)
+    made = {name: Corrected("dpmpp_2m", _given(name, x), frame="ve") for name in RULES}
+    runs: dict[str, Callable[[], object]] = {"plain": partial(sample, solvers.make("dpmpp_2m"), half, x, sigmas)}
+    runs |= {name: partial(sample, solver, half, x, sigmas) for name, solver in made.items()}
+    with torch.no_grad():
+        times = turns(runs, o.rounds, x.device)
+        forward = turns({"network": lambda: network(x, label)}, 3, x.device)["network"]
+    step, plain_ = Quartiles.of(forward).median, Quartiles.of(times["plain"]).median
+    found = {name: (Quartiles.of(times[name]).median - plain_) / 10 for name in RULES}
+    return [(name, 1e3 * extra, extra / step) for name, extra in found.items()]
+
+
+def _quick(value: Quartiles | None) -> str:
+    return "–" if value is None else f"{value.median:.1f}"
+
+
+def shown(rows: Sequence[Row], of_rule: Sequence[tuple[str, float, float]]) -> list[Block]:
+    """The two tables."""
+    columns = ("solver", "state", "ours, µs", "by hand, µs", "diffusers, µs", "ours / the faster: median (quartiles)")
+    lines = [(r.solver, r.size, _quick(r.ours), _quick(r.by_hand), _quick(r.theirs), str(r.over_faster)) for r in rows]
+    blocks: list[Block] = [Table(columns, tuple(lines))]
+    if of_rule:
+        shares = tuple((name, f"{extra:.2f}", f"{100 * share:.2f} %") for name, extra, share in of_rule)
+        blocks.append(Table(("rule", "ms a step beyond the solver's", "of a forward of the network"), shares))
+    return blocks
+
+
+def _given(name: str, x: Tensor) -> rules.Correction:
+    rule = rules.make(name)
+    assert rule is not None
+    return rule.given(x) if not isinstance(rule, rules.Energy) else rules.Energy("target", rule.bands).given(x / 80)
+
+
+@command
+def main(o: Options) -> None:
+    """Measure, write, print the tables."""
+    known, schedulers = cases(), theirs.loops()
+    names = list(known) if o.solvers == ("all",) else list(o.solvers)
+    rows = [measure(name, *known[name], schedulers.get(name), size, o) for size in o.sizes for name in names]
+    of_rule = of_rules(o) if o.solvers == ("all",) else []
+    blocks = shown(rows, of_rule)
+    said = f"torch {torch.__version__}, {o.device}, one thread, float32, {o.rounds} rounds at most."
+    text = markdown([Text(said), *blocks])
+    write_text(o.outdir / "table.md", text)
+    results = {"rows": [row._asdict() for row in rows], "rules": of_rule}
+    write_json(o.outdir / "study.json", manifest(settings=asdict(o), results=results))
+    if o.page is not None:
+        write_text(o.page, block(o.page.read_text(encoding="utf-8"), "loop", text))
+    print(text)

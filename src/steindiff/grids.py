@@ -3,8 +3,10 @@
 Every grid ends at `sigma_min` (`SIGMA_MIN` by default); `with_zero` appends the exact end σ = 0, as EDM's own sampler does.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from numbers import Integral
 
 import torch
@@ -15,6 +17,7 @@ from steindiff.schedules import Schedule, VPLinear
 from steindiff.specs import Registry
 
 MOST_STEPS = 10**6
+_POSITIVE = "is not positive (only the last may be 0)"
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 """The ends of EDM's grid (Karras et al. 2022, Table 1), the default of every grid and of the noise that a run starts from."""
 
@@ -105,19 +108,22 @@ def validate(sigmas: Tensor) -> Tensor:
     if not sigmas.is_floating_point():
         raise InputError(f"sigmas has dtype {sigmas.dtype}: need floating point, float64 preferred (sigmas.double())")
     check_dense("sigmas", sigmas)
-    values = sigmas.detach().to("cpu", torch.float64)
-    _refuse(~torch.isfinite(values), values, "is not finite")
-    positive = values > 0
-    positive[-1] |= values[-1] == 0
-    _refuse(~positive, values, "is not positive (only the last may be 0)")
-    _refuse(torch.cat([torch.zeros(1, dtype=torch.bool), values.diff() >= 0]), values, "is not below the one before it")
+    check_levels(sigmas.tolist())
     return sigmas.to(torch.float64) if sigmas.device.type != "mps" else sigmas
 
 
-def _refuse(bad: Tensor, values: Tensor, why: str) -> None:
-    if bool(bad.any()):
-        i = int(bad.nonzero()[0])
-        raise InputError(f"sigmas[{i}] = {float(values[i]):g} {why}: a grid runs from high noise to low, strictly decreasing")
+def check_levels(levels: Sequence[float]) -> None:
+    """Raise InputError, which names the first offending one, unless these are the levels of a grid, on the host."""
+    last = len(levels) - 1
+    _refuse(levels, [not math.isfinite(level) for level in levels], "is not finite")
+    _refuse(levels, [not (level > 0 or (level == 0 and i == last)) for i, level in enumerate(levels)], _POSITIVE)
+    _refuse(levels, [False, *(after >= before for before, after in pairwise(levels))], "is not below the one before it")
+
+
+def _refuse(levels: Sequence[float], bad: Sequence[bool], why: str) -> None:
+    if any(bad):
+        i = bad.index(True)
+        raise InputError(f"sigmas[{i}] = {levels[i]:g} {why}: a grid runs from high noise to low, strictly decreasing")
 
 
 def _check(n: object, sigma_min: float, sigma_max: float) -> None:

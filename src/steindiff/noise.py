@@ -80,4 +80,10 @@ def initial_noise(
     most = torch.finfo(dtype).max / _DEVIATIONS
     require(sigma_max <= most, f"the largest level that {dtype} holds with its noise is {most:.3g}", sigma_max=sigma_max)
     draws = [torch.randn(event, generator=g, dtype=torch.float64) for g in generators(seeds)]
-    return (sigma_max * torch.stack(draws)).to(dtype=dtype, device=device)
+    return moved(sigma_max * torch.stack(draws), dtype, torch.device(device))
+
+
+def moved(drawn: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Random numbers, which are drawn on the CPU so that they do not depend on the device, there: the host does not wait."""
+    drawn = drawn.to(dtype)
+    return (drawn.pin_memory() if device.type == "cuda" else drawn).to(device, non_blocking=True)

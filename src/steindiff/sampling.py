@@ -15,15 +15,14 @@ from torch import Tensor
 
 from steindiff import grids
 from steindiff.corrections.base import Reason
-from steindiff.corrections.corrected import Note
+from steindiff.corrections.corrected import Corrected, Note
 from steindiff.denoisers import Counter, Denoiser, forwards_per_call
 from steindiff.divergence import Choice
 from steindiff.divergence.products import differentiated, fresh
-from steindiff.errors import InputError, NonFiniteError, StateWarning, needs, require
-from steindiff.io import processes
+from steindiff.errors import InputError, NonFiniteError, StateWarning, SteindiffError, needs, require
 from steindiff.noise import fresh_seed
 from steindiff.owning import Lender
-from steindiff.solvers import Grid, Interval, Setting, Solver, Step, make
+from steindiff.solvers import Grid, Interval, Setting, Solver, State, Step, make
 from steindiff.trace import Record, Trace
 
 
@@ -39,6 +38,9 @@ class Event(NamedTuple):
 
 Observer = Callable[[Event], None]
 Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+_PLAIN = Note(Reason.PLAIN)
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,10 @@ class SampleResult:
 
 
 class _Watched(Counter):
-    """Makes a denoiser pure, counts evaluated images, refuses outputs of another kind, remembers which were not finite."""
+    """Makes a denoiser pure, counts evaluated images, refuses outputs of another kind, keeps what tells which were not finite.
+
+    That is the sum of each output, which no NaN or infinity can leave finite: one read of the data, and no wait.
+    """
 
     def __init__(self, inner: Denoiser) -> None:
         super().__init__(inner)
@@ -81,7 +86,7 @@ class _Watched(Counter):
     def start(self, batch: int) -> None:
         """Forget what a probe of the network has done."""
         self.batch, self.step, self.images = batch, 0, 0
-        self.flags: list[tuple[int, Tensor, Tensor]] = []
+        self.sums: list[tuple[int, Tensor, Tensor]] = []
 
     @property
     def evaluations(self) -> float:
@@ -90,26 +95,33 @@ class _Watched(Counter):
         return self.images / self.batch if rest else whole
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        out = self.lend(self.denoiser, x, sigma)
+        out, shape = self.lend(self.denoiser, x, sigma), x.shape
         self.calls += 1
-        self.images += len(x)
-        if not isinstance(out, Tensor) or out.shape != x.shape or out.dtype != x.dtype or out.device != x.device:
+        self.images += shape[0]
+        if not isinstance(out, Tensor) or out.shape != shape or out.dtype != x.dtype or out.device != x.device:
             raise _of_another_kind(out, x, f"at step {self.step}, sigma = {float(sigma.max()):g}")
         if out.requires_grad and not torch.is_grad_enabled() and not differentiated(x):
             out = out.detach()  # a network that turns gradients on for itself: its graph would live as long as a history
-        # The extremes carry a NaN or an infinity wherever it is, and cost a small part of what a mask of the whole does.
-        finite = torch.isfinite(torch.stack((out.detach().amin(), out.detach().amax()))).all()
-        # Beside other processes too: one that stopped in the middle of a run would leave them waiting for its moments.
-        if not finite.is_cpu or processes.active():
-            self.flags.append((self.step, sigma, finite))
-        elif not finite:
-            raise _non_finite(self.step, sigma)
+        self.sums.append((self.step, sigma, (out.detach() if out.requires_grad else out).sum()))
         return out
 
-    def check(self) -> None:
-        """On an accelerator and beside other processes: one transfer, after the loop."""
-        if self.flags and not bool(torch.stack([f for _, _, f in self.flags]).all()):
-            raise next(_non_finite(i, s) for i, s, f in self.flags if not f)
+    def check(self, end: Tensor | None = None) -> None:
+        """Raise NonFiniteError where an output was not finite, or else the last state, which no network sees: one transfer."""
+        sums = [*(total for _, _, total in self.sums), *(() if end is None else (end.sum(),))]
+        finite = [math.isfinite(total) for total in torch.stack(sums).tolist()] if sums else []
+        if all(finite):
+            return
+        first = finite.index(False)
+        if first == len(self.sums):
+            raise NonFiniteError(
+                f"the state is NaN or infinite after step {self.step}, the last: an unbounded correction has driven it away "
+                "(gamma_max=1 bounds it)"
+            )
+        step, sigma, _ = self.sums[first]
+        raise NonFiniteError(
+            f"the network's output is NaN or infinite at step {step}, sigma = {float(sigma.max()):g}: check its dtype (float16 "
+            "overflows), its input scale, and whether an unbounded correction has driven the state away (gamma_max=1 bounds it)"
+        )
 
 
 def _of_another_kind(out: object, x: Tensor, where: str) -> InputError:
@@ -124,13 +136,6 @@ def _of_another_kind(out: object, x: Tensor, where: str) -> InputError:
     return InputError(f"the denoiser returned {got} for {own} {where}: shape and dtype must stay unchanged{remedy}")
 
 
-def _non_finite(step: int, sigma: Tensor) -> NonFiniteError:
-    return NonFiniteError(
-        f"the network's output is NaN or infinite at step {step}, sigma = {float(sigma.max()):g}: check its dtype (float16 "
-        "overflows), its input scale, and whether an unbounded correction has driven the state away (gamma_max=1 bounds it)"
-    )
-
-
 def steps(
     solver: Solver | str, denoiser: Denoiser, x: Tensor, sigmas: Tensor, *, generator: Generators = None
 ) -> Iterator[Event]:
@@ -138,32 +143,75 @@ def steps(
     solver = make(solver)
     _check_denoiser(denoiser)
     sigmas = grids.validate(sigmas)
-    _check_state(x, float(sigmas[0]))
+    levels = tuple(sigmas.tolist())
+    _check_state(x, levels[0])
     wide = torch.float32 if x.device.type == "mps" else sigmas.dtype
     sigmas = fresh(sigmas.to(x.device, wide)).clone()
     if generator is not None:
         solver = solver.seeded(seeds(generator, len(x)))
-    return _run(solver, denoiser if isinstance(denoiser, _Watched) else _Watched(denoiser), fresh(x), sigmas)
+    grid = Grid.of(sigmas, levels if wide == sigmas.dtype else None)
+    return _run(solver, denoiser if isinstance(denoiser, _Watched) else _Watched(denoiser), fresh(x), grid)
 
 
-def _run(solver: Solver, watched: _Watched, x: Tensor, sigmas: Tensor) -> Iterator[Event]:
-    grid = Grid.of(sigmas)
-    with torch.no_grad():
-        state = solver.init(watched, x, grid)
-    watched.start(len(x))
+def _run(solver: Solver, watched: _Watched, x: Tensor, grid: Grid) -> Iterator[Event]:
+    state = _started(solver, watched, x, grid)
     for i in range(grid.steps):
         watched.step = i
         interval = grid.interval(i)
-        with torch.no_grad():
+        if torch.is_grad_enabled():  # as torch.no_grad(), whose making takes as long as a step of a small state
+            with torch.no_grad():
+                step = solver.step(watched, x, interval, state)
+        else:
             step = solver.step(watched, x, interval, state)
         yield Event(interval, x, step, watched.evaluations)
         x, state = step.x, step.state
-    watched.check()
-    if not bool(torch.isfinite(x).all()):  # no network sees the last state
-        raise NonFiniteError(
-            f"the state is NaN or infinite after step {grid.steps - 1}, sigma = {grid.levels[-1]:g}: an unbounded correction "
-            "has driven it away (gamma_max=1 bounds it)"
-        )
+    watched.check(x)
+
+
+@torch.no_grad()
+def _started(solver: Solver, watched: _Watched, x: Tensor, grid: Grid) -> State:
+    """The solver's state before the first step; a network that is not finite is not blamed on its derivative."""
+    watched.start(len(x))
+    try:
+        state = solver.init(watched, x, grid)
+    except SteindiffError:
+        watched.check()
+        raise
+    watched.start(len(x))
+    return state
+
+
+def unrolled(solver: Solver | str, denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Callable[[Tensor], Tensor]:
+    """The run as a function of its first state alone, x ↦ x_n, for a compiler or a CUDA graph.
+
+        run = torch.compile(unrolled("dpmpp_2m", denoiser, x, sigmas), fullgraph=True)
+
+    It computes what `sample` does with a plain solver or a table. It has no trace, no check of what the network returns, and no
+    protection from a network that writes into its input.
+
+    Args:
+        solver: a solver without a correction, or its name or spec.
+        denoiser: D(x, sigma), in VE coordinates.
+        x: a state like those that the function will be given, (B, *event); its numbers do not matter.
+        sigmas: as for `sample`.
+
+    Raises:
+        InputError: as `sample`, and for a corrected solver.
+    """
+    solver = make(solver)
+    require(not isinstance(solver, Corrected), "need a solver without a correction", solver=str(solver))
+    sigmas = grids.validate(sigmas)
+    grid = Grid.of(sigmas.to(x.device).clone(), tuple(sigmas.tolist()))
+
+    def run(x: Tensor, state: State, denoiser: Denoiser) -> Tensor:
+        for i in range(grid.steps):
+            x, _, state, _ = solver.step(denoiser, x, grid.interval(i), state)
+        return x
+
+    with torch.no_grad():
+        first = solver.init(denoiser, x, grid)
+        run(torch.zeros_like(x[:1]), first, lambda z, sigma: torch.zeros_like(z))  # every coefficient is known from here on
+    return lambda x: run(x, first, denoiser)
 
 
 def sample(
@@ -213,7 +261,7 @@ def sample(
     trace = Trace()
     final = x
     for event in _bar(events, len(sigmas) - 1) if progress else events:
-        trace.add(event.interval, event.step.note or Note(Reason.PLAIN))
+        trace.add(event.interval, event.step.note or _PLAIN)
         for observe in observers:
             observe(_copied(event))
         final = event.step.x
@@ -248,11 +296,11 @@ def _check_state(x: Tensor, sigma: float) -> None:
     _check_kind(x)
     if x.ndim < 2 or x.shape[0] == 0 or x[0].numel() == 0:
         raise InputError(f"x of shape {tuple(x.shape)}: need a batch of at least one, (B, *event) with B ≥ 1")
-    square = float(x.detach().square().mean())
-    bad = 0 if math.isfinite(square) else int((~torch.isfinite(x)).sum())
+    norm = float(torch.linalg.vector_norm(x.detach()))
+    bad = 0 if math.isfinite(norm) else int((~torch.isfinite(x)).sum())
     if bad:
         raise InputError(f"x holds {bad} NaN or infinite values of {x.numel()}: start from a finite state")
-    _check_level(square**0.5, sigma, x.numel())
+    _check_level(norm / math.sqrt(x.numel()), sigma, x.numel())
 
 
 def _check_level(rms: float, sigma: float, n: int) -> None:

@@ -179,6 +179,7 @@ class DiscreteBetas(_VariancePreserving):
 
     betas: Tensor
     _log_ratio: Tensor = field(init=False, repr=False)
+    _copies: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         betas = torch.as_tensor(self.betas, dtype=torch.float64)
@@ -205,18 +206,26 @@ class DiscreteBetas(_VariancePreserving):
 
     def ratio(self, t: Tensor) -> Tensor:
         """Log s interpolated linearly at t ∈ [0, N−1]; clamped outside."""
-        table = self._log_ratio.to(t.device)
+        table = self._table(t.device)
         position = t.to(torch.float64).clamp(0, len(table) - 1)
         low = position.floor().long().clamp(max=len(table) - 2)
-        return torch.lerp(table[low], table[low + 1], position - low).exp().to(_floating(t))
+        return torch.lerp(table.take(low), table.take(low + 1), position - low).exp().to(_floating(t))
 
     def time(self, ratio: Tensor) -> Tensor:
         """The (fractional) index at which log s is reached; clamped to [0, N−1]."""
-        table = self._log_ratio.to(ratio.device)
+        table = self._table(ratio.device)
         target = ratio.to(torch.float64).log()
         low = (torch.searchsorted(table, target.contiguous()) - 1).clamp(0, len(table) - 2)
-        position = low + (target - table[low]) / (table[low + 1] - table[low])
+        below = table.take(low)  # an index of no dimension, in brackets, would be read by the host
+        position = low + (target - below) / (table.take(low + 1) - below)
         return position.clamp(0, len(table) - 1).to(_floating(ratio))
+
+    def _table(self, device: torch.device) -> Tensor:
+        """Log s at every index, copied to a device once: a copy at every call would make the host wait at every call."""
+        if device not in self._copies:
+            with torch.inference_mode(False):
+                self._copies[device] = self._log_ratio.to(device)
+        return self._copies[device]
 
 
 def _floating(t: Tensor) -> torch.dtype:

@@ -126,7 +126,7 @@ def test_interpolation_is_linear_in_log_sigma():
     start, end = 10.0, 0.1
     for share in (0.0, 0.3, 1.0):
         middle = start ** (1 - share) * end**share
-        got = interpolated(X[:2], X[2:4], torch.tensor([start, middle, end], dtype=torch.float64))
+        got = interpolated(X[:2], X[2:4], (start, middle, end))
         assert torch.allclose(got, (1 - share) * X[:2] + share * X[2:4], rtol=1e-12)
 
 

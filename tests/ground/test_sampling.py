@@ -19,7 +19,7 @@ from steindiff.denoisers import Counter, Guided
 from steindiff.divergence import Exact, Hutchinson
 from steindiff.errors import InputError, NonFiniteError, StateWarning, SteindiffError
 from steindiff.noise import generators, initial_noise
-from steindiff.sampling import Event, Stats, _Watched, sample, steps
+from steindiff.sampling import Event, Stats, sample, steps
 
 torch.set_num_threads(1)
 D64 = torch.float64
@@ -472,26 +472,24 @@ def test_a_network_that_fails_from_the_start_is_not_blamed_on_its_derivative():
             sample(solver, lambda y, s: y.float(), start(), GRID)
 
 
-def test_on_an_accelerator_the_check_waits_for_the_end():
-    """What the deferred check does with its flags (there is no accelerator here): the first bad step is named."""
-    watched = _Watched(gaussian)
-    watched.flags = [(i, GRID[i], torch.tensor(i < 2)) for i in range(4)]
-    with pytest.raises(NonFiniteError, match=r"at step 2, sigma = 1\.5"):
-        watched.check()
-    watched.flags = watched.flags[:2]
-    watched.check()
-
-
 @pytest.mark.parametrize("run", [sample, lambda *args: list(steps(*args))], ids=["sample", "steps"])
-def test_the_deferred_check_names_the_first_bad_step(monkeypatch, run):
-    def deferred(self, x, sigma):
-        out = Counter.__call__(self, x, sigma)
-        self.flags.append((self.step, sigma, torch.isfinite(out).all()))
-        return out
+def test_the_check_waits_for_the_end_and_names_the_first_bad_step(run):
+    """No step waits for the device to know what the network returned; σ is that of the first of the outputs."""
+    seen = []
 
-    monkeypatch.setattr(_Watched, "__call__", deferred)
+    def network(y, sigma):
+        seen.append(float(sigma))
+        return spoiled(lambda d: d * math.nan, 1.5)(y, sigma)
+
     with pytest.raises(NonFiniteError, match=r"output is NaN or infinite at step 2, sigma = 1\.5"):
-        run("ddim", spoiled(lambda d: d * math.nan, 1.5), start(), GRID)
+        run("ddim", network, start(), GRID)
+    assert seen == GRID.tolist()[:-1]
+
+
+def test_a_last_state_that_is_not_finite_is_an_error():
+    """No network sees it."""
+    with pytest.raises(NonFiniteError, match="the state is NaN or infinite after step 3, the last"):
+        sample(Corrected(DDIM, FixedGamma((1.0, 1.0, 1.0, 1e308))), lambda y, s: 0 * y, 1e3 * start(), 1e3 * GRID)
 
 
 # ---------------------------------------------------------------- gradients and inference mode

@@ -7,7 +7,7 @@ bands, luma and chroma apart; for latents: channels; for anything: one band, or 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -38,18 +38,27 @@ class Bands(ABC):
         """d_b, the dimension of each band, (n,)."""
         return torch.bincount(self.labels(event))
 
+    def ready(self, x: Tensor) -> None:
+        """Make what states like x need, once and for all runs: nothing is then moved to the device inside a loop."""
+        self.scale(x[:1], torch.ones_like(self.inner(x[:1], x[:1])[0]))
+
     def inner(self, a: Tensor, b: Tensor) -> Tensor:
         """⟨P_b x, P_b y⟩ per sample and band, (B, n), in float32 or better; a and b the states x and y."""
+        return self.sums(self.analyse(a), self.analyse(b), a.shape[1:])
+
+    def sums(self, a: Tensor, b: Tensor, event: torch.Size) -> Tensor:
+        """The same of coefficients, (B, d) each, as `analyse` has them."""
         wide = torch.promote_types(a.dtype, torch.float32)
-        products = self.analyse(a).to(wide) * self.analyse(b).to(wide)
-        labels = self.labels(a.shape[1:]).to(a.device)
-        total = torch.zeros(len(a), int(labels.max()) + 1, dtype=wide, device=a.device)
-        return total.index_add(1, labels, products)
+        return (a.to(wide) * b.to(wide)) @ _members(self, event, wide, a.device)
 
     def scale(self, x: Tensor, weights: Tensor) -> Tensor:
         """Σ_b w_b P_b x, weights (n,)."""
-        event = x.shape[1:]
-        return self.synthesise(self.analyse(x) * weights.to(x)[self.labels(event).to(x.device)], event)
+        return self.weighed(self.analyse(x), weights, x.shape[1:])
+
+    def weighed(self, coefficients: Tensor, weights: Tensor, event: torch.Size) -> Tensor:
+        """The same of coefficients, (B, d)."""
+        each = _members(self, event, coefficients.dtype, coefficients.device) @ weights.to(coefficients)
+        return self.synthesise(coefficients * each, event)
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,19 @@ class Whole(Bands):
         """All 0."""
         return torch.zeros(math.prod(event), dtype=torch.int64)
 
+    def sums(self, a: Tensor, b: Tensor, event: torch.Size) -> Tensor:
+        """Of all coefficients, or of each channel's."""
+        wide = torch.promote_types(a.dtype, torch.float32)
+        return (a.to(wide) * b.to(wide)).reshape(len(a), self._count(event), -1).sum(2)
+
+    def weighed(self, coefficients: Tensor, weights: Tensor, event: torch.Size) -> Tensor:
+        """Each part times its weight."""
+        parts = coefficients.reshape(len(coefficients), self._count(event), -1) * weights.to(coefficients)[:, None]
+        return self.synthesise(parts, event)
+
+    def _count(self, event: torch.Size) -> int:
+        return 1
+
 
 @dataclass(frozen=True)
 class Channels(Whole):
@@ -76,6 +98,9 @@ class Channels(Whole):
     def labels(self, event: torch.Size) -> Tensor:
         """The channel's index."""
         return torch.arange(event[0]).repeat_interleave(math.prod(event[1:]))
+
+    def _count(self, event: torch.Size) -> int:
+        return event[0]
 
 
 @dataclass(frozen=True)
@@ -93,13 +118,13 @@ class Cosine(Bands):
 
     def analyse(self, x: Tensor) -> Tensor:
         """Rotate the channels, transform rows and columns."""
-        rotation, rows, columns = self._bases(x.shape[1:], x)
-        return torch.einsum("dc,bchw->bdhw", rotation, rows @ x @ columns.mT).flatten(1)
+        rotation, rows, columns = _bases(self._check(x.shape[1:]), x.dtype, x.device)
+        return _rotated(rotation, rows @ x @ columns.mT).flatten(1)
 
     def synthesise(self, coefficients: Tensor, event: torch.Size) -> Tensor:
         """The transposed maps."""
-        rotation, rows, columns = self._bases(event, coefficients)
-        return torch.einsum("dc,bdij->bcij", rotation, rows.mT @ coefficients.reshape(-1, *event) @ columns)
+        rotation, rows, columns = _bases(self._check(event), coefficients.dtype, coefficients.device)
+        return _rotated(rotation.mT, rows.mT @ coefficients.reshape(-1, *event) @ columns)
 
     def labels(self, event: torch.Size) -> Tensor:
         """Ring, and luma before chroma, numbered without gaps."""
@@ -110,11 +135,6 @@ class Cosine(Bands):
         kind = torch.arange(channels).clamp(max=1)
         labels: Tensor = torch.unique(kind[:, None, None] * self.radial + ring, return_inverse=True)[1]
         return labels.flatten()
-
-    def _bases(self, event: torch.Size, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        channels, height, width = self._check(event)
-        rotation = torch.eye(1) if channels == 1 else _LUMA_CHROMA / _LUMA_CHROMA.square().sum(1, keepdim=True).sqrt()
-        return rotation.to(like), _cosine_basis(height).to(like), _cosine_basis(width).to(like)
 
     def _check(self, event: torch.Size) -> tuple[int, int, int]:
         if len(event) != 3 or event[0] not in (1, 3):
@@ -160,6 +180,27 @@ _REGISTRY: Registry[Bands] = Registry(
 def make(bands: Bands | int | str) -> Bands:
     """Bands by name or spec, `cosine(8)`; a number is that many rings of `Cosine`."""
     return Cosine(bands) if isinstance(bands, int) else _REGISTRY.make(bands)
+
+
+@lru_cache(maxsize=32)
+def _members(bands: Bands, event: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """1 where a coefficient belongs to a band, (d, n): sums over bands are then one product."""
+    with torch.inference_mode(False):  # what is kept serves other runs too
+        return torch.nn.functional.one_hot(bands.labels(event), len(bands.sizes(event))).to(device, dtype)
+
+
+@lru_cache(maxsize=32)
+def _bases(event: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The rotation of the channels, and the cosine bases of rows and columns."""
+    channels, height, width = event
+    with torch.inference_mode(False):
+        rotation = torch.eye(1) if channels == 1 else _LUMA_CHROMA / _LUMA_CHROMA.square().sum(1, keepdim=True).sqrt()
+        return rotation.to(device, dtype), _cosine_basis(height).to(device, dtype), _cosine_basis(width).to(device, dtype)
+
+
+def _rotated(rotation: Tensor, x: Tensor) -> Tensor:
+    """The channels of x, (B, C, H, W), under an orthogonal map, (C, C)."""
+    return x if len(rotation) == 1 else (rotation @ x.flatten(2)).view_as(x)
 
 
 @cache

@@ -69,6 +69,7 @@ class Energy(Correction):
 
     def init(self, run: Run) -> Tensor | None:
         """M_b, (n,) in float64, where it is given. Raises InputError for a name, which only studies know, and for another n."""
+        self._bands.ready(run.x)
         if self.moment is None:
             return None
         if isinstance(self.moment, str):
@@ -88,18 +89,17 @@ class Energy(Correction):
     def correct(self, proposal: Proposal, state: Tensor | None) -> Outcome:
         """Measure the band energies, decide η, move the candidate along w; bitwise T where η = 1."""
         second = self.measure(proposal) if state is None else state
-        first, interval = proposal.first_order, proposal.interval
-        move = proposal.next - first
-        pairs = ((first, first), (first, move), (move, move), (proposal.denoised, proposal.denoised))
-        ff, fm, mm, dd = (proposal.gather(self._bands.inner(a, b)) for a, b in pairs)
+        bands, event, (start, end) = self._bands, proposal.x.shape[1:], proposal.interval.levels
+        first, move = bands.analyse(proposal.first_order), bands.analyse(proposal.next - proposal.first_order)
+        ff, fm, mm = (proposal.gather(bands.sums(a, b, event)) for a, b in ((first, first), (first, move), (move, move)))
         if self.deficit == "local":
-            deficit = (1 - interval.sigma_next / interval.sigma) ** 2 * (second.to(move) - dd)
+            dd = proposal.gather(bands.inner(proposal.denoised, proposal.denoised))
+            deficit = (1 - end / start) ** 2 * (second.to(move) - dd)
         else:
-            sizes = self._bands.sizes(move.shape[1:]).to(move.device)
-            deficit = second.to(move) + interval.sigma_next**2 * sizes - ff
+            deficit = second.to(move) + end**2 * bands.sums(torch.ones_like(move[:1]), torch.ones_like(move[:1]), event) - ff
         eta, raw, reason = self._decide(ff, fm, mm, deficit)
         numbers = {"eta": eta, "eta_raw": raw, "move": mm.mean(0).sum()}
-        return Outcome(proposal.next + self._bands.scale(move, eta - 1), second, numbers, strongest(reason))
+        return Outcome(proposal.next + bands.weighed(move, eta - 1, event), second, numbers, strongest(reason))
 
     def measure(self, proposal: Proposal) -> Tensor:
         """M_b = E‖P_b D‖² + σ² E[tr P_b ∂D/∂x] from the run's batch, (n,): one evaluation of D, which the step then uses.

@@ -3,6 +3,8 @@
 Both work in VE coordinates, whatever the frame. Details the paper does not give are ours and marked [rebuilt].
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -85,7 +87,7 @@ class SelfConsistent(Correction):
         interval, grid, x = proposal.interval, proposal.interval.grid, proposal.x
         if interval.last or (grid.to_zero and interval.index == grid.steps - 2):
             return Outcome(proposal.next, reason=Reason.PLAIN)
-        levels = grid.sigmas[interval.index : interval.index + 3]
+        levels = grid.levels[interval.index : interval.index + 3]
         start = 0 if self.look_ahead == "state" else 1
         jumped = ddim((x, proposal.next)[start], proposal.denoised, levels[start], levels[2])
         delta = interpolated(x, jumped, levels) - proposal.next
@@ -93,11 +95,10 @@ class SelfConsistent(Correction):
         return Outcome(proposal.next + expand(weight.to(x), x) * delta, None, {"weight": weight})
 
 
-def interpolated(x: Tensor, end: Tensor, sigmas: Tensor) -> Tensor:
+def interpolated(x: Tensor, end: Tensor, sigmas: Sequence[float]) -> Tensor:
     """x^tr at sigmas[1] between x at sigmas[0] and `end` at sigmas[2], linear in log σ (Prop. D.4); sigmas > 0."""
-    first, middle, last = sigmas.unbind()
-    w = (first / middle).log() / (first / last).log()
-    return (1 - w) * x + w * end
+    first, middle, last = sigmas
+    return torch.lerp(x, end, math.log(first / middle) / math.log(first / last))
 
 
 def compatibility(delta: Tensor, tau: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from steindiff.denoisers import Denoiser
 from steindiff.divergence.choosing import Choice, choose, priced_batched
 from steindiff.divergence.products import METHODS, Contract, Map, Options, Products, dot, linearise
 from steindiff.errors import InputError, SteindiffError, require
-from steindiff.noise import mix
+from steindiff.noise import mix, moved
 
 Method = Literal["auto", "jvp", "vjp", "fd"]
 A = TypeVar("A")
@@ -190,7 +190,7 @@ class Hutchinson(Estimator):
         shape = torch.Size((len(x) // len(seeds), *x.shape[1:]))
         streams = [torch.Generator().manual_seed(mix(_PROBE_TAG, s, index)) for s in seeds]
         for _ in range(self.probes):
-            yield torch.cat([_probe(shape, s, self.kind) for s in streams]).to(x)
+            yield moved(torch.cat([_probe(shape, s, self.kind) for s in streams]), x.dtype, x.device)
 
 
 @dataclass(frozen=True)

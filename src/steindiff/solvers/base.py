@@ -38,11 +38,12 @@ class Grid:
     """The same on the host, read once, so that the loop never waits for the device."""
     nodes: tuple[Tensor, ...] = field(repr=False)
     """`sigmas` taken apart, 0-dim each: a level is one and the same tensor wherever an interval names it."""
+    _tails: "dict[int, Grid]" = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
-    def of(cls, sigmas: Tensor) -> "Grid":
-        """The grid of these levels."""
-        return cls(sigmas, tuple(sigmas.tolist()), sigmas.unbind())
+    def of(cls, sigmas: Tensor, levels: tuple[float, ...] | None = None) -> "Grid":
+        """The grid of these levels; whoever knows them on the host already spares a transfer."""
+        return cls(sigmas, tuple(sigmas.tolist()) if levels is None else levels, sigmas.unbind())
 
     @property
     def steps(self) -> int:
@@ -57,6 +58,12 @@ class Grid:
     def interval(self, index: int) -> "Interval":
         """Step `index` of this grid."""
         return Interval(self, index)
+
+    def since(self, index: int) -> "Grid":
+        """The grid without its first `index` levels: the same object whenever it is asked for."""
+        if index not in self._tails:
+            self._tails[index] = Grid(self.sigmas[index:], self.levels[index:], self.nodes[index:])
+        return self._tails[index]
 
     def order(self, index: int, order: int, lower_final: bool, short: float = SHORT_RUN) -> int:
         """The order a multistep method can have at step `index`: warm-up, the end of a short run, a step to σ = 0."""
@@ -82,6 +89,12 @@ class Interval:
     def sigma_next(self) -> Tensor:
         """The level at which the step ends."""
         return self.grid.nodes[self.index + 1]
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """Both levels on the host."""
+        start, end = self.grid.levels[self.index : self.index + 2]
+        return start, end
 
     @property
     def last(self) -> bool:
@@ -238,7 +251,7 @@ class Solver(ABC):
 
     def first_order(self, x: Tensor, denoised: Tensor, interval: Interval) -> Tensor:
         """T₁ = r x + (1−r) D, rounded as this solver rounds: where its own step is of first order, T₁ is that step bitwise."""
-        return ddim(x, denoised, interval.sigma, interval.sigma_next)
+        return ddim(x, denoised, *interval.levels)
 
     def remembers(self, interval: Interval, state: State) -> bool:
         """Whether T(x) depends on x through `state` too, which earlier states on the same trajectory have left.

@@ -1,23 +1,57 @@
-"""Formulas that several solvers share. A coefficient is a float or a 0-dim float64, so it never changes the state's dtype."""
+"""Formulas that several solvers share. A coefficient is a float of the host, so that it costs no tensor operation."""
 
 import math
-from collections.abc import Callable, Sequence
-from functools import cache, reduce
+from collections.abc import Callable, Hashable, Sequence
+from functools import cache, reduce, wraps
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from steindiff.schedules import VPLinear
 
-def ddim(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-    """x' = r x + (1−r) D, r = σ'/σ: exact where D is constant over the step (Song et al. 2021, DDIM)."""
-    r = sigma_next / sigma
-    return r * x + (1 - r) * denoised
+Array = NDArray[np.float64]
+_VP = VPLinear()
+_MOST = 4096
+P, A = ParamSpec("P"), TypeVar("A")
 
 
-def noise_of(x: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:
+def kept(make: Callable[P, A]) -> Callable[P, A]:
+    """The same function, with its latest values kept: coefficients of a step, which take longer than a step of a small state.
+
+    A compiler goes through a table that it can look into, and not through functools.lru_cache.
+    """
+    known: dict[Hashable, A] = {}
+
+    @wraps(make)
+    def find(*args: P.args, **kwargs: P.kwargs) -> A:
+        key = (args, *kwargs.items()) if kwargs else args
+        found = known.get(key)
+        if found is None:
+            if len(known) >= _MOST:
+                known.clear()
+            found = known[key] = make(*args, **kwargs)
+        return found
+
+    return find
+
+
+def ddim(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:
+    """x' = r x + (1−r) D, r = σ'/σ, in one pass: exact where D is constant over the step (Song et al. 2021, DDIM)."""
+    return torch.lerp(x, denoised, 1 - sigma_next / sigma)
+
+
+def noise_of(x: Tensor, denoised: Tensor, sigma: float) -> Tensor:
     """ε-hat = (x − D)/σ, which is also dy/dσ."""
-    return (x - denoised) / sigma
+    residual = x - denoised
+    return residual / sigma if transformed() else residual.div_(sigma)
+
+
+def transformed() -> bool:
+    """Whether torch.func batches or differentiates this call: a batched value cannot be added in place to a plain tensor."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def combine(weights: Sequence[Tensor | float], values: Sequence[Tensor]) -> Tensor:
@@ -44,14 +78,26 @@ def phi(h: float, count: int = 2) -> tuple[float, ...]:
     return tuple(values)
 
 
+def vp_time(sigma: Array) -> Array:
+    """The time of `VPLinear` at these levels, on the host: t = 2B/(β₀ + √(β₀² + 2(β₁−β₀)B)), B = log(1+σ²)."""
+    low, rise, b = _VP.beta_min, _VP.beta_max - _VP.beta_min, np.log1p(sigma**2)
+    time: Array = 2 * b / (low + np.sqrt(low**2 + 2 * rise * b))
+    return time
+
+
+def vp_level(time: float) -> float:
+    """The level at this time, σ = √(e^B − 1), B = (β₁−β₀)t²/2 + β₀t."""
+    return math.sqrt(math.expm1((_VP.beta_max - _VP.beta_min) * time**2 / 2 + _VP.beta_min * time))
+
+
 @cache
-def _gauss_legendre(points: int) -> tuple[Tensor, Tensor]:
+def _gauss_legendre(points: int) -> tuple[Array, Array]:
     nodes, weights = np.polynomial.legendre.leggauss(points)
-    return torch.from_numpy(nodes), torch.from_numpy(weights)
+    return nodes, weights
 
 
 def lagrange_integrals(
-    nodes: Sequence[float], start: float, end: float, variable: Callable[[Tensor], Tensor], points: int = 48
+    nodes: Sequence[float], start: float, end: float, variable: Callable[[Array], Array], points: int = 48
 ) -> tuple[float, ...]:
     """w_j = ∫_start^end ℓ_j(s(σ)) dσ, where ℓ_j is the Lagrange basis of the noise levels `nodes` in the variable s(σ).
 
@@ -60,9 +106,9 @@ def lagrange_integrals(
     """
     g, w = _gauss_legendre(points)
     half = math.log(end / start) / 2
-    sigma = start * torch.exp(half * (1 + g))
+    sigma = start * np.exp(half * (1 + g))
     mass = half * w * sigma
-    s = variable(torch.cat([sigma, sigma.new_tensor(nodes)]))
+    s = variable(np.concatenate([sigma, nodes]))
     at = s[points:].tolist()
     offsets = [s[:points] - node for node in at]
     integrals = []

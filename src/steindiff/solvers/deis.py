@@ -9,19 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from steindiff.errors import require
-from steindiff.schedules import VPLinear
 from steindiff.solvers.base import Grid
-from steindiff.solvers.coefficients import lagrange_integrals
+from steindiff.solvers.coefficients import Array, kept, lagrange_integrals, vp_time
 from steindiff.solvers.multistep import NoiseMultistep, Row
 
-_VARIABLES: dict[str, Callable[[Tensor], Tensor]] = {
-    "vp_time": VPLinear().time,
+_VARIABLES: dict[str, Callable[[Array], Array]] = {
+    "vp_time": vp_time,
     "sigma": lambda sigma: sigma,
-    "log_sigma": torch.log,
+    "log_sigma": np.log,
 }
 """s(σ)."""
 
@@ -57,8 +55,14 @@ class DEIS(NoiseMultistep):
         start, end = grid.levels[index : index + 2]
         if order == 1:
             return Row(1.0, (end - start,))
-        nodes = grid.levels[index - order + 1 : index + 1][::-1]
-        return Row(1.0, lagrange_integrals(nodes, start, end, _VARIABLES[self.variable]))
+        return Row(1.0, _integrals(grid.levels[index - order + 1 : index + 2], self.variable))
+
+
+@kept
+def _integrals(levels: tuple[float, ...], variable: str) -> tuple[float, ...]:
+    """W of the step between the last two levels, through the values at all but the last; they take longer than a small step."""
+    *nodes, start, end = levels
+    return lagrange_integrals([start, *reversed(nodes)], start, end, _VARIABLES[variable])
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ are linear between the levels that they are given at; `calibration/peers/dpm_v3.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -190,6 +191,10 @@ class DPMSolverV3(Solver):
         require(
             inside, f"the statistics are of levels from {top:g} to {low:g}: measure them over the grid's range", levels=given
         )
+        if x.device.type != "cpu":  # a run on zeros moves there what the steps need, so that none of them waits for it
+            state, still = _State(None, ()), torch.zeros_like(x[:1])
+            for i in range(grid.steps):
+                state = self.step(lambda z, sigma: torch.zeros_like(z), still, grid.interval(i), state).state
         return _State(None, ())
 
     def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: _State) -> Step:
@@ -232,36 +237,55 @@ class DPMSolverV3(Solver):
         """f and D of the current state: evaluated, or what the last corrector has left."""
         grid, index = interval.grid, interval.index
         if state.current is not None:
-            return state.current, x - state.current - self._linear(grid, index).to(x) * x
+            return state.current, torch.addcmul(x - state.current, self._linear(x, grid, index), x, value=-1)
         denoised = denoiser(x, interval.sigma)
         return self._rest(x, denoised, grid, index), denoised
 
-    def _linear(self, grid: Grid, index: int) -> Tensor:
-        return self.statistics.at(_lam(grid, index))[0][0]
+    def _linear(self, x: Tensor, grid: Grid, index: int) -> Tensor:
+        return _linear_at(self.statistics, grid.levels[index], x.dtype, x.device)
 
     def _rest(self, x: Tensor, denoised: Tensor, grid: Grid, index: int) -> Tensor:
         """f = (x − D) − l x."""
-        return x - denoised - self._linear(grid, index).to(x) * x
+        return torch.addcmul(x - denoised, self._linear(x, grid, index), x, value=-1)
 
     def _moved(self, x: Tensor, grid: Grid, index: int, points: Sequence[_Known], pseudo: bool) -> Tensor:
         """x' from f at this step's level, the first of the points, and at others."""
-        start, end = float(_lam(grid, index)), float(_lam(grid, index + 1))
-        here = self.statistics.integrals(_lam(grid, index))
-        growth, moments, constant = _weights(self.statistics, start, end, here, len(points))
-        lams = [float(_lam(grid, point.place)) for point in points]
-        derivatives = _taylor([lam - start for lam in lams], pseudo)
-        total, fixed = growth.to(x) * x, constant
-        for j, (point, lam) in enumerate(zip(points, lams, strict=True)):
-            share, shift = _towards(self.statistics, start, lam, here)
-            weight = torch.stack([m * row[j] for m, row in zip(moments, derivatives, strict=True)]).sum(0)
-            total, fixed = total - (weight * share).to(x) * point.f, fixed - weight * shift
-        end_state: Tensor = total - fixed.to(x)
-        return end_state
+        levels = tuple(grid.levels[place] for place in (index + 1, *(point.place for point in points)))
+        growth, weights, fixed = _coefficients(self.statistics, levels, pseudo, x.dtype, x.device)
+        total = torch.addcmul(-fixed, growth, x)
+        for point, weight in zip(points, weights, strict=True):
+            total = torch.addcmul(total, weight, point.f, value=-1)
+        return total
 
 
 def of_file(path: str, order: int = 3) -> DPMSolverV3:
     """The method with the statistics of a file, for specs: `dpm_v3(file.safetensors, order=2)`. Raises as `Statistics.load`."""
     return DPMSolverV3(Statistics.load(path)[0], order)
+
+
+@lru_cache(maxsize=64)
+def _linear_at(statistics: Statistics, level: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """L at a level."""
+    with torch.inference_mode(False):
+        return statistics.at(torch.tensor([-math.log(level)], dtype=torch.float64))[0][0].to(device, dtype)
+
+
+@lru_cache(maxsize=64)
+def _coefficients(
+    statistics: Statistics, levels: tuple[float, ...], pseudo: bool, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Of x, of −f at each point and what is taken off: the levels are σ', σ and those of the other points."""
+    with torch.inference_mode(False):
+        end, *lams = (-math.log(level) for level in levels)
+        here = statistics.integrals(torch.tensor(lams[:1], dtype=torch.float64))
+        growth, moments, fixed = _weights(statistics, lams[0], end, here, len(lams))
+        derivatives, weights = _taylor([lam - lams[0] for lam in lams], pseudo), list[Tensor]()
+        for j, lam in enumerate(lams):
+            share, shift = _towards(statistics, lams[0], lam, here)
+            weight = torch.stack([m * row[j] for m, row in zip(moments, derivatives, strict=True)]).sum(0)
+            weights.append((weight * share).to(device, dtype))
+            fixed = fixed - weight * shift
+        return growth.to(device, dtype), weights, fixed.to(device, dtype)
 
 
 def _weights(
@@ -293,14 +317,14 @@ def _taylor(offsets: Sequence[float], pseudo: bool) -> list[list[float]]:
     first k+1 points instead, which leaves the lower derivatives at their lower order.
     """
     n = len(offsets)
-    nodes = torch.tensor(offsets, dtype=torch.float64)
+    nodes = np.array(offsets)
     if not pseudo:
-        powers = torch.linalg.inv(torch.stack([nodes**k for k in range(n)], dim=1))
-        return [(math.factorial(k) * powers[k]).tolist() for k in range(n)]
+        powers = np.linalg.inv(np.vander(nodes, increasing=True))
+        return [[math.factorial(k) * float(weight) for weight in powers[k]] for k in range(n)]
     rows = list[list[float]]()
     for k in range(n):
-        gaps = nodes[: k + 1, None] - nodes[None, : k + 1] + torch.eye(k + 1, dtype=torch.float64)
-        rows.append((math.factorial(k) / gaps.prod(1)).tolist() + [0.0] * (n - k - 1))
+        gaps = nodes[: k + 1, None] - nodes[None, : k + 1] + np.eye(k + 1)
+        rows.append([math.factorial(k) / float(gap) for gap in gaps.prod(1)] + [0.0] * (n - k - 1))
     return rows
 
 
@@ -310,11 +334,6 @@ def _cumulative(values: Tensor, h: float) -> Tensor:
     first = (9 * values[:1] + 19 * values[1:2] - 5 * values[2:3] + values[3:4]) / 24
     last = (9 * values[-1:] + 19 * values[-2:-1] - 5 * values[-3:-2] + values[-4:-3]) / 24
     return h * torch.cat([torch.zeros_like(first), torch.cat([first, inner, last]).cumsum(0)])
-
-
-def _lam(grid: Grid, index: int) -> Tensor:
-    """λ of a level, (1,)."""
-    return torch.tensor([-math.log(grid.levels[index])], dtype=torch.float64)
 
 
 def _spread(values: Tensor, like: Tensor) -> Tensor:

@@ -10,24 +10,31 @@ and the methods differ in how they extrapolate D along the step. `phi` has the i
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 from steindiff.solvers.base import Grid
-from steindiff.solvers.coefficients import phi
+from steindiff.solvers.coefficients import kept, phi
 from steindiff.solvers.multistep import Multistep, Row, ddim_row
 
 
-def _log_steps(grid: Grid, index: int, count: int) -> list[float]:
-    """h of the last `count` steps, this one first."""
-    return [math.log(grid.levels[i] / grid.levels[i + 1]) for i in range(index, index - count, -1)]
+def _row(grid: Grid, index: int, order: int, exact: bool = False) -> Row:
+    """The row of this order."""
+    return ddim_row(grid, index) if order == 1 else _high(grid.levels[index - order + 1 : index + 2], exact)
 
 
-def _row(grid: Grid, index: int, order: int) -> Row:
-    """First order, or second: D is extrapolated linearly to the middle of the step."""
-    if order == 1:
-        return ddim_row(grid, index)
-    h, h1 = _log_steps(grid, index, 2)
-    phi0, c = -math.expm1(-h), h / (2 * h1)
-    return Row(grid.levels[index + 1] / grid.levels[index], (phi0 * (1 + c), -phi0 * c))
+@kept
+def _high(levels: tuple[float, ...], exact: bool) -> Row:
+    """Order 2 between the last two of three levels, where D is extrapolated linearly to the middle; order 3 of four levels."""
+    h = [math.log(s / t) for s, t in pairwise(levels)][::-1]
+    r, phi0, c = levels[-1] / levels[-2], -math.expm1(-h[0]), h[0] / (2 * h[1])
+    if len(h) == 2:
+        return Row(r, (phi0 * (1 + c), -phi0 * c))
+    r0, r1 = h[1] / h[0], h[2] / h[0]
+    phi0, phi1, phi2 = phi(h[0])
+    # With Δ₀ = (D₀−D₁)/r₀ and Δ₁ = (D₁−D₂)/r₁: a = (Δ₀−Δ₁)/(r₀+r₁), b = Δ₀ + r₀ a.
+    curvature = (phi1 * r0 + (phi2 if exact else phi2 / 2)) / (r0 + r1)
+    of_first, of_second = (phi1 + curvature) / r0, -curvature / r1
+    return Row(r, (phi0 + of_first, of_second - of_first, -of_second))
 
 
 @dataclass(frozen=True)
@@ -65,13 +72,4 @@ class DPMpp3M(Multistep):
 
     def weights(self, grid: Grid, index: int) -> Row:
         """Lower orders where there are fewer earlier values, at the end of a short run, and to σ = 0."""
-        order = grid.order(index, 3, self.lower_order_final)
-        if order < 3:
-            return _row(grid, index, order)
-        h = _log_steps(grid, index, 3)
-        r0, r1 = h[1] / h[0], h[2] / h[0]
-        phi0, phi1, phi2 = phi(h[0])
-        # With Δ₀ = (D₀−D₁)/r₀ and Δ₁ = (D₁−D₂)/r₁: a = (Δ₀−Δ₁)/(r₀+r₁), b = Δ₀ + r₀ a.
-        curvature = (phi1 * r0 + (phi2 if self.exact else phi2 / 2)) / (r0 + r1)
-        of_first, of_second = (phi1 + curvature) / r0, -curvature / r1
-        return Row(grid.levels[index + 1] / grid.levels[index], (phi0 + of_first, of_second - of_first, -of_second))
+        return _row(grid, index, grid.order(index, 3, self.lower_order_final), self.exact)

@@ -58,24 +58,24 @@ class EVODiff(Solver):
     def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: tuple[Tensor, ...]) -> Step:
         """Predict, evaluate, weigh. The state is D₋, or (D₀, D₋) where D₀ has been evaluated at the prediction."""
         current = state[0] if len(state) == 2 else denoiser(x, interval.sigma)
-        base = ddim(x, current, interval.sigma, interval.sigma_next)
+        base = ddim(x, current, *interval.levels)
         before = state[-1] if state else None
         if before is None or (interval.last and interval.grid.to_zero):
             return Step(base, current, (current,))
         at = _Place.of(interval)
         if self._ends(interval):
             return Step(_end(base, current, before, at) if self.last else base, current, (current,))
-        gap = current - at.balance(current, before) * before
-        spread = at.ratio * torch.sigmoid(at.balance(current, before).abs() / 4)
-        probe = base + at.c / (2 * spread) * gap
-        ahead = denoiser(probe, interval.sigma_next)
-        gap_ahead = ahead - at.balance(ahead, current) * current
-        up, down = at.ratio * gap_ahead, gap / at.ratio
-        eta = torch.sigmoid((_projection(up + down, up - down) / 2).abs()) / 2
-        mixed = (1 - eta) * up - eta * down
-        zeta_star = _projection(probe - base - at.c / (2 * spread) * mixed, gap) / at.c
+        b = at.balance(current, before)
+        gap = torch.addcmul(current, b, before, value=-1)
+        length = at.c / (2 * at.ratio * torch.sigmoid(b.abs() / 4))
+        ahead = denoiser(torch.addcmul(base, length, gap), interval.sigma_next)
+        up = torch.addcmul(ahead, at.balance(ahead, current), current, value=-1).mul_(at.ratio)
+        difference = torch.add(up, gap, alpha=-1 / at.ratio)
+        eta = torch.sigmoid((_projection(torch.add(up, gap, alpha=1 / at.ratio), difference) / 2).abs()) / 2
+        mixed = torch.addcmul((1 - eta) * up, eta / at.ratio, gap, value=-1)
+        zeta_star = _projection(gap - mixed, gap, length) / at.c
         zeta = torch.sigmoid((zeta_star.abs() - 0.5) * at.sign(current, before))
-        return Step(base + at.c / (2 * zeta) * mixed, current, (ahead, current))
+        return Step(torch.addcmul(base, at.c / (2 * zeta), mixed), current, (ahead, current))
 
     def nfe(self, sigmas: Tensor) -> int:
         """One a step."""
@@ -134,9 +134,9 @@ def _end(base: Tensor, current: Tensor, before: Tensor, at: _Place) -> Tensor:
     return (1 - at.shrink) * base + at.c / 2 * (current - t * before)
 
 
-def _projection(a: Tensor, b: Tensor) -> Tensor:
-    """⟨a, b⟩/‖b‖² between ±2, a number for each channel of each image; 0 where b is."""
+def _projection(a: Tensor, b: Tensor, factor: Tensor | float = 1.0) -> Tensor:
+    """⟨a, b⟩/‖b‖² times a factor, between ±2, a number for each channel of each image; 0 where b is."""
     axes = tuple(range(2, a.ndim)) if a.ndim == 4 else tuple(range(1, a.ndim))
     over, under = (a * b).sum(axes, keepdim=True), (b * b).sum(axes, keepdim=True)
     safe = torch.where(under > 0, under, torch.ones_like(under))
-    return (over / safe).clamp(-_CUT, _CUT)
+    return (factor * over / safe).clamp(-_CUT, _CUT)

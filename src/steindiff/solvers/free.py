@@ -78,7 +78,7 @@ class FreeRun(Solver):
             pairs = zip(given, own, strict=False)
             same = len(given) == len(own) and all(math.isclose(s, t, rel_tol=TOLERANCE) for s, t in pairs)
             require(same, "the free step is for the solver's own grid, solver.own_grid", first=given[:2], own=own[:2])
-            return Step(self.a * x, torch.zeros_like(x), None)
+            return Step(self.a * x, x.new_zeros(()).expand_as(x), None)
         inner = _inner(interval)
         if interval.index == 1:
             state = self.solver.init(denoiser, x, inner.grid)
@@ -100,7 +100,7 @@ class FreeRun(Solver):
 
     def differentiates(self, x: Tensor, grid: Grid) -> bool:
         """As the method does."""
-        return self.solver.differentiates(x, _without_first(grid))
+        return self.solver.differentiates(x, grid.since(1))
 
     def for_nfe(self, nfe: int, setting: Setting = USUAL) -> tuple[Solver, int]:
         """This solver and its steps. Raises InputError for another number of evaluations than its own."""
@@ -129,8 +129,4 @@ class FreeRun(Solver):
 
 def _inner(interval: Interval) -> Interval:
     """The interval as the method sees it: on a grid without the first level."""
-    return Interval(_without_first(interval.grid), interval.index - 1)
-
-
-def _without_first(grid: Grid) -> Grid:
-    return Grid(grid.sigmas[1:], grid.levels[1:], grid.nodes[1:])
+    return Interval(interval.grid.since(1), interval.index - 1)

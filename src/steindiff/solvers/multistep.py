@@ -17,6 +17,7 @@ from torch import Tensor
 from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError
 from steindiff.solvers.base import Grid, Interval, Solver, Step
+from steindiff.solvers.coefficients import noise_of, transformed
 
 History = tuple[Tensor, ...]
 
@@ -51,7 +52,7 @@ class Multistep(Solver):
                 f"step {interval.index} needs {len(row.values) - 1} earlier values and the state holds {len(state)}: start the "
                 "run at step 0 of its grid"
             )
-        denoised = denoiser(x, interval.sigma)
+        denoised = self._evaluated(denoiser, x, interval)
         values = (self._value(x, denoised, interval), *state)
         return Step(weighted(row, x, values), denoised, values[: self.order - 1])
 
@@ -71,6 +72,9 @@ class Multistep(Solver):
         """T₁ = r x + (1−r) D."""
         return weighted(ddim_row(interval.grid, interval.index), x, (denoised,))
 
+    def _evaluated(self, denoiser: Denoiser, x: Tensor, interval: Interval) -> Tensor:
+        return denoiser(x, interval.sigma)
+
     def _value(self, x: Tensor, denoised: Tensor, interval: Interval) -> Tensor:
         return denoised
 
@@ -89,8 +93,7 @@ class NoiseMultistep(Multistep):
         return weighted(Row(1.0, (sigma_next - sigma,)), x, (self._value(x, denoised, interval),))
 
     def _value(self, x: Tensor, denoised: Tensor, interval: Interval) -> Tensor:
-        residual, sigma = x - denoised, interval.grid.levels[interval.index]
-        return residual / sigma if _transformed() else residual.div_(sigma)
+        return noise_of(x, denoised, interval.grid.levels[interval.index])
 
 
 @dataclass(frozen=True)
@@ -124,12 +127,7 @@ def weighted(row: Row, x: Tensor, values: Sequence[Tensor]) -> Tensor:
         out, rest = torch.add(x, values[0], alpha=first), list(zip(others, values[1:], strict=False))
     else:
         out, rest = a * x, list(zip((first, *others), values, strict=False))
-    in_place = not _transformed()
+    in_place = not transformed()
     for w, v in rest:
         out = out.add_(v, alpha=w) if in_place else torch.add(out, v, alpha=w)
     return out
-
-
-def _transformed() -> bool:
-    """Whether torch.func batches or differentiates this call: a batched value cannot be added in place to a plain tensor."""
-    return torch._C._functorch.peek_interpreter_stack() is not None

@@ -5,19 +5,19 @@ moves by DDIM's transfer from one time to another. In VE coordinates that transf
 so that only the times decide what the weights do: they are those of equal steps, and of a stage in the middle, in time.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from torch import Tensor
 
 from steindiff.denoisers import Denoiser
 from steindiff.errors import require
-from steindiff.schedules import VPLinear
 from steindiff.solvers.base import USUAL, Grid, Interval, Setting, Solver, Step
-from steindiff.solvers.coefficients import ddim, noise_of
+from steindiff.solvers.coefficients import ddim, noise_of, vp_level, vp_time
 from steindiff.solvers.deis import IPNDM
-
-_TIME = VPLinear()
+from steindiff.solvers.multistep import Row, weighted
 
 
 @dataclass(frozen=True)
@@ -51,25 +51,32 @@ class PNDM(Solver):
         """A step of the start, or iPNDM's of full order. Raises InputError where the state holds too few noise predictions."""
         if not self._starts(interval.index):
             return self._later.step(denoiser, x, interval, state)
-        sigma, end = interval.sigma, interval.sigma_next
-        denoised = denoiser(x, sigma)
+        (sigma, end), denoised = interval.levels, denoiser(x, interval.sigma)
         kept = (noise_of(x, denoised, sigma), *state)[: self.order - 1]
         if interval.last and interval.grid.to_zero:
             return Step(ddim(x, denoised, sigma, end), denoised, kept)
+        changes: list[Tensor] = []
 
-        def deviation(before: Tensor | float, level: Tensor) -> Tensor:
-            """ε̂ − ε̂₁ at a level reached along ε̂₁ + before: so written, nothing cancels where D hardly changes."""
-            there = ddim(x, denoised, sigma, level) + (level - sigma) * before
-            return ((denoised - denoiser(there, level)) + (level - sigma) * before) / level
+        def moved(level: float, before: Sequence[float]) -> Tensor:
+            """The state at a level, reached along ε̂₁ and a sum of the changes D₁ − D_j."""
+            r = level / sigma
+            return weighted(Row(r, (1 - r, *((level - sigma) * c for c in before))), x, (denoised, *changes))
+
+        def deviation(before: Sequence[float], level: float, at: Tensor) -> list[float]:
+            """ε̂ − ε̂₁ there as weights of the changes: so written, nothing cancels where D hardly changes."""
+            changes.append(denoised - denoiser(moved(level, before), at))
+            return [*((level - sigma) * c / level for c in before), 1 / level]
 
         if self.order == 2:
-            mean = deviation(0.0, end) / 2
+            mean = [c / 2 for c in deviation((), end, interval.sigma_next)]
         else:
             middle = self._middle(sigma, end)
-            second = deviation(0.0, middle)
-            third = deviation(second, middle)
-            mean = (2 * second + 2 * third + deviation(third, end)) / 6
-        return Step(ddim(x, denoised, sigma, end) + (end - sigma) * mean, denoised, kept)
+            inside = interval.sigma.new_full((), middle)
+            second = deviation((), middle, inside)
+            third = deviation(second, middle, inside)
+            fourth = deviation(third, end, interval.sigma_next)
+            mean = [(2 * a + 2 * b + c) / 6 for a, b, c in zip((*second, 0, 0), (*third, 0), fourth, strict=True)]
+        return Step(moved(end, mean), denoised, kept)
 
     def nfe(self, sigmas: Tensor) -> int:
         """One a step, and `order` for each step of the start that does not end at σ = 0."""
@@ -108,7 +115,6 @@ class PNDM(Solver):
     def _later(self) -> IPNDM:
         return IPNDM(self.order)
 
-    def _middle(self, sigma: Tensor, end: Tensor) -> Tensor:
-        if self.middle == "sigma":
-            return (sigma + end) / 2
-        return _TIME.ratio((_TIME.time(sigma) + _TIME.time(end)) / 2)
+    def _middle(self, sigma: float, end: float) -> float:
+        """The middle in σ, or in VP's time."""
+        return (sigma + end) / 2 if self.middle == "sigma" else vp_level(float(vp_time(np.array([sigma, end])).mean()))

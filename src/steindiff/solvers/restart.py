@@ -11,6 +11,7 @@ every schedule. The main run goes on from t_min as a new run, since its history 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -117,7 +118,8 @@ class Restart(Solver):
 
     def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> State:
         """The solver's. Raises InputError for a grid on which a cycle has no place, before any evaluation."""
-        self._places(grid)
+        for index in self._places(grid):
+            self._turned(grid.interval(index - 1))
         return self.solver.init(denoiser, x, grid)
 
     def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: State) -> Step:
@@ -140,7 +142,7 @@ class Restart(Solver):
         low, out = interval.grid.levels[interval.index + 1], step.x
         scale = self.inflation * math.sqrt(cycle.high**2 - low**2)
         for turn in range(cycle.times):
-            out = self._down(denoiser, out + self._noise(out, scale, interval.index, turn), self._grid(interval, cycle))
+            out = self._down(denoiser, out + self._noise(out, scale, interval.index, turn), self._turned(interval))
         return step._replace(x=out)
 
     def nfe(self, sigmas: Tensor) -> int:
@@ -184,7 +186,7 @@ class Restart(Solver):
         if cycle is None:
             return linear
         one = interval.sigma.new_ones(1, 1)
-        return linear * self._down(_zero, one, self._grid(interval, cycle)).reshape(()) ** cycle.times
+        return linear * self._down(_zero, one, self._turned(interval)).reshape(()) ** cycle.times
 
     def seeded(self, seed: int | tuple[int, ...]) -> "Restart":
         """The same with fresh noise from `seed`."""
@@ -209,13 +211,12 @@ class Restart(Solver):
         """The interval as the solver sees it: on a grid that begins at the last restart."""
         grid = interval.grid
         begin = max((place for place in self._places(grid) if place <= interval.index), default=0)
-        return Interval(Grid(grid.sigmas[begin:], grid.levels[begin:], grid.nodes[begin:]), interval.index - begin)
+        return Interval(grid.since(begin), interval.index - begin)
 
-    def _grid(self, interval: Interval, cycle: Cycle) -> Grid:
-        """From `high` to the level where the cycle begins, on the device of the run."""
-        levels = grids.karras(cycle.steps, interval.grid.levels[interval.index + 1], cycle.high)
-        there = levels.to(interval.sigma)
-        return Grid(there, tuple(levels.tolist()), there.unbind())
+    def _turned(self, interval: Interval) -> Grid:
+        """From `high` to the level where the cycle at the end of this step begins, on the device of the run."""
+        cycle = self._places(interval.grid)[interval.index + 1]
+        return _turn(cycle.steps, interval.levels[1], cycle.high, interval.sigma.dtype, interval.sigma.device)
 
     def _down(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> Tensor:
         method = self.within or self.solver
@@ -256,6 +257,13 @@ def of_spec(
     if low is not None and high is not None:
         cycles, usual = (Cycle(low, high, times, steps),), 1.0
     return Restart(make(solver), cycles, usual if inflation is None else inflation, inside)
+
+
+@lru_cache(maxsize=256)
+def _turn(steps: int, low: float, high: float, dtype: torch.dtype, device: torch.device) -> Grid:
+    levels = grids.karras(steps, low, high)
+    with torch.inference_mode(False):
+        return Grid.of(levels.to(device, dtype), tuple(levels.tolist()))
 
 
 def _zero(x: Tensor, sigma: Tensor) -> Tensor:

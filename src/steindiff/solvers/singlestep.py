@@ -3,13 +3,13 @@
 import math
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from steindiff.denoisers import Denoiser
 from steindiff.errors import require
 from steindiff.solvers.base import USUAL, Grid, Interval, Setting, Solver, Step
-from steindiff.solvers.coefficients import ddim, noise_of, phi
+from steindiff.solvers.coefficients import ddim, phi
+from steindiff.solvers.multistep import Row, weighted
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,14 @@ class Heun(Solver):
 
     def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: None) -> Step:
         """Predict by Euler, correct by the trapezoidal rule."""
-        denoised = denoiser(x, interval.sigma)
-        euler = ddim(x, denoised, interval.sigma, interval.sigma_next)
+        denoised, (sigma, end) = denoiser(x, interval.sigma), interval.levels
+        euler = ddim(x, denoised, sigma, end)
         if interval.last and self._ends_with_euler(interval.grid):
             return Step(euler, denoised, None)
-        d = noise_of(x, denoised, interval.sigma)
-        d_hat = noise_of(euler, denoiser(euler, interval.sigma_next), interval.sigma_next)
-        return Step(x + (interval.sigma_next - interval.sigma) * (d + d_hat) / 2, denoised, None)
+        # x' in x and both values: the weight of x is that of Euler's step.
+        r, of_second = end / sigma, (sigma / end - 1) / 2
+        row = Row(r, (1 - r - of_second, of_second))
+        return Step(weighted(row, x, (denoised, denoiser(euler, interval.sigma_next))), denoised, None)
 
     def nfe(self, sigmas: Tensor) -> int:
         """2n, or 2n − 1 where the last step is Euler's."""
@@ -99,25 +100,26 @@ class DPMpp3S(_Stages):
 
 def _first(denoiser: Denoiser, x: Tensor, interval: Interval) -> Step:
     denoised = denoiser(x, interval.sigma)
-    return Step(ddim(x, denoised, interval.sigma, interval.sigma_next), denoised, None)
+    return Step(ddim(x, denoised, *interval.levels), denoised, None)
 
 
 def _second(denoiser: Denoiser, x: Tensor, interval: Interval) -> Step:
-    sigma, sigma_next = interval.sigma, interval.sigma_next
-    middle = (sigma * sigma_next).sqrt()
-    denoised = denoiser(x, sigma)
-    at_middle = denoiser(ddim(x, denoised, sigma, middle), middle)
-    return Step(ddim(x, at_middle, sigma, sigma_next), denoised, None)
+    start, end = interval.levels
+    middle, denoised = math.sqrt(start * end), denoiser(x, interval.sigma)
+    at_middle = denoiser(ddim(x, denoised, start, middle), interval.sigma.new_full((), middle))
+    return Step(ddim(x, at_middle, start, end), denoised, None)
 
 
 def _third(denoiser: Denoiser, x: Tensor, interval: Interval) -> Step:
     """Inner points at h/3 and 2h/3; the slope of D from the second one."""
-    sigma, sigma_next = interval.sigma, interval.sigma_next
-    h = (sigma / sigma_next).log()
-    s1, s2 = (sigma * torch.exp(-h * c) for c in (1 / 3, 2 / 3))
-    d0 = denoiser(x, sigma)
-    d1 = denoiser(ddim(x, d0, sigma, s1), s1)
-    start, end = interval.grid.levels[interval.index : interval.index + 2]
-    step = math.log(start / end)
-    d2 = denoiser(ddim(x, d0, sigma, s2) + 2 * phi(2 * step / 3)[1] * (d1 - d0), s2)
-    return Step(ddim(x, d0, sigma, sigma_next) + 1.5 * phi(step)[1] * (d2 - d0), d0, None)
+    start, end = interval.levels
+    h, d0, at = math.log(start / end), denoiser(x, interval.sigma), interval.sigma.new_full
+    s1, s2 = (start * math.exp(-c * h) for c in (1 / 3, 2 / 3))
+    d1 = denoiser(ddim(x, d0, start, s1), at((), s1))
+    d2 = denoiser(weighted(_sloped(s2 / start, 2 * phi(2 * h / 3)[1]), x, (d0, d1)), at((), s2))
+    return Step(weighted(_sloped(end / start, 1.5 * phi(h)[1]), x, (d0, d2)), d0, None)
+
+
+def _sloped(r: float, slope: float) -> Row:
+    """R x + (1−r) D₀ + slope (D − D₀)."""
+    return Row(r, (1 - r - slope, slope))

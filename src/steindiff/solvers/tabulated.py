@@ -8,13 +8,14 @@ without values is a *free* step, x' − m = a (x − m), which evaluates nothing
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from numbers import Real
 
 import torch
 from torch import Tensor
 
-from steindiff.denoisers import Denoiser, TimeShifted
+from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError, require
 from steindiff.io.files import digest
 from steindiff.solvers.base import USUAL, Grid, Interval, Setting, Solver, Step
@@ -93,6 +94,8 @@ class Tabulated(Multistep):
         Raises:
             InputError: the grid is not the table's.
         """
+        if grid.levels == self.levels:
+            return self.rows[index]
         own, given = self.levels[index : index + 2], grid.levels[index : index + 2]
         if grid.steps != len(self.rows) or any(abs(s - t) > TOLERANCE * max(t, 1e-3) for s, t in zip(given, own, strict=True)):
             raise InputError(
@@ -108,6 +111,7 @@ class Tabulated(Multistep):
         mean, event = () if self.mean is None else self.mean.shape, x.shape[1:]
         fits = len(mean) <= len(event) and all(m in (1, n) for m, n in zip(reversed(mean), reversed(event), strict=False))
         require(fits, f"the mean must be broadcastable to an event, {tuple(event)}", shape=tuple(mean))
+        self._mean(x)
         return super().init(denoiser, x, grid)
 
     def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: History) -> Step:
@@ -115,9 +119,8 @@ class Tabulated(Multistep):
         row = self.weights(interval.grid, interval.index)
         if not row.values:
             return Step(self._centred(row, weighted(row, x, ())), self._at_mean(x), state)
-        q = self.told[interval.index]
-        step = super().step(denoiser if q == 1 else TimeShifted(denoiser, q - 1), x, interval, state)
-        return step._replace(x=self._centred(row, step.x))
+        step = super().step(denoiser, x, interval, state)
+        return step if self.mean is None else step._replace(x=self._centred(row, step.x))
 
     def nfe(self, sigmas: Tensor) -> int:
         """One for each row with values; `sigmas` is the table's own grid."""
@@ -171,13 +174,28 @@ class Tabulated(Multistep):
         """The same table for any network, event or guidance, whichever is named."""
         return replace(self, purpose=(self.purpose or Purpose()).anyway(*names))
 
+    def _evaluated(self, denoiser: Denoiser, x: Tensor, interval: Interval) -> Tensor:
+        """At the told level; where that is the step's own, it is the same tensor, by which a correction knows it."""
+        q = self.told[interval.index]
+        return denoiser(x, interval.sigma if q == 1 else q * interval.sigma)
+
     def _centred(self, row: Row, x: Tensor) -> Tensor:
         """Add (1 − a − Σ w) m."""
-        return x if self.mean is None else x + (1 - row.a - sum(row.values)) * self.mean.to(x)
+        return x if self.mean is None else torch.add(x, self._mean(x), alpha=1 - row.a - sum(row.values))
 
     def _at_mean(self, x: Tensor) -> Tensor:
         """What stands for the denoised value of a free step: m."""
-        return x.new_zeros(x.shape) if self.mean is None else self.mean.to(x).expand_as(x)
+        return self._mean(x).expand_as(x)
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """M where x is, moved there once."""
+        return x.new_zeros(()) if self.mean is None else _moved(self, x.dtype, x.device)
+
+
+@lru_cache(maxsize=64)
+def _moved(table: Tabulated, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return table.mean.to(device, dtype) if table.mean is not None else torch.zeros((), dtype=dtype, device=device)
 
 
 def _is_finite(weight: object) -> bool:

@@ -21,7 +21,8 @@ from torch import Tensor
 from steindiff.denoisers import Denoiser
 from steindiff.errors import require
 from steindiff.solvers.base import Grid, Interval, Solver, Step
-from steindiff.solvers.coefficients import combine, ddim, phi
+from steindiff.solvers.coefficients import ddim, kept, phi
+from steindiff.solvers.multistep import Row, weighted
 
 Array = NDArray[np.float64]
 
@@ -66,17 +67,15 @@ class UniPC(Solver):
         current = state[0] if evaluated and self.stored == "keep" else denoiser(x, interval.sigma)
         kept = (current, *past)[: self.order - 1]
         order = self._order(interval, past)
-        base = ddim(x, current, interval.sigma, interval.sigma_next)
         if order == 1 and (interval.last or not self.corrector):
-            return Step(base, current, kept)
-        nodes, scale, matrix, target = _system(grid, index, order, self.variant)
-        slopes = [(d - current) / r for d, r in zip(past, nodes, strict=False)]
-        predicted = base + scale * combine(_weights(matrix[:-1, :-1], target[:-1]), slopes) if slopes else base
+            return Step(ddim(x, current, *interval.levels), current, kept)
+        predictor, corrector = _rows(grid.levels[max(index - order + 1, 0) : index + 2], order, self.variant)
+        values = (current, *past[: order - 1])
+        predicted = weighted(predictor, x, values)
         if interval.last or not self.corrector:
             return Step(predicted, current, kept)
         ahead = denoiser(predicted, interval.sigma_next)
-        corrected = base + scale * combine(_weights(matrix, target), [*slopes, ahead - current])
-        return Step(corrected, current, (ahead, *kept))
+        return Step(weighted(corrector, x, (*values, ahead)), current, (ahead, *kept))
 
     def nfe(self, sigmas: Tensor) -> int:
         """n; with "refresh" and the corrector, 2n − 1."""
@@ -99,16 +98,22 @@ class UniPC(Solver):
         return min(order, len(past) + 1)
 
 
-def _system(grid: Grid, index: int, order: int, variant: str) -> tuple[list[float], float, Array, Array]:
-    """The nodes r_m of earlier steps, B, and the equations of all weights ρ, the corrector's last; on the host."""
-    *lam, end = (-math.log(level) for level in grid.levels[max(index - order + 1, 0) : index + 2])
-    h = end - lam[-1]
+@kept
+def _rows(levels: tuple[float, ...], order: int, variant: str) -> tuple[Row, Row]:
+    """The rows of the predictor, of (D₀, D₁, …), and of the corrector, with the value at λ' at its end; σ, σ' end `levels`."""
+    *lam, end = (-math.log(level) for level in levels)
+    h, r = end - lam[-1], levels[-1] / levels[-2]
     nodes = [(lam[-1 - j] - lam[-1]) / h for j in range(1, order)]
     phi0, *moments = phi(h, order)
     scale = h if variant == "bh1" else phi0
-    return nodes, scale, np.vander([*nodes, 1.0], increasing=True).T, np.array(moments) / scale
+    matrix, target = np.vander([*nodes, 1.0], increasing=True).T, np.array(moments) / scale
+    rows: list[Row] = []
+    for at, rho in ((nodes, _weights(matrix[:-1, :-1], target[:-1])), ([*nodes, 1.0], _weights(matrix, target))):
+        slopes = [scale * weight / node for weight, node in zip(rho, at, strict=True)]
+        rows.append(Row(r, (1 - r - sum(slopes), *slopes)))
+    return rows[0], rows[1]
 
 
 def _weights(matrix: Array, target: Array) -> list[float]:
     """ρ; a single weight is one half, as published."""
-    return [0.5] if len(target) == 1 else np.linalg.solve(matrix, target).tolist()
+    return [0.5] * len(target) if len(target) < 2 else [float(rho) for rho in np.linalg.solve(matrix, target)]
