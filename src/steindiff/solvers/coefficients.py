@@ -15,7 +15,8 @@ from steindiff.schedules import VPLinear
 Array = NDArray[np.float64]
 _VP = VPLinear()
 _MOST = 4096
-P, A = ParamSpec("P"), TypeVar("A")
+P = ParamSpec("P")
+A = TypeVar("A")
 
 
 def kept(make: Callable[P, A]) -> Callable[P, A]:
