@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 
@@ -52,6 +53,13 @@ def require(holds: bool, need: str, **values: object) -> None:
     """
     if not holds:
         raise InputError(f"{', '.join(f'{name}={value!r}' for name, value in values.items())}: {need}")
+
+
+def require_numbers(**values: object) -> None:
+    """Raise InputError for anything but real numbers: text, tensors, complex numbers, None."""
+    for name, value in values.items():
+        real = isinstance(value, Real) and not isinstance(value, bool)
+        require(real, f"need a real number, and not {type(value).__name__}", **{name: value})
 
 
 @contextmanager

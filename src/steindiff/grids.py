@@ -12,7 +12,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from steindiff.errors import InputError, require
+from steindiff.errors import InputError, require, require_numbers
 from steindiff.schedules import Schedule, VPLinear
 from steindiff.specs import Registry
 
@@ -28,6 +28,7 @@ def karras(n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, r
     Raises InputError unless n ≥ 1, 0 < sigma_min < sigma_max < ∞ and ρ > 0.
     """
     _check(n, sigma_min, sigma_max)
+    require_numbers(rho=rho)
     require(rho > 0, "need rho > 0 (EDM uses 7)", rho=rho)
     return _pin(_ramp(n, sigma_max ** (1 / rho), sigma_min ** (1 / rho)) ** float(rho), sigma_min, sigma_max)
 
@@ -130,6 +131,7 @@ def _check(n: object, sigma_min: float, sigma_max: float) -> None:
     if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise InputError(f"n={n!r} steps: need a whole number, at least 1")
     require(n <= MOST_STEPS, f"no run has more than {MOST_STEPS} steps: take fewer", n=n)
+    require_numbers(sigma_min=sigma_min, sigma_max=sigma_max)
     ordered = 0 < sigma_min < sigma_max < float("inf")
     require(ordered, "need 0 < sigma_min < sigma_max < inf", sigma_min=sigma_min, sigma_max=sigma_max)
 

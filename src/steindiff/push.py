@@ -26,7 +26,7 @@ from steindiff.corrections import Corrected
 from steindiff.divergence.products import fresh
 from steindiff.errors import InputError, require
 from steindiff.owning import Lender, Writes, writes
-from steindiff.sampling import Generators, seeds
+from steindiff.sampling import Generators, check_kind, seeds
 from steindiff.solvers import Grid, Solver, State, Step
 
 
@@ -106,6 +106,7 @@ class Fed:
         Raises:
             InputError: the levels are malformed, or the solver differentiates the network.
         """
+        check_kind(x)
         solver = solver if generator is None else solver.seeded(seeds(generator, len(x)))
         x, grid = fresh(x).clone(), Grid.of(fresh(grids.validate(sigmas).to(x.device)).clone())
         if solver.differentiates(x, grid):
@@ -128,6 +129,7 @@ class Fed:
         require(self.query is not None, "the run is over: start another", steps=self.grid.steps)
         assert self._lent is not None
         assert self.query is not None
+        check_kind(denoised)
         if denoised.shape != self.x.shape or denoised.dtype != self.x.dtype:
             raise InputError(
                 f"told {tuple(denoised.shape)} {denoised.dtype} for {tuple(self.x.shape)} {self.x.dtype}: they must agree"

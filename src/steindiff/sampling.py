@@ -253,10 +253,11 @@ def sample(
         NonFiniteError: the network's output or the last state is not finite; the error names the step and σ.
     """
     _check_denoiser(denoiser)
-    _check_kind(x)
+    check_kind(x)
     solver, sigmas = _planned(make(solver), denoiser, x, sigmas, nfe, setting)
     watched = _Watched(denoiser)
-    observers = (on_step,) if callable(on_step) else tuple(on_step or ())
+    observers = (on_step,) if callable(on_step) else () if on_step is None else tuple(on_step)
+    require(all(map(callable, observers)), "need a function of an Event, or several", on_step=on_step)
     events = steps(solver, watched, x, sigmas, generator=generator)
     trace = Trace()
     final = x
@@ -275,7 +276,10 @@ def _planned(
     require((sigmas is None) != (nfe is None), "give exactly one of sigmas and nfe", sigmas=sigmas, nfe=nfe)
     if sigmas is not None:
         return solver, sigmas
-    return solver.plan(nfe or 0, setting or Setting.of(denoiser, event=tuple(x.shape[1:])))
+    fits = setting is None or isinstance(setting, Setting)
+    require(fits, "need a solvers.Setting, or None", setting=setting)
+    setting = Setting.of(denoiser, event=tuple(x.shape[1:])) if setting is None else setting
+    return solver.plan(0 if nfe is None else nfe, setting)
 
 
 def _check_denoiser(denoiser: object) -> None:
@@ -283,7 +287,8 @@ def _check_denoiser(denoiser: object) -> None:
         raise InputError(f"the denoiser is {type(denoiser).__name__}: give a function D(x, sigma), such as model.denoiser")
 
 
-def _check_kind(x: object) -> None:
+def check_kind(x: object) -> None:
+    """Raise InputError for a state that is no dense tensor of float32 or float64 with its numbers."""
     if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise InputError(
@@ -293,7 +298,7 @@ def _check_kind(x: object) -> None:
 
 
 def _check_state(x: Tensor, sigma: float) -> None:
-    _check_kind(x)
+    check_kind(x)
     if x.ndim < 2 or x.shape[0] == 0 or x[0].numel() == 0:
         raise InputError(f"x of shape {tuple(x.shape)}: need a batch of at least one, (B, *event) with B ≥ 1")
     norm = float(torch.linalg.vector_norm(x.detach()))

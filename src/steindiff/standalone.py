@@ -24,6 +24,7 @@ from steindiff.corrections.stein import CleanTarget, Mode
 from steindiff.denoisers import Denoiser
 from steindiff.divergence import Estimator, Hutchinson
 from steindiff.errors import DerivativeWarning, InputError, NonFiniteError, SteindiffError, require
+from steindiff.grids import check_dense
 from steindiff.io.processes import Gather, alone
 from steindiff.noise import fresh_seed
 from steindiff.owning import Lender
@@ -54,6 +55,7 @@ class _Given:
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or x.numel() == 0:
             got = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
             raise InputError(f"x is {got}: need a floating-point tensor (B, *event) with B ≥ 1")
+        check_dense("x", x)
         self.alpha, self.sigma = a, s = _number("alpha", self.alpha), _number("sigma", self.sigma)
         need = "need α > 0 and σ > 0, of the state before the step: without noise there is nothing to correct"
         require(a > 0 and s > 0, need, alpha=a, sigma=s)
@@ -74,6 +76,7 @@ class _Given:
             got = f"{tuple(z.shape)} {z.dtype} on {z.device}" if isinstance(z, Tensor) else type(z).__name__
             own = f"{tuple(x.shape)} {x.dtype} on {x.device}"
             raise InputError(f"{name} is {got} where x is {own}: give one of the same shape, dtype and device")
+        check_dense(name, z)
         return z
 
     def finite(self, name: str, z: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import steindiff as sd
 from steindiff.divergence import Hutchinson
 from steindiff.errors import InputError
+from steindiff.push import Fed
 from steindiff.solvers import Row, Tabulated
 
 X, GRID = 8 * torch.ones(2, 3), torch.tensor([8.0, 2.0, 0.5])
@@ -157,3 +158,33 @@ def test_forward_derivatives_from_eight_threads(batched):
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(run, seeds))
     assert all(map(torch.equal, alone, together))
+
+
+NO_NUMBERS = (None, "a", X, X.to("meta"), X.to_sparse(), 1j)
+OTHERS = {
+    "levels of a grid": lambda bad: sd.grids.karras(3, bad),
+    "a setting": lambda bad: sd.solvers.Setting(bad),
+    "no setting": lambda bad: sd.sample("ddim", gaussian, X, nfe=3, setting="a" if bad is None else bad),
+    "evaluations": lambda bad: sd.sample("ddim", gaussian, X, nfe=bad),
+    "probes": Hutchinson,
+    "probes beside a loop": lambda bad: sd.SteinDiff("full", bad),
+    "a state beside a loop": lambda bad: sd.SteinDiff("tweedie").apply(bad, None, 1.0, 8.0) if bad is not X else _refused(),
+    "gammas": lambda bad: sd.corrections.FixedGamma((bad,)),
+    "an estimator": lambda bad: sd.Corrected("ddim", "clamped", divergence="a" if bad is None else bad),
+    "an observer": lambda bad: sd.sample("ddim", gaussian, X, GRID, on_step=(bad,)),
+    "a probed network": lambda bad: sd.divergence.choose(bad, X, GRID[0]),
+    "a fed state": lambda bad: Fed.start(sd.solvers.make("ddim"), bad, GRID) if bad is not X else _refused(),
+    "a fed answer": lambda bad: Fed.start(sd.solvers.make("ddim"), X, GRID).told(bad) if bad is not X else _refused(),
+    "generators": lambda bad: sd.generators((bad,)),
+}
+
+
+def _refused():
+    raise InputError("this one would be right")
+
+
+@pytest.mark.parametrize("bad", NO_NUMBERS, ids=["none", "text", "tensor", "meta", "sparse", "complex"])
+@pytest.mark.parametrize("what", OTHERS)
+def test_other_arguments(what, bad):
+    with pytest.raises(InputError):
+        OTHERS[what](bad)

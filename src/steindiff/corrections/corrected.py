@@ -75,6 +75,8 @@ class Corrected(Solver):
     def __post_init__(self) -> None:
         require(self.frame in ("model", "ve"), "choose 'model' or 've'", frame=self.frame)
         object.__setattr__(self, "solver", solvers.make(self.solver))
+        need = "need an estimator such as Hutchinson(), or None"
+        require(self.divergence is None or isinstance(self.divergence, Estimator), need, divergence=self.divergence)
         if isinstance(self.solver, Corrected):
             raise InputError("the solver is corrected already: wrap the plain solver with one correction, or with a Chain")
         rule = registry.make(self.rule)

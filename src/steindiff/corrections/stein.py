@@ -4,7 +4,7 @@ The corrected state is (1−γ) x + γ T(x), with residual u = x − T(x) in the
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from steindiff.corrections.base import Run
 from steindiff.corrections.blend import Blend, Decision, Moments, Need, PresetBlend, bounded
-from steindiff.errors import InputError, require
+from steindiff.errors import InputError, require, require_numbers
 from steindiff.io.files import read_json
 
 Mode = Literal["full", "analytical", "adaptive", "tweedie"]
@@ -140,6 +140,9 @@ class FixedGamma(PresetBlend):
     table: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        require(isinstance(self.table, Iterable), "need a list of numbers, one for each step", table=self.table)
+        for g in self.table:
+            require_numbers(gamma=g)
         object.__setattr__(self, "table", tuple(float(g) for g in self.table))
         finite = bool(self.table) and all(map(math.isfinite, self.table))
         require(finite, "need at least one value, all finite", table=self.table)

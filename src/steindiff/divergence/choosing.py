@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steindiff.denoisers import Denoiser, Pure
 from steindiff.divergence.products import METHODS, Options, dot, linearise
-from steindiff.errors import SteindiffError
+from steindiff.errors import SteindiffError, require
 
 SAMPLES, REPEATS = 8, 5
 DOUBTS = 10
@@ -56,6 +56,9 @@ def choose(
     Raises:
         SteindiffError: none of them works.
     """
+    fits = callable(denoiser) and isinstance(x, Tensor) and x.is_floating_point()
+    kinds = {"denoiser": type(denoiser).__name__, "x": type(x).__name__}
+    require(fits, "need a function D(x, sigma) and a floating-point state", **kinds)
     z, denoiser = x[:samples].detach(), Pure(denoiser)
     v, quotients = torch.ones_like(z), _quotients(denoiser, z, sigma)
     costs: dict[str, float | None] = {}

@@ -14,7 +14,7 @@ from torch import Tensor
 from steindiff.denoisers import Denoiser
 from steindiff.divergence.choosing import Choice, choose, priced_batched
 from steindiff.divergence.products import METHODS, Contract, Map, Options, Products, dot, linearise
-from steindiff.errors import InputError, SteindiffError, require
+from steindiff.errors import InputError, SteindiffError, require, require_numbers
 from steindiff.noise import mix, moved
 
 Method = Literal["auto", "jvp", "vjp", "fd"]
@@ -108,6 +108,7 @@ class Hutchinson(Estimator):
     samples: int | None = None
 
     def __post_init__(self) -> None:
+        require_numbers(probes=self.probes, fd_step=self.fd_step)
         require(self.probes >= 1, "need at least one probe", probes=self.probes)
         require(self.fd_step > 0, "need a step > 0", fd_step=self.fd_step)
         require(self.kind in ("rademacher", "gaussian"), "choose rademacher or gaussian", kind=self.kind)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from steindiff.denoisers import Denoiser, guidance_of, is_conditioned, noise_range_of, sigma_data_of, tables_of, usual_range_of
-from steindiff.errors import require
+from steindiff.errors import require, require_numbers
 from steindiff.grids import SIGMA_MAX, SIGMA_MIN, karras
 from steindiff.identity import network_of
 from steindiff.solvers.coefficients import ddim
@@ -127,6 +127,7 @@ class Setting:
     conditioned: bool | None = None
 
     def __post_init__(self) -> None:
+        require_numbers(sigma_max=self.sigma_max, sigma_min=self.sigma_min, sigma_data=self.sigma_data, guidance=self.guidance)
         ends = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
         require(0 <= self.sigma_min < self.sigma_max < math.inf, "need 0 ≤ sigma_min < sigma_max < inf", **ends)
         require(0 < self.sigma_data < math.inf, "need a positive standard deviation", sigma_data=self.sigma_data)
