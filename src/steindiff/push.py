@@ -129,7 +129,9 @@ class Fed:
         require(self.query is not None, "the run is over: start another", steps=self.grid.steps)
         assert self._lent is not None
         assert self.query is not None
-        check_kind(denoised)
+        if not isinstance(denoised, Tensor):
+            raise InputError(f"told {type(denoised).__name__}: need the denoised tensor, like the query's x")
+        grids.check_dense("the answer", denoised)
         if denoised.shape != self.x.shape or denoised.dtype != self.x.dtype:
             raise InputError(
                 f"told {tuple(denoised.shape)} {denoised.dtype} for {tuple(self.x.shape)} {self.x.dtype}: they must agree"
