@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,23 @@ from steindiff.schedules import VE, Schedule
 from steindiff.solvers.base import Grid, Interval, Solver, State, Step
 
 A = TypeVar("A")
+
+
+class _once(cached_property[A]):  # it is a decorator
+    """cached_property without the lock that it has before Python 3.12, one for the proposals of all threads.
+
+    The parts of a batch wait for each other inside such a property (`gather`).
+    """
+
+    if not TYPE_CHECKING:
+
+        def __get__(self, instance: Any, owner: Any = None) -> Any:
+            if instance is None:
+                return self
+            known = vars(instance)
+            if self.attrname not in known:
+                known[self.attrname] = self.func(instance)
+            return known[self.attrname]
 
 
 class Reason(IntEnum):
@@ -142,7 +159,7 @@ class Proposal:
     spent: Spent = field(default_factory=Spent)
     _moved: bool = False
 
-    @cached_property
+    @_once
     def step(self) -> Step:
         """The solver's step."""
         return self.solver.step(self.denoiser, self.x, self.interval, self.state)
@@ -157,22 +174,22 @@ class Proposal:
         """D(x, σ), the denoised value that the step starts from, (B, *event)."""
         return self.step.denoised
 
-    @cached_property
+    @_once
     def first_order(self) -> Tensor:
         """T₁ = r x + (1−r) D, the first-order step from the same denoised value."""
         return self.solver.first_order(self.x, self.denoised, self.interval)
 
-    @cached_property
+    @_once
     def alpha(self) -> Tensor:
         """α before the step, ()."""
         return self.schedule.alpha_of(self.interval.sigma)
 
-    @cached_property
+    @_once
     def alpha_next(self) -> Tensor:
         """α' after the step, ()."""
         return self.schedule.alpha_of(self.interval.sigma_next)
 
-    @cached_property
+    @_once
     def rho(self) -> Tensor:
         """ρ = α/α', ()."""
         return self.alpha / self.alpha_next
@@ -196,7 +213,7 @@ class Proposal:
         """Whether T depends on x through the solver's state too: `divergence` is then a part of the whole divergence."""
         return self.solver.remembers(self.interval, self.state)
 
-    @cached_property
+    @_once
     def divergence(self) -> Divergence:
         """E[∇·u] as a function of the frame's state, by the estimator, the solver's state held constant.
 
@@ -217,14 +234,14 @@ class Proposal:
         self.spent.add(estimate, stages)
         return Divergence(estimate.mean, estimate.se)
 
-    @cached_property
+    @_once
     def linear_divergence(self) -> Divergence:
         """∇·u of the solver's linear part alone, with every network output held fixed: no derivative, no error."""
         self._refuse_moved()
         div = (1 - self.solver.linear(self.interval, self.state) / self.rho) * self.x[0].numel()
         return Divergence(div, torch.zeros_like(div))
 
-    @cached_property
+    @_once
     def tweedie_divergence(self) -> Divergence:
         """E[∇·u] = E⟨u, x − αD⟩/σ² by Stein's identity and Tweedie's formula, in the frame: no derivative, no probe.
 

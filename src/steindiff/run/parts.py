@@ -118,6 +118,6 @@ def _record(records: Sequence[Record]) -> Record:
     numbers = dict(records[0].numbers)
     for name, value in numbers.items():
         others = [record.numbers[name] for record in records]
-        if isinstance(value, tuple) and any(other != value for other in others):
+        if isinstance(value, tuple) and len(set(map(repr, others))) > 1:  # NaN is not equal to itself
             numbers[name] = tuple(z for other in others if isinstance(other, tuple) for z in other)
     return replace(records[0], numbers=numbers)
