@@ -19,7 +19,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 DOORS = ROOT / "src" / "steindiff" / "integrations"
-FIRST = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+FIRST = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 """The pages outside docs/ that the navigation names."""
 ROOMS = (
     "sampling", "solvers", "grids", "schedules", "denoisers", "noise", "calibration", "corrections", "divergence", "standalone",

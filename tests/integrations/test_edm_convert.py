@@ -5,11 +5,11 @@ import sys
 
 import pytest
 import torch
+from faults.edm_pickles import Persistent, dumped, network, snapshot
 from safetensors.torch import load_file
 
 import edm_files
 from commandline import run_command
-from edm_pickles import Persistent, dumped, network, snapshot
 from steindiff import models
 from steindiff.errors import InputError, ModelFileError
 from steindiff.integrations.edm import convert

@@ -14,10 +14,10 @@ from datetime import timedelta
 
 import pytest
 import torch
+from faults.edm_pickles import Persistent, called, name, small, snapshot, text, whole
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edm_pickles import Persistent, called, name, small, snapshot, text, whole
 from steindiff.errors import InputError, ModelFileError
 from steindiff.integrations.edm.description import describe
 from steindiff.integrations.edm.source import Limits

@@ -8,9 +8,9 @@ import zipfile
 import numpy
 import pytest
 import torch
+from faults.edm_pickles import EasyDict, Persistent, dumped, grown, network, small, snapshot
 from torch import nn
 
-from edm_pickles import EasyDict, Persistent, dumped, grown, network, small, snapshot
 from steindiff.errors import InputError, ModelFileError
 from steindiff.integrations.edm.description import describe
 from steindiff.integrations.edm.source import Limits

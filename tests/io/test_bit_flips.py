@@ -3,10 +3,10 @@
 import random
 
 import pytest
+from faults.kinds import KINDS, seen
 from recipes.sums import sums
 from safetensors.torch import load_file, save_file
 
-from readable import KINDS, seen
 from steindiff import models
 from steindiff.errors import InputError, ModelFileError
 from steindiff.io import digests, jsons

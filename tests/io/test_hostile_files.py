@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from faults.kinds import ABOUT, KINDS, picture
 from safetensors.torch import save_file
 
-from readable import ABOUT, KINDS, picture
 from steindiff import models
 from steindiff.corrections.stein import read_numbers
 from steindiff.errors import InputError, ModelFileError

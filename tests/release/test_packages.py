@@ -18,7 +18,7 @@ PACKAGE = ROOT / "src" / "steindiff"
 SUFFIXES = {".css", ".json", ".md", ".py", ".safetensors", ".typed"}
 """Code, cards, networks, tables, and how a report looks: no images, no data, no pickles."""
 WEIGHTS = {"cifar10.safetensors", "cifar10_mixture.safetensors", "digits.safetensors", "digits_classes.safetensors"}
-FOLDERS = {"benchmarks", "docs", "examples", "recipes", "research", "src", "tests"}
+FOLDERS = {"benchmarks", "docs", "faults", "examples", "recipes", "research", "src", "tests"}
 FILES = {
     ".gitignore", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "PKG-INFO", "README.md",
     "constraints.txt", "mkdocs.yml", "pyproject.toml",

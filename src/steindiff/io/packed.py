@@ -24,11 +24,11 @@ from steindiff.io import limits
 
 DAMAGED: Final = (
     OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, struct.error, IndexError,
-    UnicodeDecodeError, MemoryError,
+    UnicodeDecodeError, MemoryError, NotImplementedError,
 )  # fmt: skip
 """What Python's readers raise for an archive that is damaged."""
 _METHODS: Final = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
-_ENTRY, _END = 46, b"PK\x05\x06"
+_ENTRY, _END, _MANY = 46, b"PK\x05\x06", 0xFFFF
 _OPEN: Final[dict[str, Callable[..., Any]]] = {
     ".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".tar": open,
 }  # fmt: skip
@@ -105,14 +105,17 @@ class _Counted:
 def opened_zip(place: str | Path) -> Iterator[zipfile.ZipFile]:
     """A zip archive whose members are few enough. Raises InputError where they are not, and as `zipfile`."""
     with open(place, "rb") as file:
-        limits.within("archive_members", _directory_bytes(file) // _ENTRY, "the room for its list of members is that for")
+        room, stated = _directory(file)
+        limits.within("archive_members", room // _ENTRY, "the room for its list of members is that for")
         with zipfile.ZipFile(file) as archive:
-            limits.within("archive_members", len(archive.filelist), "its members are")
+            found = limits.within("archive_members", len(archive.filelist), "its members are")
+            if stated not in (found, _MANY):
+                raise zipfile.BadZipFile(f"its list has {found} of {stated} members")
             yield archive
 
 
-def _directory_bytes(file: BinaryIO) -> int:
-    """The size of the list of members, from the record at the end of the file, before the list is read."""
+def _directory(file: BinaryIO) -> tuple[int, int]:
+    """Bytes and entries of the list of members, from the record at the end of the file, before the list is read."""
     size = file.seek(0, 2)
     start = max(0, size - (1 << 16) - 22)
     file.seek(start)
@@ -120,9 +123,9 @@ def _directory_bytes(file: BinaryIO) -> int:
     file.seek(0)
     end = tail.rfind(_END)
     if end < 0 or end + 16 > len(tail):
-        return 0  # zipfile says that this is no archive
-    (found,) = struct.unpack_from("<L", tail, end + 12)
-    return int(size if found == 0xFFFFFFFF else found)
+        return 0, _MANY  # zipfile says that this is no archive
+    entries, room = struct.unpack_from("<HL", tail, end + 10)
+    return int(size if room == 0xFFFFFFFF else room), int(entries)
 
 
 @contextmanager

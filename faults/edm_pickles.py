@@ -5,7 +5,7 @@ import struct
 import sys
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 from unittest.mock import patch
 
 import torch
@@ -15,7 +15,7 @@ SOURCE = "raise SystemExit('the source text of a pickle was run')\n"
 BUFFERS = ("resample_filter", "freqs", "phases", "u")
 
 
-def _reconstruct_persistent_obj(meta):
+def _reconstruct_persistent_obj(meta: object) -> NoReturn:
     raise SystemExit("a persistence object was made")
 
 

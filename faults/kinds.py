@@ -1,4 +1,4 @@
-"""Every kind of file that is read: how a small valid one is made, and how it is read, for tests that damage files.
+"""Every kind of file that is read: how a small valid one is made, and how it is read, for whoever damages files.
 
 `KINDS` has them by name. A kind that we write is `sealed`: whatever is changed in the file is found, or changes nothing that is
 read. One that others write is read without a traceback, and that is all that can be asked.
@@ -18,11 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import edm_pickles
+from faults import edm_pickles
 from steindiff import models
 from steindiff.corrections.stein import read_numbers
 from steindiff.divergence.choosing import Choice
-from steindiff.integrations.edm.convert import convert
+from steindiff.integrations.edm.description import describe
+from steindiff.integrations.edm.source import LIMITS
+from steindiff.integrations.edm.unpickle import opened
 from steindiff.io.files import read_tensors, write_json, write_tensors
 from steindiff.metrics import Value
 from steindiff.metrics.features import KIND, Classifier, ClassifierConfig, load_features
@@ -261,9 +263,12 @@ def _pickle(folder: Path) -> Path:
     return folder / "net.pkl"
 
 
-def _converted(path: Path) -> Any:
-    model = convert(path, path.with_suffix(".safetensors"), overwrite=True).model
-    return model.event_shape, dict(model.denoiser.state_dict())
+def _read_pickle(path: Path) -> Any:
+    with opened(path, LIMITS) as file:
+        description = describe(file.root, file.source)
+        return description.info, {
+            name: t if isinstance(t, Tensor) else file.tensor(t) for name, t in description.tensors.items()
+        }
 
 
 KINDS: dict[str, Kind] = {
@@ -291,6 +296,6 @@ KINDS: dict[str, Kind] = {
     "tar.xz": Kind(_tar(".xz"), _read_images, sealed=False),
     "dataset.json": Kind(_labels, lambda path: _read_images(path.parent), sealed=False),
     "gamma table": Kind(_text("g.json", [0.5, 0.25, 1.0]), lambda path: read_numbers(path, "a gamma table"), sealed=False),
-    "EDM pickle": Kind(_pickle, _converted, sealed=False),
+    "EDM pickle": Kind(_pickle, _read_pickle, sealed=False),
 }
 """Every kind of file, by name."""

@@ -1,0 +1,197 @@
+"""Kill commands, fill their disk, take the disk away; then give the same command again.
+
+    python -m faults.interruptions --attempts 3
+    python -m faults.interruptions --cases sample train --faults killed --attempts 50
+
+Every attempt begins a command, and something happens to it: `killed` is kill −9 at a random moment; `worker killed` is the
+same of one of two processes; `full disk` is a file system with room for some of the files; `read-only` is one that cannot be
+written to. Where the fault ends the command by itself, it must say so in one line. Then the same command is given again, with
+nothing in its way. It must end well, in the state of a run that nothing happened to: every file the same, to the byte or
+number, but for times. Half-written files must be gone.
+
+Full disks and read-only ones are mounts in a namespace of their own, for which Linux asks for root or user namespaces. Without
+them these attempts are not made, and the table says so. The command writes report.md and results.json, and ends with code 2
+where a promise was broken.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from recipes.command import command
+from tqdm import tqdm
+
+from faults.outcomes import Outcomes, page
+from faults.runs import CASES, ENVIRONMENT, Case, finished, outcome
+from steindiff.errors import InputError, unknown_name
+from steindiff.io.files import manifest, write_json
+from steindiff.report import write
+from steindiff.report.markdown import markdown
+
+SAME, DIFFERENT, FAILED, LITTER, LOUD, IMPOSSIBLE = (
+    "went on, same files", "other files", "did not go on", "left half-written files", "more than one line", "not possible here",
+)  # fmt: skip
+OUTCOMES = (SAME, IMPOSSIBLE, DIFFERENT, FAILED, LITTER, LOUD)
+PROMISED = (SAME, IMPOSSIBLE)
+FAULTS = ("killed", "worker killed", "full disk", "read-only")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    outdir: Annotated[Path, "a folder for the results"] = Path("outputs/faults/interruptions")
+    attempts: Annotated[int, "of each fault on each command", 1] = 5
+    cases: Annotated[tuple[str, ...], "commands"] = tuple(CASES)
+    faults: Annotated[tuple[str, ...], "what happens to them"] = FAULTS
+    seed: Annotated[int, "of the moments"] = 0
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A run that nothing happened to: its files, its time, and the bytes that it keeps."""
+
+    files: Any
+    seconds: float
+    bytes: int
+
+    @classmethod
+    def of(cls, case: Case, folder: Path) -> Whole:
+        """Run the command once. Raises InputError where it fails by itself."""
+        began = time.monotonic()
+        done = finished(case, folder)
+        if done.returncode:
+            raise InputError(f"the command fails without a fault: {done.stderr[-300:]}")
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        return cls(outcome(folder), time.monotonic() - began, size)
+
+
+def killed(case: Case, folder: Path, whole: Whole, draw: random.Random) -> str | None:
+    """Kill −9 of the only process."""
+    with subprocess.Popen(case.line(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT) as process:
+        time.sleep(whole.seconds * draw.uniform(0.3, 1.0))
+        process.send_signal(signal.SIGKILL)
+    return None
+
+
+def worker_killed(case: Case, folder: Path, whole: Whole, draw: random.Random) -> str | None:
+    """Kill −9 of one of two processes; the other must end."""
+    if not case.several:
+        return IMPOSSIBLE
+    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": ENVIRONMENT}
+    with subprocess.Popen(case.line(folder, processes=2), **quiet) as launcher:
+        time.sleep(whole.seconds * draw.uniform(0.6, 1.4))
+        workers = [int(word) for word in _children(launcher.pid)]
+        if workers:
+            os.kill(draw.choice(workers), signal.SIGKILL)
+        try:
+            launcher.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(os.getpgid(launcher.pid), signal.SIGKILL)
+            return FAILED
+    return None
+
+
+def _children(pid: int) -> list[str]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return found.stdout.split()
+
+
+def full_disk(case: Case, folder: Path, whole: Whole, draw: random.Random) -> str | None:
+    """A file system with room for a part of the files; what it held is there when there is room again."""
+    pages = max(4, int(whole.bytes * draw.uniform(0.05, 0.9)) // 4096)
+    return _mounted(case, folder, f"size={4096 * pages}", keep=True)
+
+
+def read_only(case: Case, folder: Path, whole: Whole, draw: random.Random) -> str | None:
+    """A file system that cannot be written to."""
+    return _mounted(case, folder, "ro", keep=False)
+
+
+_SCRIPT = """
+mount -t tmpfs -o "$1" none "$2" || exit 77
+keep="$3"; shift 3; "$@"; code=$?
+if [ -n "$keep" ]; then cp -a "$MOUNT/." "$keep" || exit 78; fi
+exit $code
+"""
+
+
+def _mounted(case: Case, folder: Path, options: str, *, keep: bool) -> str | None:
+    """Run the command on a file system of its own, mounted at the folder; what it leaves there is copied back."""
+    folder.mkdir(exist_ok=True)
+    kept = folder.with_name(f"{folder.name}-kept")
+    kept.mkdir()
+    line = ["unshare", "--mount", "--map-root-user", "sh", "-c", _SCRIPT, "sh", options, str(folder), str(kept) if keep else ""]
+    environment = {**ENVIRONMENT, "MOUNT": str(folder)}
+    done = subprocess.run(
+        [*line, *case.line(folder)], capture_output=True, text=True, timeout=300, env=environment, check=False
+    )
+    if done.returncode in (1, 77, 78) and "steindiff" not in done.stderr and "error:" not in done.stderr:
+        return IMPOSSIBLE
+    errors = [text for text in done.stderr.splitlines() if text.startswith("error:")]
+    if done.returncode and (len(errors) != 1 or "Traceback" in done.stderr):
+        return LOUD
+    shutil.copytree(kept, folder, dirs_exist_ok=True)
+    return None
+
+
+_ACTIONS = {"killed": killed, "worker killed": worker_killed, "full disk": full_disk, "read-only": read_only}
+
+
+def attempt(case: Case, fault: str, folder: Path, whole: Whole, draw: random.Random) -> tuple[str, str]:
+    """The outcome of one attempt, and what was said."""
+    early = _ACTIONS[fault](case, folder, whole, draw)
+    if early is not None:
+        return early, ""
+    done = finished(case, folder)
+    if done.returncode and "already" not in done.stderr:  # the command had ended before the fault
+        return FAILED, done.stderr[-300:]
+    left = [str(path.relative_to(folder)) for path in folder.rglob("*") if ".tmp" in path.name]
+    if left:
+        return LITTER, ", ".join(left[:3])
+    found = outcome(folder)
+    differing = sorted(name for name in {*found, *whole.files} if found.get(name) != whole.files.get(name))
+    return (DIFFERENT, ", ".join(differing[:5])) if differing else (SAME, "")
+
+
+def interrupted(cases: tuple[str, ...], faults: tuple[str, ...], attempts: int, seed: int) -> dict[str, Outcomes]:
+    """Every fault on every command, so often. Raises InputError for an unknown one."""
+    for name in cases:
+        if name not in CASES:
+            raise unknown_name("command", name, CASES)
+    for fault in faults:
+        if fault not in _ACTIONS:
+            raise unknown_name("fault", fault, _ACTIONS)
+    found = {f"{name}, {fault}": Outcomes() for name in cases for fault in faults}
+    with tempfile.TemporaryDirectory(prefix="faults-") as place, tqdm(total=len(found) * attempts, unit="attempt") as bar:
+        for name in cases:
+            whole = Whole.of(CASES[name], Path(place) / name)
+            for fault in faults:
+                draw = random.Random(f"{seed} {name} {fault}")
+                for i in range(attempts):
+                    folder = Path(place) / f"{name}-{fault.replace(' ', '_')}-{i}"
+                    label, said = attempt(CASES[name], fault, folder, whole, draw)
+                    found[f"{name}, {fault}"].add(label, f"attempt {i}: {said}", PROMISED)
+                    bar.update()
+    return found
+
+
+@command
+def main(o: Options) -> None:
+    """Interrupt, write, print the table."""
+    found = interrupted(o.cases, o.faults, o.attempts, o.seed)
+    blocks = page(found, OUTCOMES, "command and fault")
+    write(o.outdir, "Interrupted commands", blocks)
+    write_json(o.outdir / "results.json", manifest(settings=asdict(o), found={n: asdict(own) for n, own in found.items()}))
+    print(markdown(blocks))
+    if any(own.broken for own in found.values()):
+        raise InputError("a promise was broken: see the table")
