@@ -125,7 +125,8 @@ class Trace:
         if before is not None and (names, sizes) == (before.names, before.sizes):
             names, sizes = before.names, before.sizes  # the same objects: nothing new stays
         self._steps.append(_Step(index, sigma, sigma_next, reason, names, sizes))
-        self._write([z for z in (note.reason, *note.numbers.values()) if isinstance(z, Tensor)])
+        if reason is None or names:
+            self._write([z for z in (note.reason, *note.numbers.values()) if isinstance(z, Tensor)])
         self.spent.append(note.spent)
         self.choice = self.choice or note.choice
 
