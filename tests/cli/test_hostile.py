@@ -127,6 +127,32 @@ def test_a_hostile_value_is_one_clear_line(tmp_path, monkeypatch, capsys, comman
     assert len(lines) == 1 or "Error" in text  # typer's own errors are in a frame
 
 
+FILES = [
+    (SAMPLE, "--model", ".safetensors"), (SAMPLE, "--table", ".safetensors"), (SAMPLE, "--correction", ".json"),
+    (DOCTOR, "--model", ".safetensors"), (CALIBRATE, "--model", ".safetensors"), (BENCH, "--config", ".toml"),
+    (EVALUATE | {"--held-out": "3"}, "--data", ".zip"), (EVALUATE, "--features", ".safetensors"),
+    (SCORE, "--images", ".npz"), (SCORE, "--features", ".safetensors"), (SCORE, "--inception", ".pt"),
+    ({name: value for name, value in SCORE.items() if name != "--real"}, "--features-reference", ".npz"), (SCORE, "--dinov2", ""), (TRAIN | {"--held-out": "3"}, "--data", ".tar"),
+    (TRAIN, "--notes", ".md"), ({"convert": ""}, "PICKLE", ".pkl"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "flag", "end"), FILES, ids=[f"{next(iter(c))} {flag}" for c, flag, _ in FILES])
+def test_pipes_and_devices_are_no_files(tmp_path, monkeypatch, capsys, command, flag, end):
+    """A pipe that nobody writes to would be waited for, /dev/zero read, without end."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo(tmp_path / f"pipe{end}")
+    (tmp_path / f"zero{end}").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        place = str(tmp_path / f"{name}{end}")
+        given = words({**command, flag: place}, tmp_path) if flag != "PICKLE" else ["convert", place, "out.safetensors"]
+        code, out, err = run_command(monkeypatch, capsys, *given)
+        assert code == 2, err
+        assert place in out + err
+        assert "Traceback" not in out + err
+        assert "fault in steindiff" not in out + err
+
+
 def test_a_great_range_costs_nothing():
     tracemalloc.start()
     for text in ("0-1000000000000", "0-9,5-99999999999999", ",".join(["0-9999999"] * 3)):

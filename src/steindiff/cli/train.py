@@ -24,6 +24,7 @@ from steindiff import models
 from steindiff.cli.derive import options_of
 from steindiff.errors import MOST, InputError
 from steindiff.io import processes
+from steindiff.io.files import read_text
 from steindiff.io.folders import Claim, claimed
 from steindiff.io.names import checked_name, file_name
 from steindiff.io.streams import say
@@ -120,8 +121,8 @@ def _train(
     from steindiff.train.export import describe, export
 
     try:
-        note = output.notes.read_text(encoding="utf-8").strip() + "\n" if output.notes else ""
-    except (OSError, UnicodeDecodeError) as error:
+        note = read_text(output.notes).strip() + "\n" if output.notes else ""
+    except (OSError, ValueError) as error:
         raise InputError(f"--notes {output.notes} cannot be read: {error}") from error
     recipe = plan.recipe()
     data, held_out = plan.load(options.progress)

@@ -56,6 +56,12 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file. Raises OSError or ValueError where there is none, on a disk and of a JSON's size."""
+    digests.size_of(path, "json_bytes")
+    return Path(path).read_text(encoding="utf-8")
+
+
 def write_json(path: str | Path, value: Any, seal: bool = False) -> None:
     """Write readable JSON atomically; NaN and infinities become null. What is read again gets a seal (`jsons.sealed`)."""
     found = plain(value)

@@ -96,7 +96,9 @@ def local_device(device: str) -> str:
     name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and active() else device
     kind, _, number = name.partition(":")
     if kind not in _DEVICES or not re.fullmatch("([0-9]{1,4})?", number):
-        raise InputError(f"device {name!r}: choose one of {', '.join(_DEVICES)}, with a number as in cuda:1 or without")
+        raise InputError(
+            f"device {name!r} cannot be used: choose one of {', '.join(_DEVICES)}, with a number as in cuda:1 or without"
+        )
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

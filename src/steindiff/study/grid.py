@@ -15,6 +15,7 @@ from steindiff import corrections, grids, solvers
 from steindiff.corrections import Correction
 from steindiff.divergence import Choice, Estimator, Exact, Hutchinson
 from steindiff.errors import InputError, at_least, require, unknown_name
+from steindiff.io.files import read_text
 from steindiff.solvers import USUAL, Setting, Solver
 
 PLAIN, TWICE, OWN = "none", "twice", "own"
@@ -253,7 +254,7 @@ def read_config(path: str | Path, base: Config) -> Config:
     """A study, changed by a TOML file of its entries: `n = 1024`, `nfe = [5, 8]`. Raises InputError where it cannot be read."""
     require(sys.version_info >= (3, 11), "configuration files need Python 3.11 or newer: use flags instead", config=str(path))
     try:
-        changes = import_module("tomllib").loads(Path(path).read_text(encoding="utf-8"))
+        changes = import_module("tomllib").loads(read_text(path))
     except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise InputError(f"{path} is not a readable TOML file: {error}") from error
     return base.but(changes)

@@ -6,12 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NoReturn, TypeVar
 
-from steindiff.errors import ModelFileError
+from steindiff.errors import InputError, ModelFileError
 from steindiff.io import limits
+from steindiff.io.digests import size_of
 
 TRUST = "nothing in the file was run; if you trust its source, --trust-pickle runs it with the official code on the path"
 DAMAGED = "the file is damaged: fetch it again"
 _T = TypeVar("_T")
+
+
+def check_file(path: Path) -> Path:
+    """The path. Raises InputError unless there is a file on a disk: a pipe would be waited for without end."""
+    try:
+        size_of(path, "file_bytes")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {path}: {reason}; give the .pkl file of a network") from error
+    return path
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from steindiff.errors import InputError, ModelFileError
 from steindiff.integrations.edm.description import Description, describe
-from steindiff.integrations.edm.source import Source
+from steindiff.integrations.edm.source import Source, check_file
 from steindiff.integrations.edm.values import Record
 
 
@@ -20,6 +20,7 @@ def run(path: Path) -> tuple[Description, dict[str, Tensor]]:
         InputError: there is no such file, or the official code is not importable.
         ModelFileError: the file's own code fails, or makes no network of EDM's or EDM2's.
     """
+    check_file(path)
     try:
         with path.open("rb") as file:
             held = pickle.load(file)

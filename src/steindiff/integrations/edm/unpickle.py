@@ -13,7 +13,7 @@ from torch import Tensor
 
 from steindiff.errors import InputError, ModelFileError
 from steindiff.integrations.edm.machine import Machine
-from steindiff.integrations.edm.source import DAMAGED, LIMITS, Limits, Source
+from steindiff.integrations.edm.source import DAMAGED, LIMITS, Limits, Source, check_file
 from steindiff.integrations.edm.values import Storage, Stored, find
 
 _TORCH: Final = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -104,7 +104,7 @@ def opened(path: str | Path, limits: Limits = LIMITS) -> Iterator[Pickle]:
         InputError: there is no such file, or it cannot be read.
         ModelFileError: it is no pickle, is truncated or too large, or asks for anything that a network has no need of.
     """
-    path = Path(path)
+    path = check_file(Path(path))
     try:
         file = path.open("rb")
     except OSError as error:
