@@ -132,7 +132,8 @@ FILES = [
     (DOCTOR, "--model", ".safetensors"), (CALIBRATE, "--model", ".safetensors"), (BENCH, "--config", ".toml"),
     (EVALUATE | {"--held-out": "3"}, "--data", ".zip"), (EVALUATE, "--features", ".safetensors"),
     (SCORE, "--images", ".npz"), (SCORE, "--features", ".safetensors"), (SCORE, "--inception", ".pt"),
-    ({"score": "", "--images": "IMAGES", "--features": "cifar10"}, "--features-reference", ".npz"), (SCORE, "--dinov2", ""), (TRAIN | {"--held-out": "3"}, "--data", ".tar"),
+    ({"score": "", "--images": "IMAGES", "--features": "cifar10"}, "--features-reference", ".npz"),
+    (SCORE, "--dinov2", ""), (TRAIN | {"--held-out": "3"}, "--data", ".tar"),
     (TRAIN, "--notes", ".md"), ({"convert": ""}, "PICKLE", ".pkl"),
 ]  # fmt: skip
 
