@@ -16,14 +16,21 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from steindiff.io.files import read_json
+from steindiff.io.folders import RECORD
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 PASSING = {
-    "time", "seconds", "command", "git", "machine", "peak_memory", "images_per_second", "forward_equivalents", "choice",
+    "time", "seconds", "command", "git", "machine", "peak_memory", "images_per_second", "forward_equivalents", "choice", "costs",
     "sha256", "file_sha256",
 }  # fmt: skip
 """Entries that may differ between two runs: when, where and how fast they ran, and the digests of files that say it."""
 PAGES = {".md", ".html", ".svg"}
 """Files that show such entries."""
+
+
+TIMED = ("log.jsonl", "forward_equivalents.png")
+"""Files of times, and figures against a cost that was measured in the run."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ def finished(case: Case, folder: Path, seconds: float = 300, before: Sequence[st
 def outcome(folder: Path) -> Mapping[str, Any]:
     """What must be the same: every file's bytes or numbers, without what says when and how fast it was made."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in PAGES)
-    return {str(path.relative_to(folder)): _held(path) for path in paths if path.name != "log.jsonl"}
+    return {str(path.relative_to(folder)): _held(path) for path in paths if not path.name.endswith(TIMED)}
 
 
 def _held(path: Path) -> Any:
@@ -94,6 +101,9 @@ def _held(path: Path) -> Any:
             return about, {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
     if path.suffix == ".pt":
         return _lasting(torch.load(path, weights_only=True))
+    if path.name == RECORD:  # names with digests of files, of which some say when they were made
+        claims = read_json(path)
+        return {command: (claim["open"], sorted(claim["files"])) for command, claim in claims.items()}
     if path.suffix == ".json":
         return _lasting(_parsed(path.read_text(encoding="utf-8")))
     return hashlib.sha256(path.read_bytes()).hexdigest()
