@@ -21,8 +21,8 @@ from steindiff.io.folders import RECORD
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 PASSING = {
-    "time", "seconds", "command", "git", "machine", "peak_memory", "images_per_second", "forward_equivalents", "choice", "costs",
-    "sha256", "file_sha256",
+    "time", "seconds", "command", "git", "machine", "peak_memory", "images_per_second", "forward_equivalents", "choice",
+    "costs", "sha256", "file_sha256",
 }  # fmt: skip
 """Entries that may differ between two runs: when, where and how fast they ran, and the digests of files that say it."""
 PAGES = {".md", ".html", ".svg"}
