@@ -105,8 +105,11 @@ class _Watched(Counter):
         self.sums.append((self.step, sigma, (out.detach() if out.requires_grad else out).sum()))
         return out
 
-    def check(self, end: Tensor | None = None) -> None:
-        """Raise NonFiniteError where an output was not finite, or else the last state, which no network sees: one transfer."""
+    def check(self, end: Tensor | None = None, level: Tensor | float = math.nan) -> None:
+        """Raise NonFiniteError where an output was not finite, or else the last state, which no network sees: one transfer.
+
+        The last state is at the noise level `level`.
+        """
         sums = [*(total for _, _, total in self.sums), *(() if end is None else (end.sum(),))]
         finite = [math.isfinite(total) for total in torch.stack(sums).tolist()] if sums else []
         if all(finite):
@@ -114,8 +117,8 @@ class _Watched(Counter):
         first = finite.index(False)
         if first == len(self.sums):
             raise NonFiniteError(
-                f"the state is NaN or infinite after step {self.step}, the last: an unbounded correction has driven it away "
-                "(gamma_max=1 bounds it)"
+                f"the state is NaN or infinite after step {self.step}, sigma = {float(level):g}: an unbounded correction has "
+                "driven it away (gamma_max=1 bounds it)"
             )
         step, sigma, _ = self.sums[first]
         raise NonFiniteError(
@@ -165,7 +168,7 @@ def _run(solver: Solver, watched: _Watched, x: Tensor, grid: Grid) -> Iterator[E
             step = solver.step(watched, x, interval, state)
         yield Event(interval, x, step, watched.evaluations)
         x, state = step.x, step.state
-    watched.check(x)
+    watched.check(x, grid.sigmas[-1])
 
 
 @torch.no_grad()

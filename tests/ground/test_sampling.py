@@ -488,7 +488,7 @@ def test_the_check_waits_for_the_end_and_names_the_first_bad_step(run):
 
 def test_a_last_state_that_is_not_finite_is_an_error():
     """No network sees it."""
-    with pytest.raises(NonFiniteError, match="the state is NaN or infinite after step 3, the last"):
+    with pytest.raises(NonFiniteError, match="the state is NaN or infinite after step 3, sigma = 200"):
         sample(Corrected(DDIM, FixedGamma((1.0, 1.0, 1.0, 1e308))), lambda y, s: 0 * y, 1e3 * start(), 1e3 * GRID)
 
 
