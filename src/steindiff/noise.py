@@ -35,6 +35,9 @@ def generators(seeds: Sequence[int]) -> list[torch.Generator]:
 
     `sample(generator=generators(seeds))` seeds the probes of a correction, and the fresh noise of a stochastic solver, from
     streams of their own. The first noise is the state that `sample` is given, which `initial_noise(seeds, …)` draws.
+
+    Raises:
+        InputError: no list of seeds, or a seed that is no whole number or out of range.
     """
     require(isinstance(seeds, Iterable), "need a list of seeds, one per image, such as range(8)", seeds=seeds)
     return [_stream(seed) for seed in seeds]

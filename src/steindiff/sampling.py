@@ -23,7 +23,8 @@ from steindiff.errors import InputError, NonFiniteError, StateWarning, Steindiff
 from steindiff.noise import fresh_seed
 from steindiff.owning import Lender
 from steindiff.solvers import Grid, Interval, Setting, Solver, State, Step, make
-from steindiff.trace import Record, Trace
+from steindiff.trace import Record as Record
+from steindiff.trace import Trace
 
 
 class Event(NamedTuple):
@@ -72,6 +73,10 @@ class SampleResult:
     """What ran, in words or as Python would write it."""
 
 
+_FOLDED = 16
+"""Sums of outputs that are kept one by one, at most."""
+
+
 class _Watched(Counter):
     """Makes a denoiser pure, counts evaluated images, refuses outputs of another kind, keeps what tells which were not finite.
 
@@ -87,6 +92,7 @@ class _Watched(Counter):
         """Forget what a probe of the network has done."""
         self.batch, self.step, self.images = batch, 0, 0
         self.sums: list[tuple[int, Tensor, Tensor]] = []
+        self.folded: list[tuple[list[int], Tensor]] = []
 
     @property
     def evaluations(self) -> float:
@@ -105,24 +111,33 @@ class _Watched(Counter):
         self.sums.append((self.step, sigma, (out.detach() if out.requires_grad else out).sum()))
         return out
 
+    def fold(self) -> None:
+        """Put the sums so far into one small tensor: many of them between the states of a long run keep the heap open."""
+        if self.sums:
+            rows = [torch.stack((total, sigma.max().to(total))) for _, sigma, total in self.sums]
+            self.folded.append(([step for step, _, _ in self.sums], torch.stack(rows)))
+            self.sums = []
+
     def check(self, end: Tensor | None = None, level: Tensor | float = math.nan) -> None:
         """Raise NonFiniteError where an output was not finite, or else the last state, which no network sees: one transfer.
 
         The last state is at the noise level `level`.
         """
-        sums = [*(total for _, _, total in self.sums), *(() if end is None else (end.sum(),))]
-        finite = [math.isfinite(total) for total in torch.stack(sums).tolist()] if sums else []
-        if all(finite):
+        self.fold()
+        rows = [row for _, row in self.folded] + ([] if end is None else [torch.stack((end.sum(), end.sum()))[None]])
+        known = torch.cat(rows).tolist() if rows else []
+        first = next((i for i, (total, _) in enumerate(known) if not math.isfinite(total)), None)
+        if first is None:
             return
-        first = finite.index(False)
-        if first == len(self.sums):
+        places = [step for own, _ in self.folded for step in own]
+        if first == len(places):
             raise NonFiniteError(
                 f"the state is NaN or infinite after step {self.step}, sigma = {float(level):g}: an unbounded correction has "
                 "driven it away (gamma_max=1 bounds it)"
             )
-        step, sigma, _ = self.sums[first]
+        step, sigma = places[first], known[first][1]
         raise NonFiniteError(
-            f"the network's output is NaN or infinite at step {step}, sigma = {float(sigma.max()):g}: check its dtype (float16 "
+            f"the network's output is NaN or infinite at step {step}, sigma = {sigma:g}: check its dtype (float16 "
             "overflows), its input scale, and whether an unbounded correction has driven the state away (gamma_max=1 bounds it)"
         )
 
@@ -166,6 +181,8 @@ def _run(solver: Solver, watched: _Watched, x: Tensor, grid: Grid) -> Iterator[E
                 step = solver.step(watched, x, interval, state)
         else:
             step = solver.step(watched, x, interval, state)
+        if len(watched.sums) >= _FOLDED:
+            watched.fold()
         yield Event(interval, x, step, watched.evaluations)
         x, state = step.x, step.state
     watched.check(x, grid.sigmas[-1])

@@ -209,15 +209,15 @@ class DiscreteBetas(_VariancePreserving):
         table = self._table(t.device)
         position = t.to(torch.float64).clamp(0, len(table) - 1)
         low = position.floor().long().clamp(max=len(table) - 2)
-        return torch.lerp(table.take(low), table.take(low + 1), position - low).exp().to(_floating(t))
+        return torch.lerp(_at(table, low), _at(table, low + 1), position - low).exp().to(_floating(t))
 
     def time(self, ratio: Tensor) -> Tensor:
         """The (fractional) index at which log s is reached; clamped to [0, N−1]."""
         table = self._table(ratio.device)
         target = ratio.to(torch.float64).log()
         low = (torch.searchsorted(table, target.contiguous()) - 1).clamp(0, len(table) - 2)
-        below = table.take(low)  # an index of no dimension, in brackets, would be read by the host
-        position = low + (target - below) / (table.take(low + 1) - below)
+        below = _at(table, low)
+        position = low + (target - below) / (_at(table, low + 1) - below)
         return position.clamp(0, len(table) - 1).to(_floating(ratio))
 
     def _table(self, device: torch.device) -> Tensor:
@@ -230,3 +230,8 @@ class DiscreteBetas(_VariancePreserving):
 
 def _floating(t: Tensor) -> torch.dtype:
     return t.dtype if t.is_floating_point() else torch.float64
+
+
+def _at(table: Tensor, index: Tensor) -> Tensor:
+    """table[index]; an index of no dimension, in brackets, would be read by the host."""
+    return table.index_select(0, index.reshape(-1)).reshape(index.shape)

@@ -140,7 +140,7 @@ def test_other_files_are_refused_with_what_they_are(read, tmp_path):
             read(data)
     with pytest.raises(InputError, match=r"cannot read .*: No such file"), opened(tmp_path / "none.pkl"):
         pass
-    with pytest.raises(InputError, match="Is a directory"), opened(tmp_path):
+    with pytest.raises(InputError, match="need a file on a disk, not a folder"), opened(tmp_path):
         pass
 
 

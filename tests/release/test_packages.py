@@ -21,7 +21,7 @@ WEIGHTS = {"cifar10.safetensors", "cifar10_mixture.safetensors", "digits.safeten
 FOLDERS = {"benchmarks", "docs", "faults", "examples", "recipes", "research", "src", "tests"}
 FILES = {
     ".gitignore", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "PKG-INFO", "README.md",
-    "constraints.txt", "mkdocs.yml", "pyproject.toml",
+    "SECURITY.md", "constraints.txt", "mkdocs.yml", "pyproject.toml",
 }  # fmt: skip
 MOST_WHEEL, MOST_SDIST = 18_000_000, 22_000_000
 """Bytes. Four networks and the features of a classifier are 16 MB of either; say so in docs/models.md before raising these."""

@@ -189,7 +189,10 @@ class Tabulated(Multistep):
 
     def _mean(self, x: Tensor) -> Tensor:
         """M where x is, moved there once."""
-        return x.new_zeros(()) if self.mean is None else _moved(self, x.dtype, x.device)
+        if self.mean is None:
+            return x.new_zeros(())
+        # a compiler keeps constants by itself, and warns of caches
+        return self.mean.to(x) if torch.compiler.is_compiling() else _moved(self, x.dtype, x.device)
 
 
 @lru_cache(maxsize=64)

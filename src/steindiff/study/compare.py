@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 from steindiff.metrics import TITLES, Value, weigh
@@ -42,8 +43,8 @@ class Study:
         return cls(config, {r.cell: r for r in results if r.cell in wanted}, {b.name: b for b in beds})
 
     def bed(self, name: str) -> BedSummary | None:
-        """A testbed's summary, by its name in the study; None where it was not looked at yet."""
-        return self.beds.get(name)
+        """A testbed's summary, by its name in the study or that of its file; None where it was not looked at yet."""
+        return self.beds.get(name) or self.beds.get(Path(name).stem)
 
     @property
     def nfe(self) -> list[int]:
