@@ -22,7 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -30,12 +30,10 @@ from typing import Annotated, Any
 from recipes.command import command
 
 from faults.kinds import KINDS, Kind, seen
-from faults.outcomes import Outcomes, page
+from faults.outcomes import Outcomes, page, told
 from steindiff.errors import InputError, ModelFileError, SteindiffError, unknown_name
-from steindiff.io.files import NoDescription, manifest, write_json
+from steindiff.io.files import NoDescription
 from steindiff.io.jsons import SEAL
-from steindiff.report import write
-from steindiff.report.markdown import markdown
 
 REFUSED, SAME, BARE, OTHER, SLOW, TRACEBACK = (
     "refused", "read as it was", "its digest is gone", "read as another", "over ten seconds", "traceback",
@@ -213,9 +211,4 @@ def main(o: Options) -> None:
     """Attack, write, print the table."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         found = attacked(o.kinds, Path(folder), attempts=o.attempts, seconds=o.seconds, seed=o.seed)
-    blocks = page(found, OUTCOMES, "kind of file")
-    write(o.outdir, "Damaged files", blocks)
-    write_json(o.outdir / "results.json", manifest(settings=asdict(o), found={n: asdict(own) for n, own in found.items()}))
-    print(markdown(blocks))
-    if any(own.broken for own in found.values()):
-        raise InputError("a promise was broken: see the table")
+    told(o.outdir, "Damaged files", page(found, OUTCOMES, "kind of file"), o, found)

@@ -23,19 +23,16 @@ import signal
 import subprocess
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from recipes.command import command
 from tqdm import tqdm
 
-from faults.outcomes import Outcomes, page
+from faults.outcomes import Outcomes, page, told
 from faults.runs import CASES, ENVIRONMENT, Case, finished, outcome
 from steindiff.errors import InputError, unknown_name
-from steindiff.io.files import manifest, write_json
-from steindiff.report import write
-from steindiff.report.markdown import markdown
 
 SAME, DIFFERENT, FAILED, LITTER, LOUD, IMPOSSIBLE = (
     "went on, same files", "other files", "did not go on", "left half-written files", "more than one line", "not possible here",
@@ -189,9 +186,4 @@ def interrupted(cases: tuple[str, ...], faults: tuple[str, ...], attempts: int, 
 def main(o: Options) -> None:
     """Interrupt, write, print the table."""
     found = interrupted(o.cases, o.faults, o.attempts, o.seed)
-    blocks = page(found, OUTCOMES, "command and fault")
-    write(o.outdir, "Interrupted commands", blocks)
-    write_json(o.outdir / "results.json", manifest(settings=asdict(o), found={n: asdict(own) for n, own in found.items()}))
-    print(markdown(blocks))
-    if any(own.broken for own in found.values()):
-        raise InputError("a promise was broken: see the table")
+    told(o.outdir, "Interrupted commands", page(found, OUTCOMES, "command and fault"), o, found)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
+from benchmarks.results import keep
+
+from steindiff.errors import InputError
 from steindiff.report.blocks import Block, Bullets, Table, Text
 
 
@@ -42,3 +47,10 @@ def page(found: Mapping[str, Outcomes], outcomes: Sequence[str], what: str) -> l
     against = sum(own.against for own in found.values())
     said = f"{total.total()} attempts, of which {against} came to something else than is promised."
     return [Text(said), Table((what, *outcomes), tuple(rows)), *([Bullets(tuple(broken))] if broken else [])]
+
+
+def told(outdir: Path, title: str, blocks: Sequence[Block], options: Any, found: Mapping[str, Outcomes]) -> None:
+    """Write the folder and print the page. Raises InputError where a promise was broken."""
+    keep(outdir, title, blocks, options, {name: asdict(own) for name, own in found.items()})
+    if any(own.broken for own in found.values()):
+        raise InputError("a promise was broken: see the table")
