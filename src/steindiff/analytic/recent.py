@@ -6,7 +6,8 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from steindiff.divergence.products import differentiated
 
 T = TypeVar("T")
 
@@ -45,6 +46,5 @@ def number(sigma: Tensor) -> float | None:
     """σ as a number; None where reading it would wait for a device, or lose a derivative, a vmap or a compiled graph."""
     if torch.compiler.is_compiling() or sigma.ndim or sigma.device.type != "cpu" or type(sigma) is not Tensor:
         return None
-    differentiated = sigma.requires_grad or forward_ad.unpack_dual(sigma).tangent is not None
     transformed = torch._C._functorch.is_functorch_wrapped_tensor(sigma)
-    return None if differentiated or transformed else float(sigma)
+    return None if transformed or differentiated(sigma) else float(sigma)
