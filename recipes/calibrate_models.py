@@ -5,9 +5,6 @@
 It takes about two hours on two cores, most of it for cifar10 at 7 to 10 evaluations.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -30,26 +27,21 @@ SCALES = {"digits_classes": (2.0, 3.0, 5.0, 8.0)}
 """The scales of guidance of networks with classes."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """The command line."""
-
-    work: Annotated[Path, "the folder of fine runs and finished tables"]
-    models: Annotated[str, "the networks"] = ",".join(TRAJECTORIES)
-    nfe: Annotated[str, "numbers of evaluations, such as 3,5-10; empty: those that are shipped"] = ""
-    out: Annotated[Path, "the folder of the files, NAME.safetensors"] = SHIPPED
-    threads: Annotated[int, "CPU threads; they change the last digits", 1] = 2
-
-
 @command
-def main(options: Options) -> None:
+def main(
+    work: Annotated[Path, "the folder of fine runs and finished tables"],
+    models: Annotated[str, "the networks"] = ",".join(TRAJECTORIES),
+    nfe: Annotated[str, "numbers of evaluations, such as 3,5-10; empty: those that are shipped"] = "",
+    out: Annotated[Path, "the folder of the files, NAME.safetensors"] = SHIPPED,
+    threads: Annotated[int, "CPU threads; they change the last digits", 1] = 2,
+) -> None:
     """Calibrate every network."""
-    for name in options.models.split(","):
-        nfe, count, work = parse_seeds(options.nfe or NFE[name]), TRAJECTORIES[name], options.work / name
+    for name in models.split(","):
+        counts, how = parse_seeds(nfe or NFE[name]), {"options": HOW, "work": work / name, "progress": True}
         if name in SCALES:
-            tables = calibrate_guided(name, SCALES[name], nfe, count, options=HOW, work=work, progress=True)
+            tables = calibrate_guided(name, SCALES[name], counts, TRAJECTORIES[name], **how)
         else:
-            tables = calibrate_bed(testbed.make(name), nfe, count, options=HOW, work=work, progress=True)
+            tables = calibrate_bed(testbed.make(name), counts, TRAJECTORIES[name], **how)
         said = {"command": f"python -m recipes.calibrate_models --models {name} --work WORK"}  # folders are nobody's business
         tables = [Table(table.solver, {**table.report, **said}) for table in tables]
-        print(f"{len(tables)} tables in {kept_beside(options.out / f'{name}.safetensors', tables)}", flush=True)
+        print(f"{len(tables)} tables in {kept_beside(out / f'{name}.safetensors', tables)}", flush=True)

@@ -6,8 +6,6 @@ The errors are those of the contests in docs/results, so that no solver runs aga
 plain solver that is nearest there. The dashed line is the best plain solver with twice the evaluations.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

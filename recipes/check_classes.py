@@ -8,9 +8,6 @@ is scikit-learn's support vector machine on the pixels of the training digits. I
 first.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -23,19 +20,6 @@ from recipes.command import command
 from steindiff import grids, initial_noise, models, sample
 from steindiff.metrics import Value
 from steindiff.models.datasets import ImageSet, load_digits
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line; the defaults are those of the card."""
-
-    model: Annotated[str, "a model's name, or a file of `steindiff train`, with the digits' classes and a null class"] = (
-        "digits_classes"
-    )
-    n: Annotated[int, "samples for each scale", 10] = 1000
-    steps: Annotated[int, "solver steps", 2] = 50
-    scales: Annotated[tuple[float, ...], "scales of guidance; 1 is without"] = (1.0, 3.0)
-    seed: Annotated[int, "first of the image seeds", 0] = 0
 
 
 def classifier(data: ImageSet) -> SVC:
@@ -55,14 +39,20 @@ def _labels(data: ImageSet) -> np.ndarray:
 
 
 @command
-def main(o: Options) -> None:
-    """Sample, classify and print."""
-    model, (train, held) = models.load(o.model), load_digits()
-    machine, labels = classifier(train), torch.arange(o.n) % model.classes
+def main(
+    model: Annotated[str, "a model with the digits' classes and a null class: its name, or its file"] = "digits_classes",
+    n: Annotated[int, "samples for each scale", 10] = 1000,
+    steps: Annotated[int, "solver steps", 2] = 50,
+    scales: Annotated[tuple[float, ...], "scales of guidance; 1 is without"] = (1.0, 3.0),
+    seed: Annotated[int, "first of the image seeds", 0] = 0,
+) -> None:
+    """Sample, classify and print; the defaults are those of the card."""
+    loaded, (train, held) = models.load(model), load_digits()
+    machine, labels = classifier(train), torch.arange(n) % loaded.classes
     print(f"held-out digits: {share(machine, held.points(), torch.from_numpy(_labels(held)))} in their class")
-    x, sigmas = initial_noise(range(o.seed, o.seed + o.n), model.event_shape, 80.0), grids.karras(o.steps)
-    for scale in o.scales:
+    x, sigmas = initial_noise(range(seed, seed + n), loaded.event_shape, 80.0), grids.karras(steps)
+    for scale in scales:
         parts = zip(x.split(250), labels.split(250), strict=True)
-        bar = tqdm(parts, total=-(-o.n // 250), unit="batch", desc=f"w = {scale:g}")
-        ends = torch.cat([sample("unipc_3", model.guided(c, scale), noise, sigmas).x for noise, c in bar]).clamp(-1, 1)
-        print(f"w = {scale:g}: {share(machine, ends, labels)} of {o.n} samples in the class that was asked for")
+        bar = tqdm(parts, total=-(-n // 250), unit="batch", desc=f"w = {scale:g}")
+        ends = torch.cat([sample("unipc_3", loaded.guided(c, scale), noise, sigmas).x for noise, c in bar]).clamp(-1, 1)
+        print(f"w = {scale:g}: {share(machine, ends, labels)} of {n} samples in the class that was asked for")

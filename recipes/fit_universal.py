@@ -30,8 +30,6 @@ than an exact law of the same scale, so that a short table of strongly guided la
 evaluations there is room for care, and images need it.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterator, Sequence

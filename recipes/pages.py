@@ -9,8 +9,6 @@ The tables of docs/start.md and docs/correction.md and their pictures too, from 
     python -m recipes.pages --demo outputs/demo
 """
 
-from __future__ import annotations
-
 import math
 import re
 import shutil

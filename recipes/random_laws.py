@@ -8,8 +8,6 @@ cluster to cluster. One table serves all rotations of a law, so that covariances
 Under guidance a law has classes, which are clusters or groups of clusters, and every image has one of them.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 
@@ -111,7 +109,7 @@ class GuidedMixture:
     inside: Tensor
     scale: float
 
-    def of(self, index: Tensor) -> GuidedMixture:
+    def of(self, index: Tensor) -> "GuidedMixture":
         """The same for some images, by their numbers, (b,)."""
         return replace(self, inside=self.inside[index])
 

@@ -6,8 +6,6 @@ docs/ and whatever files these link to. mkdocs calls the functions `on_…`.
     mkdocs build
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import re

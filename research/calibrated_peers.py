@@ -9,8 +9,6 @@ file per testbed, NFE and peer; the page is written from all rows of the folder,
 is not run again. Energy distance and endpoint RMSE are those of `steindiff bench`, on seeds that no calibration has.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import time
@@ -81,7 +79,7 @@ class Judge:
     ruler: Ruler
 
     @classmethod
-    def of(cls, o: Options, bed: Testbed) -> Judge:
+    def of(cls, o: Options, bed: Testbed) -> "Judge":
         """The judge of the command line; its references are kept in the folder."""
         seeds = range(o.scored, o.scored + o.images)
         return cls(bed, seeds, Ruler(bed, references(bed, seeds, o.out), metrics=METRICS))

@@ -20,8 +20,6 @@ and by how much the table is nearer than the universal one, image by image (the 
 - `bands`: a row of weights for every ring of frequencies, in the last step alone or in every step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property

@@ -15,8 +15,6 @@
 Each cell has the RMSE to the exact flow's end points of new noise.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

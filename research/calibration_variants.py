@@ -1,7 +1,5 @@
 """A calibration in parts, and ways to make a table that it does not take: what its ablation compares it with."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise

@@ -13,8 +13,6 @@ preconditioning D is as large as σ. The last line says whether all e are within
 of 10⁻⁶ is usual, and 3·10⁻⁵ for VP, whose official c_noise is a little off in float32.
 """
 
-from __future__ import annotations
-
 import pickle
 import sys
 from collections.abc import Iterator
@@ -24,7 +22,7 @@ from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from recipes.command import command
+from recipes.command import command, print_table
 
 from steindiff import models
 from steindiff.errors import InputError
@@ -47,21 +45,6 @@ class Options:
     threads: Annotated[int, "CPU threads", 1] = 1
 
 
-@dataclass(frozen=True)
-class Row:
-    """What one noise level shows; `labels` says whether there were any."""
-
-    labels: bool
-    sigma: float
-    size: float
-    difference: float
-    error: float
-
-    def __str__(self) -> str:
-        kind = "labels" if self.labels else "none"
-        return f"| {kind} | {self.sigma:.4g} | {self.size:.4g} | {self.difference:.2e} | {self.error:.2e} |"
-
-
 def official_network(clone: Path, file: Path, device: str) -> Any:
     """The network in a pickle, by the clone's reader. Raises InputError where the folder is no such clone."""
     lacking = [name for name in ("torch_utils/persistence.py", "dnnlib") if not (clone / name).exists()]
@@ -74,8 +57,8 @@ def official_network(clone: Path, file: Path, device: str) -> Any:
         return pickle.load(stream)["ema"].eval().requires_grad_(False).to(device)
 
 
-def rows(official: Any, model: models.Model, options: Options) -> Iterator[Row]:
-    """Every noise level, with labels where the model has classes, and then without."""
+def rows(official: Any, model: models.Model, options: Options) -> Iterator[tuple[str, float, float, float, float]]:
+    """What the table shows of every noise level, with labels where the model has classes, and then without."""
     ours, generator = model.denoiser, torch.Generator().manual_seed(options.seed)
     if not isinstance(ours, Preconditioned):
         raise InputError(f"--model {model.path} is no converted checkpoint: convert the pickle")
@@ -91,8 +74,9 @@ def rows(official: Any, model: models.Model, options: Options) -> Iterator[Row]:
         for sigma, (clean, z) in zip(told, noise, strict=True):
             x = 0.5 * clean + sigma * z
             theirs = official(x, sigma.expand(len(x)), rows, force_fp32=True)
-            size, difference = float(theirs.abs().max()), float((ours(x, sigma, given).double() - theirs.double()).abs().max())
-            yield Row(given is not None, float(sigma), size, difference, difference / max(1.0, float(sigma)))
+            level, size = float(sigma), float(theirs.abs().max())
+            difference = float((ours(x, sigma, given).double() - theirs.double()).abs().max())
+            yield "none" if given is None else "labels", level, size, difference, difference / max(1.0, level)
 
 
 @command
@@ -101,11 +85,10 @@ def main(options: Options) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     official = official_network(Path(options.official), Path(options.pickle), options.device)
     model = models.load(options.model, device=options.device)
-    print("| labels | sigma | max D | difference | e |\n|" + " --- |" * 5)
-    worst = 0.0
-    for row in rows(official, model, options):
-        print(row, flush=True)
-        worst = max(worst, row.error)
+    found = list(rows(official, model, options))
+    shown = ((labels, f"{s:.4g}", f"{size:.4g}", f"{gap:.2e}", f"{error:.2e}") for labels, s, size, gap, error in found)
+    print_table(("labels", "sigma", "max D", "difference", "e"), shown)
+    worst = float(torch.tensor([error for *_, error in found]).max())
     verdict = f"the largest e is {worst:.2e}, the tolerance {options.tolerance:g}"
     if not worst <= options.tolerance:
         raise InputError(f"DIFFER: {verdict}; are pickle and model the same checkpoint?")

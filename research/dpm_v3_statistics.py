@@ -7,8 +7,6 @@ Each line is the method at its published settings in log-SNR, with constant stat
 prediction DPM-Solver++) or measured ones. Columns are the endpoint RMSE of new noises, with its standard error.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated

@@ -9,8 +9,6 @@ table calibrated at the scale in between, of the table between its chained and b
 upper neighbour, and of the universal table.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

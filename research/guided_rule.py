@@ -11,8 +11,6 @@ to the fine runs' end points of the same noise, and that of the best of four pub
 very images. In brackets is how many images `auto` breaks: they end more than 0.5 away.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated

@@ -10,8 +10,6 @@ The other table has the error of whole runs against the exact flow, by number of
 counted and held constant. Divergences are exact: no number depends on a probe.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from typing import NamedTuple
 

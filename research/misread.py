@@ -3,9 +3,6 @@
 python -m research.misread
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from typing import Annotated
 
 from recipes.command import command, print_table
@@ -20,14 +17,6 @@ from steindiff.solvers import Setting
 SIGMA_MAX, SIGMA_MIN = 80.0, 0.02
 
 
-@dataclass(frozen=True)
-class Options:
-    """The command line."""
-
-    model: Annotated[str, "the shipped network"] = "digits"
-    images: Annotated[int, "images that are drawn", 2] = 16
-
-
 def predicting_noise(denoiser: Denoiser, schedule: Schedule) -> Network:
     """The network ε̂(x, t) = (y − D(y, s))/s, y = x/α, of a denoiser in VE coordinates."""
 
@@ -39,18 +28,21 @@ def predicting_noise(denoiser: Denoiser, schedule: Schedule) -> Network:
 
 
 @command
-def main(o: Options) -> None:
+def main(
+    model: Annotated[str, "the shipped network"] = "digits",
+    images: Annotated[int, "images that are drawn", 2] = 16,
+) -> None:
     """Print the table."""
-    model, schedule = models.load(o.model), DiscreteBetas.linear()
-    network = predicting_noise(model.denoiser, schedule)
+    loaded, schedule = models.load(model), DiscreteBetas.linear()
+    network = predicting_noise(loaded.denoiser, schedule)
     read = {
         "`FromEps`, the right schedule": FromEps(network, schedule),
         "`FromEps`, Stable Diffusion's schedule": FromEps(network, DiscreteBetas.scaled_linear()),
         "`FromV`": FromV(network, schedule),
         "`FromX0`": FromX0(network, schedule),
     }
-    settings = {name: Setting.of(each, SIGMA_MAX, SIGMA_MIN, event=model.event_shape) for name, each in read.items()}
-    found = {name: examine(each, settings[name], nfe=(), images=o.images) for name, each in read.items()}
+    settings = {name: Setting.of(each, SIGMA_MAX, SIGMA_MIN, event=loaded.event_shape) for name, each in read.items()}
+    found = {name: examine(each, settings[name], nfe=(), images=images) for name, each in read.items()}
     levels, *_ = (", ".join(f"{level.sigma:.2g}" for level in one.levels) for one in found.values())
     ratios = {name: ", ".join(f"{level.ratio:.3f}" for level in one.levels) for name, one in found.items()}
     rows = ((name, ratios[name], "sound" if one.sound else "not consistent") for name, one in found.items())

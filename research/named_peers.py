@@ -7,8 +7,6 @@ Every cell is one of `steindiff bench`, so that a stopped run goes on. DPM-Solve
 run draws noise of its own and has no endpoint error. A dash is a budget that a method cannot spend.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -8,10 +8,7 @@ convolutions, two for each multiplication with its addition. Hours assume that t
 latents are decoded once an image, which the last column counts.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import torch
@@ -36,16 +33,6 @@ NETWORKS: dict[str, tuple[str, str, int, int, dict[str, Any]]] = {
 """Preconditioner, network, resolution, classes and arguments."""
 BEDROOM = "LSUN-Bedroom, LDM-4"
 """Latents of 3×64×64, and pictures of 256×256."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line."""
-
-    images: Annotated[int, "images of a sample", 1] = 50_000
-    evaluations: Annotated[int, "evaluations an image", 1] = 5
-    tflops: Annotated[float, "what the GPU is assumed to sustain, in 10¹² operations a second"] = 50.0
-    only: Annotated[str, "the network; all of them where it is empty"] = ""
 
 
 def network(name: str) -> nn.Module:
@@ -84,24 +71,28 @@ def bedroom() -> tuple[int, int, int]:
     return parameters(unet), operations(unet, 64, one), operations(lambda z: images.decoder(images.post_quant_conv(z)), 64)
 
 
-def lines(options: Options) -> Iterator[tuple[str, ...]]:
-    """The rows of the table."""
-    names = (*NETWORKS, BEDROOM)
-    if options.only and options.only not in names:
-        raise unknown_name("network", options.only, names)
-    for name in (options.only,) if options.only else names:
-        if name == BEDROOM:
-            count, forward, once = bedroom()
-        else:
-            module = network(name)
-            count, forward, once = parameters(module), operations(module, NETWORKS[name][2], torch.empty(1, device="meta")), 0
-        seconds = options.images * (options.evaluations * forward + once) / (options.tflops * 1e12)
-        yield name, f"{count:,}", f"{forward / 1e9:.1f}", f"{once / 1e9:.0f}", f"{seconds / 3600:.2g}"
+def costs(name: str) -> tuple[int, int, int]:
+    """Parameters, operations of a forward, and operations once an image."""
+    if name == BEDROOM:
+        return bedroom()
+    module = network(name)
+    return parameters(module), operations(module, NETWORKS[name][2], torch.empty(1, device="meta")), 0
 
 
 @command
-def main(options: Options) -> None:
+def main(
+    images: Annotated[int, "images of a sample", 1] = 50_000,
+    evaluations: Annotated[int, "evaluations an image", 1] = 5,
+    tflops: Annotated[float, "what the GPU is assumed to sustain, in 10¹² operations a second"] = 50.0,
+    only: Annotated[str, "the network; all of them where it is empty"] = "",
+) -> None:
     """Print the table."""
-    sample = f"{options.images:,} images of {options.evaluations} evaluations"
-    heads = ("network", "parameters", "10⁹ operations a forward", "and once an image", f"hours, {sample}")
-    print_table(heads, lines(options))
+    names, rows = (*NETWORKS, BEDROOM), []
+    if only and only not in names:
+        raise unknown_name("network", only, names)
+    for name in (only,) if only else names:
+        count, forward, once = costs(name)
+        seconds = images * (evaluations * forward + once) / (tflops * 1e12)
+        rows.append((name, f"{count:,}", f"{forward / 1e9:.1f}", f"{once / 1e9:.0f}", f"{seconds / 3600:.2g}"))
+    sample = f"{images:,} images of {evaluations} evaluations"
+    print_table(("network", "parameters", "10⁹ operations a forward", "and once an image", f"hours, {sample}"), rows)

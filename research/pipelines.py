@@ -21,10 +21,10 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import diffusers
@@ -65,18 +65,22 @@ def ends(tiny: tiny_pipelines.Tiny, scheduler: Any, steps: int) -> tuple[Tensor,
     return last[0][:IMAGES].double(), count[0]
 
 
+def of_flow(config: Any) -> bool:
+    """Whether a scheduler is one of a flow."""
+    return "shift" in config and "beta_schedule" not in config
+
+
 def settings(name: str, config: Any) -> Iterator[dict[str, Any]]:
     """The variants of a scheduler of diffusers for a pipeline, as far as it takes them."""
-    kind = getattr(diffusers, f"{name}Scheduler")
-    takes = inspect.signature(kind.__init__).parameters
-    flow = "shift" in config and "beta_schedule" not in config
-    fixed = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": config["shift"]} if flow else {}
-    fixed = {} if name.startswith("FlowMatch") else fixed
-    spacings: Sequence[Any] = SPACINGS if "timestep_spacing" in takes and not flow else (None,)
-    karras = (False, True) if "use_karras_sigmas" in takes and not flow else (False,)
-    for spacing, levels in product(spacings, karras):
-        more = {} if spacing is None else {"timestep_spacing": spacing}
-        yield {**fixed, **more, **({"use_karras_sigmas": True} if levels else {})}
+    if name.startswith("FlowMatch"):
+        yield {}
+    elif of_flow(config):
+        yield {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": config["shift"]}
+    else:
+        takes = inspect.signature(getattr(diffusers, f"{name}Scheduler").__init__).parameters
+        spacings = [{"timestep_spacing": spacing} for spacing in SPACINGS] if "timestep_spacing" in takes else [{}]
+        levels = [{}, {"use_karras_sigmas": True}] if "use_karras_sigmas" in takes else [{}]
+        yield from ({**spacing, **karras} for spacing, karras in product(spacings, levels))
 
 
 def distance(one: Tensor, other: Tensor) -> Tensor:
@@ -107,7 +111,7 @@ def of_scheduler(tiny: tiny_pipelines.Tiny, name: str, config: Any, exact: Tenso
 def measure(name: str, steps: int = 0) -> dict[str, Any]:
     """All schedulers of one pipeline, and our table; `steps` as in `trained`."""
     tiny = tiny_pipelines.make(name)
-    flow = "shift" in tiny.pipe.scheduler.config and "beta_schedule" not in tiny.pipe.scheduler.config
+    flow = of_flow(tiny.pipe.scheduler.config)
     tiny = tiny if flow else trained(tiny, steps)
     config, call = tiny.pipe.scheduler.config, dict(tiny.extra)
     prompts: Any = list(tiny_pipelines.PROMPTS) if tiny.prompted else list(range(tiny.classes)) or None
@@ -174,49 +178,34 @@ def smooth(n: int, event: tuple[int, ...], generator: torch.Generator) -> Tensor
 
 
 COLUMNS = (
-    "pipeline",
-    "table",
-    "best of diffusers",
-    "its name",
-    "the table is nearer by",
-    "the second",
-    "auto, without a table",
-)
-
-
-def _of(errors: Sequence[float]) -> Tensor:
-    return torch.tensor(errors, dtype=torch.float64)
+    "pipeline", "table", "best of diffusers", "its name", "the table is nearer by", "the second", "auto, without a table",
+)  # fmt: skip
 
 
 def lines(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """The rows of the table."""
     for name, one in found.items():
         best, *rest = ranked = sorted(one["others"], key=lambda other: sum(other["errors"]))
-        gain = Value.mean_of(_of(best["errors"]) - _of(one["errors"]))
-        second = f"{rest[0]['name']} {float(_of(rest[0]['errors']).mean()):.3g}" if rest else "none"
-        means = (Value.mean_of(_of(errors)) for errors in (one["errors"], best["errors"], one["auto"]))
-        own, theirs, auto = (f"{mean:.3g} ± {error:.1g}" for mean, error in means)
+        mine, theirs, auto = (torch.tensor(each, dtype=torch.float64) for each in (one["errors"], best["errors"], one["auto"]))
+        gain = Value.mean_of(theirs - mine)
+        second = f"{rest[0]['name']} {fmean(rest[0]['errors']):.3g}" if rest else "none"
+        own, other, plain = (f"{value:.3g} ± {se:.1g}" for value, se in map(Value.mean_of, (mine, theirs, auto)))
         nearer = f"{gain.value / gain.se:.0f} SE"
-        yield f"{name}, {one['pipeline']}", own, theirs, f"{best['name']} of {len(ranked)}", nearer, second, auto
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line."""
-
-    out: Annotated[Path, "a folder; each pipeline has a file in it"]
-    names: Annotated[str, "pipelines, with commas between"] = ",".join(NAMES)
-    steps: Annotated[int, "training steps; 0: 40 seconds by the clock, as for the page", 0] = 0
-    show: Annotated[bool, "only the table"] = False
+        yield f"{name}, {one['pipeline']}", own, other, f"{best['name']} of {len(ranked)}", nearer, second, plain
 
 
 @command
-def main(o: Options) -> None:
+def main(
+    out: Annotated[Path, "a folder; each pipeline has a file in it"],
+    names: Annotated[str, "pipelines, with commas between"] = ",".join(NAMES),
+    steps: Annotated[int, "training steps; 0: 40 seconds by the clock, as for the page", 0] = 0,
+    show: Annotated[bool, "only the table"] = False,
+) -> None:
     """Measure what is missing, and show the table."""
-    for name in () if o.show else o.names.split(","):
-        path = o.out / f"{name}.json"
+    for name in () if show else names.split(","):
+        path = out / f"{name}.json"
         if not path.exists():
-            write_json(path, {**measure(name, o.steps), "steps": o.steps, "about": manifest()})
+            write_json(path, {**measure(name, steps), "steps": steps, "about": manifest()})
             print(json.dumps(name), flush=True)
-    found = {name: read_json(path) for name in NAMES if (path := o.out / f"{name}.json").exists()}
+    found = {name: read_json(path) for name in NAMES if (path := out / f"{name}.json").exists()}
     print_table(COLUMNS, lines(found))

@@ -8,8 +8,6 @@ command prints four tables: what each mode does without an upper bound, where th
 self-consistency costs and how its weight ω falls, and how it gets on with each proposal. ± is one standard error over images.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from statistics import median

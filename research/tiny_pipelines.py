@@ -6,48 +6,14 @@ time and on its condition (`tests/integrations/test_tiny_pipelines.py`).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMPipeline,
-    DDIMScheduler,
-    DDPMPipeline,
-    DDPMScheduler,
-    DiffusionPipeline,
-    DiTPipeline,
-    DiTTransformer2DModel,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FluxPipeline,
-    FluxTransformer2DModel,
-    LDMPipeline,
-    PixArtAlphaPipeline,
-    PixArtTransformer2DModel,
-    PNDMScheduler,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-    UNet2DModel,
-    VQModel,
-)
+import transformers
 from torch import Tensor, nn
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
-    T5Tokenizer,
-)
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 PROMPTS = ("a red fox", "boats", "snow", "old map", "green", "birds", "a lake", "rain")
@@ -66,14 +32,15 @@ class Tiny:
         prompted: whether images have prompts.
         classes: how many classes there are; 0 for none.
         extra: what every call needs.
+        name: what `make` calls it.
     """
 
-    name: str
-    pipe: DiffusionPipeline
+    pipe: diffusers.DiffusionPipeline
     latents: tuple[int, ...]
     prompted: bool = False
     classes: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
 
     @property
     def network(self) -> nn.Module:
@@ -103,7 +70,7 @@ def names() -> tuple[str, ...]:
 
 def make(name: str) -> Tiny:
     """A fresh pipeline with its own scheduler; the networks are shared and are not to be changed."""
-    tiny = _MAKERS[name]()
+    tiny = replace(_MAKERS[name](), name=name)
     tiny.pipe.set_progress_bar_config(disable=True)
     return tiny
 
@@ -141,90 +108,93 @@ def _randn(*shape: int) -> Tensor:
 
 
 @cache
-def _unet2d(channels: int, size: int) -> nn.Module:
+def _unet2d() -> nn.Module:
     unet = _seeded(
-        UNet2DModel, sample_size=size, in_channels=channels, out_channels=channels, layers_per_block=1,
-        block_out_channels=(12, 16), norm_num_groups=4, attention_head_dim=8,
+        diffusers.UNet2DModel, sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(12, 16),
+        norm_num_groups=4, attention_head_dim=8,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
-    return _scaled(unet, unet.conv_out, lambda: unet(_randn(4, channels, size, size), TIMES).sample)
-
-
-def _ddpm() -> Tiny:
-    return Tiny("ddpm", DDPMPipeline(_unet2d(3, 8), DDPMScheduler()), (3, 8, 8))
-
-
-def _ddim() -> Tiny:
-    return Tiny("ddim", DDIMPipeline(_unet2d(3, 8), DDIMScheduler()), (3, 8, 8))
+    return _scaled(unet, unet.conv_out, lambda: unet(_randn(4, 3, 8, 8), TIMES).sample)
 
 
 @cache
 def _vqvae() -> nn.Module:
     return _seeded(
-        VQModel, in_channels=3, out_channels=3, latent_channels=3, sample_size=16, num_vq_embeddings=16,
+        diffusers.VQModel, in_channels=3, out_channels=3, latent_channels=3, sample_size=16, num_vq_embeddings=16,
         block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, scaling_factor=0.5,
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
     )  # fmt: skip
 
 
 def _ldm() -> Tiny:
-    scheduler = DDIMScheduler(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear", clip_sample=False)
-    return Tiny("ldm", LDMPipeline(_vqvae(), _unet2d(3, 8), scheduler), (3, 8, 8))
+    betas = {"beta_start": 0.0015, "beta_end": 0.0195, "beta_schedule": "scaled_linear"}
+    scheduler = diffusers.DDIMScheduler(**betas, clip_sample=False)
+    return Tiny(diffusers.LDMPipeline(_vqvae(), _unet2d(), scheduler), (3, 8, 8))
 
 
 # Latent diffusion with conditions. The autoencoder halves images once, so that 8×8 latents are images of 16×16.
 
 
 @cache
-def _vae(channels: int, shift: float | None = None, halvings: int = 1) -> nn.Module:
-    blocks = halvings + 1
+def _vae(shift: float | None = None) -> nn.Module:
     return _seeded(
-        AutoencoderKL, in_channels=3, out_channels=3, latent_channels=channels, sample_size=16, layers_per_block=1,
-        block_out_channels=(8,) * blocks, norm_num_groups=4, scaling_factor=0.6, shift_factor=shift,
-        down_block_types=("DownEncoderBlock2D",) * blocks, up_block_types=("UpDecoderBlock2D",) * blocks,
+        diffusers.AutoencoderKL, in_channels=3, out_channels=3, latent_channels=4, sample_size=16, layers_per_block=1,
+        block_out_channels=(8, 8), norm_num_groups=4, scaling_factor=0.6, shift_factor=shift,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
         use_quant_conv=shift is None, use_post_quant_conv=shift is None,
     )  # fmt: skip
 
 
+_TRANSFORMER = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 12, "patch_size": 2, "in_channels": 4}
+
+
 @cache
 def _dit_network() -> nn.Module:
-    net = _seeded(
-        DiTTransformer2DModel, sample_size=8, in_channels=4, out_channels=8, patch_size=2, num_layers=2,
-        num_attention_heads=2, attention_head_dim=12, norm_num_groups=4, num_embeds_ada_norm=1000,
-    )  # fmt: skip
+    config = {"sample_size": 8, "out_channels": 8, "norm_num_groups": 4, "num_embeds_ada_norm": 1000}
+    net = _seeded(diffusers.DiTTransformer2DModel, **config, **_TRANSFORMER)
     labels = torch.tensor([0, 1, 2, 1000])
     return _scaled(net, net.proj_out_2, lambda: net(_randn(4, 4, 8, 8), TIMES, labels).sample[:, :4])
 
 
 def _dit() -> Tiny:
-    pipe = DiTPipeline(_dit_network(), _vae(4), DDIMScheduler(clip_sample=False))
-    return Tiny("dit", pipe, (4, 8, 8), classes=3, extra={"guidance_scale": 3.0})
+    pipe = diffusers.DiTPipeline(_dit_network(), _vae(), diffusers.DDIMScheduler(clip_sample=False))
+    return Tiny(pipe, (4, 8, 8), classes=3, extra={"guidance_scale": 3.0})
 
 
-def _tokens() -> CLIPTokenizer:
+def _of_text(pipe: diffusers.DiffusionPipeline, **extra: Any) -> Tiny:
+    """A pipeline that is guided by prompts."""
+    return Tiny(pipe, (4, 8, 8), prompted=True, extra={"guidance_scale": 3.0, **extra})
+
+
+_SIZE = {"height": 16, "width": 16}
+_LENGTH = {**_SIZE, "max_sequence_length": WORDS}
+"""What pipelines have to be told where images are as small, and prompts as short."""
+
+
+def _tokens() -> transformers.CLIPTokenizer:
     """Letters, and letters at the end of a word."""
     words = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=WORDS)
+    return transformers.CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=WORDS)
 
 
-def _pieces() -> T5Tokenizer:
-    words = ["<pad>", "</s>", "<unk>", "▁", *LETTERS]
-    return T5Tokenizer(vocab=[(word, -float(i > 2)) for i, word in enumerate(words)], extra_ids=0, model_max_length=WORDS)
+def _pieces() -> transformers.T5Tokenizer:
+    words = [(word, -float(i > 2)) for i, word in enumerate(["<pad>", "</s>", "<unk>", "▁", *LETTERS])]
+    return transformers.T5Tokenizer(vocab=words, extra_ids=0, model_max_length=WORDS)
 
 
 @cache
 def _clip(projected: bool = False) -> nn.Module:
-    config = CLIPTextConfig(
+    config = transformers.CLIPTextConfig(
         vocab_size=54, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=WORDS, projection_dim=WIDTH, bos_token_id=52, eos_token_id=53, pad_token_id=53,
     )  # fmt: skip
-    return _seeded(CLIPTextModelWithProjection if projected else CLIPTextModel, config)
+    return _seeded(transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel, config)
 
 
 @cache
 def _t5(width: int = WIDTH) -> nn.Module:
-    config = T5Config(vocab_size=30, d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu")
-    return _seeded(T5EncoderModel, config)
+    size = {"vocab_size": 30, "d_model": width, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    return _seeded(transformers.T5EncoderModel, transformers.T5Config(**size, feed_forward_proj="gated-gelu"))
 
 
 @cache
@@ -236,9 +206,10 @@ def _unet_of_text(*, xl: bool = False) -> nn.Module:
         more = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
         more |= {"projection_class_embeddings_input_dim": WIDTH + 6 * 8}
     unet = _seeded(
-        UNet2DConditionModel, sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(12, 16),
-        norm_num_groups=4, attention_head_dim=8, cross_attention_dim=width, use_linear_projection=xl,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), **more,
+        diffusers.UNet2DConditionModel, sample_size=8, in_channels=4, out_channels=4, layers_per_block=1,
+        block_out_channels=(12, 16), norm_num_groups=4, attention_head_dim=8, cross_attention_dim=width,
+        use_linear_projection=xl, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), **more,
     )  # fmt: skip
 
     def output() -> Tensor:
@@ -252,43 +223,35 @@ _LATENT = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_li
 
 
 def _sd_parts(scheduler: Any) -> dict[str, Any]:
-    parts = {"vae": _vae(4), "text_encoder": _clip(), "tokenizer": _tokens(), "unet": _unet_of_text(), "scheduler": scheduler}
+    parts = {"vae": _vae(), "text_encoder": _clip(), "tokenizer": _tokens(), "unet": _unet_of_text(), "scheduler": scheduler}
     return {**parts, "safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
-def _sd1() -> Tiny:
-    scheduler = PNDMScheduler(**_LATENT, skip_prk_steps=True, steps_offset=1)
-    return Tiny("sd1", StableDiffusionPipeline(**_sd_parts(scheduler)), (4, 8, 8), True, extra={"guidance_scale": 3.0})
-
-
-def _sd2() -> Tiny:
-    """Version 2.1: v-prediction."""
-    scheduler = DDIMScheduler(**_LATENT, prediction_type="v_prediction", clip_sample=False, steps_offset=1)
-    return Tiny("sd2", StableDiffusionPipeline(**_sd_parts(scheduler)), (4, 8, 8), True, extra={"guidance_scale": 3.0})
+def _sd(scheduler: Any) -> Tiny:
+    return _of_text(diffusers.StableDiffusionPipeline(**_sd_parts(scheduler)))
 
 
 def _img2img() -> Tiny:
-    scheduler = DPMSolverMultistepScheduler(**_LATENT, steps_offset=1)
-    pipe = StableDiffusionImg2ImgPipeline(**_sd_parts(scheduler))
-    image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(2))
-    return Tiny("img2img", pipe, (4, 8, 8), True, extra={"guidance_scale": 3.0, "strength": 0.6, "image": image})
+    scheduler = diffusers.DPMSolverMultistepScheduler(**_LATENT, steps_offset=1)
+    pipe = diffusers.StableDiffusionImg2ImgPipeline(**_sd_parts(scheduler))
+    return _of_text(pipe, strength=0.6, image=torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(2)))
 
 
 def _sdxl() -> Tiny:
-    pipe = StableDiffusionXLPipeline(
-        vae=_vae(4), text_encoder=_clip(), text_encoder_2=_clip(projected=True), tokenizer=_tokens(), tokenizer_2=_tokens(),
-        unet=_unet_of_text(xl=True), scheduler=EulerDiscreteScheduler(**_LATENT, steps_offset=1), add_watermarker=False,
+    pipe = diffusers.StableDiffusionXLPipeline(
+        vae=_vae(), text_encoder=_clip(), text_encoder_2=_clip(projected=True), tokenizer=_tokens(), tokenizer_2=_tokens(),
+        unet=_unet_of_text(xl=True), scheduler=diffusers.EulerDiscreteScheduler(**_LATENT, steps_offset=1),
+        add_watermarker=False,
     )  # fmt: skip
-    return Tiny("sdxl", pipe, (4, 8, 8), True, extra={"guidance_scale": 3.0, "height": 16, "width": 16})
+    return _of_text(pipe, **_SIZE)
 
 
 @cache
 def _pixart_network() -> nn.Module:
     """The pipeline tells sizes to networks whose sample size is 128, and to no others."""
     net = _seeded(
-        PixArtTransformer2DModel, sample_size=128, in_channels=4, out_channels=8, patch_size=2, num_layers=2,
-        num_attention_heads=2, attention_head_dim=12, cross_attention_dim=24, caption_channels=WIDTH, norm_num_groups=4,
-        use_additional_conditions=True, interpolation_scale=1,
+        diffusers.PixArtTransformer2DModel, sample_size=128, out_channels=8, cross_attention_dim=24, caption_channels=WIDTH,
+        norm_num_groups=4, use_additional_conditions=True, interpolation_scale=1, **_TRANSFORMER,
     )  # fmt: skip
 
     def output() -> Tensor:
@@ -300,82 +263,69 @@ def _pixart_network() -> nn.Module:
 
 
 def _pixart() -> Tiny:
-    scheduler = DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
-    pipe = PixArtAlphaPipeline(_pieces(), _t5(), _vae(4), _pixart_network(), scheduler)
-    extra = {"guidance_scale": 3.0, "height": 16, "width": 16, "max_sequence_length": WORDS, "clean_caption": False}
-    return Tiny("pixart", pipe, (4, 8, 8), True, extra={**extra, "use_resolution_binning": False})
+    scheduler = diffusers.DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+    pipe = diffusers.PixArtAlphaPipeline(_pieces(), _t5(), _vae(), _pixart_network(), scheduler)
+    return _of_text(pipe, **_LENGTH, clean_caption=False, use_resolution_binning=False)
 
 
 @cache
 def _sd3_network() -> nn.Module:
     net = _seeded(
-        SD3Transformer2DModel, sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=12,
-        num_attention_heads=2, joint_attention_dim=2 * WIDTH, caption_projection_dim=24, pooled_projection_dim=2 * WIDTH,
-        pos_embed_max_size=8,
+        diffusers.SD3Transformer2DModel, sample_size=8, out_channels=4, joint_attention_dim=2 * WIDTH,
+        caption_projection_dim=24, pooled_projection_dim=2 * WIDTH, pos_embed_max_size=8, **_TRANSFORMER,
     )  # fmt: skip
     text = (2 * WORDS, 2 * WIDTH)
     return _scaled(net, net.proj_out, lambda: net(_randn(4, 4, 8, 8), _randn(4, *text), _randn(4, text[1]), TIMES).sample)
 
 
 def _sd3() -> Tiny:
-    pipe = StableDiffusion3Pipeline(
-        transformer=_sd3_network(), scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=_vae(4, 0.1),
+    pipe = diffusers.StableDiffusion3Pipeline(
+        transformer=_sd3_network(), scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), vae=_vae(0.1),
         text_encoder=_clip(projected=True), tokenizer=_tokens(), text_encoder_2=_clip(projected=True), tokenizer_2=_tokens(),
         text_encoder_3=_t5(2 * WIDTH), tokenizer_3=_pieces(),
     )  # fmt: skip
-    extra = {"guidance_scale": 3.0, "height": 16, "width": 16, "max_sequence_length": WORDS}
-    return Tiny("sd3", pipe, (4, 8, 8), True, extra=extra)
+    return _of_text(pipe, **_LENGTH)
 
 
 @cache
 def _flux_network(guided: bool) -> nn.Module:
     net = _seeded(
-        FluxTransformer2DModel, patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=12,
-        num_attention_heads=2, joint_attention_dim=WIDTH, pooled_projection_dim=WIDTH, guidance_embeds=guided,
-        axes_dims_rope=(4, 4, 4),
+        diffusers.FluxTransformer2DModel, patch_size=1, in_channels=16, num_layers=1, num_single_layers=1,
+        attention_head_dim=12, num_attention_heads=2, joint_attention_dim=WIDTH, pooled_projection_dim=WIDTH,
+        guidance_embeds=guided, axes_dims_rope=(4, 4, 4),
     )  # fmt: skip
 
     def output() -> Tensor:
+        x, text, pooled = _randn(4, 16, 16), _randn(4, WORDS, WIDTH), _randn(4, WIDTH)
         guidance = torch.tensor([1.0, 2.0, 3.5, 5.0]) if guided else None
-        return net(
-            _randn(4, 16, 16), _randn(4, WORDS, WIDTH), _randn(4, WIDTH), TIMES / 1000, torch.zeros(16, 3),
-            torch.zeros(WORDS, 3), guidance,
-        ).sample  # fmt: skip
+        return net(x, text, pooled, TIMES / 1000, torch.zeros(16, 3), torch.zeros(WORDS, 3), guidance).sample
 
     return _scaled(net, net.proj_out, output)
 
 
-def _flux_like(name: str, guided: bool, **extra: Any) -> Tiny:
+def _flux(guided: bool, **extra: Any) -> Tiny:
     """Latents of 4×8×8 are packed: 16 tokens of 16 numbers."""
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=guided)
-    pipe = FluxPipeline(
-        scheduler=scheduler, vae=_vae(4, 0.1), text_encoder=_clip(), tokenizer=_tokens(), text_encoder_2=_t5(),
-        tokenizer_2=_pieces(), transformer=_flux_network(guided),
+    pipe = diffusers.FluxPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=guided), vae=_vae(0.1),
+        text_encoder=_clip(), tokenizer=_tokens(), text_encoder_2=_t5(), tokenizer_2=_pieces(),
+        transformer=_flux_network(guided),
     )  # fmt: skip
-    return Tiny(name, pipe, (16, 16), True, extra={"height": 16, "width": 16, "max_sequence_length": WORDS, **extra})
-
-
-def _flux() -> Tiny:
-    """Guidance is a number that the network is told."""
-    return _flux_like("flux", True, guidance_scale=3.5)
-
-
-def _flux_two_passes() -> Tiny:
-    """Guidance takes two calls of the network in a step."""
-    return _flux_like("flux_two_passes", False, true_cfg_scale=3.0, negative_prompt="fog")
+    return Tiny(pipe, (16, 16), prompted=True, extra={**_LENGTH, **extra})
 
 
 _MAKERS: dict[str, Callable[[], Tiny]] = {
-    "ddpm": _ddpm,
-    "ddim": _ddim,
+    "ddpm": lambda: Tiny(diffusers.DDPMPipeline(_unet2d(), diffusers.DDPMScheduler()), (3, 8, 8)),
+    "ddim": lambda: Tiny(diffusers.DDIMPipeline(_unet2d(), diffusers.DDIMScheduler()), (3, 8, 8)),
     "ldm": _ldm,
     "dit": _dit,
-    "sd1": _sd1,
-    "sd2": _sd2,
+    "sd1": lambda: _sd(diffusers.PNDMScheduler(**_LATENT, skip_prk_steps=True, steps_offset=1)),
+    # Version 2.1.
+    "sd2": lambda: _sd(diffusers.DDIMScheduler(**_LATENT, prediction_type="v_prediction", clip_sample=False, steps_offset=1)),
     "img2img": _img2img,
     "sdxl": _sdxl,
     "pixart": _pixart,
     "sd3": _sd3,
-    "flux": _flux,
-    "flux_two_passes": _flux_two_passes,
+    # Guidance is a number that the network is told, or takes two calls of the network in a step.
+    "flux": lambda: _flux(True, guidance_scale=3.5),
+    "flux_two_passes": lambda: _flux(False, true_cfg_scale=3.0, negative_prompt="fog"),
 }

@@ -3,8 +3,6 @@
 A table that was fitted on random laws runs on them as it is, and a network's trajectories can join a fit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -11,8 +11,6 @@ testbeds. Errors and energy distances are relative to the law's standard deviati
 brackets is the ratio of the error to that of the first rule's choice, on the same images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated

@@ -8,8 +8,6 @@ took no part, it has the mean and the median over laws of the logarithm of the r
 relative to the standard deviation, and in brackets the ratio on the same images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated

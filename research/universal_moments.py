@@ -8,8 +8,6 @@ Errors and energy distances are relative to the law's standard deviation and to 
 laws, which took no part, a column has the mean over laws of the logarithm of the error, and of the energy distance.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated

@@ -9,8 +9,6 @@ the errors on testbeds that took no part, relative to their standard deviations.
 the network, on the same images. Of other random laws it has the mean of the logarithm of that ratio.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

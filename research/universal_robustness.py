@@ -7,8 +7,6 @@ Each line has the RMSE to the exact flow's end points of the same noise, and its
 the best of six published solvers on two grids, which are told nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
