@@ -33,6 +33,7 @@ from tqdm import tqdm
 from faults.outcomes import Outcomes, page, told
 from faults.runs import CASES, ENVIRONMENT, Case, finished, outcome
 from steindiff.errors import InputError, unknown_name
+from steindiff.io.folders import is_half
 
 SAME, DIFFERENT, FAILED, LITTER, LOUD, IMPOSSIBLE = (
     "went on, same files", "other files", "did not go on", "left half-written files", "more than one line", "not possible here",
@@ -152,7 +153,7 @@ def attempt(case: Case, fault: str, folder: Path, whole: Whole, draw: random.Ran
     done = finished(case, folder)
     if done.returncode and "already" not in done.stderr:  # the command had ended before the fault
         return FAILED, done.stderr[-300:]
-    left = [str(path.relative_to(folder)) for path in folder.rglob("*") if ".tmp" in path.name]
+    left = [str(path.relative_to(folder)) for path in folder.rglob("*") if is_half(path)]
     if left:
         return LITTER, ", ".join(left[:3])
     found = outcome(folder)

@@ -15,7 +15,7 @@ import steindiff
 from commandline import run_command
 from steindiff import models
 from steindiff.errors import InputError
-from steindiff.io.files import plain
+from steindiff.io.files import HALF, plain
 from steindiff.io.images import to_uint8
 from steindiff.run import parse_seeds
 
@@ -47,7 +47,7 @@ def test_sample_writes_everything(tmp_path, monkeypatch, capsys):
     assert [t["source"] for t in trace[:5]] == ["full", "tweedie", "tweedie", "tweedie", "full"]
     assert about["stats"][0]["forward_equivalents"] > 5
     assert (out / "grid.png").is_file()
-    assert not list(out.rglob("*.tmp*"))
+    assert not list(out.rglob(f"*{HALF}*"))
 
 
 def test_the_command_line_and_python_give_the_same_image(tmp_path, monkeypatch, capsys):

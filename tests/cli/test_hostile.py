@@ -240,7 +240,7 @@ def test_streams_that_fail_lose_no_work(monkeypatch):
 
 def test_letters_that_an_encoding_lacks_are_escaped(monkeypatch):
     """A name that is no text, such as '\udcff', is escaped in every encoding."""
-    shown = {"ascii": r"\u03c3 \xd7 \udcff", "latin-1": r"\u03c3 × \udcff", "utf-8": r"σ × \udcff"}
+    shown = {"ascii": r"\u03c3 \xd7 \udcff", "latin-1": r"\u03c3 × \udcff", "utf-8": r"σ × \udcff", "cp437": r"σ \xd7 \udcff"}
     for encoding, wanted in shown.items():
         terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
         monkeypatch.setattr(sys, "stdout", terminal)

@@ -10,7 +10,7 @@ import pytest
 from commandline import run_command
 from steindiff.calibration.keeping import keeping
 from steindiff.errors import InputError, ModelFileError
-from steindiff.io.files import write_tensors
+from steindiff.io.files import HALF, write_tensors
 from steindiff.io.folders import claimed, locked, locked_file
 from steindiff.report import demo, diagnose, evaluate, study
 
@@ -86,9 +86,9 @@ def test_what_a_kill_left_half_written_is_swept_from_every_room(tmp_path, claim)
     rooms = [tmp_path, *(tmp_path / room.replace("*", "digits") for room in claim.rooms)]
     for room in rooms:
         room.mkdir(parents=True, exist_ok=True)
-        (room / ".fine-abcd_efg.tmp.safetensors").write_text("half")
+        (room / f".fine-abcdef01{HALF}.safetensors").write_text("half")
     with claimed(tmp_path, claim):
-        assert not list(tmp_path.rglob(".*.tmp.*"))
+        assert not list(tmp_path.rglob(f".*{HALF}.*"))
 
 
 # --- the folder where a calibration keeps what is finished -----------------------------------------------------------
@@ -103,7 +103,7 @@ def test_of_a_calibrations_folder_only_its_own_files_go(tmp_path):
             job = work / ("a" * 16)
             write_tensors(job / "fine.safetensors", {}, {})
             write_tensors(job / "5.safetensors", {}, {})
-            (job / ".6-abcd_efg.tmp.safetensors").write_text("half")
+            (job / f".6-abcdef01{HALF}.safetensors").write_text("half")
             if mine:
                 (work / "notes.txt").write_text("mine")
                 (job / "7.safetensors").write_text("mine")

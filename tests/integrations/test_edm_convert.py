@@ -76,6 +76,18 @@ def test_large_models_are_one_file_and_the_header_has_the_hash_of_the_pickle(tmp
     }  # fmt: skip
 
 
+def test_what_a_kill_leaves_is_swept_by_the_next_call(tmp_path, pickle, monkeypatch):
+    """Until the model has been loaded, all that there is of it is one file that the folder's sweep knows."""
+    seen = []
+    load = store.load
+    monkeypatch.setattr(store, "load", lambda path: seen.extend(tmp_path.iterdir()) or load(path))
+    convert(pickle, tmp_path / "tiny.safetensors")
+    (half,) = [path for path in seen if path != pickle and path.suffix != ".lock"]
+    half.write_text("of a killed call")
+    convert(pickle, tmp_path / "tiny.safetensors", overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["tiny.pkl", "tiny.safetensors"]
+
+
 def test_float16_halves_the_parameters_and_leaves_the_buffers(tmp_path):
     (tmp_path / "tiny.pkl").write_bytes(pickled("adm")[0])
     made = convert(tmp_path / "tiny.pkl", tmp_path / "half.safetensors", dtype="float16")
@@ -156,7 +168,7 @@ def test_bad_options_are_named(tmp_path, pickle, command):
         ((pickle, tmp_path / "a.pt"), "model files end in .safetensors"),
         ((pickle, tmp_path / "a.safetensors", "--dtype", "int8"), "choose one of float16, float32"),
         ((pickle, pickle / "a.safetensors"), "cannot make the folder"),
-        ((pickle, tmp_path / "folder.safetensors"), "Is a directory; give another name"),
+        ((pickle, tmp_path / "folder.safetensors"), "Is a directory; name another file"),
     ):
         code, _, err = command(*args)
         assert code == 2

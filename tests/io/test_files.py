@@ -41,6 +41,24 @@ def test_a_full_disk_is_a_clear_error(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.skipif(os.name != "posix", reason="who may read a file is the folder's to say there")
+def test_who_may_read_a_file_is_what_the_umask_says(tmp_path):
+    for mask, mode in ((0o077, 0o600), (0o022, 0o644), (0o002, 0o664)):
+        before = os.umask(mask)
+        try:
+            write_text(tmp_path / "a.txt", "x")
+        finally:
+            os.umask(before)
+        assert (tmp_path / "a.txt").stat().st_mode & 0o777 == mode
+
+
+def test_what_is_written_to_a_half_written_file_is_a_part_of_it(tmp_path):
+    with atomic(tmp_path / "a.txt") as temporary:
+        write_text(temporary, "inner")
+        assert os.listdir(tmp_path) == [temporary.name]
+    assert (tmp_path / "a.txt").read_text() == "inner"
+
+
 FULL = """
 import resource, sys, torch
 from steindiff.errors import InputError

@@ -10,12 +10,12 @@ import filelock
 import pytest
 
 from steindiff.errors import FolderWarning, InputError
-from steindiff.io import folders
+from steindiff.io import files, folders
 from steindiff.io.files import write_text
 from steindiff.io.folders import LOCK, RECORD, Claim, begins, claimed, locked, locked_file, refuse
 
 CLAIM = Claim("demo", ("report.md", "figures/*"), ("cells/*",), begins("report.md", "# steindiff demo"))
-HALF = ".report-abcd_efg.tmp.md"
+HALF = f".report-abcdef01{files.HALF}.md"
 
 
 FORK = multiprocessing.get_context("fork")
@@ -116,12 +116,13 @@ def test_a_lock_is_never_taken_through_a_link(tmp_path):
 
 
 def test_a_file_has_its_own_lock(tmp_path):
-    (tmp_path / ".a-abcd_efg.tmp.npz").write_text("half")
-    (tmp_path / ".a-b-abcd_efg.tmp.npz").write_text("another file's")
+    others = [f".a-abcdef01{files.HALF}.md", f".a-b-abcdef01{files.HALF}.npz"]
+    for name in (f".a-abcdef01{files.HALF}.npz", *others):
+        (tmp_path / name).write_text("half")
     with locked_file(tmp_path / "a.npz") as path, locked_file(tmp_path / "b.npz"):
         path.write_text("")
         assert len(list(tmp_path.glob(".*.lock"))) == 2
-    assert sorted(os.listdir(tmp_path)) == [".a-b-abcd_efg.tmp.npz", "a.npz"]
+    assert sorted(os.listdir(tmp_path)) == [*others, "a.npz"]
 
 
 # --- foreign files ---------------------------------------------------------------------------------------------------
@@ -201,7 +202,8 @@ def test_half_written_files_are_swept_and_no_others(tmp_path):
     room = tmp_path / "run" / "cells" / "digits"
     room.mkdir(parents=True)
     (tmp_path / "run" / "cells" / "link").symlink_to(tmp_path / "elsewhere")
-    kept = [room / ".notes.tmp.md", room / "x-abcd_efg.tmp.md", tmp_path / "run" / "theirs" / HALF]
+    others = (".notes.tmp.md", ".notes-20240101.tmp", ".notes-20240101.tmp.md", f"x-abcdef01{files.HALF}.md")
+    kept = [*(room / name for name in others), tmp_path / "run" / "theirs" / HALF]
     (tmp_path / "run" / "theirs").mkdir()
     for path in (room / HALF, tmp_path / "run" / HALF, *kept):
         path.write_text("half")

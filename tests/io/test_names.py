@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from steindiff.errors import InputError
+from steindiff.io.files import HALF
 from steindiff.io.names import checked_name, file_name, printable
 
 ANY = st.text(st.characters(exclude_categories=()), max_size=300)
@@ -35,7 +36,7 @@ HOSTILE = (
 def test_any_labels_give_the_name_of_a_file(labels):
     name = file_name(*labels)
     assert name == Path(name).name
-    assert 0 < len(name.encode()) <= 255 - len(".-12345678.tmp.safetensors")
+    assert 0 < len(name.encode()) <= 255 - len(f".-12345678{HALF}.safetensors")
     assert name.isprintable()
     assert name[0] not in ".-"
     assert name.partition(".")[0].lower() not in ("con", "nul", "aux", "prn", "com1", "lpt1")

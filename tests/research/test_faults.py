@@ -130,7 +130,7 @@ WRITE = "import sys, pathlib; pathlib.Path(sys.argv[1], 'a.json').write_text('{\
         (WRITE, {"a.json": {"n": 1}}, interruptions.SAME),
         (WRITE, {"a.json": {"n": 2}}, DIFFERENT),
         (WRITE, {"a.json": {"n": 1}, "b.json": {}}, DIFFERENT),
-        (WRITE.replace("a.json", ".a-12345678.tmp.json"), {}, interruptions.LITTER),
+        (WRITE.replace("a.json", ".a-12345678.steindiff-half.json"), {}, interruptions.LITTER),
         ("raise SystemExit(2)", {}, FAILED),
     ],
 )

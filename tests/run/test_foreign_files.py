@@ -121,6 +121,23 @@ def test_a_folder_of_images_behind_a_link_is_not_written_to(tmp_path):
     assert not list((tmp_path / "theirs").iterdir())
 
 
+@pytest.mark.parametrize("link", ["000000", "000000/000001.png", "grid.png"])
+def test_a_link_that_somebody_puts_into_a_stopped_run_is_not_followed(tmp_path, monkeypatch, link):
+    theirs, run = tmp_path / "theirs", tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("steindiff.run.output.Output.finish", lambda *_, **__: (_ for _ in ()).throw(InputError("stopped")))
+        with pytest.raises(InputError, match="stopped"):
+            generate(JOB, run, subdirs=True)
+    (run / PARTS / "000001.safetensors").unlink()
+    shutil.move(run / link if (run / link).exists() else run / "000000", theirs)
+    (run / link).parent.mkdir(exist_ok=True)
+    (run / link).symlink_to(theirs)
+    before = tree(tmp_path)
+    with pytest.raises(InputError, match=f"1 file in the way .*: {link};"):
+        generate(JOB, run, subdirs=True)
+    assert tree(tmp_path) == before
+
+
 @pytest.mark.parametrize("files", [["../theirs", "/etc/passwd", 3], {"../theirs": "00", "grid.png": 3}, "grid.png"])
 def test_a_manifest_that_names_files_elsewhere_moves_nothing(run, files):
     (run.parent / "theirs").write_text("mine")

@@ -4,15 +4,15 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy
 import torch
@@ -24,27 +24,35 @@ from steindiff.errors import InputError
 from steindiff.io import digests, jsons
 from steindiff.io.digests import sha256 as sha256
 
+HALF: Final = ".steindiff-half"
+"""What the name of a file has until it is whole: `folders.sweep` knows by it what a kill has left."""
+
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`; it is renamed to `path` when the block ends well, and removed when it does not.
 
+    A path that is such a temporary one already is written as it is. Who may read the file is what the user's umask says.
+
     Raises:
         InputError: the folder cannot be written to, or the disk is full.
     """
     target = Path(path)
+    if HALF in target.suffixes:
+        yield target
+        return
     writable_folder(target.parent)
     temporary: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem[:40]}-", suffix=f".tmp{target.suffix}", dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
+        free = target.with_name(f".{target.stem[:40]}-{secrets.token_hex(4)}{HALF}{target.suffix}")
+        os.close(os.open(free, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        temporary = free
         yield temporary
-        temporary.chmod(0o644)
         os.replace(temporary, target)
     except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot write {target}: {reason}; free space or choose another folder") from error
+        remedy = "name another file" if os.path.isdir(target) else "free space or choose another folder"
+        raise InputError(f"cannot write {target}: {reason}; {remedy}") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

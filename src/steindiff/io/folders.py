@@ -21,12 +21,12 @@ from filelock import FileLock, Timeout
 
 from steindiff.errors import FolderWarning, InputError
 from steindiff.io import processes
-from steindiff.io.files import read_json, sha256, writable_folder, write_json
+from steindiff.io.files import HALF, read_json, sha256, writable_folder, write_json
 from steindiff.io.names import file_name, printable
 
 LOCK, RECORD = ".steindiff.lock", ".steindiff.json"
 """A lock lies in its folder while a run has it; the record stays."""
-_HALF = r"-[a-z0-9_]{8}\.tmp(\.[^.]+)?"  # what `files.atomic` adds to a name until the file is whole
+_HALF = rf"-[0-9a-f]{{8}}{re.escape(HALF)}"  # what `files.atomic` adds to a name until the file is whole
 _WAIT, _TRIES, _SHOWN = 0.3, 5, 5
 _WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -59,7 +59,7 @@ def locked_file(path: str | Path) -> Iterator[Path]:
     target = Path(path)
     with _lock(target.with_name(f".{file_name(target.name)}.lock"), f"the file {target}", "name another file") as since:
         if since is not None:
-            _sweep(target.parent, since, re.escape(f".{target.stem[:40]}"))
+            _sweep(target.parent, since, re.escape(f".{target.stem[:40]}"), re.escape(target.suffix))
         yield target
 
 
@@ -149,15 +149,15 @@ def sweep(folder: Path, rooms: Iterable[str], since: float) -> None:
                 _sweep(room, since)
 
 
-def _sweep(folder: Path, since: float, start: str = r"\..*") -> None:
+def _sweep(folder: Path, since: float, *ends: str) -> None:
     for path in folder.iterdir():
-        if is_half(path, start) and path.lstat().st_mtime <= since:
+        if is_half(path, *ends) and path.lstat().st_mtime <= since:
             path.unlink(missing_ok=True)
 
 
-def is_half(path: Path, start: str = r"\..*") -> bool:
-    """Whether a kill has left it half-written: a file, by the name that `files.atomic` gives."""
-    return re.fullmatch(start + _HALF, path.name) is not None and is_file(path)
+def is_half(path: Path, start: str = r"\..*", end: str = r"(\.[^.]+)?") -> bool:
+    """Whether a kill has left it half-written: a file, by the name that `files.atomic` gives, with such a start and end."""
+    return re.fullmatch(start + _HALF + end, path.name) is not None and is_file(path)
 
 
 def is_file(path: Path) -> bool:

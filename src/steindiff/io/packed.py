@@ -27,7 +27,8 @@ DAMAGED: Final = (
     UnicodeDecodeError, MemoryError, NotImplementedError,
 )  # fmt: skip
 """What Python's readers raise for an archive that is damaged."""
-_METHODS: Final = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
+_METHODS: Final = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+"""How members of a zip archive may be packed: of what is packed otherwise, zipfile unpacks without a bound."""
 _ENTRY, _END, _MANY = 46, b"PK\x05\x06", 0xFFFF
 _OPEN: Final[dict[str, Callable[..., Any]]] = {
     ".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".tar": open,
@@ -57,7 +58,7 @@ def _zipped(place: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, b
             limits.within("image_bytes", info.file_size, f"{info.filename} unpacks to bytes:")
             total = limits.within("archive_bytes", total + info.file_size, "it unpacks to bytes:")
             with member(archive, info) as stream:
-                yield info.filename, stream.read()
+                yield info.filename, stream.read(info.file_size)  # without a number it unpacks gigabytes before it compares
 
 
 def _tarred(place: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:

@@ -26,9 +26,11 @@ class _Shown:
     def write(self, text: str) -> int:
         """Write all of the text, with letters escaped that the stream's encoding lacks."""
         try:
-            self._need().write(text)
-        except UnicodeEncodeError as error:
-            self.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+            encoding = getattr(self._need(), "encoding", None) or "utf-8"  # not the error's, which is "charmap" for many
+            try:
+                self._need().write(text)
+            except UnicodeEncodeError:
+                self._need().write(text.encode(encoding, "backslashreplace").decode(encoding))
         except (OSError, ValueError) as error:
             self._fail(error)
         return len(text)

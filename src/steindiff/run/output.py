@@ -97,18 +97,27 @@ class Output:
             if not just_finished:
                 raise InputError(f"{self.folder} already holds a finished run: choose another --outdir, or pass --overwrite")
         elif (self.folder / RECORD).exists():
+            folders.refuse(self.folder, self._links())
             self._check(batches)
         else:
             folders.refuse(self.folder, self._foreign(set()))
 
     def _foreign(self, ours: set[Path]) -> set[str]:
-        """What is in this run's way and not ours: files of its names, and links where its folders should be."""
+        """What is in this run's way and not ours: files of its names, and links where they or its folders should be."""
+        found = {path for path in self._written - ours if path.exists()}
+        return self._links() | {path.relative_to(self.folder).as_posix() for path in found}
+
+    def _links(self) -> set[str]:
+        """Links in this run's way."""
+        found = {folders.behind_link(self.folder, path) for path in self._written}
+        return {link.relative_to(self.folder).as_posix() for link in found if link is not None}
+
+    @cached_property
+    def _written(self) -> set[Path]:
+        """The files that the run writes, but for its parts."""
         seeds: list[int] = self.about["seeds"]
-        images = [place(self.folder, seed, self.subdirs) for seed in seeds] if self.png else []
-        names = {*images, *(self.folder / name for name in (*SUMMARY, MANIFEST) if self.npz or name != NPZ)}
-        found = {path for path in names - ours if path.is_symlink() or path.exists()}
-        found |= {below for below in {path.parent for path in images} - {self.folder} if below.is_symlink()}
-        return {str(path.relative_to(self.folder)) for path in found}
+        images = (place(self.folder, seed, self.subdirs) for seed in seeds if self.png)
+        return {*images, *(self.folder / name for name in (*SUMMARY, MANIFEST) if self.npz or name != NPZ)}
 
     def keep(self, batch: int, seeds: Sequence[int], images: Image, trace: Sequence[Any], stats: Any) -> None:
         """Write the PNGs of a batch, then its part. Raises InputError where the folder cannot be written to, or is full."""

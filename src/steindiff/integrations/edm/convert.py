@@ -1,7 +1,5 @@
 """From a pickle to a model file: nothing in the pickle is run, and the file is loaded before it has its name."""
 
-import os
-import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +13,7 @@ from steindiff.integrations.edm.description import describe
 from steindiff.integrations.edm.source import LIMITS, Limits
 from steindiff.integrations.edm.trusted import run
 from steindiff.integrations.edm.unpickle import opened
-from steindiff.io.files import sha256, writable_folder
+from steindiff.io.files import atomic, sha256
 from steindiff.io.folders import locked_file, refuse
 from steindiff.models import store
 
@@ -110,18 +108,14 @@ def _store_as(tensors: dict[str, Tensor], dtype: torch.dtype | None, buffers: Co
 def _written(pickle: Path, out: Path, old: list[Path], info: dict[str, Any], tensors: dict[str, Tensor]) -> Converted:
     """Write the file under another name, load it, and let it take its place."""
     size, count = sum(t.nbytes for t in tensors.values()), sum(t.numel() for t in tensors.values())
-    with tempfile.TemporaryDirectory(prefix=f".{out.stem}-", dir=writable_folder(out.parent)) as folder:
-        (new,) = store.save(Path(folder) / out.name, tensors, info, part_bytes=size + 1)
+    with atomic(out) as new:
+        store.save(new, tensors, info, part_bytes=size + 1)
         tensors.clear()
         try:
             model = store.load(new)
         except ModelFileError as error:
             said = " ".join(str(error.__cause__ or error).split())[:400]
             raise ModelFileError(f"{pickle} does not hold the network that it describes: {said}") from error
-        try:
-            os.replace(new, out)
-        except OSError as error:
-            raise InputError(f"cannot write {out}: {error.strerror}; give another name") from error
     for part in set(old) - {out}:
         part.unlink(missing_ok=True)
     return Converted(replace(model, path=out), count)
