@@ -80,7 +80,7 @@ def test_a_network_without_memory_for_one_image_is_refused(tmp_path, monkeypatch
     monkeypatch.setattr(
         models, "load", lambda *a, **k: replace(loaded(*a, **k), denoiser=Small(loaded(*a, **k).denoiser, 0, error))
     )
-    with pytest.raises(InputError, match=r"memory does not suffice for one image .*: take a smaller batch or network"):
+    with pytest.raises(InputError, match=r"no memory on cpu for one image at once .*: take a smaller batch or network"):
         generate(JOB, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from torch import Tensor
 
 from steindiff.calibration import gate, search
 from steindiff.calibration.bill import Bill
-from steindiff.calibration.memory import BATCH, Room, runs_out
 from steindiff.calibration.refine import Progress, Settings, refine, renamed
 from steindiff.calibration.teacher import STEPS, Conditioned, Trajectories, trajectories
 from steindiff.denoisers import Denoiser, forwards_per_call
 from steindiff.errors import InputError, needs, require
 from steindiff.io import files, processes
+from steindiff.io.memory import BATCH, Room, memory_lacks
 from steindiff.solvers import Purpose, Setting, Table
 from steindiff.solvers.base import whole
 
@@ -124,7 +124,7 @@ def calibrations(
         parts = [law.part(places) for places in divided(noise)]
         return [job.kept_table(parts, n, folder) for n in nfe]
     except (MemoryError, RuntimeError) as error:
-        if not runs_out(error):
+        if not memory_lacks(error):
             raise
         raise InputError(
             f"memory runs out beside the network, with {len(noise)} noises of shape {tuple(noise.shape[1:])} and the fine runs "
@@ -165,7 +165,9 @@ class _Job:
     @cached_property
     def room(self) -> Room:
         """How many images the network sees at once, whatever it is asked for."""
-        return Room(self.options.batch)
+        shape = tuple(self.noise.shape[1:])
+        remedy = f"calibrate on a device with more, with the network in float16 or bfloat16, or on images smaller than {shape}"
+        return Room(self.options.batch, remedy=remedy)
 
     @cached_property
     def key(self) -> str:
@@ -190,9 +192,10 @@ class _Job:
                 self.bill.of(self.denoiser), self.noise, self.sigma_max, self.sigma_min, count=self.options.steps,
                 conditioned=self._conditioned, room=self.room, tick=lambda: tick(""),
             )  # fmt: skip
-        if path is not None and processes.rank() == 0:
+        if path is not None:
             about = {"levels": law.levels, "images": self.bill.images}
-            files.write_tensors(path, {"states": law.states, "slopes": law.slopes, "weight": law.weight[None]}, about)
+            tensors = {"states": law.states, "slopes": law.slopes, "weight": law.weight[None]}
+            processes.by_first(partial(files.write_tensors, path, tensors, about))
         return law
 
     def _read(self, path: Path) -> Trajectories:
@@ -218,8 +221,8 @@ class _Job:
         if path is not None and _there(path):
             return Table.load(path)
         table = self.table(parts, nfe)
-        if path is not None and processes.rank() == 0:
-            table.save(path)
+        if path is not None:
+            processes.by_first(partial(table.save, path))
         return table
 
     def table(self, parts: Sequence[Trajectories], nfe: int) -> Table:

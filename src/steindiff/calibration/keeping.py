@@ -68,11 +68,14 @@ def kept_beside(path: Path, tables: Sequence[Table]) -> Path:
 
     Of several processes, the first writes.
     """
+
+    def write() -> None:
+        old = load_all(path) if path.exists() else []
+        mine = {_place(table) for table in tables}
+        save_all(path, [*(table for table in old if _place(table) not in mine), *tables])
+
     with folders.locked_file(path):
-        if processes.rank() == 0:
-            old = load_all(path) if path.exists() else []
-            mine = {_place(table) for table in tables}
-            save_all(path, [*(table for table in old if _place(table) not in mine), *tables])
+        processes.by_first(write)
     return path
 
 

@@ -3,17 +3,17 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from steindiff import grids
-from steindiff.calibration.memory import Room, runs_out
 from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError, NonFiniteError, require
 from steindiff.io import processes
+from steindiff.io.memory import Room
 from steindiff.owning import Lender
 from steindiff.sampling import steps
 
@@ -57,16 +57,16 @@ class InBatches:
         parts, done = list[Tensor](), 0
         while done < len(x):
             some = slice(done, done + self.room.most)
-            images = x[some]
-            try:
-                parts.append(self._lend(self._of(index[some]), images, sigma))
-            except (MemoryError, RuntimeError) as error:
-                if not runs_out(error):
-                    raise
-                self.room.halve(len(images), tuple(x.shape[1:]), x.device)
-                continue
-            done += len(images)
+            call = partial(self._evaluated, x[some], sigma, index[some])
+            found = self.room.tried(call, len(x[some]), x.device)
+            if found is not None:
+                parts.append(found)
+                done += len(found)
         return torch.cat(parts)
+
+    def _evaluated(self, x: Tensor, sigma: Tensor, some: Tensor) -> Tensor:
+        found: Tensor = self._lend(self._of(some), x, sigma)
+        return found
 
     def _of(self, some: Tensor) -> Denoiser:
         return self.denoiser if self.conditioned is None else self.conditioned(some)

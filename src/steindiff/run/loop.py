@@ -4,10 +4,9 @@ A batch is the unit: one process decides its γ from its own images. What comes 
 processes nor on how often the run was stopped.
 """
 
-import gc
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from steindiff.errors import MOST, InputError, NonFiniteError, needs, require
 from steindiff.integrations.loading import load
 from steindiff.io import folders, processes
 from steindiff.io.images import Image, to_uint8
-from steindiff.io.memory import memory_lacks
+from steindiff.io.memory import Room
 from steindiff.models import Model
 from steindiff.noise import generators, initial_noise
 from steindiff.run.job import Job
@@ -83,7 +82,7 @@ class _Run:
     solver: Solver
     sigmas: Tensor
     device: str
-    at_once: int = MOST
+    room: Room = field(default_factory=lambda: Room(MOST))
     """How many images the network sees at a time, at most."""
 
     @classmethod
@@ -91,7 +90,8 @@ class _Run:
         device = processes.local_device(job.device)
         model = load(job.model, dtype=job.state_dtype, device=device, prompt=job.prompt)
         _check_class(job, model)
-        return cls(job, model, *_prepared(job, model), device)
+        divided = job.divergence.samples is None  # the estimator knows the images of a batch by their number
+        return cls(job, model, *_prepared(job, model), device, Room(MOST, 1 if divided else min(job.batch, len(job.seeds))))
 
     def about(self) -> dict[str, Any]:
         """All that determines the images; the device's number is left out, as it changes rounding at most."""
@@ -108,33 +108,23 @@ class _Run:
         }
 
     def draw(self, batch: int) -> tuple[SampleResult, Image]:
-        """Sample one batch, at most `at_once` images of it at a time; its pictures. Raises NonFiniteError with the batch."""
+        """Sample one batch, as many images of it at a time as there is room for; its pictures.
+
+        Raises:
+            NonFiniteError: the network's output is not finite; the error names the batch.
+        """
         seeds = self.job.seeds_of(batch)
         try:
-            result = sample_parts(self.solver, split(seeds, self.at_once), self._draw)
+            result = sample_parts(self.solver, split(seeds, self.room.most), self._draw)
         except NonFiniteError as error:
             raise NonFiniteError(f"batch {batch}, from seed {seeds[0]} on: {error}") from error
-        return result, np.concatenate([to_uint8(self.model.decode(x)) for x in result.x.split(self.at_once)])
+        return result, np.concatenate([to_uint8(self.model.decode(x)) for x in result.x.split(self.room.most)])
 
     def _draw(self, solver: Solver, seeds: Sequence[int]) -> SampleResult:
         """Sample the images of some seeds of a batch."""
         denoiser, level = _conditioned(self.job, self.model, seeds), float(self.sigmas[0])
         noise = initial_noise(seeds, self.model.event_shape, level, dtype=self.job.state_dtype, device=self.device)
         return sample(solver, denoiser, noise, self.sigmas, generator=generators(seeds))
-
-    def fewer(self, batch: int, error: Exception) -> "_Run":
-        """The run with half as many images at a time, after an error; any error but a lack of memory is raised again.
-
-        Raises:
-            InputError: memory does not suffice for one image, or the estimator knows the images of a batch by their number.
-        """
-        seen = min(self.at_once, len(self.job.seeds_of(batch)))
-        if not memory_lacks(error):
-            raise error
-        if seen == 1 or self.job.divergence.samples is not None:
-            what = "one image" if seen == 1 else f"a batch of {seen}, which Hutchinson(samples=…) takes whole"
-            raise InputError(f"memory does not suffice for {what} ({error}): take a smaller batch or network") from error
-        return replace(self, at_once=-(-seen // 2))
 
     def finish(self, output: Output) -> None:
         """Write what is made of all batches."""
@@ -157,7 +147,7 @@ def _draw_share(run: _Run, output: Output, progress: bool) -> None:
     title = f"process 1 of {world}" if world > 1 else None
     with tqdm(total=count, initial=count - left, unit="image", desc=title, disable=rank > 0 or not progress) as bar:
         for batch in missing:
-            seeds, (run, result, images) = run.job.seeds_of(batch), _drawn(run, batch, bar.write)
+            seeds, (result, images) = run.job.seeds_of(batch), _drawn(run, batch, bar.write)
             trace = [{"batch": batch, **record.as_json()} for record in result.trace]
             output.keep(batch, seeds, images, trace, asdict(result.stats))
             if batch == missing[0]:  # what it has found about derivatives serves the others too
@@ -165,18 +155,13 @@ def _draw_share(run: _Run, output: Output, progress: bool) -> None:
             bar.update(len(seeds))
 
 
-def _drawn(run: _Run, batch: int, tell: Callable[..., object]) -> tuple[_Run, SampleResult, Image]:
-    """A batch with its pictures, and the run, which from then on has as many images at a time as memory suffices for."""
-    while True:
-        try:
-            return run, *run.draw(batch)
-        except Exception as error:
-            run = run.fewer(batch, error)
-        gc.collect()  # the error held what the network has computed
-        if run.device.startswith("cuda"):
-            torch.cuda.empty_cache()
-        about = f"memory does not suffice for the batch: the network sees {run.at_once} images at a time, gamma is the batch's"
-        tell(about, file=sys.stderr)
+def _drawn(run: _Run, batch: int, tell: Callable[..., object]) -> tuple[SampleResult, Image]:
+    """A batch with its pictures, by as many images at a time as memory suffices for: fewer, once it has not."""
+    device, size = torch.device(run.device), len(run.job.seeds_of(batch))
+    while (found := run.room.tried(lambda: run.draw(batch), min(run.room.most, size), device)) is None:
+        seen = f"the network sees {run.room.most} images at a time, gamma is the batch's"
+        tell(f"memory does not suffice for the batch: {seen}", file=sys.stderr)
+    return found
 
 
 def _prepared(job: Job, model: Model, choice: Choice | None = None) -> tuple[Solver, Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -197,13 +198,15 @@ class _Bench:
         else:
             whole = self.extractor.moments(self._chunks(pixels, "real images"))
         judge = Judge(self.extractor, self._reference(whole), groups, few, made_of=self.target.sha256)
-        if (path := self.job.write_reference) is not None:
-            if processes.rank() == 0:
-                write_reference(path, judge.reference)
-                about, real = self.extractor.about, _about(self.target)
-                write_json(f"{path}.json", manifest(reference_sha256=sha256(path), extractor=about, real=real), seal=True)
-            processes.barrier()
+        if self.job.write_reference is not None:
+            processes.by_first(partial(self._write, self.job.write_reference, judge.reference, self.target))
         return judge, found
+
+    def _write(self, path: Path, reference: Reference, real: ImageSet) -> None:
+        """A reference, and beside it what it was made of."""
+        write_reference(path, reference)
+        about = {"extractor": self.extractor.about, "real": _about(real)}
+        write_json(f"{path}.json", manifest(reference_sha256=sha256(path), **about), seal=True)
 
     def _reference(self, whole: SampleMoments) -> Reference:
         return Reference.of(whole, self.extractor.sha256, self.extractor.resize, self.job.few)

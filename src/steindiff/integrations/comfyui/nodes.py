@@ -14,13 +14,13 @@ from torch import Tensor
 
 from steindiff import solvers
 from steindiff.calibration import Options
+from steindiff.calibration.keeping import kept_beside
 from steindiff.errors import InputError, require
 from steindiff.integrations import kdiffusion
 from steindiff.integrations.comfyui.sampling import sample, understood
-from steindiff.io.folders import locked_file
 from steindiff.io.names import checked_name
 from steindiff.solvers import Calibrated, Solver, Table
-from steindiff.solvers.table import load_all, save_all
+from steindiff.solvers.table import load_all
 
 FOLDER = "steindiff_tables"
 """The folder of tables among ComfyUI's models."""
@@ -130,7 +130,7 @@ class SteindiffCalibrate:
         sampler = comfy.samplers.KSAMPLER(fitted)
         given = {"disable_pbar": True, "seed": calibration_seed}
         comfy.sample.sample_custom(model, noise, cfg, sampler, sigmas, positive, negative, latents, **given)
-        return (str(_kept(fitted.table, path)),)
+        return (str(kept_beside(path, [fitted.table])),)
 
 
 @dataclass
@@ -160,14 +160,3 @@ class _Fitted:
         if not self.tables:
             raise InputError("ComfyUI has called no sampler: is the latent empty?")
         return self.tables[-1]
-
-
-def _kept(table: Table, path: Path) -> Path:
-    """The file with this table in it, in place of one of the same purpose and number of evaluations."""
-    with locked_file(path):
-        others = load_all(path) if path.exists() else []
-        return save_all(path, [other for other in others if _key(other) != _key(table)] + [table])
-
-
-def _key(table: Table) -> tuple[Any, ...]:
-    return table.nfe, table.solver.purpose, table.solver.levels[0]
