@@ -7,7 +7,7 @@ Every attempt begins a command, and something happens to it: `killed` is kill âˆ
 same of one of two processes; `full disk` is a file system with room for some of the files; `read-only` is one that cannot be
 written to. Where the fault ends the command by itself, it must say so in one line. Then the same command is given again, with
 nothing in its way. It must end well, in the state of a run that nothing happened to: every file the same, to the byte or
-number, but for times. Half-written files must be gone.
+number, but for times. Half-written files must be gone. An attempt whose command ended before the fault came counts apart.
 
 Full disks and read-only ones are mounts in a namespace of their own, for which Linux asks for root or user namespaces. Without
 them these attempts are not made, and the table says so. The command writes report.md and results.json, and ends with code 2
@@ -23,6 +23,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,11 +36,12 @@ from faults.runs import CASES, ENVIRONMENT, Case, finished, outcome
 from steindiff.errors import InputError, unknown_name
 from steindiff.io.folders import is_half
 
-SAME, DIFFERENT, FAILED, LITTER, LOUD, IMPOSSIBLE = (
-    "went on, same files", "other files", "did not go on", "left half-written files", "more than one line", "not possible here",
+SAME, LATE, DIFFERENT, FAILED, LITTER, LOUD, IMPOSSIBLE = (
+    "went on, same files", "ended before the fault", "other files", "did not go on", "left half-written files",
+    "more than one line", "not possible here",
 )  # fmt: skip
-OUTCOMES = (SAME, IMPOSSIBLE, DIFFERENT, FAILED, LITTER, LOUD)
-PROMISED = (SAME, IMPOSSIBLE)
+OUTCOMES = (SAME, LATE, IMPOSSIBLE, DIFFERENT, FAILED, LITTER, LOUD)
+PROMISED = (SAME, LATE, IMPOSSIBLE)
 FAULTS = ("killed", "worker killed", "full disk", "read-only")
 
 
@@ -77,8 +79,8 @@ def killed(case: Case, folder: Path, whole: Whole, draw: random.Random) -> str |
     """Kill âˆ’9 of the only process."""
     with subprocess.Popen(case.line(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT) as process:
         time.sleep(whole.seconds * draw.uniform(0.3, 1.0))
-        process.send_signal(signal.SIGKILL)
-    return None
+        process.kill()
+    return None if process.returncode < 0 else LATE
 
 
 def worker_killed(case: Case, folder: Path, whole: Whole, draw: random.Random) -> str | None:
@@ -88,20 +90,22 @@ def worker_killed(case: Case, folder: Path, whole: Whole, draw: random.Random) -
     quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": ENVIRONMENT}
     with subprocess.Popen(case.line(folder, processes=2), **quiet) as launcher:
         time.sleep(whole.seconds * draw.uniform(0.6, 1.4))
-        workers = [int(word) for word in _children(launcher.pid)]
+        workers = _children(launcher.pid)
         if workers:
             os.kill(draw.choice(workers), signal.SIGKILL)
         try:
             launcher.wait(60)
         except subprocess.TimeoutExpired:
-            os.killpg(os.getpgid(launcher.pid), signal.SIGKILL)
+            for process in (launcher.pid, *workers):
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
             return FAILED
-    return None
+    return None if workers and launcher.returncode else LATE
 
 
-def _children(pid: int) -> list[str]:
+def _children(pid: int) -> list[int]:
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return found.stdout.split()
+    return [int(word) for word in found.stdout.split()]
 
 
 def full_disk(case: Case, folder: Path, whole: Whole, draw: random.Random) -> str | None:
@@ -139,7 +143,7 @@ def _mounted(case: Case, folder: Path, options: str, *, keep: bool) -> str | Non
     if done.returncode and (len(errors) != 1 or "Traceback" in done.stderr):
         return LOUD
     shutil.copytree(kept, folder, dirs_exist_ok=True)
-    return None
+    return None if done.returncode else LATE
 
 
 _ACTIONS = {"killed": killed, "worker killed": worker_killed, "full disk": full_disk, "read-only": read_only}
@@ -148,17 +152,17 @@ _ACTIONS = {"killed": killed, "worker killed": worker_killed, "full disk": full_
 def attempt(case: Case, fault: str, folder: Path, whole: Whole, draw: random.Random) -> tuple[str, str]:
     """The outcome of one attempt, and what was said."""
     early = _ACTIONS[fault](case, folder, whole, draw)
-    if early is not None:
+    if early not in (None, LATE):
         return early, ""
     done = finished(case, folder)
-    if done.returncode and "already" not in done.stderr:  # the command had ended before the fault
+    if done.returncode and "already" not in done.stderr:  # a run may have ended between its last file and the fault
         return FAILED, done.stderr[-300:]
     left = [str(path.relative_to(folder)) for path in folder.rglob("*") if is_half(path)]
     if left:
         return LITTER, ", ".join(left[:3])
     found = outcome(folder)
     differing = sorted(name for name in {*found, *whole.files} if found.get(name) != whole.files.get(name))
-    return (DIFFERENT, ", ".join(differing[:5])) if differing else (SAME, "")
+    return (DIFFERENT, ", ".join(differing[:5])) if differing else (early or SAME, "")
 
 
 def interrupted(cases: tuple[str, ...], faults: tuple[str, ...], attempts: int, seed: int) -> dict[str, Outcomes]:

@@ -138,6 +138,25 @@ def test_what_an_interrupted_command_comes_to(tmp_path, monkeypatch, script, who
     assert attempted(tmp_path, monkeypatch, script, whole) == want
 
 
+@pytest.mark.parametrize(("seconds", "want"), [(0.0, interruptions.LATE), (60.0, interruptions.SAME)])
+def test_a_command_that_ended_before_the_fault_has_not_survived_it(tmp_path, monkeypatch, seconds, want):
+    """The command writes its file, and is killed while it then sleeps, if it does."""
+    script = f"{WRITE}; import time; pathlib.Path(sys.argv[1], '../again').exists() or time.sleep({seconds})"
+    case, folder = Case(()), tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.setattr(Case, "line", lambda self, folder, processes=1: [sys.executable, "-c", script, str(folder)])
+    kill = interruptions.killed
+
+    def killed(*arguments):
+        label = kill(*arguments)
+        (tmp_path / "again").touch()
+        return label
+
+    monkeypatch.setitem(interruptions._ACTIONS, "killed", killed)
+    whole = Whole({"a.json": {"n": 1}}, 1.0, 10)
+    assert interruptions.attempt(case, "killed", folder, whole, random.Random(0))[0] == want
+
+
 def test_outcomes_that_are_not_promised_are_kept_in_words():
     found = Outcomes()
     for i in range(8):

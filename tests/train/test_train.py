@@ -173,15 +173,15 @@ def unbroken(tmp_path_factory):
 
 
 def test_a_stopped_run_goes_on_exactly(unbroken, tmp_path):
-    """Same losses, same weights to the bit; also with lines in the log from after the checkpoint."""
+    """Same losses, same weights to the bit; also with lines in the log that are none, or from after the checkpoint."""
     folder, whole = unbroken
     data, held = load_digits()
     held = held.take(slice(32))
     brief = dataclasses.replace(EAGER, session_seconds=1e-6)
     first = train(data, held, SMALL, SHORT, tmp_path, brief)
     assert first.step == 2
-    with open(tmp_path / LOG, "a") as file:
-        file.write('{"step": 4, "loss": 99.0}\n{"step": 6, "lo')
+    damaged = b'{"step": 1, "l\xffss": 9.0}\n' + b"[" * 100_000 + b"\n"
+    (tmp_path / LOG).write_bytes(damaged + (tmp_path / LOG).read_bytes() + b'{"step": 4, "loss": 99.0}\n{"step": 6, "lo')
     assert train(data, held, SMALL, SHORT, tmp_path, brief).step == 4
     last = train(data, held, SMALL, SHORT, tmp_path, EAGER)
     assert last.step == SHORT.steps

@@ -15,7 +15,9 @@ Device = Annotated[
 ]
 Dinov2 = Annotated[Path | None, typer.Option(help="A folder of a local DINOv2 of transformers, for FD-DINOv2.")]
 Dinov2Reference = Annotated[Path | None, typer.Option(help="Its statistics of real images, .npz.")]
-Inception = Annotated[Path | None, typer.Option(help="NVIDIA's inception-2015-12-05.pt, for FID and inception score.")]
+Inception = Annotated[
+    Path | None, typer.Option(help="NVIDIA's inception-2015-12-05.pt, a program that is run, for FID and inception score.")
+]
 InceptionReference = Annotated[Path | None, typer.Option(help="Its statistics of real images, EDM's .npz.")]
 ReportFolder = Annotated[Path, typer.Option("--outdir", help="The report and its pictures go into this folder.")]
 Threads = Annotated[int, typer.Option(help="The number of CPU threads; 0 leaves torch's default.", min=0)]

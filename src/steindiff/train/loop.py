@@ -10,6 +10,7 @@ import json
 import math
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 from steindiff import grids
 from steindiff.denoisers import Labelled
 from steindiff.errors import NonFiniteError, needs, require
+from steindiff.io import jsons
 from steindiff.io.files import plain, writable_folder, write_text
 from steindiff.io.images import contact_sheet, save_png, to_uint8
 from steindiff.models.datasets import ImageSet
@@ -228,13 +230,10 @@ def _evenly(images: ImageSet, count: int) -> ImageSet:
 
 
 def _truncate_log(path: Path, step: int) -> None:
-    """Drop what a killed session logged after its last checkpoint."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() and step else []
-    kept = []
-    for line in lines:
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):  # a line cut short by the kill
-            break
-    write_text(path, "".join(kept))
+    """Drop what a killed session logged after its last checkpoint, and damaged lines, such as one cut short by the kill."""
+    kept = list[bytes]()
+    for line in path.read_bytes().splitlines() if path.exists() and step else []:
+        with suppress(ValueError, KeyError, TypeError):
+            if jsons.parse(line)["step"] <= step:
+                kept.append(line + b"\n")
+    write_text(path, b"".join(kept).decode())
