@@ -163,6 +163,18 @@ def test_a_description_whose_images_do_not_fit_the_network_is_refused(tmp_path, 
         models.load(tmp_path / "odd.safetensors")
 
 
+def test_parts_of_another_program_stay(tmp_path):
+    """transformers and diffusers name the parts of a model alike."""
+    theirs = tmp_path / "model-00001-of-00002.safetensors"
+    save_file({"weight": torch.zeros(2)}, theirs)
+    before = theirs.read_bytes()
+    for bytes_of_part in (10**9, 100_000):
+        with pytest.raises(InputError, match=rf"1 file in the way .*: {theirs.name}; .* give another name"):
+            models.save(tmp_path / "model.safetensors", _state(0), PARTS, part_bytes=bytes_of_part)
+    assert [path.name for path in tmp_path.iterdir()] == [theirs.name]
+    assert theirs.read_bytes() == before
+
+
 def test_a_new_model_replaces_the_parts_of_the_old(tmp_path):
     path = tmp_path / "big.safetensors"
     old = models.save(path, _state(0), PARTS, part_bytes=100_000)

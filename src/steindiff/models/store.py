@@ -21,6 +21,7 @@ from steindiff.denoisers import Denoiser, Guided, Labelled, noise_range_of, sigm
 from steindiff.errors import InputError, ModelFileError, require, unknown_name
 from steindiff.io import limits
 from steindiff.io.files import NoDescription, read_all, read_tensors, sha256, write_tensors
+from steindiff.io.folders import refuse
 from steindiff.io.names import printable
 from steindiff.models.networks import EDMPrecond, UNet, UNetConfig
 from steindiff.models.networks.checkpoint import build
@@ -196,10 +197,10 @@ def read(path: str | Path, kinds: Collection[str] = ()) -> tuple[dict[str, Any],
     return info, tensors
 
 
-def is_ours(path: Path) -> bool:
-    """Whether a file is a model of this package, by its header."""
+def is_ours(path: Path, kinds: Collection[str] = ()) -> bool:
+    """Whether a file is a model of this package, of one of `kinds` (default: denoisers), by its header."""
     try:
-        return read_tensors(path)[0].get("kind") in _BUILDERS
+        return read_tensors(path)[0].get("kind") in (kinds or _BUILDERS)
     except ValueError:
         return False
 
@@ -232,7 +233,8 @@ def save(
     that parts of different models do not mix. Returns the files; others of an earlier model of this name are removed.
 
     Raises:
-        InputError: an entry is missing, a tensor is larger than a part, or the folder cannot be written to.
+        InputError: an entry is missing, a tensor is larger than a part, or the folder cannot be written to; a file has the name
+            of a part, as other programs give it too, and is none of ours.
     """
     kinds = kinds or _BUILDERS
     missing = {"kind", "name", "event_shape"} - set(info)
@@ -245,10 +247,11 @@ def save(
     if len(parts) > 1:
         targets = [path.with_name(f"{path.stem}-{i:05d}-of-{len(parts):05d}.safetensors") for i in range(1, len(parts) + 1)]
         info = {**info, "parts": len(parts), "tensors_sha256": _digest(tensors)}
-    stale = _siblings(path)
+    stale = set(_siblings(path)) - set(targets)
+    refuse(path.parent, [file.name for file in stale if not is_ours(file, kinds)], "give another name")
     for target, part in zip(targets, parts, strict=True):
         write_tensors(target, part, {"format": FORMAT, **info})
-    for old in set(stale) - set(targets):
+    for old in stale:
         old.unlink(missing_ok=True)
     return targets
 
