@@ -194,6 +194,11 @@ def test_nothing_is_written_through_a_link(tmp_path):
     with pytest.raises(InputError, match=r"2 files in the way .*: figures, report.md"), claimed(tmp_path / "run", CLAIM):
         _write(tmp_path / "run")
     assert (tmp_path / "theirs" / "a.png").read_text() == "theirs"
+    (tmp_path / "run" / "report.md").unlink()
+    (tmp_path / "theirs" / "a.png").unlink()
+    with pytest.raises(InputError, match=r"1 file in the way .*: figures;"), claimed(tmp_path / "run", CLAIM):
+        _write(tmp_path / "run")
+    assert not list((tmp_path / "theirs").iterdir())
 
 
 def test_half_written_files_are_swept_and_no_others(tmp_path):

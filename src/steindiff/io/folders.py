@@ -201,7 +201,8 @@ class Claim:
     def present(self, folder: Path) -> list[str]:
         """The files that are there, by name; for one behind a link, the link."""
         found = {path for pattern in self.files for path in folder.glob(pattern)}
-        found |= {folder / pattern for pattern in self.files if (folder / pattern).is_symlink()}  # it may lead nowhere
+        ways = {way for pattern in self.files for way in (Path(pattern), *Path(pattern).parents)} - {Path()}
+        found |= {folder / way for way in ways if (folder / way).is_symlink()}  # it may lead nowhere, or to an empty folder
         return sorted({str((behind_link(folder, path) or path).relative_to(folder)) for path in found})
 
 
