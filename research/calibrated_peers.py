@@ -21,19 +21,18 @@ import torch
 from recipes.command import command
 from recipes.pages import block
 
-from research.calibration_variants import conditioned, flows
+from research.calibration_variants import flows
 from steindiff.calibration import Trajectories
 from steindiff.calibration.gate import alternatives
 from steindiff.calibration.keeping import FIRST_SEED
-from steindiff.calibration.peers import PEERS, Task
+from steindiff.calibration.peers import PEERS, Made, Task
 from steindiff.errors import SteindiffError, require
-from steindiff.io.files import read_tensors, write_json, write_text
+from steindiff.io.files import write_json, write_text
 from steindiff.metrics import Value
 from steindiff.report.blocks import Heading, Table, Text
 from steindiff.report.markdown import markdown
 from steindiff.report.numbers import MARKS, NONE, show
 from steindiff.solvers import Solver, Tabulated
-from steindiff.solvers import Table as Calibrated
 from steindiff.study.calibrating import calibrate_bed
 from steindiff.study.draw import draw
 from steindiff.study.measure import Ruler, references
@@ -105,44 +104,21 @@ class Judge:
         return min(found, key=lambda row: row["endpoint"][0] if "endpoint" in row else math.inf)
 
 
-def fine_runs(o: Options, bed: Testbed) -> Trajectories:
-    """The exact flow of the calibration's noise: that of our own calibration, where it has been made."""
-    seeds = range(o.seed, o.seed + o.trajectories)
-    path = next(work(o, bed).glob("*/fine.safetensors"), None)
-    if path is None:
-        return flows(bed, seeds)
-    about, (states, slopes, weight) = read_tensors(path, "states", "slopes", "weight")
-    levels, zero = tuple(float(level) for level in about["levels"]), states.new_zeros(())
-    return Trajectories(bed.denoiser, levels, states, slopes, weight[0], zero, conditioned=conditioned(bed, seeds))
-
-
-def work(o: Options, bed: Testbed) -> Path:
-    """The folder of our own calibration."""
-    return o.out / "work" / f"{bed.name}-{o.trajectories}-{o.seed}"
-
-
-def ours(o: Options, bed: Testbed, nfe: int) -> tuple[Calibrated, dict[str, Any]]:
-    """Our table, made once in the folder, with its cost."""
-    table = calibrate_bed(bed, [nfe], o.trajectories, first_seed=o.seed, work=work(o, bed))[0]
-    return table, {"images": table.report["cost"]["evaluated_images"], "seconds": table.report["seconds"]}
-
-
 def row(o: Options, bed: Testbed, nfe: int, name: str, law: Trajectories, judge: Judge) -> dict[str, Any]:
     """What is known of a row: its values, and what the calibration has cost beside the fine runs."""
-    setting, free = bed.setting, {"images": 0, "seconds": 0.0}
     if name not in (OURS, *PEERS):
-        tables = alternatives((1 + (name == DOUBLED)) * nfe, setting)
+        tables = alternatives((1 + (name == DOUBLED)) * nfe, bed.setting)
         plain = {label: table for label, table in tables.items() if label != UNIVERSAL}
         label = BASES.get(name, name)
-        return {**judge.first({label: tables[label]} if label in tables else plain), **free}
-    table, cost = ours(o, bed, nfe)
-    if name == OURS:
-        return {**judge.values(table.solver, table.solver.levels), **cost, "levels": table.solver.levels}
-    task = Task.of(law, nfe, setting, max(1, int(cost["images"])), folder=work(o, bed))
-    began = time.perf_counter()
-    made = PEERS[name](task)
-    spent = {"images": task.bill.images, "seconds": round(time.perf_counter() - began, 1)}
-    return {**judge.values(made.solver, made.levels), **spent, "levels": made.levels}
+        return {**judge.first({label: tables[label]} if label in tables else plain), "images": 0, "seconds": 0.0}
+    work = o.out / "work" / f"{bed.name}-{o.trajectories}-{o.seed}"
+    (table,) = calibrate_bed(bed, [nfe], o.trajectories, first_seed=o.seed, work=work)  # once in the folder
+    made, images, seconds = Made.table(table.solver), table.report["cost"]["evaluated_images"], table.report["seconds"]
+    if name != OURS:
+        task, began = Task.of(law, nfe, bed.setting, max(1, int(images)), folder=work), time.perf_counter()
+        made, images = PEERS[name](task), task.bill.images
+        seconds = round(time.perf_counter() - began, 1)
+    return {**judge.values(*made), "images": images, "seconds": seconds, "levels": made.levels}
 
 
 def calibrated(o: Options, bed: Testbed) -> None:
@@ -151,7 +127,7 @@ def calibrated(o: Options, bed: Testbed) -> None:
     missing = [(nfe, name, path) for nfe, name, path in wanted if not path.exists()]
     if not missing:
         return
-    judge, law = Judge.of(o, bed), fine_runs(o, bed)
+    judge, law = Judge.of(o, bed), flows(bed, range(o.seed, o.seed + o.trajectories))
     fine = {"images": len(law.levels) * len(law.noise)}
     for nfe, name, path in missing:
         try:

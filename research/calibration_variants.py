@@ -1,6 +1,6 @@
 """A calibration in parts, and ways to make a table that it does not take: what its ablation compares it with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -25,12 +25,11 @@ Pair = tuple[Trajectories, Trajectories]
 def flows(bed: Testbed, seeds: Sequence[int], steps: int = STEPS) -> Trajectories:
     """The exact flow of a testbed from the noise of these seeds."""
     noise = initial_noise(seeds, bed.event_shape, device=bed.device)
-    return trajectories(bed.denoiser, noise, count=steps, conditioned=conditioned(bed, seeds))
 
+    def conditioned(places: Tensor) -> Denoiser:
+        return bed.denoiser_for([seeds[i] for i in places.tolist()])
 
-def conditioned(bed: Testbed, seeds: Sequence[int]) -> Callable[[Tensor], Denoiser] | None:
-    """The denoiser of the images at some places of these seeds; None where all have the same."""
-    return None if bed.conditioned is None else lambda places: bed.denoiser_for([seeds[i] for i in places.tolist()])
+    return trajectories(bed.denoiser, noise, count=steps, conditioned=conditioned if bed.conditioned else None)
 
 
 def parted(law: Trajectories) -> Pair:

@@ -15,7 +15,7 @@ import torch
 from recipes.command import command, print_table
 from torch import Tensor
 
-from research import calibrated_peers
+from research.calibration_variants import flows
 from steindiff import grids, sample
 from steindiff.calibration import Trajectories
 from steindiff.calibration.keeping import FIRST_SEED
@@ -71,7 +71,6 @@ def scored(statistics: Statistics, o: Options, new: Trajectories, nfe: int) -> V
 def main(o: Options) -> None:
     """Measure, run and print."""
     bed = make(o.bed)
-    wanted = (calibrated_peers.Options(seed=first, trajectories=n) for first, n in ((FIRST_SEED, 64), (o.seed, o.images)))
-    law, new = (calibrated_peers.fine_runs(one, bed) for one in wanted)
+    law, new = (flows(bed, range(first, first + count)) for first, count in ((FIRST_SEED, 64), (o.seed, o.images)))
     lines = ((name, *(scored(found, o, new, nfe) for nfe in o.nfe)) for name, found in cases(o, law))
     print_table(("statistics", *(f"N = {nfe}" for nfe in o.nfe)), lines)

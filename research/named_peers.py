@@ -9,13 +9,15 @@ run draws noise of its own and has no endpoint error. A dash is a budget that a 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
 from recipes.command import command
 from recipes.pages import block
 
-from research import calibrated_peers
+from research.calibration_variants import flows
+from steindiff.calibration.keeping import FIRST_SEED
 from steindiff.calibration.peers import dpm_v3
 from steindiff.errors import ModelFileError
 from steindiff.io.files import write_text
@@ -77,7 +79,7 @@ def statistics(o: Options, bed: Testbed) -> Statistics:
     try:
         return Statistics.load(path)[0]
     except ModelFileError:
-        law = calibrated_peers.fine_runs(calibrated_peers.Options(trajectories=o.noises, out=o.out), bed)
+        law = flows(bed, range(FIRST_SEED, FIRST_SEED + o.noises))
         found = dpm_v3.measured(law, dpm_v3.Measuring(intervals=60, probes=1))
         found.save(path)
         return found
@@ -96,13 +98,17 @@ def studied(o: Options, bed: Testbed) -> Study:
 def tables(study: Study) -> Iterator[Table]:
     """The excess of energy distance over the exact flow's own end points, the endpoint error, and both less a rival's."""
     nfes, solvers = study.config.nfe, study.config.solvers
-    pairs = {f"{name} − {rival}": (name, rival) for name, rival in RIVALS.items() if {name, rival} <= set(solvers)}
-    for metric, title in METRICS.items():
-        for grid in study.config.grids:
-            what = f"{title}{' over the flow' if metric == 'energy' else ''}, {grid}, NFE"
-            yield _table(what, nfes, {name: [_shown(study, name, grid, nfe, metric) for nfe in nfes] for name in solvers})
-            apart = {line: [_paired(study, *pair, grid, nfe, metric) for nfe in nfes] for line, pair in pairs.items()}
-            yield _table(f"{title}, paired difference, {grid}, NFE", nfes, apart)
+    for (metric, title), grid in product(METRICS.items(), study.config.grids):
+        cells = {name: [Cell(study.config.beds[0], name, grid, nfe, PLAIN) for nfe in nfes] for name in solvers}
+        runs = {name: [study.results.get(cell) for cell in row] for name, row in cells.items()}
+        what = f"{title}{' over the flow' if metric == 'energy' else ''}, {grid}, NFE"
+        yield _table(what, nfes, {name: [_shown(run, metric) for run in row] for name, row in runs.items()})
+        rivals = {name: rival for name, rival in RIVALS.items() if {name, rival} <= set(solvers)}
+        apart = {
+            f"{name} − {rival}": [_paired(one, other, metric) for one, other in zip(runs[name], runs[rival], strict=True)]
+            for name, rival in rivals.items()
+        }
+        yield _table(f"{title}, paired difference, {grid}, NFE", nfes, apart)
 
 
 def _table(what: str, nfes: tuple[int, ...], lines: dict[str, list[str]]) -> Table:
@@ -110,23 +116,15 @@ def _table(what: str, nfes: tuple[int, ...], lines: dict[str, list[str]]) -> Tab
     return Table((what, *map(str, nfes)), tuple((name, *line) for name, line in lines.items() if set(line) != {show(None)}))
 
 
-def _found(study: Study, name: str, grid: str, nfe: int) -> Result | None:
-    return study.results.get(Cell(study.config.beds[0], name, grid, nfe, PLAIN))
+def _shown(run: Result | None, metric: str) -> str:
+    if run is None or run.failure:
+        return "diverged" if run else show(None)
+    return show((run.excess if metric == "energy" else run.values).get(metric))
 
 
-def _shown(study: Study, name: str, grid: str, nfe: int, metric: str) -> str:
-    found = _found(study, name, grid, nfe)
-    if found is None:
-        return show(None)
-    if found.failure:
-        return "diverged"
-    return show(found.excess.get(metric) if metric == "energy" else found.values.get(metric))
-
-
-def _paired(study: Study, name: str, rival: str, grid: str, nfe: int, metric: str) -> str:
-    one, other = (_found(study, which, grid, nfe) for which in (name, rival))
-    both = one is not None and other is not None and metric in one.values and metric in other.values
-    return show(one.minus(other, metric) if both and one and other else None, signed=True)
+def _paired(one: Result | None, other: Result | None, metric: str) -> str:
+    both = one and other and metric in one.values and metric in other.values
+    return show(one.minus(other, metric) if both else None, signed=True)
 
 
 @command
