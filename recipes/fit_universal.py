@@ -77,9 +77,7 @@ class Options:
     rung: Annotated[float, "the first level, in units of sigma_data", 1] = 160.0
     guidance: Annotated[float, "the scale of classifier-free guidance; 1 is none", 1] = 1.0
     least: Annotated[float, "under guidance, the lowest scale of a law", 1] = 1.0
-    first: Annotated[
-        float, "the level after the free step, as a fraction of the rung, where a fit starts; 0 tries several", 0
-    ] = 0.0
+    first: Annotated[float, "where a fit's free step ends, as a fraction of the rung; 0 tries several levels", 0] = 0.0
     base: Annotated[int, "the evaluations of a finished table whose levels are resampled; 0 tries grids", 0] = 0
     last: Annotated[float, "the last level, in units of sigma_data; 0.004 is 0.002 of 0.5", 1e-9] = LAST
     laws: Annotated[int, "laws that are fitted", 1] = 160
@@ -124,11 +122,12 @@ def grids(nfe: int, rung: float, first: float = 0.0, last: float = LAST) -> Iter
 def best(nfe: int, rung: float, laws: Sequence[Trajectories], held: Sequence[Trajectories], options: Options) -> Tabulated:
     """The best table on held-out laws."""
     found, some = list[tuple[float, Tabulated]](), SCANNED if options.guidance == 1 else SCANNED // 2
+    shares = (laws, held) if nfe <= FULL else (laws[:SCANNED], held[:SCANNED])
     for history in _histories(nfe, options.guidance):
         tried = [fit(laws[:some], levels, history=history) for levels in _starts(nfe, rung, options)]
         chosen = min(tried, key=lambda table: score(table, held[:some]))
         chosen = fit(laws, chosen.levels, history=history)
-        chosen = refine(chosen, *_shares(nfe, laws, held), _settings(nfe, options))
+        chosen = refine(chosen, *shares, _settings(nfe, options))
         found.append((score(chosen, held), chosen))
     return renamed(min(found, key=lambda pair: pair[0])[1], laws)
 
@@ -138,7 +137,7 @@ def _starts(nfe: int, rung: float, options: Options) -> Iterator[tuple[float, ..
     if not options.base:
         yield from grids(nfe, rung, options.first, options.last)
         return
-    path = _file(options.base, replace(options, last=LAST))
+    _, path = _place(options.base, replace(options, last=LAST))
     if not path.exists():
         raise InputError(f"--base {options.base}: there is no {path}; fit it first, with --nfe {options.base}")
     ((table, _),) = table_files.load(path).values()
@@ -150,13 +149,6 @@ def _histories(nfe: int, guidance: float) -> tuple[int | None, ...]:
     if guidance != 1:
         return (None,) if nfe <= PATIENT else (4,)
     return (None,) if nfe <= 4 else (None, 4) if nfe <= FULL else (4,)
-
-
-def _shares(
-    nfe: int, laws: Sequence[Trajectories], held: Sequence[Trajectories]
-) -> tuple[Sequence[Trajectories], Sequence[Trajectories]]:
-    """The laws of a refinement."""
-    return (laws, held) if nfe <= FULL else (laws[:SCANNED], held[:SCANNED])
 
 
 def _settings(nfe: int, options: Options) -> Settings:
@@ -179,27 +171,25 @@ def report(table: Tabulated, laws: Sequence[Trajectories], options: Options, sec
 
 def gather(folder: Path, out: Path) -> None:
     """Write every finished table to one file. Raises InputError where there is none."""
-    found = [item for path in folder.glob("*.safetensors") for item in table_files.load(path).items()]
-    # A report has its settings; the folders of the machine that made it are nobody's business.
-    entries = {name: (solver, {**about, "command": COMMAND}) for name, (solver, about) in found}
-    if not entries:
+    found = dict(item for path in folder.glob("*.safetensors") for item in table_files.load(path).items())
+    if not found:
         raise InputError(f"{folder} holds no finished table: fit some first, without --out")
-    places = {name: (solver.levels[0], solver.levels[-1], len(solver.rows)) for name, (solver, _) in found}
-    key = {name: (about["settings"].get("guidance", 1), *places[name]) for name, (_, about) in found}
-    table_files.save(out, {name: entries[name] for name in sorted(entries, key=lambda name: key[name])})
-    print(f"{len(entries)} tables in {out}")
+
+    def key(name: str) -> tuple[float, ...]:
+        solver, about = found[name]
+        return about["settings"].get("guidance", 1), solver.levels[0], solver.levels[-1], len(solver.rows)
+
+    # A report has its settings; the folders of the machine that made it are nobody's business.
+    table_files.save(out, {name: (found[name][0], {**found[name][1], "command": COMMAND}) for name in sorted(found, key=key)})
+    print(f"{len(found)} tables in {out}")
 
 
-def _name(nfe: int, options: Options) -> str:
-    """What a table is called in a file: its rung, its evaluations, its scale of guidance and its last level, where unusual."""
-    scale = "" if options.guidance == 1 else f"/{options.guidance:g}"
-    return f"{options.rung:g}/{nfe}{scale}" + ("" if options.last == LAST else f"/to {options.last:g}")
-
-
-def _file(nfe: int, options: Options) -> Path:
-    scale = "" if options.guidance == 1 else f"-{options.guidance:g}"
-    end = "" if options.last == LAST else f"-to-{options.last:g}"
-    return options.work / f"{options.rung:g}-{nfe:02d}{scale}{end}.safetensors"
+def _place(nfe: int, options: Options) -> tuple[str, Path]:
+    """What a table is called in a file, and its own file: by rung, evaluations, and scale and last level where unusual."""
+    scale = [] if options.guidance == 1 else [f"{options.guidance:g}"]
+    unusual = scale + ([] if options.last == LAST else [f"to {options.last:g}"])
+    file = "-".join([f"{options.rung:g}", f"{nfe:02d}", *unusual]).replace(" ", "-")
+    return "/".join([f"{options.rung:g}", f"{nfe}", *unusual]), options.work / f"{file}.safetensors"
 
 
 @command
@@ -212,18 +202,18 @@ def main(options: Options) -> None:
     rung = options.rung
     wanted = parse_seeds(options.nfe)
     require(min(wanted) >= 1, "a table needs at least one evaluation", nfe=options.nfe)
-    missing = [n for n in wanted if not _file(n, options).exists()]
+    missing = [n for n in wanted if not _place(n, options)[1].exists()]
     if not missing:
         return
-    seeds = [1_000_000 * options.seed + i for i in range(3)]
-    counts = (options.laws, options.held, options.held)
-    names = ("laws to fit", "laws to choose by", "laws for the scores")
-    parts = zip(counts, seeds, names, strict=True)
-    laws, held, others = (family(n, rung, seed, options.steps, name, _scales(options), options.last) for n, seed, name in parts)
+    counts = {"laws to fit": options.laws, "laws to choose by": options.held, "laws for the scores": options.held}
+    laws, held, others = (
+        family(count, rung, 1_000_000 * options.seed + i, options.steps, label, _scales(options), options.last)
+        for i, (label, count) in enumerate(counts.items())
+    )
     for nfe in tqdm(missing, desc=f"tables from {rung:g}", disable=None):
         start = time.perf_counter()
         table = best(nfe, rung, laws, held, options)
         about = report(table, others, options, time.perf_counter() - start)
-        name = _name(nfe, options)
-        table_files.save(_file(nfe, options), {name: (table, about)})
+        name, path = _place(nfe, options)
+        table_files.save(path, {name: (table, about)})
         print(f"{name}: {about['scores']} in {about['seconds']} s", flush=True)
