@@ -30,6 +30,7 @@ from recipes.command import command, print_table
 from torch import Tensor
 
 from research.calibration_variants import Pair, banded, calibrated, flows, forced, parted, restricted, setting
+from research.units import energy_shares, projected
 from steindiff.calibration import Settings, Trajectories, fit, matched, refine, renamed, run, score, search
 from steindiff.calibration.calibrate import USUAL
 from steindiff.calibration.fit import RIDGE
@@ -220,24 +221,12 @@ PARTS: dict[str, Callable[[Case], Found]] = {
 }
 
 
-def coupled_energy(x: Tensor, y: Tensor) -> Value:
-    """2 E‖X−Y‖ − E‖X−X'‖ − E‖Y−Y'‖, where x_i and y_i come from the same noise: pairs of different noises only.
-
-    It is unbiased, and what x_i and y_i share cancels. The standard error is that of the U-statistic's projection.
-    """
-    x, y = x.flatten(1).double(), y.flatten(1).double()
-    cross = torch.cdist(x, y)
-    kernel = (cross + cross.mT - torch.cdist(x, x) - torch.cdist(y, y)).fill_diagonal_(0)
-    mean, se = Value.mean_of(kernel.sum(1) / (len(x) - 1))
-    return Value(mean, 2 * se)
-
-
 def row(name: str, ends: Tensor, base: Tensor, law: Trajectories) -> tuple[object, ...]:
     """A row of the table."""
     mine, theirs = ((x - law.ends).double().flatten(1).square().mean(1).log() / 2 for x in (ends, base))
     gain = Value.mean_of(100 * (theirs - mine))
     shown = "" if ends is base else f"{gain.value:+.1f} ± {gain.se:.1f}"
-    return name, endpoint_rmse(ends, law.ends), coupled_energy(ends, law.ends), shown
+    return name, endpoint_rmse(ends, law.ends), projected(energy_shares(ends, law.ends)), shown
 
 
 def rows(case: Case, law: Trajectories) -> Iterator[tuple[object, ...]]:

@@ -49,13 +49,28 @@ def relative(table: Tabulated, law: Trajectories) -> Tensor:
 def energy(table: Tabulated, law: Trajectories) -> Tensor:
     """Each image's share in the energy distance of the ends to those of the exact flow, (B,), whose mean it is.
 
-    It is a fraction of the mean distance between two ends of the exact flow. Only ends of different noise are compared, so that
-    it is unbiased, and zero where all ends are right. Its standard error is twice that of the mean of the shares.
+    It is a fraction of the mean distance between two ends of the exact flow, and zero where all ends are right.
     """
-    x, y = run(table, law).double().flatten(1), law.ends.double().flatten(1)
-    apart = (1 - torch.eye(len(x), dtype=torch.float64)) / (len(x) - 1)
-    across, ours, theirs = ((torch.cdist(a, b) * apart) for a, b in ((x, y), (x, x), (y, y)))
-    return (across.sum(1) + across.sum(0) - ours.sum(1) - theirs.sum(1)) / theirs.sum(1).mean()
+    y = law.ends.double().flatten(1)
+    return energy_shares(run(table, law), y) / (torch.cdist(y, y).sum() / (len(y) * (len(y) - 1)))
+
+
+def energy_shares(x: Tensor, y: Tensor) -> Tensor:
+    """Each pair's share in 2 E‖X−Y‖ − E‖X−X'‖ − E‖Y−Y'‖, (B,), where x_i and y_i come from the same noise.
+
+    Only pairs of different noises are compared, so that the mean of the shares is unbiased, and what x_i and y_i have in common
+    cancels. The standard error is that of the U-statistic's projection, twice that of the mean of the shares (`projected`).
+    """
+    x, y = x.flatten(1).double(), y.flatten(1).double()
+    cross = torch.cdist(x, y)
+    kernel = (cross + cross.mT - torch.cdist(x, x) - torch.cdist(y, y)).fill_diagonal_(0)
+    return kernel.sum(1) / (len(x) - 1)
+
+
+def projected(shares: Tensor) -> Value:
+    """The mean of shares of pairs, with its standard error."""
+    mean, se = Value.mean_of(shares)
+    return Value(mean, 2 * se)
 
 
 def log_changes(table: Tabulated, reference: Tabulated, laws: Sequence[Trajectories]) -> Tensor:

@@ -13,6 +13,7 @@ brackets is the ratio of the error to that of the first rule's choice, on the sa
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Annotated
 
 import torch
@@ -20,9 +21,8 @@ from recipes.command import command, print_table
 from recipes.fit_universal import family, grids
 from torch import Tensor
 
-from research.units import RUNG, beside, digits, energy, law
+from research.units import RUNG, beside, digits, energy, law, projected
 from steindiff.calibration import Settings, Trajectories, errors, fit, refine, renamed, score
-from steindiff.metrics import Value
 from steindiff.solvers import Tabulated, universal
 
 RULES = ("mean log error", "worst law", "energy distance")
@@ -80,8 +80,7 @@ def agreement(found: Sequence[Scores]) -> Tensor:
 
 def cell(table: Tabulated, first: Tabulated, bed: Trajectories) -> str:
     """The error on a testbed, its ratio to that of the first rule's table, and the energy distance."""
-    mean, se = Value.mean_of(1000 * energy(table, bed))
-    return f"{beside(table, first, bed, 2)}; {digits(Value(mean, 2 * se), 2)}"
+    return f"{beside(table, first, bed, 2)}; {digits(projected(1000 * energy(table, bed)), 2)}"
 
 
 def lines(o: Options, found: Sequence[tuple[str, Tabulated]], by: Sequence[Scores]) -> Iterator[list[str]]:
@@ -105,8 +104,8 @@ def main(o: Options) -> None:
     by = [scores(table, choosing) for _, table in found]
     print(f"N = {o.nfe}, {len(found) - 1} candidates; rank correlations of the rules:")
     ranks = agreement(by[:-1])
-    for i, j in ((0, 1), (0, 2), (1, 2)):
+    for i, j in combinations(range(len(RULES)), 2):
         print(f"- {RULES[i]}, {RULES[j]}: {float(ranks[i, j]):.2f}")
-    heads = ["chosen by", "table", "log error", "worst", "energy × 1000"]
     print()
-    print_table([*heads, *(f"{name}: error (ratio); energy × 1000" for name in o.beds)], lines(o, found, by))
+    of_beds = (f"{name}: error (ratio); energy × 1000" for name in o.beds)
+    print_table(("chosen by", "table", "log error", "worst", "energy × 1000", *of_beds), lines(o, found, by))

@@ -8,7 +8,7 @@ took no part, it has the mean and the median over laws of the logarithm of the r
 relative to the standard deviation, and in brackets the ratio on the same images.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -16,7 +16,7 @@ from recipes.command import command, print_table
 from recipes.fit_universal import family
 
 from research.units import RUNG, beside, digits, law, log_changes
-from steindiff.calibration import Settings, Trajectories, fit, refine
+from steindiff.calibration import Settings, fit, refine
 from steindiff.calibration.search import resampled
 from steindiff.metrics import Value
 from steindiff.solvers import Tabulated, universal
@@ -51,21 +51,18 @@ def tables(o: Options, shipped: Tabulated) -> Iterator[tuple[str, Tabulated]]:
         yield f"{step + 1} steps", table
 
 
-def cells(table: Tabulated, shipped: Tabulated, others: Sequence[Trajectories], beds: Sequence[Trajectories]) -> list[str]:
-    """What a line shows of a table."""
-    logs = log_changes(table, shipped, others)
-    return [
-        digits(Value.mean_of(logs), 3, "+"),
-        f"{float(logs.median()):+.3f}",
-        *(beside(table, shipped, bed, 2) for bed in beds),
-    ]
+def lines(o: Options) -> Iterator[tuple[object, ...]]:
+    """The rows of the table."""
+    shipped, _ = universal.shipped()[RUNG, o.nfe]
+    others = family(o.others, RUNG, 2, o.steps, "laws for the scores")
+    beds = [law(name, range(o.seed, o.seed + o.images)) for name in o.beds]
+    for name, table in tables(o, shipped):
+        logs = log_changes(table, shipped, others)
+        mean, median = digits(Value.mean_of(logs), 3, "+"), f"{float(logs.median()):+.3f}"
+        yield o.nfe, name, mean, median, *(beside(table, shipped, bed, 2) for bed in beds)
 
 
 @command
 def main(o: Options) -> None:
     """Print the table."""
-    shipped, _ = universal.shipped()[RUNG, o.nfe]
-    others = family(o.others, RUNG, 2, o.steps, "laws for the scores")
-    beds = [law(name, range(o.seed, o.seed + o.images)) for name in o.beds]
-    rows = ((o.nfe, name, *cells(table, shipped, others, beds)) for name, table in tables(o, shipped))
-    print_table(("N", "table", "random laws: mean", "median", *o.beds), rows)
+    print_table(("N", "table", "random laws: mean", "median", *o.beds), lines(o))

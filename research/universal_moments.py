@@ -17,7 +17,7 @@ from recipes.command import command, print_table
 from recipes.fit_universal import family
 from torch import Tensor
 
-from research.units import RUNG, digits, energy, law, relative
+from research.units import RUNG, digits, energy, law, projected, relative
 from steindiff.calibration import Trajectories, fit, matched
 from steindiff.metrics import Value
 from steindiff.metrics.distances import root_of_mean
@@ -54,8 +54,7 @@ def on_random(table: Tabulated, others: Sequence[Trajectories]) -> tuple[Tensor,
 
 def cells(table: Tabulated, bed: Trajectories) -> list[str]:
     """The error of a testbed and its energy distance."""
-    mean, se = Value.mean_of(1000 * energy(table, bed))
-    return [digits(root_of_mean(relative(table, bed)), 4), digits(Value(mean, 2 * se), 3)]
+    return [digits(root_of_mean(relative(table, bed)), 4), digits(projected(1000 * energy(table, bed)), 3)]
 
 
 def lines(o: Options) -> Iterator[list[object]]:

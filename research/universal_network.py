@@ -10,9 +10,8 @@ the network, on the same images. Of other random laws it has the mean of the log
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Annotated
 
 from recipes.command import command, print_table
@@ -59,19 +58,19 @@ def fitted(o: Options, laws: Sequence[Trajectories], held: Sequence[Trajectories
     return refine(start, laws, held, Settings(iterations=o.iterations, gain=1e-4, along=0.2))
 
 
-def cells(table: Tabulated, without: Tabulated, others: Sequence[Trajectories], beds: Sequence[Trajectories]) -> list[str]:
-    """What a line shows of a table."""
-    logs = log_changes(table, without, others)
-    return [digits(Value.mean_of(logs), 3, "+"), *(beside(table, without, bed, 3) for bed in beds)]
+def lines(o: Options) -> Iterator[tuple[object, ...]]:
+    """The rows of the table."""
+    laws, held, others = (family(n, RUNG, seed, o.steps, "laws") for seed, n in enumerate((o.laws, o.held, o.held)))
+    network = members(o.network, max(o.shares), o.steps)
+    beds, without = [law(name, range(o.seed, o.seed + o.images)) for name in o.beds], None
+    for share in o.shares:
+        table = fitted(o, [*network[:share], *laws], held)
+        without = without or table
+        change = digits(Value.mean_of(log_changes(table, without, others)), 3, "+")
+        yield o.nfe, share, change, *(beside(table, without, bed, 3) for bed in beds)
 
 
 @command
 def main(o: Options) -> None:
     """Print the table."""
-    laws, held, others = (family(n, RUNG, seed, o.steps, "laws") for seed, n in enumerate((o.laws, o.held, o.held)))
-    network = members(o.network, max(o.shares), o.steps)
-    beds = [law(name, range(o.seed, o.seed + o.images)) for name in o.beds]
-    made = ((share, fitted(o, [*network[:share], *laws], held)) for share in o.shares)
-    first = next(made)
-    rows = ((o.nfe, share, *cells(table, first[1], others, beds)) for share, table in chain([first], made))
-    print_table(("N", f"laws of {o.network}", "random laws", *o.beds), rows)
+    print_table(("N", f"laws of {o.network}", "random laws", *o.beds), lines(o))

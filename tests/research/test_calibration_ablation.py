@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from research.calibration_ablation import coupled_energy
 from research.calibration_variants import banded, forced, restricted
+from research.units import energy_shares, projected
 
 from exact_paths import D64, normal
 from problems import MODEL
@@ -70,8 +70,8 @@ def test_one_band_around_a_fit_changes_next_to_nothing_and_mends_another_table(l
 
 def test_the_energy_distance_of_pairs_is_unbiased_and_exact_for_equal_samples():
     x, noise = normal(1000, 2, seed=3), normal(1000, 2, seed=4)
-    assert coupled_energy(x, x).value == pytest.approx(0, abs=1e-12)
-    near, far = coupled_energy(x + 0.1 * noise, x), coupled_energy(x + 1.0, x)
+    assert projected(energy_shares(x, x)).value == pytest.approx(0, abs=1e-12)
+    near, far = (projected(energy_shares(moved, x)) for moved in (x + 0.1 * noise, x + 1.0))
     assert abs(near.value) < 0.02
     # E‖z + a‖ for z ~ N(0, 2) in two dimensions, a = (1, 1), less E‖z‖, twice.
     generator = torch.Generator().manual_seed(5)
