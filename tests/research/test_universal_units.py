@@ -6,7 +6,7 @@ from research.units import RUNG, InUnits, energy, law, relative
 
 from exact_paths import isotropic, normal
 from problems import MODEL
-from research import universal_moments
+from research import universal_questions
 from steindiff.calibration import trajectories
 from steindiff.metrics import energy_distance
 from steindiff.metrics.distances import root_of_mean
@@ -54,7 +54,7 @@ def test_the_energy_distance_of_ends_to_themselves_is_zero_and_else_it_is_unbias
 
 def test_the_program_on_moments_compares_four_tables(capsys):
     small = ["--laws", "3", "--others", "2", "--images", "4", "--steps", "16", "--beds", "wine_mixture", "--nfe", "2"]
-    assert universal_moments.main(small) == 0
+    assert universal_questions.main(["--part", "moments", *small]) == 0
     lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()]
     assert [cells[1].strip() for cells in lines[2:]] == ["fit", "fit, matched", "shipped", "shipped, matched"]
     fit, matched = lines[2], lines[3]

@@ -1,14 +1,13 @@
-"""Rules that choose a table, and a network in the family: what their programs say on a few small laws."""
+"""The questions about universal tables: what the program says on a few small laws."""
 
 import pytest
 from recipes.fit_universal import family
 from research.units import RUNG
-from research.universal_choice import Options, agreement, candidates, chosen, scores
+from research.universal_questions import RULES, Options, agreement, candidates, chosen, main, members, scores
 
-from research import universal_choice, universal_many, universal_network
 from steindiff.calibration import score
 
-SMALL = ["--laws", "3", "--held", "2", "--images", "4", "--steps", "16", "--beds", "wine_mixture", "--nfe", "1"]
+SMALL = "--laws 3 --held 2 --others 2 --images 4 --steps 16 --beds wine_mixture --nfe 1".split()
 
 
 def rows(text):
@@ -26,7 +25,7 @@ def test_each_rule_takes_what_is_best_by_it():
 
 def test_candidates_are_fits_in_order_and_refinements_that_do_not_lose():
     laws, held = (family(3, RUNG, seed, 16, "laws") for seed in range(2))
-    found = list(candidates(Options(nfe=2, along=(0.0,), stages=(1, 2)), laws, held))
+    found = list(candidates(Options("choice", along=(0.0,), stages=(1, 2)), 2, laws, held))
     fits = [score(table, held) for name, table in found if name.startswith("fit")]
     assert len(fits) == 21
     assert fits == sorted(fits)
@@ -40,16 +39,16 @@ def test_candidates_are_fits_in_order_and_refinements_that_do_not_lose():
 
 
 def test_the_program_on_rules_shows_what_each_of_them_takes(capsys):
-    assert universal_choice.main([*SMALL, "--others", "2", "--along", "0", "--stages", "1"]) == 0
+    assert main(["--part", "choice", *SMALL, "--along", "0", "--stages", "1"]) == 0
     shown = rows(capsys.readouterr().out)
-    assert [cells[0] for cells in shown] == [*universal_choice.RULES, "–"]
+    assert [cells[0] for cells in shown] == [*RULES, "–"]
     assert "(1.00 ± 0.00)" in shown[0][-1]
     assert shown[-1][1] == "shipped"
 
 
 def test_the_program_on_networks_sets_each_share_against_none(capsys):
     """Any testbed may join the family: here a cheap exact law, scored on itself."""
-    assert universal_network.main([*SMALL, "--network", "wine_mixture", "--shares", "0", "6", "--iterations", "1"]) == 0
+    assert main(["--part", "network", *SMALL, "--network", "wine_mixture", "--shares", "0", "6", "--iterations", "1"]) == 0
     without, joined = rows(capsys.readouterr().out)
     assert without[:3] == ["1", "0", "+0.000 ± 0.000"]
     assert "(1.000 ± 0.000)" in without[3]
@@ -58,8 +57,7 @@ def test_the_program_on_networks_sets_each_share_against_none(capsys):
 
 
 def test_the_program_on_many_evaluations_sets_each_table_against_the_shipped_one(capsys):
-    small = ["--laws", "3", "--held", "2", "--others", "2", "--images", "4", "--steps", "16", "--beds", "wine_mixture"]
-    assert universal_many.main([*small, "--nfe", "3", "--base", "2"]) == 0
+    assert main(["--part", "many", *SMALL, "--nfe", "3", "--base", "2"]) == 0
     shipped, fitted, refined = rows(capsys.readouterr().out)
     assert shipped[:4] == ["3", "shipped", "+0.000 ± 0.000", "+0.000"]
     assert "(1.00 ± 0.00)" in shipped[4]
@@ -67,7 +65,12 @@ def test_the_program_on_many_evaluations_sets_each_table_against_the_shipped_one
     assert float(fitted[3]) != 0
 
 
+def test_another_part_is_refused(capsys):
+    assert main(["--part", "choices"]) == 2
+    assert "did you mean 'choice'?" in capsys.readouterr().err
+
+
 def test_laws_of_a_network_have_noise_of_their_own():
-    first, second = universal_network.members("wine_mixture", 2, 12)
+    first, second = members("wine_mixture", 2, 12)
     assert first.noise.shape == second.noise.shape == (16, 13)
     assert not (first.noise == second.noise).any()
