@@ -7,7 +7,8 @@ from research.universal_questions import RULES, Options, agreement, candidates, 
 
 from steindiff.calibration import score
 
-SMALL = "--laws 3 --held 2 --others 2 --images 4 --steps 16 --beds wine_mixture --nfe 1".split()
+SMALL = ["--laws", "3", "--held", "2", "--others", "2", "--images", "4", "--steps", "16", "--beds", "wine_mixture"]
+ONE = [*SMALL, "--nfe", "1"]
 
 
 def rows(text):
@@ -39,7 +40,7 @@ def test_candidates_are_fits_in_order_and_refinements_that_do_not_lose():
 
 
 def test_the_program_on_rules_shows_what_each_of_them_takes(capsys):
-    assert main(["--part", "choice", *SMALL, "--along", "0", "--stages", "1"]) == 0
+    assert main(["--part", "choice", *ONE, "--along", "0", "--stages", "1"]) == 0
     shown = rows(capsys.readouterr().out)
     assert [cells[0] for cells in shown] == [*RULES, "–"]
     assert "(1.00 ± 0.00)" in shown[0][-1]
@@ -48,7 +49,7 @@ def test_the_program_on_rules_shows_what_each_of_them_takes(capsys):
 
 def test_the_program_on_networks_sets_each_share_against_none(capsys):
     """Any testbed may join the family: here a cheap exact law, scored on itself."""
-    assert main(["--part", "network", *SMALL, "--network", "wine_mixture", "--shares", "0", "6", "--iterations", "1"]) == 0
+    assert main(["--part", "network", *ONE, "--network", "wine_mixture", "--shares", "0", "6", "--iterations", "1"]) == 0
     without, joined = rows(capsys.readouterr().out)
     assert without[:3] == ["1", "0", "+0.000 ± 0.000"]
     assert "(1.000 ± 0.000)" in without[3]
