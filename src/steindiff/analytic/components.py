@@ -172,27 +172,36 @@ class LowRank(Components):
         """Wᵀ and, as its last row, μ, (K, r+1, d)."""
         return torch.cat([self.loadings, self.means[:, None]], 1)
 
+    @cached_property
+    def _wide(self) -> tuple[Tensor, Tensor]:
+        """Wᵀ and ψ in float64."""
+        return wide(self.loadings), wide(self.diagonal)
+
     def at(self, sigma: Tensor) -> "LowRankNoisy":
         """The components convolved with N(0, σ²), sigma ()."""
         return self._recent.get(sigma, self._at)
 
     def _at(self, sigma: Tensor) -> "LowRankNoisy":
         """Woodbury: S = ψ + σ², M = I + Wᵀ S⁻¹ W, G = M⁻¹ Wᵀ S⁻¹; det(Σ + σ²) = det S det M (the determinant lemma)."""
-        s2, w, psi = wide(sigma).square(), wide(self.loadings), wide(self.diagonal)
+        s2, (w, psi) = wide(sigma).square(), self._wide
         total = psi + s2
         scaled = w / total[:, None]
-        factor = torch.linalg.cholesky(scaled @ w.mT + torch.eye(w.shape[1], dtype=w.dtype, device=w.device))
+        identity = torch.eye(w.shape[1], dtype=w.dtype, device=w.device).expand(len(w), -1, -1)
+        factor = torch.linalg.cholesky(scaled @ w.mT + identity)
         log_det = total.log().sum(-1) + 2 * factor.diagonal(dim1=1, dim2=2).log().sum(-1)
         dtype, inverse = self.means.dtype, total.reciprocal().to(self.means.dtype)
+        # M⁻¹ by solving, since torch's forward derivative of cholesky_inverse is wrong; to solve for d columns would take three
+        # times as long as the product.
+        solve = (torch.cholesky_solve(identity, factor) @ scaled).to(dtype)
         return LowRankNoisy(
             basis=self.basis,
-            scaled=torch.cat([scaled.to(dtype), (inverse * self.means)[:, None]], 1),
-            solve=torch.cholesky_solve(scaled, factor).to(dtype),  # torch's forward derivative of cholesky_inverse is wrong
+            scaled=self.basis * inverse[:, None],
+            solve=solve,
+            shift=(solve @ self.means[..., None])[..., 0],
             own=(psi / total).to(dtype),
             inverse=inverse,
             variance=s2.to(dtype),
             log_scale=-0.5 * log_det[None],
-            centres=self.means,
         )
 
     def traces(self) -> Tensor:
@@ -218,19 +227,19 @@ class LowRankNoisy:
         basis: Wᵀ and, as its last row, μ, (K, r+1, d): with c extended by 1, t is one product.
         scaled: the rows of `basis` times S⁻¹.
         solve: G, (K, r, d).
+        shift: G μ, (K, r).
         own, inverse: ψ/S and 1/S, (K, d).
         variance: σ², ().
-        centres: μ, (K, d).
     """
 
     basis: Tensor
     scaled: Tensor
     solve: Tensor
+    shift: Tensor
     own: Tensor
     inverse: Tensor
     variance: Tensor
     log_scale: Tensor
-    centres: Tensor
 
     def bytes(self) -> int:
         """The memory that this level takes beside the law's own."""
@@ -242,8 +251,7 @@ class LowRankNoisy:
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(c, 1), (B, K, r+1), and q (B, K); r is the only (K, B, d) array."""
-        c = (x @ self.solve.flatten(0, 1).mT).unflatten(-1, self.solve.shape[:2])
-        c = c - (self.solve @ self.centres[..., None])[..., 0]
+        c = (x @ self.solve.flatten(0, 1).mT).unflatten(-1, self.solve.shape[:2]) - self.shift
         c = torch.cat([c, torch.ones_like(c[..., :1])], -1)
         r = torch.baddbmm(x.expand(self.basis.shape[0], *x.shape), c.transpose(0, 1), self.basis, alpha=-1)
         # sum, not a matrix-vector product: its pairwise summation keeps float32 weights p_k 10 to 30 times more accurate.

@@ -13,6 +13,8 @@ from steindiff.divergence.products import METHODS, Options, dot, linearise
 from steindiff.errors import SteindiffError, require
 
 SAMPLES, REPEATS = 8, 5
+LEAST, ENOUGH = 3, 2.0
+"""After so many turns, timing ends once it has taken so many seconds: what takes long is disturbed least."""
 DOUBTS = 10
 """How many times the quotients' own disagreement a right product may be off. It is a tolerance, and has no right value.
 
@@ -143,7 +145,8 @@ def _confirm(value: Tensor, near: Tensor, far: Tensor) -> None:
 def excess(product: Callable[[], object], plain: Callable[[], object], x: Tensor, repeats: int) -> float:
     """The cost of `product` beyond `plain`, in units of `plain`; both are timed in turns, and the least of each counts.
 
-    Other work on the machine can only add time, and taking turns makes it add to both. Each turn leaves the device idle.
+    Other work on the machine can only add time, and taking turns makes it add to both. Each turn leaves the device idle. There
+    are as many turns as `repeats`, or fewer where they take long (`ENOUGH`).
     """
 
     def seconds(run: Callable[[], object]) -> float:
@@ -153,5 +156,8 @@ def excess(product: Callable[[], object], plain: Callable[[], object], x: Tensor
             torch.cuda.synchronize(x.device)
         return time.perf_counter() - start
 
-    _, *rounds = ((seconds(product), seconds(plain)) for _ in range(repeats + 1))  # the first warms up
+    seconds(product), seconds(plain)  # warms up
+    rounds, start = list[tuple[float, float]](), time.perf_counter()
+    while len(rounds) < repeats and (len(rounds) < LEAST or time.perf_counter() < start + ENOUGH):
+        rounds.append((seconds(product), seconds(plain)))
     return max(0.0, min(p for p, _ in rounds) / max(min(f for _, f in rounds), 1e-9) - 1)

@@ -19,6 +19,8 @@ from steindiff.metrics.values import Shares, Value
 
 ROWS = 1024
 """Rows of a distance matrix at a time: 10,000 against 10,000 samples then take 80 MB, not 800."""
+_KEPT = 1e-8
+"""An axis whose variance is less of the first one's is found from the samples, and not from their products."""
 
 
 class EnergyTarget:
@@ -178,5 +180,20 @@ def principal_features(reference: Tensor, count: int) -> Callable[[Tensor], Tens
     most = min(len(flat) - 1, flat.shape[1])
     require(1 <= count <= most, f"{tuple(flat.shape)} samples have 1 to {most} principal axes: ask for fewer", count=count)
     mean = flat.mean(0)
-    axes = torch.linalg.svd(flat - mean, full_matrices=False)[2][:count].T
+    axes = _leading(flat - mean, count)
     return lambda x: (x.flatten(1).double() - mean) @ axes
+
+
+def _leading(x: Tensor, count: int) -> Tensor:
+    """The leading right singular vectors of x (n, d), as columns (d, count), by the eigenvectors of the smaller of xxᵀ and xᵀx.
+
+    That squares the singular values, and takes a tenth of the time; where one that is asked for is lost, it is not done.
+    """
+    tall = len(x) >= x.shape[1]
+    values, vectors = torch.linalg.eigh(x.mT @ x if tall else x @ x.mT)
+    values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
+    if not float(values[-1]) > _KEPT * float(values[0]):
+        vt: Tensor = torch.linalg.svd(x, full_matrices=False)[2]
+        return vt[:count].mT
+    axes: Tensor = vectors if tall else x.mT @ vectors / values.sqrt()
+    return axes

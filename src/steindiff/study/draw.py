@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steindiff.corrections import Corrected
 from steindiff.errors import NonFiniteError
 from steindiff.io import processes
 from steindiff.noise import generators, initial_noise
 from steindiff.sampling import SampleResult, sample
 from steindiff.solvers import Solver
+from steindiff.study.common import Common
 from steindiff.study.testbed import Testbed
 
 
@@ -42,6 +44,7 @@ def draw(
     *,
     batch: int = 128,
     together: bool = False,
+    common: Common | None = None,
     tick: Callable[[int], object] = lambda images: None,
 ) -> Drawn:
     """Images of the seeds, batch by batch, from their own noise at the grid's first level.
@@ -54,6 +57,7 @@ def draw(
         batch: how many images a batch has.
         together: whether all processes call this: each takes a block of every batch, each gets all images, and a failure of
             one is a failure of all.
+        common: looks up the first evaluations of the run; those of a plain solver are kept in it.
         tick: is told the number of images of each finished batch.
     """
     start, results, ends = time.perf_counter(), list[SampleResult](), list[Tensor]()
@@ -63,8 +67,11 @@ def draw(
         block = processes.share(len(part)) if shared else range(len(part))
         own, failure = part[block.start : block.stop], None
         x = initial_noise(own, bed.event_shape, float(sigmas[0]), device=bed.device)
+        denoiser = bed.denoiser_for(own)
+        if common is not None:
+            denoiser = common.of(denoiser, own, keep=not isinstance(solver, Corrected))
         try:
-            results.append(sample(solver, bed.denoiser_for(own), x, sigmas, generator=generators(own)))
+            results.append(sample(solver, denoiser, x, sigmas, generator=generators(own)))
         except NonFiniteError as error:
             failure = str(error)
         failure = processes.agreed(failure) if together else failure

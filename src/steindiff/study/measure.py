@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from steindiff import solvers
-from steindiff.analytic import ExactModel
+from steindiff.analytic import ExactModel, Flow
 from steindiff.corrections.bands import Cosine
 from steindiff.grids import SIGMA_MAX, SIGMA_MIN
+from steindiff.io import processes
 from steindiff.metrics import (
     EnergyTarget,
     Features,
@@ -37,7 +38,7 @@ from steindiff.metrics.features import features_for
 from steindiff.noise import initial_noise
 from steindiff.study.draw import draw
 from steindiff.study.grid import AXES, METRICS
-from steindiff.study.store import kept
+from steindiff.study.store import kept_together
 from steindiff.study.testbed import Testbed
 
 _TARGET_SEED, _FLOOR_SEED = 1_000_000_000, 2_000_000_000
@@ -50,8 +51,8 @@ class References:
 
     Attributes:
         endpoints: where the exact flow takes the noise of the study's seeds, (n, *event).
-        target: independent samples of the law at σ_min.
-        floor: n others, which stand for a perfect sampler's.
+        target: independent samples of the law at σ_min; none where only end points are compared.
+        floor: n others, which stand for a perfect sampler's; none as for the target.
         how: one sentence on how they were made.
         error: the estimated RMS error of a coordinate of the end points; None where nobody asked.
     """
@@ -63,31 +64,38 @@ class References:
     error: float | None = None
 
 
-def references(bed: Testbed, seeds: Sequence[int], folder: Path | None = None, checked: int = 0) -> References:
-    """The references for consecutive seeds, made once in a study's folder.
+def references(
+    bed: Testbed, seeds: Sequence[int], folder: Path | None = None, checked: int = 0, law: bool = True
+) -> References | None:
+    """The references for consecutive seeds, made once in a study's folder; `law`: with samples of the law.
 
-    So many (`checked`) of a network's fine runs are repeated with twice the steps, for `References.error`. Raises
-    NonFiniteError where a fine run diverged.
+    So many (`checked`) of a network's fine runs are repeated with twice the steps, for `References.error`. Processes that have
+    joined call this together and share the work; where a file has it, it is the first process's only. Raises NonFiniteError
+    where a fine run diverged.
     """
 
     def new() -> References:
-        return _exact(bed, bed.law, seeds) if bed.law else _fine_runs(bed, seeds, checked)
+        return _exact(bed, bed.law, seeds, law) if bed.law else _fine_runs(bed, seeds, checked, law)
 
     levels = bed.setting.sigma_min, bed.setting.sigma_max
-    how = {"steps": bed.fine_steps, "sigmas": levels, "checked": 0 if bed.law else checked}
+    how = {"steps": bed.fine_steps, "sigmas": levels, "checked": 0 if bed.law else checked, **({} if law else {"law": False})}
     parts = {"bed": bed.digest, "first": seeds[0], "n": len(seeds), **how}
-    return kept(folder and folder / "references", bed.name, parts, References, "they are made again", new)
+    return kept_together(folder and folder / "references", bed.name, parts, References, "they are made again", new)
 
 
-def _exact(bed: Testbed, law: ExactModel, seeds: Sequence[int]) -> References:
-    noise = initial_noise(seeds, bed.event_shape, SIGMA_MAX, device=bed.device)
-    flow = law.flow_with_error(noise, SIGMA_MAX, SIGMA_MIN, tol=2e-3)
-    here, n, error = law.to(device="cpu"), len(seeds), float(flow.error)
+def _exact(bed: Testbed, exact: ExactModel, seeds: Sequence[int], law: bool) -> References:
+    mine = processes.share(len(seeds))
+    noise = initial_noise(seeds[mine.start : mine.stop], bed.event_shape, SIGMA_MAX, device=bed.device)
+    part = exact.flow_with_error(noise, SIGMA_MAX, SIGMA_MIN, tol=2e-3)
+    steps = int(processes.gather(torch.tensor([part.steps])).max())
+    flow = Flow.of(processes.gather(part.x), processes.gather(part.errors), steps)
+    here, n, error = exact.to(device="cpu"), len(seeds), float(flow.error)
+    how = f"flow by up to {steps} Runge–Kutta steps of order six, off by about {error:.1e} RMS"
+    if not law:
+        none = flow.x[:0].cpu()
+        return References(flow.x.cpu(), none, none, how, error)
     target, floor = _noisy(here, 4 * n, _TARGET_SEED), _noisy(here, n, _FLOOR_SEED)
-    how = (
-        f"{len(target)} exact samples; flow by up to {flow.steps} Runge–Kutta steps of order six, off by about {error:.1e} RMS"
-    )
-    return References(flow.x.cpu(), target, floor, how, error)
+    return References(flow.x.cpu(), target, floor, f"{len(target)} exact samples; {how}", error)
 
 
 def _noisy(law: ExactModel, count: int, seed: int) -> Tensor:
@@ -97,18 +105,21 @@ def _noisy(law: ExactModel, count: int, seed: int) -> Tensor:
     return clean + SIGMA_MIN * torch.randn(clean.shape, generator=second, dtype=clean.dtype)
 
 
-def _fine_runs(bed: Testbed, seeds: Sequence[int], checked: int) -> References:
+def _fine_runs(bed: Testbed, seeds: Sequence[int], checked: int, law: bool) -> References:
     """A denoiser's own samples by UniPC-3, the most accurate solver per evaluation on smooth networks."""
-    n, run = len(seeds), partial(draw, solvers.make("unipc_3"), bed)
+    n, run = len(seeds), partial(draw, solvers.make("unipc_3"), bed, together=True)
     sigmas, finer_sigmas = (bed.setting.karras(steps) for steps in (bed.fine_steps, 2 * bed.fine_steps))
-    others = (range(first, first + n) for first in (_TARGET_SEED, _FLOOR_SEED))
-    endpoints, target, floor = (run(sigmas, some).samples for some in (seeds, *others))
-    how = f"{n} of its own {bed.fine_steps}-step UniPC-3 samples, other seeds; flow by the same solver"
-    if not checked:
-        return References(endpoints, target, floor, how)
-    finer = run(finer_sigmas, seeds[:checked]).samples
-    error = endpoint_rmse(finer, endpoints[:checked]).value
-    return References(endpoints, target, floor, f"{how}, off by about {error:.1e} RMS", error)
+    endpoints = run(sigmas, seeds).samples
+    target = floor = endpoints[:0]
+    how, error = f"flow by {bed.fine_steps}-step UniPC-3 runs", None
+    if law:
+        target, floor = (run(sigmas, range(first, first + n)).samples for first in (_TARGET_SEED, _FLOOR_SEED))
+        how = f"{n} of its own {bed.fine_steps}-step UniPC-3 samples, other seeds; flow by the same solver"
+    if checked:
+        finer = run(finer_sigmas, seeds[:checked]).samples
+        error = endpoint_rmse(finer, endpoints[:checked]).value
+        how = f"{how}, off by about {error:.1e} RMS"
+    return References(endpoints, target, floor, how, error)
 
 
 @dataclass(frozen=True, eq=False)

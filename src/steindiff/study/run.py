@@ -1,10 +1,11 @@
 """The study: every cell once, each an atomic file, so that it stops and goes on at any moment without loss or repeat."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from steindiff.io.images import to_uint8
 from steindiff.metrics import JudgeFiles
 from steindiff.solvers import USUAL, Setting, Solver
 from steindiff.study import store
+from steindiff.study.common import Common
 from steindiff.study.compare import Study
 from steindiff.study.draw import Drawn, draw
 from steindiff.study.grid import PLAIN, Cell, Config
@@ -66,9 +68,8 @@ def run_study(
             for name in config.beds:
                 bed = own[name] if name in own else make(name, place)
                 bar.set_postfix_str(f"{bed.name}: references")
-                ruler = None
-                if processes.rank() == 0:
-                    refs = references(bed, config.seeds, folder, config.checked)
+                ruler, refs = None, references(bed, config.seeds, folder, config.checked, _of_law(config, judges))
+                if refs is not None and processes.rank() == 0:
                     named = judges_of(bed, judges, refs.target, config.n)
                     ruler = Ruler(bed, refs, named, config.metrics, config.axes, config.seeds)
                     summaries.append(_summary(name, ruler))
@@ -112,6 +113,12 @@ def key_of(cell: Cell, bed: Testbed, config: Config, judges: Sequence[str] = ())
     return digest(format=store.FORMAT, **what, **how)
 
 
+def _of_law(config: Config, judges: Sequence[JudgeFiles]) -> bool:
+    """Whether samples of the law are needed: for a metric other than the end points', a judge, or a correction's constants."""
+    corrected = any(config.correction(label) is not None for label in config.corrections)
+    return corrected or bool(judges) or set(config.metrics) != {"endpoint"}
+
+
 @dataclass(frozen=True, eq=False)
 class _Part:
     """A testbed's part of a study; only the first process has a ruler, measures and keeps."""
@@ -121,6 +128,7 @@ class _Part:
     folder: Path
     ruler: Ruler | None
     tell: Callable[[str], object]
+    common: Common = field(default_factory=Common)
 
     def results(self, cells: list[Cell]) -> list[Result]:
         """The results of a group of cells: a solver's plain run, then the runs that are compared with it."""
@@ -140,8 +148,11 @@ class _Part:
         plain: Measures | None = None
         for cell in dict.fromkeys([first, *missing]) if missing else ():
             self.tell(str(cell))
-            solver, sigmas = build(cell, self.config, self.bed.setting, self._price, self._clean)
-            drawn = draw(solver, self.bed, sigmas, self.config.seeds, batch=self.config.batch, together=True)
+            corrected = self.config.correction(cell.correction) is not None
+            given = (self._price, self._clean) if corrected else (None, None)
+            solver, sigmas = build(cell, self.config, self.bed.setting, *given)
+            how: dict[str, Any] = {"batch": self.config.batch, "together": True, "common": self.common}
+            drawn = draw(solver, self.bed, sigmas, self.config.seeds, **how)
             if self.ruler is not None:
                 measured = None if drawn.x is None else self.ruler.measure(drawn.x, paired=not solver.stochastic)
                 plain = measured if cell == first else plain

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from steindiff.errors import InputError
+from steindiff.io import processes
 from steindiff.io.files import digest, read_all, write_tensors
 from steindiff.io.names import file_name
 from steindiff.metrics import Value
@@ -34,13 +35,33 @@ def kept(folder: Path | None, name: str, parts: Mapping[str, Any], kind: type[T]
     """
     if folder is None:
         return make()
-    key = digest(format=FORMAT, **parts)
-    path = folder / f"{file_name(name, key)}.safetensors"
+    path, key = _named(folder, name, parts)
     found = held(path, key, kind, remedy)
     if found is None:
         found = make()
         keep(path, key, found)
     return found
+
+
+def kept_together(
+    folder: Path | None, name: str, parts: Mapping[str, Any], kind: type[T], remedy: str, make: Callable[[], T]
+) -> T | None:
+    """`kept`, which every process calls: the first reads or writes, all make. None on the others where it was there."""
+    if folder is None:
+        return make()
+    path, key = _named(folder, name, parts)
+    found = processes.by_first(lambda: held(path, key, kind, remedy))
+    if not processes.agreed(found is not None if processes.rank() == 0 else None):
+        found = make()
+        if processes.rank() == 0:
+            keep(path, key, found)
+    return found
+
+
+def _named(folder: Path, name: str, parts: Mapping[str, Any]) -> tuple[Path, str]:
+    """A file and its key."""
+    key = digest(format=FORMAT, **parts)
+    return folder / f"{file_name(name, key)}.safetensors", key
 
 
 def held(path: Path, key: str, kind: type[T], remedy: str) -> T | None:
