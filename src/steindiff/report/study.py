@@ -144,7 +144,8 @@ def _described(bed: BedSummary | None) -> str:
         return "Not looked at yet."
     kind = _KINDS.get(bed.kind, bed.kind)
     shape = "×".join(map(str, bed.event_shape))
-    return f"{short(bed.name)}: {kind}, shape {shape}, {bed.n_target} samples in the target. Reference: {bed.reference}."
+    target = f", {bed.n_target} samples in the target" if bed.n_target else ""
+    return f"{short(bed.name)}: {kind}, shape {shape}{target}. Reference: {bed.reference}."
 
 
 def _best(study: Study) -> list[Block]:

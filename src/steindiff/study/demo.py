@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from steindiff import models, solvers
+from steindiff.io.clock import Clock
 from steindiff.io.files import manifest, writable_folder, write_json
 from steindiff.metrics import Value
 from steindiff.study.compare import Study
@@ -59,15 +60,15 @@ def run_demo(outdir: str | Path, *, nfe: int, samples: int, first_seed: int) -> 
         samples: the images of a run.
         first_seed: image i comes from this seed plus i.
     """
-    start, folder = time.perf_counter(), writable_folder(outdir)
-    *few, paper = studies = [run_study(config, folder) for config in _configs(nfe, samples, first_seed)]
-    seconds = time.perf_counter() - start
+    start, folder, clock = time.perf_counter(), writable_folder(outdir), Clock()
+    *few, paper = studies = [run_study(config, folder, clock=clock) for config in _configs(nfe, samples, first_seed)]
+    seconds = {"all": round(time.perf_counter() - start, 1), **clock.rounded()}
     summaries = [_summary(study, cell) for study in studies for cell in study.config.cells() if cell in study.results]
     write_json(folder / "results.json", summaries)
     summarised = {bed.name: bed for study in studies for bed in study.beds.values()}
     about = {name: {"sha256": models.load(name).sha256, "reference": bed.reference} for name, bed in summarised.items()}
     settings = {"nfe": nfe, "few": FEW, "samples": samples, "first_seed": first_seed, "models": list(about)}
-    write_json(folder / "run.json", manifest(config=settings, models=about, seconds=round(seconds, 1)))
+    write_json(folder / "run.json", manifest(config=settings, models=about, seconds=seconds))
     made_for = {name: make(name).setting for name in about}
     taken = {(name, n): str(solvers.make(AUTO).plan(n, setting)[0]) for name, setting in made_for.items() for n in FEW}
     return Demo(tuple(few), paper, taken)

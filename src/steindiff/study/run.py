@@ -14,6 +14,7 @@ from steindiff import corrections
 from steindiff.divergence import Choice
 from steindiff.errors import InputError, needs, require
 from steindiff.io import folders, processes
+from steindiff.io.clock import Clock
 from steindiff.io.files import digest
 from steindiff.io.images import to_uint8
 from steindiff.metrics import JudgeFiles
@@ -41,6 +42,7 @@ def run_study(
     judges: Sequence[JudgeFiles] = (),
     device: str = "cpu",
     progress: bool = True,
+    clock: Clock | None = None,
 ) -> Study:
     """Run what is missing of a study, and give what was found: on the first process; on the others a study without results.
 
@@ -53,13 +55,14 @@ def run_study(
         judges: the files that FID, inception score and FD-DINOv2 of images are measured with.
         device: where the named testbeds compute; with "cuda", several processes take one each. No cell's key depends on it.
         progress: whether the first process shows a bar.
+        clock: measures its parts: references, prices of derivatives, runs, measuring.
 
     Raises:
         InputError: a configuration that cannot run, a foreign or broken file, a folder that cannot be written to or that
             another process has.
     """
     own = {bed.name: bed for bed in beds}
-    results, summaries = list[Result](), list[BedSummary]()
+    results, summaries, clock = list[Result](), list[BedSummary](), clock or Clock()
     with processes.joined(device), folders.locked(outdir, store.ROOMS) as folder:
         _check(config, judges)
         place = processes.local_device(device)
@@ -68,12 +71,15 @@ def run_study(
             for name in config.beds:
                 bed = own[name] if name in own else make(name, place)
                 bar.set_postfix_str(f"{bed.name}: references")
-                ruler, refs = None, references(bed, config.seeds, folder, config.checked, _of_law(config, judges))
+                with clock("references"):
+                    refs = references(bed, config.seeds, folder, config.checked, _of_law(config, judges))
+                ruler = None
                 if refs is not None and processes.rank() == 0:
                     named = judges_of(bed, judges, refs.target, config.n)
                     ruler = Ruler(bed, refs, named, config.metrics, config.axes, config.seeds)
-                    summaries.append(_summary(name, ruler))
-                part = _Part(bed, config, folder, ruler, bar.set_postfix_str)
+                    with clock("measuring"):
+                        summaries.append(_summary(name, ruler))
+                part = _Part(bed, config, folder, ruler, bar.set_postfix_str, clock)
                 for _, group in groupby((c for c in config.cells() if c.bed == name), key=lambda c: c.plain):
                     cells = list(group)
                     results.extend(part.results([cell for cell in cells if config.runs_on(cell, bed.setting)]))
@@ -128,6 +134,7 @@ class _Part:
     folder: Path
     ruler: Ruler | None
     tell: Callable[[str], object]
+    clock: Clock
     common: Common = field(default_factory=Common)
 
     def results(self, cells: list[Cell]) -> list[Result]:
@@ -152,9 +159,11 @@ class _Part:
             given = (self._price, self._clean) if corrected else (None, None)
             solver, sigmas = build(cell, self.config, self.bed.setting, *given)
             how: dict[str, Any] = {"batch": self.config.batch, "together": True, "common": self.common}
-            drawn = draw(solver, self.bed, sigmas, self.config.seeds, **how)
+            with self.clock("runs"):
+                drawn = draw(solver, self.bed, sigmas, self.config.seeds, **how)
             if self.ruler is not None:
-                measured = None if drawn.x is None else self.ruler.measure(drawn.x, paired=not solver.stochastic)
+                with self.clock("measuring"):
+                    measured = None if drawn.x is None else self.ruler.measure(drawn.x, paired=not solver.stochastic)
                 plain = measured if cell == first else plain
                 if cell in missing:
                     yield _result(cell, keys[cell], drawn, measured, plain, self.ruler)
@@ -172,7 +181,8 @@ class _Part:
     def _price(self) -> Choice:
         method = "vjp" if self.config.divergence == "exact" else self.config.divergence
         seeds = self.config.seeds[: self.config.batch]
-        found = processes.agreed(price(self.bed, seeds, self.folder, method) if self.ruler else None)
+        with self.clock("prices"):
+            found = processes.agreed(price(self.bed, seeds, self.folder, method) if self.ruler else None)
         assert found is not None
         return found
 
