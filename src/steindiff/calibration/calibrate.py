@@ -25,6 +25,7 @@ from steindiff.calibration.teacher import STEPS, Conditioned, Trajectories, traj
 from steindiff.denoisers import Denoiser, forwards_per_call
 from steindiff.errors import InputError, needs, require
 from steindiff.io import files, processes
+from steindiff.io.clock import Clock
 from steindiff.io.memory import BATCH, Room, memory_lacks
 from steindiff.solvers import Purpose, Setting, Table
 from steindiff.solvers.base import whole
@@ -85,6 +86,7 @@ def calibrations(
     starts: Sequence[Table] = (),
     work: str | Path | None = None,
     progress: bool = False,
+    clock: Clock | None = None,
 ) -> list[Table]:
     """A table for each number of evaluations; all come from one set of fine runs.
 
@@ -103,6 +105,7 @@ def calibrations(
             down is best.
         work: a folder that keeps the fine runs and finished tables, so that a stopped calibration goes on.
         progress: whether to show bars on stderr.
+        clock: measures its parts: fine runs, start, refinement, gate.
 
     Raises:
         InputError: too few trajectories for the numbers of a table, malformed noise, or no memory for a single image.
@@ -117,11 +120,13 @@ def calibrations(
     purpose = Purpose.of(first, tuple(noise.shape[1:]))
     purpose = purpose if network is None else replace(purpose, network=network)
     near = tuple(table for table in starts if table.solver.name == CALIBRATED)
-    job = _Job(denoiser, noise, sigma_max, sigma_min, conditioned, purpose, options, progress, near)
+    job = _Job(denoiser, noise, sigma_max, sigma_min, conditioned, purpose, options, progress, near, clock=clock or Clock())
     folder = None if work is None else files.writable_folder(work) / job.key
     try:
-        law = job.fine_runs(folder)
-        parts = [law.part(places) for places in divided(noise)]
+        with job.clock("fine runs"):
+            law = job.fine_runs(folder)
+            parts = [law.part(places) for places in divided(noise)]
+        del law  # the parts are copies
         return [job.kept_table(parts, n, folder) for n in nfe]
     except (MemoryError, RuntimeError) as error:
         if not memory_lacks(error):
@@ -161,6 +166,7 @@ class _Job:
     progress: bool
     starts: tuple[Table, ...] = ()
     bill: Bill = field(default_factory=Bill)
+    clock: Clock = field(default_factory=Clock)
 
     @cached_property
     def room(self) -> Room:
@@ -237,10 +243,14 @@ class _Job:
                 tick(f"relative error {math.exp(step.held):.3g}")
 
             near = next((table.solver for table in self.starts if table.nfe == nfe), None)
-            start = search.start([thinned(fitted, search.FITTED // fitted.noise[0].numel())], [choosing], nfe, setting, near)
-            found = renamed(refine(start, [fitted], [choosing], settings, tell), [fitted])
+            few = [thinned(fitted, search.FITTED // fitted.noise[0].numel())]
+            with self.clock("start"):
+                start = search.start(few, [choosing], nfe, setting, near)
+            with self.clock("refinement"):
+                found = renamed(refine(start, [fitted], [choosing], settings, tell), [fitted])
         found = replace(found, name=CALIBRATED)
-        solver, verdict = gate.passed(found, gate.alternatives(nfe, setting), guarded)
+        with self.clock("gate"):
+            solver, verdict = gate.passed(found, gate.alternatives(nfe, setting), guarded)
         evaluated = processes.gather(torch.tensor([self.bill.images - images])).sum()  # each process has billed its share
         cost = {"evaluated_images": int(evaluated), "of_fine_runs": fine}
         report = files.manifest(
@@ -275,9 +285,10 @@ def divided(noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def thinned(law: Trajectories, most: int) -> Trajectories:
-    """Some of the images, evenly spaced: as many as this or fewer, and no fewer than `LEAST` of them."""
+    """Some of the images, evenly spaced: as many as this or fewer, and no fewer than `LEAST`; all of them are no copy."""
     n = len(law.noise)
-    return law.part(torch.arange(0, n, -(-n // max(LEAST, most))))
+    step = -(-n // max(LEAST, most))
+    return law if step == 1 else law.part(torch.arange(0, n, step))
 
 
 def enough(nfe: int, numbers: int) -> int:

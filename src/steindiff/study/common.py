@@ -1,8 +1,9 @@
 """Evaluations that runs of a study have in common: from the same noise, solvers begin alike.
 
-The first evaluation of every plain solver is that of the noise, and the second one follows a first-order step, which is the
-same for all multistep methods on a grid. An evaluation is found by its noise level and by every bit of its state, so that a run
-gets what the network would say again. What a run costs is counted as if it had asked the network.
+The first evaluation of every plain solver is that of the noise, and the second one follows a first-order step. That step is one
+arithmetic for all multistep methods that extrapolate data, and another for those that extrapolate noise. An evaluation is
+found by its noise level and by every bit of its state, so that a run gets what the network would say again. What a run costs is
+counted as if it had asked the network.
 """
 
 from collections.abc import Sequence
