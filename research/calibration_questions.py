@@ -1,14 +1,19 @@
-"""What a calibrated table is good for beyond its network: other classes, other networks, other resolutions; when it pays.
+"""What a calibrated table is good for beyond its network: other classes, networks, resolutions and scales; when it pays.
 
     python -m research.calibration_questions --part classes --scale 3
     python -m research.calibration_questions --part networks
     python -m research.calibration_questions --part sizes
+    python -m research.calibration_questions --part scales --bed digits_classes_guided_5 --scales 2 3 5 8 --between 2.5 4 6.5
     python -m research.calibration_questions --part cost
 
 - `classes`: `digits_classes` under guidance, a table of all classes against tables of one class, on new noise of that class;
 - `networks`: each network's table on the others;
 - `sizes`: the exact CIFAR-10 mixture at 32×32, and averaged over squares of pixels to 16×16 and 8×8: each size's table on
   the others. Such an average of a mixture is a mixture, so that all three are exact;
+- `scales`: how near a table between two scales of guidance is to one that is calibrated at that scale. Tables are calibrated at
+  all scales, from the largest down, each from the tables of the one above (*chained*), and at each scale on its own (*alone*).
+  A line has a table calibrated at the scale in between, the table between its chained and between its lone neighbours, the
+  table of the upper neighbour, and the universal table;
 - `cost`: the shipped tables' evaluations, and the number of images from which on they cost less than the universal table
   with as many evaluations as end equally near. It runs no network.
 
@@ -16,7 +21,8 @@ Each cell has the RMSE to the exact flow's end points of new noise.
 """
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice, pairwise
 from typing import Annotated
@@ -28,14 +34,16 @@ from research.calibration_variants import calibrated, flows, parted, setting
 from steindiff.analytic import FactorMixture
 from steindiff.calibration import Trajectories, run
 from steindiff.calibration.calibrate import USUAL
-from steindiff.errors import InputError
-from steindiff.metrics.distances import endpoint_rmse
+from steindiff.errors import InputError, unknown_name
+from steindiff.metrics import Value, endpoint_rmse
 from steindiff.noise import mix
-from steindiff.solvers import Tabulated
+from steindiff.solvers import Setting, Tabulated
+from steindiff.solvers.between import between
 from steindiff.solvers.calibrated import SHIPPED
 from steindiff.solvers.table import load_all
-from steindiff.solvers.universal import entry
+from steindiff.solvers.universal import entries, entry
 from steindiff.study import testbed
+from steindiff.study.calibrating import calibrate_bed, chained
 from steindiff.study.testbed import Testbed
 
 APART = 10**6
@@ -49,9 +57,12 @@ BILLED = ("digits", "cifar10")
 class Options:
     """The command line."""
 
-    part: Annotated[str, "classes, networks, sizes or cost"]
+    part: Annotated[str, "classes, networks, sizes, scales or cost"]
     nfe: Annotated[int, "network evaluations", 1] = 4
-    scale: Annotated[float, "scale of guidance, for classes"] = 1.0
+    scale: Annotated[float, "classes: the scale of guidance"] = 1.0
+    bed: Annotated[str, "scales: a guided testbed; its scale is replaced"] = "digits_guided_5"
+    scales: Annotated[tuple[float, ...], "scales: those that have tables"] = (1.0, 2.0, 3.0, 5.0, 8.0)
+    between: Annotated[tuple[float, ...], "scales: those between them"] = (1.5, 2.5, 4.0, 6.5)
     trajectories: Annotated[int, "noises of a calibration", 16] = 64
     images: Annotated[int, "new noises that the scores are of", 2] = 128
     seed: Annotated[int, "seed of the first new noise; the calibration's are a million higher", 0] = 90_000
@@ -63,7 +74,7 @@ class Options:
 def scored(tables: dict[str, Tabulated], laws: dict[str, Trajectories], universal: dict[str, Tabulated]) -> None:
     """Print the RMSE of every table on every law, those of the universal table first."""
     of = {"universal": universal, **{f"of {name}": dict.fromkeys(laws, each) for name, each in tables.items()}}
-    rows = ((name, *(endpoint_rmse(run(on[place], law), law.ends) for place, law in laws.items())) for name, on in of.items())
+    rows = ((name, *(near(on[place], law) for place, law in laws.items())) for name, on in of.items())
     print_table(("table", *(f"on {name}" for name in laws)), rows)
 
 
@@ -130,6 +141,43 @@ def sizes(o: Options) -> None:
     across({name: replace(bed, denoiser=each, event_shape=each.event_shape) for name, each in laws.items()}, o)
 
 
+def at_scale(o: Options, scale: float) -> Testbed:
+    """The testbed at this scale."""
+    return testbed.make(re.sub(r"_guided_.*", f"_guided_{scale:g}", o.bed))
+
+
+def near(solver: Tabulated, law: Trajectories) -> Value:
+    """The distance to the exact flow's end points."""
+    return endpoint_rmse(run(solver, law), law.ends)
+
+
+def amid(low: Tabulated, high: Tabulated, scale: float, law: Trajectories) -> Value | str:
+    """The distance of the table between two, where they go together."""
+    try:
+        return near(between(replace(low, name="table"), replace(high, name="table"), scale), law)
+    except InputError:
+        return "none"
+
+
+def lines(o: Options) -> Iterator[tuple[Value | str, ...]]:
+    """A line for each scale between two that have tables."""
+    down, how = sorted(o.scales, reverse=True), ([o.nfe], o.trajectories)
+    chain = dict(zip(down, (tables[0].solver for tables in chained((at_scale(o, w) for w in down), *how)), strict=True))
+    alone = {w: calibrate_bed(at_scale(o, w), *how)[0].solver for w in {*o.scales, *o.between}}
+    for low, high in pairwise(sorted(o.scales)):
+        for scale in (w for w in o.between if low < w < high):
+            law = flows(at_scale(o, scale), range(o.seed, o.seed + o.images), o.steps)
+            known = [near(each, law) for each in entries(o.nfe, Setting(sigma_data=law.variance**0.5, guidance=scale))]
+            two = (amid(tables[low], tables[high], scale, law) for tables in (chain, alone))
+            cells = (near(alone[scale], law), *two, near(chain[high], law), *(known or ["none"]))
+            yield f"{scale:g}", f"{low:g}, {high:g}", *cells
+
+
+def scales(o: Options) -> None:
+    """Tables between two scales of guidance."""
+    print_table(("w", "between", "calibrated at w", "chained", "alone", "the upper one's", "universal"), lines(o))
+
+
 def cost(o: Options) -> None:
     """What a table costs, and from how many images on it pays."""
     heads = ("N", "evaluations of the calibration", "RMSE at the gate", "universal as near with", "pays from images")
@@ -156,14 +204,14 @@ def reached(errors: dict[int, float], level: float) -> float:
     return float(known[0]) if level >= errors[known[0]] else math.inf
 
 
-PARTS: dict[str, Callable[[Options], None]] = {"classes": classes, "networks": networks, "sizes": sizes, "cost": cost}
+PARTS: dict[str, Callable[[Options], None]] = {part.__name__: part for part in (classes, networks, sizes, scales, cost)}
 
 
 @command
 def main(o: Options) -> None:
     """Answer one of the questions."""
     if o.part not in PARTS:
-        raise InputError(f"--part {o.part}: the parts are {', '.join(PARTS)}")
+        raise unknown_name("part", o.part, PARTS)
     if o.part != "cost":
         print(f"**{o.part}**, N = {o.nfe}, {o.trajectories} noises, {o.images} new images from seed {o.seed}\n")
     PARTS[o.part](o)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from research.calibration_questions import BILLED, of_class, pooled, reached, scored
+from research.calibration_questions import BILLED, Options, lines, of_class, pooled, reached, scored
 
 from problems import MODEL
 from research import calibration_questions
@@ -44,6 +44,17 @@ def test_where_an_error_is_reached_between_numbers_of_evaluations():
     assert reached(errors, 0.1) == pytest.approx(4)
     assert reached(errors, 0.01) == math.inf
     assert reached(errors, 1.0) == 2
+
+
+def test_a_line_between_two_scales_has_every_contender():
+    pytest.importorskip("sklearn")
+    few = Options("scales", nfe=1, bed="wine_guided_3", scales=(2.0, 3.0), between=(2.5,), trajectories=16, images=8)
+    (line,) = lines(few)
+    scale, ends, *scores, universal = line
+    assert (scale, ends, universal) == ("2.5", "2, 3", "none")  # no table for guidance has one evaluation
+    own, chained, alone, upper = (score.value for score in scores)
+    assert own > 0
+    assert max(chained, alone, upper) < 2 * own
 
 
 def test_the_bill_has_every_shipped_table(capsys):
