@@ -7,6 +7,7 @@ plain solver that is nearest there. The dashed line is the best plain solver wit
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
@@ -72,17 +73,18 @@ def curves(bed: str) -> dict[str, dict[int, Entry]]:
     Raises:
         InputError: the contests have no such testbed.
     """
-    found = dict[str, dict[int, Entry]]()
+    found = defaultdict[str, dict[int, Entry]](dict)
+
+    def note(head: str, nfe: int, entry: Entry) -> None:
+        found[head][nfe] = min(found[head].get(nfe, entry), entry, key=lambda each: each.value)
+
     for path in CONTESTS:
         for nfe, head, entry in entries(path.read_text(encoding="utf-8"), bed):
-            known = found.setdefault(head, {})
-            known[nfe] = min(known.get(nfe, entry), entry, key=lambda each: each.value)
+            note(head, nfe, entry)
     missing = [head for head in LINES.values() if head not in found]
     require(not missing, f"the contests in {RESULTS} say nothing of {bed}: put a study of it there", missing=missing)
-    double = {n // 2: entry for n, entry in found[PLAIN].items() if n % 2 == 0}
-    twice = found.setdefault(TWICE, {})
-    for nfe, entry in double.items():
-        twice[nfe] = min(twice.get(nfe, entry), entry, key=lambda each: each.value)
+    for nfe in [n for n in found[PLAIN] if n % 2 == 0]:
+        note(TWICE, nfe // 2, found[PLAIN][nfe])
     return found
 
 
@@ -92,12 +94,8 @@ def strips(bed: Testbed, best: str, options: Options) -> dict[str, Image]:
     name, _, grid = best.partition(", ")
     runs = {}
     for label, solver in zip(LINES, (name, "universal", "calibrated"), strict=True):
-        made = solvers.make(solver)
-        if made.plans:
-            made, sigmas = made.plan(options.nfe, bed.setting)
-        else:
-            made, steps = made.for_nfe(options.nfe)
-            sigmas = grids.make(grid, steps)
+        made, sigmas = solvers.make(solver).plan(options.nfe, bed.setting)
+        sigmas = grids.make(grid, len(sigmas) - 1) if made.own_grid is None else sigmas
         runs[label] = draw(made, bed, sigmas, seeds).samples
     runs["exact flow"] = draw(solvers.make("unipc_3"), bed, grids.karras(FINE), seeds).samples
     apart = {label: np.pad(to_uint8(x), ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=255) for label, x in runs.items()}

@@ -18,7 +18,7 @@ from typing import Annotated
 from recipes.command import command, print_table
 from torch import Tensor
 
-from steindiff import grids, solvers
+from steindiff import solvers
 from steindiff.run import parse_seeds
 from steindiff.solvers import Setting
 from steindiff.study.draw import draw
@@ -44,8 +44,7 @@ class Options:
 
 def distances(bed: Testbed, name: str, nfe: int, seeds: range, exact: Tensor, setting: Setting) -> Tensor:
     """How far each image of a solver ends from the exact flow, root mean square over its coordinates."""
-    solver, sigmas = solvers.make(name), grids.karras(nfe, setting.sigma_min, setting.sigma_max)
-    solver, sigmas = solver.plan(nfe, setting) if solver.plans else (solver, sigmas)
+    solver, sigmas = solvers.make(name).plan(nfe, setting)
     return (draw(solver, bed, sigmas, seeds).samples - exact).double().square().flatten(1).mean(1).sqrt()
 
 
@@ -53,11 +52,8 @@ def cell(bed: Testbed, nfe: int, seeds: range, exact: Tensor, setting: Setting) 
     """The error of `auto`, that of the best published solver, and how many images `auto` breaks."""
     own, *others = (distances(bed, name, nfe, seeds, exact, setting) for name in ("auto", *PLAIN))
     error, best = float(own.square().mean().sqrt()), min(float(d.square().mean().sqrt()) for d in others)
-    return f"{_shown(error)} / {_shown(best)} ({int((own > BROKEN).sum())})"
-
-
-def _shown(error: float) -> str:
-    return f"{error:.3f}" if error >= 0.01 else f"{error:.2g}"
+    shown = " / ".join(f"{e:.3f}" if e >= 0.01 else f"{e:.2g}" for e in (error, best))
+    return f"{shown} ({int((own > BROKEN).sum())})"
 
 
 def lines(o: Options, seeds: range, counts: Sequence[int]) -> Iterator[tuple[str, ...]]:
@@ -66,8 +62,7 @@ def lines(o: Options, seeds: range, counts: Sequence[int]) -> Iterator[tuple[str
         bed = make(o.what if scale == 1 else f"{o.what}_guided_{scale:g}")
         ends = {"sigma_max": o.top * bed.setting.sigma_data, "sigma_min": o.bottom * bed.setting.sigma_data}
         setting = replace(bed.setting, **{name: level for name, level in ends.items() if level})
-        fine = grids.karras(o.steps, setting.sigma_min, setting.sigma_max)
-        exact = draw(solvers.make("unipc_3"), bed, fine, seeds).samples
+        exact = draw(solvers.make("unipc_3"), bed, setting.karras(o.steps), seeds).samples
         yield f"{scale:g}", *(cell(bed, nfe, seeds, exact, setting) for nfe in counts)
 
 
