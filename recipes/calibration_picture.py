@@ -39,16 +39,6 @@ FINE = 64
 
 
 @dataclass(frozen=True)
-class Options:
-    """The command line."""
-
-    out: Annotated[Path, "the folder of calibration.png"] = ROOT / "docs" / "images"
-    nfe: Annotated[int, "network evaluations of the images", 1] = 3
-    images: Annotated[int, "how many images a row has", 1] = 8
-    seed: Annotated[int, "seed of the first", 0] = 70_000
-
-
-@dataclass(frozen=True)
 class Entry:
     """What a cell of a contest says: an error, and whose it is where it is one of several."""
 
@@ -88,13 +78,12 @@ def curves(bed: str) -> dict[str, dict[int, Entry]]:
     return found
 
 
-def strips(bed: Testbed, best: str, options: Options) -> dict[str, Image]:
+def strips(bed: Testbed, best: str, nfe: int, seeds: range) -> dict[str, Image]:
     """The same seeds by the plain solver, by the two tables and by the exact flow; each row is one image."""
-    seeds = range(options.seed, options.seed + options.images)
     name, _, grid = best.partition(", ")
     runs = {}
     for label, solver in zip(LINES, (name, "universal", "calibrated"), strict=True):
-        made, sigmas = solvers.make(solver).plan(options.nfe, bed.setting)
+        made, sigmas = solvers.make(solver).plan(nfe, bed.setting)
         sigmas = grids.make(grid, len(sigmas) - 1) if made.own_grid is None else sigmas
         runs[label] = draw(made, bed, sigmas, seeds).samples
     runs["exact flow"] = draw(solvers.make("unipc_3"), bed, grids.karras(FINE), seeds).samples
@@ -124,9 +113,9 @@ def shown(plot: Any, cells: Any, rows: Mapping[str, Image], about: str, labelled
             axis.set_ylabel(label, rotation=0, ha="right", va="center")
 
 
-def picture(options: Options) -> bytes:
+def picture(nfe: int, seeds: range) -> bytes:
     """The figure as a PNG."""
-    about = f"N = {options.nfe}, seeds {options.seed} to {options.seed + options.images - 1}"
+    about = f"N = {nfe}, seeds {seeds[0]} to {seeds[-1]}"
     with style():
         plot = figure(9.0, 5.8)
         cells = plot.add_gridspec(5, len(BEDS), height_ratios=(7, 1, 1, 1, 1))
@@ -137,14 +126,19 @@ def picture(options: Options) -> bytes:
             if first:
                 upper.set_ylabel("RMSE to the exact flow's end point")
                 upper.legend(frameon=False)
-            rows = strips(testbed.make(name), found[PLAIN][options.nfe].name, options)
+            rows = strips(testbed.make(name), found[PLAIN][nfe].name, nfe, seeds)
             shown(plot, [cells[1 + i, column] for i in range(len(rows))], rows, about, first)
         return drawing("calibration", "errors and images", plot).png
 
 
 @command
-def main(options: Options) -> None:
+def main(
+    out: Annotated[Path, "the folder of calibration.png"] = ROOT / "docs" / "images",
+    nfe: Annotated[int, "network evaluations of the images", 1] = 3,
+    images: Annotated[int, "how many images a row has", 1] = 8,
+    seed: Annotated[int, "seed of the first", 0] = 70_000,
+) -> None:
     """Draw it."""
-    path = writable_folder(options.out) / "calibration.png"
-    path.write_bytes(picture(options))
+    path = writable_folder(out) / "calibration.png"
+    path.write_bytes(picture(nfe, range(seed, seed + images)))
     print(path)

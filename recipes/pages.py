@@ -12,7 +12,6 @@ The tables of docs/start.md and docs/correction.md and their pictures too, from 
 import math
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -38,13 +37,6 @@ PICTURES = ("cifar10", "cifar10_mixture", "digits", "correction-digits", "gamma"
 _PICTURE = re.compile(r"!\[.*?\]\(.*?\)\n\n.*\n+")
 SHOWN = 5
 """The number of evaluations in the example."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line."""
-
-    demo: Annotated[Path | None, "the folder of a finished demo, for its tables and pictures"] = None
 
 
 def pages() -> dict[Path, str]:
@@ -135,9 +127,8 @@ def _rungs() -> Table:
         for rung in sorted({rung for rung, _ in known}):
             counts = _spans(sorted(n for r, n in known if r == rung))
             rows.append((f"{rung:g}", f"{0.5 * rung:g}", f"{end:g}", counts))
-    return Table(
-        ("first level, in units of σ_data", "σ_max at σ_data = 0.5", "last level, in units of σ_data", "N"), tuple(rows)
-    )
+    heads = ("first level, in units of σ_data", "σ_max at σ_data = 0.5", "last level, in units of σ_data", "N")
+    return Table(heads, tuple(rows))
 
 
 def _scales() -> Table:
@@ -196,13 +187,13 @@ def _family() -> Table:
 
 
 @command
-def main(options: Options) -> None:
+def main(demo: Annotated[Path | None, "the folder of a finished demo, for its tables and pictures"] = None) -> None:
     """Write the pages."""
     texts = pages()
-    if options.demo is not None:
-        texts |= shown(options.demo)
+    if demo is not None:
+        texts |= shown(demo)
         for name in PICTURES:
-            shutil.copyfile(options.demo / f"{name}.png", ROOT / "docs" / "images" / f"{name}.png")
+            shutil.copyfile(demo / f"{name}.png", ROOT / "docs" / "images" / f"{name}.png")
     for path, text in texts.items():
         write_text(path, text)
         print(path.relative_to(ROOT))

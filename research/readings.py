@@ -9,7 +9,6 @@ self-consistency costs and how its weight ω falls, and how it gets on with each
 """
 
 import math
-from dataclasses import dataclass
 from statistics import median
 from typing import Annotated
 
@@ -32,15 +31,6 @@ SOLVERS = ("ddim", "dpmpp_2m")
 MODES = ("literal", "literal(history=frozen)", "adaptive", "analytical", "tweedie")
 WEIGHTS = {"ω": "eta=1.0", "½ ω": "eta=0.5", "ω, jump from x^S": "eta=1.0, look_ahead=proposal"}
 PROPOSALS = ("none", "clamped(mode=tweedie)", "clamped", "clamped(history=frozen)", "literal")
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line."""
-
-    samples: Annotated[int, "images", 2] = 128
-    seed: Annotated[int, "seed of the first image", 0] = 0
-    steps: Annotated[tuple[int, ...], "numbers of steps"] = (5, 10, 20, 40, 80, 160)
 
 
 def run(solver: str, rule: str, x: Tensor, n: int) -> tuple[Tensor, tuple[Record, ...]]:
@@ -113,8 +103,12 @@ def proposals(x: Tensor, n: int) -> list[Block]:
 
 
 @command
-def main(o: Options) -> None:
+def main(
+    samples: Annotated[int, "images", 2] = 128,
+    seed: Annotated[int, "seed of the first image", 0] = 0,
+    steps: Annotated[tuple[int, ...], "numbers of steps"] = (5, 10, 20, 40, 80, 160),
+) -> None:
     """Print the four tables."""
-    x = initial_noise(range(o.seed, o.seed + o.samples), (64,), dtype=torch.float64)
-    steps = tuple(sorted(o.steps))
+    x = initial_noise(range(seed, seed + samples), (64,), dtype=torch.float64)
+    steps = tuple(sorted(steps))
     print(markdown([*modes(x, steps[len(steps) // 3]), *limits(x, steps), *errors(x, steps), *proposals(x, steps[0])]), end="")

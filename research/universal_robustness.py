@@ -9,7 +9,6 @@ the best of six published solvers on two grids, which are told nothing.
 
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass
 from itertools import product
 from typing import Annotated
 
@@ -25,16 +24,6 @@ from steindiff.study.testbed import Testbed
 
 PLAIN = ("dpmpp_2m", "unipc_2", "unipc_3", "deis_3", "ipndm_3", "ipndm_4")
 FINE = 100
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line."""
-
-    bed: Annotated[str, "a testbed of steindiff bench"] = "digits"
-    nfe: Annotated[int, "network evaluations", 1] = 4
-    samples: Annotated[int, "images", 2] = 256
-    seed: Annotated[int, "seed of the first image", 0] = 80_000
 
 
 def ends(denoiser: Denoiser, noise: Tensor, top: float) -> Tensor:
@@ -72,28 +61,30 @@ def _within(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
     return inner
 
 
-def lines(o: Options) -> Iterator[tuple[object, object]]:
+def lines(bed: Testbed, nfe: int, seeds: range) -> Iterator[tuple[object, object]]:
     """The rows of the table: what a run is told, and its error."""
-    bed = testbed.make(o.bed)
-    seeds = range(o.seed, o.seed + o.samples)
     denoiser = bed.denoiser_for(seeds)
-    noise = initial_noise(seeds, bed.event_shape, grids.SIGMA_MAX)
-    exact = ends(denoiser, noise, grids.SIGMA_MAX)
-    mean = ends(denoiser, initial_noise(range(o.seed + 10**6, o.seed + 10**6 + o.samples), bed.event_shape), 80.0).mean(0)
-    for name, table, top in cases(bed, o.nfe, mean):
+    noise, others = (initial_noise(some, bed.event_shape) for some in (seeds, [seed + 10**6 for seed in seeds]))
+    exact, mean = ends(denoiser, noise, grids.SIGMA_MAX), ends(denoiser, others, grids.SIGMA_MAX).mean(0)
+    for name, table, top in cases(bed, nfe, mean):
         start = noise * (top / grids.SIGMA_MAX)
         target = exact if top == grids.SIGMA_MAX else ends(denoiser, start, top)
         yield name, endpoint_rmse(sample(table.solver, denoiser, start, table.sigmas).x, target)
-    table = Table.universal(o.nfe, sigma_data=bed.setting.sigma_data)
+    table = Table.universal(nfe, sigma_data=bed.setting.sigma_data)
     for name, low in halves(denoiser):
         yield f"nothing wrong; {name}", endpoint_rmse(sample(table.solver, low, noise, table.sigmas).x, exact)
-    runs = {f"{s}, {g}": sample(s, denoiser, noise, grids.make(g, o.nfe)).x for s, g in product(PLAIN, ("karras", "log_snr"))}
+    runs = {f"{s}, {g}": sample(s, denoiser, noise, grids.make(g, nfe)).x for s, g in product(PLAIN, ("karras", "log_snr"))}
     best = min(runs, key=lambda name: float((runs[name] - exact).square().mean()))
     yield f"best published: {best}", endpoint_rmse(runs[best], exact)
 
 
 @command
-def main(o: Options) -> None:
+def main(
+    bed: Annotated[str, "a testbed of steindiff bench"] = "digits",
+    nfe: Annotated[int, "network evaluations", 1] = 4,
+    samples: Annotated[int, "images", 2] = 256,
+    seed: Annotated[int, "seed of the first image", 0] = 80_000,
+) -> None:
     """Print the table."""
-    print(f"{o.bed}, N = {o.nfe}, {o.samples} images from seed {o.seed}\n")
-    print_table(("told", "RMSE"), lines(o))
+    print(f"{bed}, N = {nfe}, {samples} images from seed {seed}\n")
+    print_table(("told", "RMSE"), lines(testbed.make(bed), nfe, range(seed, seed + samples)))

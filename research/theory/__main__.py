@@ -8,7 +8,7 @@ one core.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import groupby, product
 from pathlib import Path
@@ -324,26 +324,20 @@ def fill(template: str, values: Mapping[str, object]) -> str:
     return template
 
 
-@dataclass(frozen=True)
-class Options:
-    """The command line."""
-
-    outdir: Annotated[Path, "where theory.md and images/ go"] = Path("docs")
-    samples: Annotated[int, "draws per case and side; fewer give no standard error that means anything", 500] = 20000
-    seed: Annotated[int, "seed of the first draw"] = 1
-
-
 @command
-def main(o: Options) -> None:
+def main(
+    outdir: Annotated[Path, "where theory.md and images/ go"] = Path("docs"),
+    samples: Annotated[int, "draws per case and side; fewer give no standard error that means anything", 500] = 20000,
+    seed: Annotated[int, "seed of the first draw"] = 1,
+) -> None:
     """Compute everything, then write."""
-    n, seed = o.samples, o.seed
-    values, figures = {"samples": n, "seed": seed}, []
+    values: Values = {"samples": samples, "seed": seed}
     for part in (identities, hypotheses, whole_runs, shifts, frames, edm_values):
-        values |= part(n, seed)
-    for found, picture in (bounds(n, seed), behaviour(n, seed), meter(min(n, 20000), seed)):
+        values |= part(samples, seed)
+    drawn = (bounds(samples, seed), behaviour(samples, seed), meter(min(samples, 20000), seed))
+    for found, _ in drawn:
         values |= found
-        figures.append(picture)
-    write_text(o.outdir / "theory.md", fill(TEMPLATE.read_text(encoding="utf-8"), values))
-    for picture in figures:
-        with atomic(o.outdir / f"{picture.name}.png") as temporary:
+    write_text(outdir / "theory.md", fill(TEMPLATE.read_text(encoding="utf-8"), values))
+    for _, picture in drawn:
+        with atomic(outdir / f"{picture.name}.png") as temporary:
             temporary.write_bytes(picture.png)

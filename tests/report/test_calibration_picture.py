@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from recipes.calibration_picture import BEDS, CONTESTS, LINES, PLAIN, TWICE, Options, curves, entries, main, strips
+from recipes.calibration_picture import BEDS, CONTESTS, LINES, PLAIN, TWICE, curves, entries, main, strips
 
 from steindiff.errors import InputError
 from steindiff.study import testbed
@@ -42,7 +42,7 @@ def test_a_testbed_without_a_contest_is_refused():
 
 
 def test_a_row_is_the_same_seeds_by_one_solver():
-    rows = strips(testbed.make("digits"), "ipndm_3, log_snr", Options(images=2))
+    rows = strips(testbed.make("digits"), "ipndm_3, log_snr", 3, range(70_000, 70_002))
     plain, universal, calibrated, exact = (row.astype(float) for row in rows.values())
     assert exact.shape == (8, 17, 1)
     assert abs(calibrated - exact).mean() < abs(universal - exact).mean() < abs(plain - exact).mean()
