@@ -3,11 +3,9 @@
 from steindiff.metrics.components import ComponentWeights, component_weights
 from steindiff.metrics.distances import (
     EnergyTarget,
-    FrechetTarget,
     endpoint_rmse,
     energy_difference,
     energy_distance,
-    frechet_distance,
     principal_features,
 )
 from steindiff.metrics.features import Features, load_features
@@ -15,6 +13,7 @@ from steindiff.metrics.fid.extractors import dinov2, inception
 from steindiff.metrics.fid.inception_score import inception_score
 from steindiff.metrics.fid.judge import Judge, JudgeFiles, judge
 from steindiff.metrics.fid.references import Reference, read_reference, write_reference
+from steindiff.metrics.frechet import FrechetTarget, frechet_distance
 from steindiff.metrics.manifold import Manifold, ManifoldTarget, precision_recall
 from steindiff.metrics.moments import SampleMoments
 from steindiff.metrics.resampling import Halves, Replicates, jackknife, jackknife_difference

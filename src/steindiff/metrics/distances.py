@@ -1,20 +1,18 @@
-"""Energy distance, Fréchet distance and endpoint error, float64, each with a standard error.
+"""Energy distance and endpoint error, float64, each with a standard error; features for distances at small n.
 
 Samples are (n, …) tensors, flattened to vectors. A standard error says how far another draw of the samples would move the
-number; it does not contain the bias that a Fréchet distance has at small n, which is why tables carry a noise floor: the
-same number between two independent sets from the reference law, of the same sizes.
+number; it does not contain a bias, which is why tables carry a noise floor: the same number between two independent sets from
+the reference law, of the same sizes.
 """
 
 import math
 from collections.abc import Callable
-from functools import cached_property, reduce
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from steindiff.errors import require
-from steindiff.metrics.moments import SampleMoments
-from steindiff.metrics.resampling import Replicates, dealt
 from steindiff.metrics.values import Shares, Value
 
 ROWS = 1024
@@ -76,84 +74,6 @@ def _cross_distances(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         of_x.append(rows.mean(1))
         of_y += rows.sum(0)
     return torch.cat(of_x), of_y / len(x)
-
-
-class FrechetTarget:
-    """Fréchet distances to one set of samples, whose moments and covariance root are computed once.
-
-        ‖μ_x−μ_y‖² + tr(C_x + C_y − 2(C_x C_y)^½),   tr(C_x C_y)^½ = ‖C_x^½ C_y^½‖_* = ‖X Yᵀ‖_* / √((n−1)(m−1)),
-
-    ‖·‖_* the sum of singular values, X and Y the centred samples as rows. The second form serves where a set has fewer samples
-    than dimensions. Both give the same number; it is biased upwards by about d²/n at small n.
-
-    Args:
-        y: the samples, (m, …).
-        groups: how many groups the jackknife deals each set into; each is left out once. A group costs d² numbers of
-            memory and two sets of eigenvalues; 5 groups do beyond a thousand dimensions. It needs at least two samples.
-    """
-
-    def __init__(self, y: Tensor, groups: int = 20) -> None:
-        self._y, self._groups = y.flatten(1).double(), groups
-        self._index = dealt(len(y), groups).to(y.device)
-
-    def distance(self, x: "Tensor | FrechetTarget") -> Value:
-        """`replicates(x).value`."""
-        return self.replicates(x).value
-
-    def replicates(self, x: "Tensor | FrechetTarget") -> Replicates:
-        """The distance with its jackknife: `target.replicates(x).minus(target.replicates(base))` is a paired difference.
-
-        Where x is itself a target, what it has computed is used again. Raises InputError unless both have the same dimension
-        and as many groups.
-        """
-        other = x if isinstance(x, FrechetTarget) else FrechetTarget(x, self._groups)
-        ours, theirs = ((target._y.shape[1], target._groups) for target in (self, other))
-        require(ours == theirs, "(dimension, groups): need equal dimension; make both with the same", ours=ours, theirs=theirs)
-        few = min(len(other._y), len(self._y)) < self._y.shape[1]
-        value, without = _by_samples(other, self) if few else _by_moments(other, self)
-        return Replicates.of(value, without, (len(other._y), len(self._y)))
-
-    @cached_property
-    def _parts(self) -> list[SampleMoments]:
-        return [SampleMoments.of(self._y[self._index == i]) for i in range(self._groups)]
-
-    @cached_property
-    def _whole(self) -> SampleMoments:
-        return reduce(SampleMoments.merge, self._parts)
-
-    @cached_property
-    def _law(self) -> tuple[Tensor, Tensor, Tensor]:
-        """μ, C and C^½."""
-        return self._whole.mean, self._whole.covariance, self._whole.root()
-
-
-def frechet_distance(x: Tensor, y: Tensor, groups: int = 20) -> Value:
-    """`FrechetTarget(y, groups).distance(x)`. Raises InputError for fewer than two samples a group."""
-    require(min(len(x), len(y)) >= 2 * groups, f"need at least {2 * groups} each", samples=(len(x), len(y)))
-    return FrechetTarget(y, groups).distance(x)
-
-
-def _by_moments(x: FrechetTarget, y: FrechetTarget) -> tuple[float, tuple[list[float], list[float]]]:
-    """The distance, and those without each group of x and of y, from covariances."""
-    without_x = [x._whole.without(part).frechet(*y._law) for part in x._parts]
-    without_y = [y._whole.without(part).frechet(*x._law) for part in y._parts]
-    return x._whole.frechet(*y._law), (without_x, without_y)
-
-
-def _by_samples(x: FrechetTarget, y: FrechetTarget) -> tuple[float, tuple[list[float], list[float]]]:
-    """What `_by_moments` gives, from inner products: XYᵀ of a subset is rows and columns of the whole's, centred again."""
-    products = (x._y - x._y.mean(0)) @ (y._y - y._y.mean(0)).mT
-
-    def distance(rows: Tensor, columns: Tensor) -> float:
-        p, q, k = x._y[rows], y._y[columns], products[rows][:, columns]
-        k = k - k.mean(0) - k.mean(1, keepdim=True) + k.mean()
-        cross = torch.linalg.svdvals(k).sum() / ((len(p) - 1) * (len(q) - 1)) ** 0.5
-        return float((p.mean(0) - q.mean(0)).square().sum() + p.var(0).sum() + q.var(0).sum() - 2 * cross)
-
-    all_x, all_y = x._index >= 0, y._index >= 0
-    without_x = [distance(x._index != i, all_y) for i in range(x._groups)]
-    without_y = [distance(all_x, y._index != i) for i in range(y._groups)]
-    return distance(all_x, all_y), (without_x, without_y)
 
 
 def endpoint_rmse(x: Tensor, reference: Tensor) -> Value:

@@ -1,4 +1,4 @@
-"""Mean and covariance of samples in float64, from parts in any order, and the Fréchet distance between two such pairs.
+"""Mean and covariance of samples in float64, from parts in any order.
 
     n = n₁ + n₂,    μ = μ₁ + (n₂/n) δ,    S = S₁ + S₂ + (n₁n₂/n) δδᵀ,    δ = μ₂ − μ₁,    S = Σ (x − μ)(x − μ)ᵀ
 
@@ -8,10 +8,10 @@ Source: Chan, Golub & LeVeque, "Updating Formulae and a Pairwise Algorithm for C
 from dataclasses import dataclass
 from functools import reduce
 
-import torch
 from torch import Tensor
 
 from steindiff.errors import InputError, require
+from steindiff.metrics.samples import checked, vectors
 
 CHUNK = 4096
 ROUNDING = 1e-6
@@ -30,10 +30,9 @@ class SampleMoments:
     def of(cls, x: Tensor) -> "SampleMoments":
         """The moments of samples (n, …), n ≥ 1, each flattened to d numbers; only a chunk of them is float64 at a time.
 
-        Raises InputError for any other shape.
+        Raises InputError as `samples.vectors`.
         """
-        require(x.ndim > 1 and len(x) > 0, "need samples (n, …) with n ≥ 1", shape=tuple(x.shape))
-        return reduce(cls.merge, (cls._of_chunk(chunk.flatten(1).double()) for chunk in x.split(CHUNK)))
+        return reduce(cls.merge, (cls._of_chunk(vectors(chunk, 1)) for chunk in checked(x, 1).split(CHUNK)))
 
     @classmethod
     def _of_chunk(cls, x: Tensor) -> "SampleMoments":
@@ -49,43 +48,15 @@ class SampleMoments:
         scatter = (self.scatter + other.scatter).addr_(step, step, alpha=self.n * other.n / n)
         return SampleMoments(n, self.mean + step * (other.n / n), scatter)
 
-    def without(self, part: "SampleMoments") -> "SampleMoments":
-        """The moments without a part of the samples, `merge` undone. Raises InputError where nothing would be left."""
-        self._check(part)
-        n = self.n - part.n
-        require(n > 0, "leave at least one", samples=self.n, taken_away=part.n)
-        mean = self.mean + (self.mean - part.mean) * (part.n / n)
-        step = part.mean - mean
-        return SampleMoments(n, mean, (self.scatter - part.scatter).addr_(step, step, alpha=-n * part.n / self.n))
-
     @property
     def covariance(self) -> Tensor:
         """S/(n − 1). Raises InputError for a single sample."""
         require(self.n > 1, "one sample has no covariance: need at least 2", n=self.n)
         return self.scatter / (self.n - 1)
 
-    def root(self) -> Tensor:
-        """The symmetric root of the covariance, C^½."""
-        return root(self.covariance)
-
-    def frechet(self, mean: Tensor, covariance: Tensor, root: Tensor) -> float:
-        """‖μ − μ_r‖² + tr(C + C_r − 2(C_r^½ C C_r^½)^½), of another law's mean, covariance and C_r^½."""
-        c = self.covariance
-        cross = torch.linalg.eigvalsh(root @ c @ root).clamp_min(0).sqrt().sum()
-        return float((self.mean - mean).square().sum() + c.trace() + covariance.trace() - 2 * cross)
-
     def _check(self, other: "SampleMoments") -> None:
         sizes = len(self.mean), len(other.mean)
         require(sizes[0] == sizes[1], "need the same", numbers_of_a_sample=sizes)
-
-
-def root(covariance: Tensor) -> Tensor:
-    """C^½, symmetric. Raises InputError for an eigenvalue that is negative beyond rounding."""
-    values, vectors = torch.linalg.eigh(covariance)
-    if float(values[0]) < -ROUNDING * max(float(values[-1]), 0.0):
-        raise InputError(f"covariance has the eigenvalue {float(values[0]):.2g}: it is none; make the reference again")
-    half: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
-    return half
 
 
 def check_enough(n: int, d: int, few: bool, counted: str = "") -> None:

@@ -35,11 +35,9 @@ from steindiff.study.testbed import Testbed
 with needs("cli", "a study"):
     from tqdm.auto import tqdm
 
-LEAST, SHOWN = 4, 12
+LEAST, SHOWN, GROUPS = 4, 12, 20
 ROOMS = ("samples", "distances")
 """Folders of an evaluation's own."""
-WIDE = 1000
-"""Dimensions beyond which the jackknife takes 5 groups and not 20: every group costs two sets of eigenvalues."""
 
 
 def evaluate(
@@ -264,5 +262,4 @@ class _Bench:
         return _Targets(EnergyTarget(flat), self._frechet(flat), features)
 
     def _frechet(self, points: Tensor) -> FrechetTarget:
-        wanted = self.settings.groups or (5 if points.shape[1] > WIDE else 20)
-        return FrechetTarget(points, max(2, min(wanted, self.least // 2)))
+        return FrechetTarget(points, max(2, min(self.settings.groups or GROUPS, self.least // 2)))

@@ -32,7 +32,7 @@ class Settings:
         precision: the network computes in float32 (no), or in bf16 under autocast; the state is float32.
         checked: samples of each run drawn in float32 too, to state what bf16 changes.
         features: those of cifar10 (16×16 or 32×32 in colour, else left out), none, or of a classifier file.
-        groups: how many groups the Fréchet distances' jackknife has; by default 20, or 5 beyond 1000 dimensions.
+        groups: how many groups the Fréchet distances' jackknife has; by default 20, or as many as two images each make.
         batch: images at a time; this changes speed and rounding only.
         chunk: images between writes to disk.
         device: the model computes on cpu, cuda, cuda:1, …; with cuda, several processes take one device each.

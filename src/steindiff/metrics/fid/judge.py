@@ -34,8 +34,8 @@ class Judge:
 
     Memory, besides one chunk of images and `moments.CHUNK` of features: groups × d² float64 numbers, 0.7 GB for Inception
     (d = 2048) and 20 groups, 0.2 GB for DINOv2 large (d = 1024); Inception's probabilities, n × 1008 of them, are 0.4 GB for
-    50,000 images, twice that while they are joined. Time, besides the network: groups + 1 sets of d eigenvalues, a minute for
-    Inception on one core.
+    50,000 images, twice that while they are joined. Time, besides the network: one set of d eigenvalues and eigenvectors, and
+    once that of the reference.
 
     Attributes:
         groups: how many the jackknife has.

@@ -22,7 +22,8 @@ from steindiff.errors import InputError, require
 from steindiff.io import digests, packed
 from steindiff.io.files import atomic
 from steindiff.io.jsons import SEAL
-from steindiff.metrics.moments import ROUNDING, SampleMoments, check_enough, root
+from steindiff.metrics.frechet import Law, Transport
+from steindiff.metrics.moments import ROUNDING, SampleMoments, check_enough
 from steindiff.metrics.resampling import Replicates, dealt
 
 _KINDS = {"n": int, "extractor_sha256": str, "resize": str}
@@ -81,7 +82,7 @@ class Reference:
 
         Args:
             parts: moments of the samples, or of groups of them (`grouped_moments`), each of which the jackknife leaves out
-                once; with a single one the standard error is NaN.
+                to first order; with a single one the standard error is NaN.
             extractor_sha256: what made the samples' features, as in `check`.
             resize: how the samples were resized, as in `check`.
             few: allow no more samples than features. Their covariance is singular and the distance biased upwards so much
@@ -92,13 +93,13 @@ class Reference:
         whole = reduce(SampleMoments.merge, parts)
         self.check(len(whole.mean), extractor_sha256, resize)
         check_enough(whole.n, len(whole.mean), few)
-        law = self.mean, self.covariance, self._root
-        without = [whole.without(part).frechet(*law) for part in parts] if len(parts) > 1 else [float("nan")]
-        return Replicates.of(whole.frechet(*law), (without, []), (whole.n, self.n or 0))
+        way = Transport.between(Law(whole.mean, whole.covariance), self._law)
+        without = way.without(parts, whole).tolist() if len(parts) > 1 else [float("nan")]
+        return Replicates.of(way.distance, (without, []), (whole.n, self.n or 0))
 
     @cached_property
-    def _root(self) -> Tensor:
-        return root(self.covariance)
+    def _law(self) -> Law:
+        return Law(self.mean, self.covariance)
 
 
 def grouped_moments(chunks: Iterable[Tensor], groups: int) -> list[SampleMoments]:
