@@ -4,8 +4,8 @@
     python -m benchmarks.distances --dimensions 128 1024 --rounds 5
 
 `two sets` is `metrics.frechet_distance` of d + 1000 samples each. `a reference` is that of such samples against statistics of a
-file, as FID is, with the moments of their 20 groups. Both contain two decompositions, and a jackknife that solved its problem
-anew for every group would contain 41 and 21 sets of eigenvalues. The command writes report.md and results.json.
+file, as FID is, with the moments of their 20 groups. Both contain one decomposition and some products. A jackknife that solved
+its problem anew for every group would contain 41 and 21 sets of eigenvalues. The command writes report.md and results.json.
 """
 
 from __future__ import annotations

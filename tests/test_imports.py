@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "src" / "steindiff"
 
 LEVELS = (
-    ("errors", "io", "owning", "specs"),
+    ("errors", "arguments", "io", "owning", "specs"),
     ("schedules", "noise", "grids", "denoisers", "identity"),
     ("solvers",),
     ("divergence",),

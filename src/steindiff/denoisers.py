@@ -10,6 +10,7 @@ of its data, `noise_range`, the lowest and the highest level that it was made fo
 and `tables`, the folders where tables that were calibrated on it may lie.
 """
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -20,7 +21,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from steindiff.errors import InputError, ScheduleWarning, require
+from steindiff.arguments import check_callable, check_denoiser, check_dense
+from steindiff.errors import InputError, ScheduleWarning, require, require_numbers, require_whole
 from steindiff.owning import Lender
 from steindiff.schedules import VE, DiscreteBetas, LogNoise, Schedule
 
@@ -91,6 +93,12 @@ def forwards_per_call(denoiser: Denoiser) -> int:
     """Network forwards behind one call: 2 for guidance (nested guidance adds up), 1 where no layer of the denoiser says."""
     stated = (getattr(layer, "forwards", None) for layer in _layers(denoiser))
     return next((forwards for forwards in stated if isinstance(forwards, int)), 1)
+
+
+def check_schedule(schedule: object) -> None:
+    """Raise InputError for what is no schedule."""
+    known = isinstance(schedule, Schedule)
+    require(known, "need an object of steindiff.schedules, such as VPLinear()", schedule=schedule)
 
 
 def sigma_data_of(denoiser: Denoiser) -> float | None:
@@ -168,7 +176,9 @@ def declare(denoiser: Denoiser, *, schedule: Schedule, forwards: int = 1) -> Den
         >>> schedule_of(declare(lambda x, sigma: x / (1 + sigma**2), schedule=VPLinear()))
         VPLinear(beta_min=0.1, beta_max=20.0)
     """
-    require(forwards >= 1, "need at least one network forward behind a call", forwards=forwards)
+    check_denoiser(denoiser)
+    check_schedule(schedule)
+    require_whole(1, forwards=forwards)
     return _Declared(denoiser, schedule, forwards)
 
 
@@ -185,6 +195,12 @@ class _Adapter(ABC):
     network: Network
     schedule: Schedule
     dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        check_callable(self.network, "network", "F(x, t)")
+        check_schedule(self.schedule)
+        real = self.dtype is None or (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point)
+        require(real, "need a dtype of real floating-point numbers, or None for the state's", dtype=self.dtype)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         s = _wide(sigma, x)
@@ -242,6 +258,9 @@ class FromEDM(_Adapter):
     sign: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        require(isinstance(self.schedule, LogNoise), "need LogNoise, which says σ_d", schedule=self.schedule)
+        require_numbers(sign=self.sign)
         require(abs(self.sign) == 1, "choose 1 or -1", sign=self.sign)
 
     def _denoised(self, prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -261,6 +280,12 @@ class Guided(_Wrapper):
     scale: float
     conditioned: ClassVar[bool] = True
     _lend: Lender = field(default_factory=Lender, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_denoiser(self.conditional)
+        check_denoiser(self.unconditional)
+        require_numbers(scale=self.scale)
+        require(math.isfinite(self.scale), "need a finite scale of guidance (1 is none)", scale=self.scale)
 
     @property
     def denoiser(self) -> Denoiser:  # type: ignore[override]
@@ -283,6 +308,15 @@ class Guided(_Wrapper):
         return unconditional + self.scale * (self.conditional(x, sigma) - unconditional)
 
 
+def check_labels(labels: object) -> None:
+    """Raise InputError for anything but a dense tensor of whole numbers, () or (B,)."""
+    if not isinstance(labels, Tensor):
+        raise InputError(f"labels are {type(labels).__name__}: need a tensor of whole numbers, such as torch.tensor(3)")
+    check_dense("labels", labels)
+    whole = labels.ndim <= 1 and not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    require(whole, "labels are whole numbers, () or (B,)", shape=tuple(labels.shape), dtype=labels.dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class Labelled(_Wrapper):
     """A class-conditional denoiser D(x, sigma, labels) with its int64 labels bound: () for all images, or (B,)."""
@@ -291,8 +325,14 @@ class Labelled(_Wrapper):
     labels: Tensor
     conditioned: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_callable(self.denoiser, "denoiser", "D(x, sigma, labels)")
+        check_labels(self.labels)
+
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """D(x, sigma, labels)."""
+        """D(x, sigma, labels). Raises InputError for another number of images than labels."""
+        fit = self.labels.ndim == 0 or len(self.labels) == len(x)
+        require(fit, "need one label for all images, or one for each", labels=tuple(self.labels.shape), images=len(x))
         return self.denoiser(x, sigma, self.labels.to(x.device).expand(len(x)))
 
 
@@ -308,6 +348,8 @@ class EpsilonScaled(_Wrapper):
     _lend: Lender = field(default_factory=Lender, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_denoiser(self.denoiser)
+        require_numbers(b=self.b)
         require(0 < self.b < float("inf"), "need a positive scale", b=self.b)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -323,6 +365,8 @@ class TimeShifted(_Wrapper):
     shift: float
 
     def __post_init__(self) -> None:
+        check_denoiser(self.denoiser)
+        require_numbers(shift=self.shift)
         require(-1 < self.shift < float("inf"), "need a relative shift above -1", shift=self.shift)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -360,6 +404,8 @@ class TimeSelected(_Wrapper):
     _schedule: Schedule = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_denoiser(self.denoiser)
+        require_numbers(window=self.window, cutoff=self.cutoff, data_variance=self.data_variance)
         whole, v0 = self.window >= 0 and self.window % 1 == 0, self.data_variance
         require(whole, "need a whole number of indices, ≥ 0 (40 is published for 10 steps)", window=self.window)
         published = "300 of 1000 is published; 0 selects everywhere"
@@ -402,6 +448,7 @@ class Counter(_Wrapper):
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
+        check_denoiser(denoiser)
         self.denoiser, self.calls = denoiser, 0
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -429,6 +476,7 @@ class Pure(_Wrapper):
     """
 
     def __init__(self, denoiser: Denoiser, copies: bool = False) -> None:
+        check_denoiser(denoiser)
         self.denoiser, self._lend = denoiser, Lender(copies)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -60,6 +60,13 @@ def require_numbers(**values: object) -> None:
     for name, value in values.items():
         real = isinstance(value, Real) and not isinstance(value, bool)
         require(real, f"need a real number, and not {type(value).__name__}", **{name: value})
+
+
+def require_whole(least: int, **values: object) -> None:
+    """Raise InputError for anything but whole numbers of at least `least`, and for those that nothing can count."""
+    for name, value in values.items():
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        require(whole and least <= value <= MOST, f"need a whole number from {least:,} to {MOST:,}", **{name: value})  # type: ignore[operator]
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from steindiff.arguments import check_dense
 from steindiff.errors import InputError, require, require_numbers
 from steindiff.schedules import Schedule, VPLinear
 from steindiff.specs import Registry
@@ -85,15 +86,6 @@ def make(spec: str, n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIG
     """The grid that a spec names, such as "log_snr" or "karras(rho=5)"."""
     shapes = {name: partial(grid, n, sigma_min, sigma_max) for name, grid in _REGISTRY.items()}
     return Registry("grid", Tensor, shapes).make(spec)
-
-
-def check_dense(name: str, x: Tensor) -> None:
-    """Raise InputError for a tensor that is nested or sparse, or has no numbers."""
-    if x.is_nested or x.layout is not torch.strided:
-        kind = "nested" if x.is_nested else f"{x.layout}"
-        raise InputError(f"{name} is {kind}: need a dense tensor (x.to_dense() makes one of a sparse one)")
-    if x.is_meta:
-        raise InputError(f"{name} is on the device meta, and has no numbers: make it on a device that holds data, such as cpu")
 
 
 def validate(sigmas: Tensor) -> Tensor:

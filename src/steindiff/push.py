@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from steindiff import grids
+from steindiff.arguments import check_dense, check_state
 from steindiff.corrections import Corrected
 from steindiff.divergence.products import fresh
 from steindiff.errors import InputError, require
 from steindiff.owning import Lender, Writes, writes
-from steindiff.sampling import Generators, check_kind, seeds
+from steindiff.sampling import Generators, seeds
 from steindiff.solvers import Grid, Solver, State, Step
 
 
@@ -106,7 +107,7 @@ class Fed:
         Raises:
             InputError: the levels are malformed, or the solver differentiates the network.
         """
-        check_kind(x)
+        check_state(x)
         solver = solver if generator is None else solver.seeded(seeds(generator, len(x)))
         x, grid = fresh(x).clone(), Grid.of(fresh(grids.validate(sigmas).to(x.device)).clone())
         if solver.differentiates(x, grid):
@@ -131,7 +132,7 @@ class Fed:
         assert self.query is not None
         if not isinstance(denoised, Tensor):
             raise InputError(f"told {type(denoised).__name__}: need the denoised tensor, like the query's x")
-        grids.check_dense("the answer", denoised)
+        check_dense("the answer", denoised)
         if denoised.shape != self.x.shape or denoised.dtype != self.x.dtype:
             raise InputError(
                 f"told {tuple(denoised.shape)} {denoised.dtype} for {tuple(self.x.shape)} {self.x.dtype}: they must agree"

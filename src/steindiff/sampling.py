@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from steindiff import grids
+from steindiff.arguments import check_batch, check_denoiser, check_state
 from steindiff.corrections.base import Reason
 from steindiff.corrections.corrected import Corrected, Note
 from steindiff.denoisers import Counter, Denoiser, forwards_per_call
@@ -159,10 +160,10 @@ def steps(
 ) -> Iterator[Event]:
     """Integrate from sigmas[0] to sigmas[-1], yielding after each step. Arguments and errors as `sample`."""
     solver = make(solver)
-    _check_denoiser(denoiser)
+    check_denoiser(denoiser)
     sigmas = grids.validate(sigmas)
     levels = tuple(sigmas.tolist())
-    _check_state(x, levels[0])
+    _check_start(x, levels[0])
     wide = torch.float32 if x.device.type == "mps" else sigmas.dtype
     sigmas = fresh(sigmas.to(x.device, wide)).clone()
     if generator is not None:
@@ -272,8 +273,8 @@ def sample(
             are given.
         NonFiniteError: the network's output or the last state is not finite; the error names the step and σ.
     """
-    _check_denoiser(denoiser)
-    check_kind(x)
+    check_denoiser(denoiser)
+    check_state(x)
     solver, sigmas = _planned(make(solver), denoiser, x, sigmas, nfe, setting)
     watched = _Watched(denoiser)
     observers = (on_step,) if callable(on_step) else () if on_step is None else tuple(on_step)
@@ -302,25 +303,8 @@ def _planned(
     return solver.plan(0 if nfe is None else nfe, setting)
 
 
-def _check_denoiser(denoiser: object) -> None:
-    if not callable(denoiser):
-        raise InputError(f"the denoiser is {type(denoiser).__name__}: give a function D(x, sigma), such as model.denoiser")
-
-
-def check_kind(x: object) -> None:
-    """Raise InputError for a state that is no dense tensor of float32 or float64 with its numbers."""
-    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
-        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(
-            f"x is {got}: the state must be float32 or float64 (x.float()); a network's own dtype is the adapter's"
-        )
-    grids.check_dense("x", x)
-
-
-def _check_state(x: Tensor, sigma: float) -> None:
-    check_kind(x)
-    if x.ndim < 2 or x.shape[0] == 0 or x[0].numel() == 0:
-        raise InputError(f"x of shape {tuple(x.shape)}: need a batch of at least one, (B, *event) with B ≥ 1")
+def _check_start(x: Tensor, sigma: float) -> None:
+    check_batch(x)
     norm = float(torch.linalg.vector_norm(x.detach()))
     bad = 0 if math.isfinite(norm) else int((~torch.isfinite(x)).sum())
     if bad:

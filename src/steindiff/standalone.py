@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from steindiff.arguments import check_dense
 from steindiff.corrections.base import Divergence, by_estimator, by_tweedie
 from steindiff.corrections.blend import Decision, Moments, Need, inner_products
 from steindiff.corrections.corrected import Note
@@ -24,7 +25,6 @@ from steindiff.corrections.stein import CleanTarget, Mode
 from steindiff.denoisers import Denoiser
 from steindiff.divergence import Estimator, Hutchinson
 from steindiff.errors import DerivativeWarning, InputError, NonFiniteError, SteindiffError, require
-from steindiff.grids import check_dense
 from steindiff.io.processes import Gather, alone
 from steindiff.noise import fresh_seed
 from steindiff.owning import Lender

@@ -536,7 +536,7 @@ def test_other_calls_refuse() -> None:
             law.flow(x, 1.0, -1.0)
         with pytest.raises(InputError, match="tol = 0: need tol > 0"):
             law.flow(x, 1.0, 0.5, tol=0)
-        with pytest.raises(InputError, match="n = 0 samples"):
+        with pytest.raises(InputError, match="n=0: need a whole number from 1"):
             law.sample(0)
         with pytest.raises(InputError, match=r"float32 or float64, not torch\.float16"):
             law.to(torch.float16)

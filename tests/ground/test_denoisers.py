@@ -272,5 +272,5 @@ def test_declare():
     declared = declare(gaussian, schedule=VPLinear(), forwards=3)
     assert torch.equal(declared(x, sigma), gaussian(x, sigma))
     assert forwards_per_call(Guided(declared, declared, 1.5)) == 6
-    with pytest.raises(InputError, match="forwards=0: need at least one"):
+    with pytest.raises(InputError, match="forwards=0: need a whole number from 1"):
         declare(gaussian, schedule=VE(), forwards=0)

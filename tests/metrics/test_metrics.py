@@ -212,7 +212,7 @@ def test_energy_distance_of_any_size_is_finite(n, m, d):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: energy_distance(torch.zeros(1, 2), torch.zeros(5, 2)), "at least 2 each"),
+        (lambda: energy_distance(torch.zeros(1, 2), torch.zeros(5, 2)), "at least 2 samples"),
         (lambda: energy_distance(torch.zeros(5, 2), torch.zeros(5, 3)), "need equal dimension"),
         (lambda: frechet_distance(torch.zeros(10, 2), torch.zeros(10, 2)), "10 samples.*at least 2 groups"),
         (lambda: frechet_distance(torch.zeros(50, 2), torch.zeros(50, 3)), "need equal dimension"),

@@ -56,8 +56,8 @@ def test_paired_differences_are_sharper():
         (torch.tensor([[1.5, -0.5]]).repeat(40, 1), 10, "need probabilities; apply softmax"),
         (torch.full((40, 2), float("nan")), 10, "need probabilities; apply softmax"),
         (torch.full((19, 2), 0.5), 10, "at least 2 samples in each"),
-        (torch.full((40, 2), 0.5), 1, "at least 2 splits"),
-        (torch.full((40,), 0.5), 2, r"need \(n, classes\)"),
+        (torch.full((40, 2), 0.5), 1, "splits=1: need a whole number from 2"),
+        (torch.full((40, 2, 1), 0.5), 2, r"need \(n, classes\)"),
     ],
 )
 def test_what_is_not_probabilities_is_refused(p, splits, message):

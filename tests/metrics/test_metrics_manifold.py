@@ -113,9 +113,9 @@ def test_targets_may_be_used_again_and_samples_that_are_not_finite_are_in_no_bal
         (lambda: precision_recall(torch.rand(40, 2), torch.rand(40, 3)), "need the same for both sets"),
         (lambda: precision_recall(torch.rand(40, 2), torch.rand(9, 2)), "the 0 samples of a half"),
         (lambda: ManifoldTarget(torch.rand(19, 2), neighbours=8, groups=4), "from 1 to 7 neighbours"),
-        (lambda: ManifoldTarget(torch.rand(40, 2), neighbours=0), "from 1 to 19"),
+        (lambda: ManifoldTarget(torch.rand(40, 2), neighbours=0), "whole number from 1"),
         (lambda: ManifoldTarget(torch.rand(40, 2), groups=5), "an even number"),
-        (lambda: ManifoldTarget(torch.rand(40, 2), splits=0), "at least one split"),
+        (lambda: ManifoldTarget(torch.rand(40, 2), splits=0), "whole number from 1"),
         (lambda: ManifoldTarget(torch.rand(40, 2)).compare(ManifoldTarget(torch.rand(40, 2), 3)), "need the same"),
     ],
 )

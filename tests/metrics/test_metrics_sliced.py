@@ -132,7 +132,6 @@ def test_shares_stay_with_their_samples_and_sides_may_be_swapped():
     assert back.distance == pytest.approx(one.distance, rel=1e-12)
     assert back.value.se == pytest.approx(one.value.se, rel=1e-9)
     assert sliced_wasserstein(x, x).value == 0.0
-    assert math.isnan(sliced_wasserstein(torch.full_like(x, float("nan")), y).value)
 
 
 @pytest.mark.parametrize(
@@ -140,8 +139,8 @@ def test_shares_stay_with_their_samples_and_sides_may_be_swapped():
     [
         (lambda: sliced_wasserstein(torch.zeros(5, 2), torch.zeros(5, 3)), "need the same dimension"),
         (lambda: sliced_wasserstein(torch.zeros(5, 2), torch.zeros(1, 2)), "at least 2"),
-        (lambda: sliced_wasserstein(torch.zeros(5, 2), torch.zeros(5, 2), count=0), "at least 1"),
-        (lambda: directions(0, 3), "at least 1 of each"),
+        (lambda: sliced_wasserstein(torch.zeros(5, 2), torch.zeros(5, 2), count=0), "from 1"),
+        (lambda: directions(0, 3), "dimensions=0.*from 1"),
         (lambda: sliced_wasserstein(torch.zeros(5, 2), torch.zeros(5, 2), power=3), "need 1, for W_1"),
         (lambda: SlicedTarget(torch.zeros(5, 2)).shares(SlicedTarget(torch.zeros(5, 2), seed=1)), "the same rule"),
     ],

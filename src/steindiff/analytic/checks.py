@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from steindiff.errors import InputError
+from steindiff.arguments import check_dense
+from steindiff.errors import InputError, require_numbers
 
 
 def check_parameters(**parameters: object) -> None:
@@ -14,6 +15,7 @@ def check_parameters(**parameters: object) -> None:
     for name, value in parameters.items():
         if not isinstance(value, Tensor):
             raise InputError(f"{name} is a {type(value).__name__}, not a tensor: pass torch.as_tensor({name}, dtype=...)")
+        check_dense(name, value)
         if value.dtype not in (torch.float32, torch.float64):
             raise InputError(f"{name} has dtype {value.dtype}: need float32 or float64; convert it with .double()")
         if not bool(value.isfinite().all()):
@@ -64,10 +66,12 @@ def check_state(x: object, event: tuple[int, ...], dtype: torch.dtype, device: t
         raise InputError(f"x is {x.dtype} but the model is {dtype}: pass model.to(x.dtype) or x.to({dtype})")
     if x.device != device:
         raise InputError(f"x is on {x.device} but the model is on {device}: pass model.to(device=x.device)")
+    check_dense("x", x)
 
 
-def check_sigma(name: str, sigma: float) -> None:
-    """σ >= 0 and finite."""
+def check_sigma(name: str, sigma: float | Tensor) -> None:
+    """σ >= 0 and finite, a number or a () tensor."""
+    require_numbers(**{name: sigma.item() if isinstance(sigma, Tensor) and sigma.ndim == 0 else sigma})
     if not 0 <= sigma < math.inf:
         raise InputError(f"{name} = {sigma}: need a finite sigma >= 0")
 
@@ -77,6 +81,7 @@ def noise_level(sigma: float | Tensor, x: Tensor) -> Tensor:
     if not isinstance(sigma, Tensor):
         check_sigma("sigma", sigma)
         return torch.tensor(sigma, dtype=torch.float32 if x.device.type == "mps" else torch.float64, device=x.device)
+    check_dense("sigma", sigma)
     if sigma.ndim and sigma.shape != x.shape[:1]:
         raise InputError(f"sigma has shape {tuple(sigma.shape)} for a batch of {x.shape[0]}: need () or ({x.shape[0]},)")
     if sigma.device.type == "cpu" and not bool(((sigma >= 0) & sigma.isfinite()).all()):
@@ -88,5 +93,6 @@ def check_flow(sigma_from: float, sigma_to: float, tol: float) -> None:
     """σ_from, σ_to >= 0 and finite, tol > 0."""
     check_sigma("sigma_from", sigma_from)
     check_sigma("sigma_to", sigma_to)
+    require_numbers(tol=tol)
     if not tol > 0:
         raise InputError(f"tol = {tol}: need tol > 0, an RMS error in units of x")

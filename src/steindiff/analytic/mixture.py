@@ -22,7 +22,7 @@ from steindiff.analytic.checks import check_flow, check_state, noise_level
 from steindiff.analytic.components import Components, Noisy
 from steindiff.analytic.integrate import Flow, integrate
 from steindiff.denoisers import expand
-from steindiff.errors import InputError
+from steindiff.errors import InputError, require_whole
 from steindiff.schedules import VE
 
 Model = TypeVar("Model", bound="ExactModel")
@@ -146,8 +146,7 @@ class ExactModel:
 
         Raises InputError for n below 1.
         """
-        if n < 1:
-            raise InputError(f"n = {n} samples: need n >= 1")
+        require_whole(1, n=n)
         device = self.device if generator is None else generator.device
         labels = torch.multinomial(self.weights.to(device), n, replacement=True, generator=generator).to(self.device)
         x = self.means.new_empty(n, self.dim)
@@ -215,8 +214,9 @@ class ExactModel:
         at most 0.3 ε off for a Gaussian of any width. A flow from 0 starts with y: ε²/(2 λ_min) off, relatively. Too few
         max_steps for an error estimate are refused.
         """
-        sigma_from, sigma_to = float(sigma_from), float(sigma_to)
         check_flow(sigma_from, sigma_to, tol)
+        sigma_from, sigma_to = float(sigma_from), float(sigma_to)
+        require_whole(1, max_steps=max_steps)
         self._noise(x, sigma_from, density=sigma_from == 0)
         return self._flow(x, sigma_from, sigma_to, tol, max_steps)
 

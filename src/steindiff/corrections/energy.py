@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from steindiff.arguments import check_samples
 from steindiff.corrections import bands as registry
 from steindiff.corrections.bands import Bands, Whole
 from steindiff.corrections.base import Correction, Outcome, Proposal, Reason, Run, strongest
@@ -139,10 +140,13 @@ class Energy(Correction):
 def second_moment(samples: Tensor, bands: Bands | None = None) -> Tensor:
     """M_b = E‖P_b x*‖² of clean samples (n, *event), (bands,): measured once on data or on a fine run of the model.
 
-    `json.dump(second_moment(samples, bands).tolist(), file)` writes what `Energy(moment="m.json")` reads.
+    `json.dump(second_moment(samples, bands).tolist(), file)` writes what `Energy(moment="m.json")` reads. Raises InputError
+    for no dense tensor of real numbers of that shape, and for moments that are not finite.
     """
     bands = bands or Whole()
-    return torch.cat([bands.inner(chunk, chunk) for chunk in samples.split(512)]).mean(0)
+    moments = torch.cat([bands.inner(chunk, chunk) for chunk in check_samples(samples).split(512)]).mean(0)
+    require(bool(moments.isfinite().all()), "samples hold NaN or are too large: leave those out", moments=moments.tolist())
+    return moments
 
 
 def _numbers(moment: Sequence[float] | Tensor | float | str | None) -> tuple[float, ...] | str | None:

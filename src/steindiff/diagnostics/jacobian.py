@@ -18,9 +18,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from steindiff.analytic.checks import noise_level
+from steindiff.arguments import check_batch, check_callable, check_denoiser
 from steindiff.denoisers import Denoiser, expand
 from steindiff.divergence.products import Options, Vjp, dot, linearise
-from steindiff.errors import NonFiniteError, SteindiffError, require
+from steindiff.errors import NonFiniteError, SteindiffError, require, require_numbers, require_whole
 from steindiff.noise import mix
 
 Map = Callable[[Tensor], Tensor]
@@ -52,6 +54,8 @@ def linearize(f: Map, x: Tensor, method: Push = "auto") -> Linearization:
         SteindiffError: f(x) has no gradient, or no method gives Jv.
     """
     require(method in ("auto", *_PUSHES), "choose auto, double, forward or fd", method=method)
+    check_callable(f, "map", "f(x)")
+    check_batch(x)
     reverse = Vjp(lambda z: (f(z), None), x, Options())
     value = reverse.value
     if not value.requires_grad:
@@ -140,8 +144,10 @@ def lipschitz(
         >>> result.value, result.converged
         (tensor([4.2361]), tensor([True]))
     """
-    holds = tol > 0 and max_iterations >= 1
-    require(holds, "need tol > 0 and max_iterations ≥ 1", tol=tol, max_iterations=max_iterations)
+    require_numbers(tol=tol)
+    require_whole(1, max_iterations=max_iterations)
+    require(tol > 0, "need a relative residual above 0", tol=tol)
+    check_batch(x)
     J = f if isinstance(f, Linearization) else linearize(f, x, method)
     v = _gaussian(x, 0, seed)
     v = v / expand(norms(v), x)
@@ -185,13 +191,16 @@ def local_denoiser_lipschitz(
     denoiser: Denoiser, x: Tensor, sigma: Tensor, *, tol: float = 1e-3, max_iterations: int = 100, seed: int = 0
 ) -> Lipschitz:
     """L_D = ‖∂D(x, σ)/∂x‖₂ per sample, in VE coordinates; in a model's own x = αy it is L_D/α. Arguments as `lipschitz`."""
-    return lipschitz(lambda z: denoiser(z, sigma), x, tol=tol, max_iterations=max_iterations, seed=seed)
+    check_denoiser(denoiser)
+    check_batch(x)
+    level = noise_level(sigma, x)
+    return lipschitz(lambda z: denoiser(z, level), x, tol=tol, max_iterations=max_iterations, seed=seed)
 
 
 def random_directions(f: Map | Linearization, x: Tensor, k: int = 8, *, seed: int = 0, method: Push = "auto") -> Tensor:
     """‖Jv‖/‖v‖ for k ≥ 1 Gaussian directions, (k, B). Raises as `linearize`."""
     J = f if isinstance(f, Linearization) else linearize(f, x, method)
-    require(k >= 1, "need at least one random direction", k=k)
+    require_whole(1, k=k)
     probes = [_gaussian(x, 3 + i, seed) for i in range(k)]
     return torch.stack([norms(J.push(v)) / norms(v) for v in probes])
 

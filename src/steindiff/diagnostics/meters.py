@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from steindiff.analytic.checks import noise_level
+from steindiff.arguments import check_batch, check_denoiser
 from steindiff.denoisers import Denoiser
 from steindiff.diagnostics.jacobian import norms
 from steindiff.divergence import Estimator, Hutchinson
-from steindiff.errors import InputError
+from steindiff.errors import InputError, require
 from steindiff.trace import Record
 
 
@@ -29,13 +31,17 @@ def noise_mismatch(
     from the estimator, by default `Hutchinson(method="vjp")` with one Rademacher probe; `index` picks the probes, as a step
     index does. Raises SteindiffError where the derivative fails.
     """
+    check_denoiser(denoiser)
+    check_batch(x)
+    level = noise_level(sigma, x)
+    require(level.ndim == 0, "need one noise level, the whole batch's", sigma=tuple(level.shape))
 
     def residual(z: Tensor) -> tuple[Tensor, Tensor]:
-        u = z - denoiser(z, sigma)
+        u = z - denoiser(z, level)
         return u, u
 
     estimate, u = (estimator or Hutchinson(method="vjp"))(residual, x, index)
-    return (norms(u).square().mean() / (sigma.to(u) ** 2 * estimate.mean)).sqrt()
+    return (norms(u).square().mean() / (level.to(u) ** 2 * estimate.mean)).sqrt()
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ class TraceSummary:
 
 def summarize(trace: Sequence[Record]) -> TraceSummary:
     """The summary of `SampleResult.trace`. Raises InputError for an empty trace."""
+    known = isinstance(trace, Sequence) and all(isinstance(record, Record) for record in trace)
+    require(known, "need the records of SampleResult.trace", trace=type(trace).__name__)
     if not trace:
         raise InputError("an empty trace: summarise the trace of a run with at least one step")
     gammas = [r.gamma for r in trace]

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from steindiff import grids
 from steindiff.analytic.integrate import runge_kutta
+from steindiff.arguments import check_batch, check_callable, check_denoiser
 from steindiff.denoisers import Denoiser
 from steindiff.diagnostics.jacobian import Map, linearize, lipschitz, norms, random_directions
 from steindiff.divergence import choose
-from steindiff.errors import require
-from steindiff.solvers import Grid, Interval, Solver
+from steindiff.errors import require, require_numbers
+from steindiff.solvers import Grid, Interval, Solver, make
 
 
 def certificate_threshold(sigma: float, sigma_next: float, alpha: float = 1.0, alpha_next: float = 1.0) -> float:
@@ -43,11 +44,16 @@ def step_bound(lipschitz: float, sigma: float, sigma_next: float, alpha: float =
     `lipschitz` is L_D of D as a function of the model's own x. Other arguments and errors as `certificate_threshold`.
     """
     _check_step(sigma, sigma_next, alpha, alpha_next)
+    require_numbers(lipschitz=lipschitz)
     return sigma_next / sigma + (alpha_next - alpha * sigma_next / sigma) * lipschitz
 
 
 def _check_step(sigma: float, sigma_next: float, alpha: float, alpha_next: float) -> None:
-    holds, need = 0 <= sigma_next < sigma and 0 < alpha <= alpha_next, "need 0 ≤ sigma_next < sigma, 0 < alpha ≤ alpha_next"
+    require_numbers(sigma=sigma, sigma_next=sigma_next, alpha=alpha, alpha_next=alpha_next)
+    holds, need = (
+        0 <= sigma_next < sigma < math.inf and 0 < alpha <= alpha_next,
+        "need 0 ≤ sigma_next < sigma, 0 < alpha ≤ alpha_next",
+    )
     require(holds, need, sigma=sigma, sigma_next=sigma_next, alpha=alpha, alpha_next=alpha_next)
 
 
@@ -66,7 +72,9 @@ def step_maps(solver: Solver, denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> 
     `Corrected` step that estimates its divergence cannot be differentiated (`FixedGamma` can). Raises InputError for a
     malformed grid `sigmas` (n+1,).
     """
-    grid, x = Grid.of(grids.validate(sigmas).to(x.device)), x.detach()
+    check_denoiser(denoiser)
+    check_batch(x)
+    solver, grid, x = make(solver), Grid.of(grids.validate(sigmas).to(x.device)), x.detach()
     with torch.no_grad():
         state = solver.init(denoiser, x, grid)
     for i in range(grid.steps):
@@ -127,6 +135,8 @@ def along_trajectory(
         InputError: a level missing from the reference; options out of range.
         SteindiffError: no derivative, or one that finite differences contradict.
     """
+    check_batch(x)
+    sigmas = grids.validate(sigmas)
     if check:
         _check_derivative(denoiser, x, sigmas)
     for i, (interval, z, T) in enumerate(step_maps(solver, denoiser, x, sigmas)):
@@ -159,6 +169,9 @@ def discrepancy_amplification(
     x̄ is the reference flow at the same noise level and from the same noise, (B, *event) as x; InputError for another shape.
     NaN where ‖x − x̄‖ is not above `floor` (the uncertainty of x̄), or within 100 roundings of ‖x‖. `value` is f(x), if known.
     """
+    check_callable(f, "map", "f(x)")
+    check_batch(x)
+    check_batch(reference)
     require(x.shape == reference.shape, "need the same shape", state=tuple(x.shape), reference=tuple(reference.shape))
     with torch.no_grad():
         size = norms(x - reference)
@@ -192,6 +205,9 @@ def reference_flow(denoiser: Denoiser, x: Tensor, sigmas: Tensor, *, max_step: f
     The reference is the flow of this denoiser, exact or not, from x (B, *event) at sigmas[0]. Its error is the distance to a
     solution with steps up to twice as long. InputError: levels that do not decrease to one above 0, or max_step ≤ 0.
     """
+    check_denoiser(denoiser)
+    check_batch(x)
+    require_numbers(max_step=max_step)
     levels = grids.validate(sigmas).tolist()
     require(levels[-1] > 0 and max_step > 0, "need both positive", last_sigma=levels[-1], max_step=max_step)
     logs = [math.log(s) for s in levels]

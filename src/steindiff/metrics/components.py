@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from steindiff.analytic import ExactModel
-from steindiff.errors import require
+from steindiff.arguments import check_samples
+from steindiff.errors import InputError
 from steindiff.metrics.values import Shares, Value
 
 
@@ -63,6 +64,7 @@ def component_weights(x: Tensor, law: ExactModel, sigma: float = 0.0) -> Compone
 
     Raises InputError for fewer than two samples, another shape than the law's, and sigma = 0 for a law without a density.
     """
-    require(len(x) > 1, "need at least 2 samples", shape=tuple(x.shape))
+    if not isinstance(law, ExactModel):
+        raise InputError(f"the law is {type(law).__name__}: need an exact mixture of steindiff.analytic")
     wide = law.to(torch.float64)
-    return ComponentWeights(wide.responsibilities(x.detach().to(wide.device, torch.float64), sigma), wide.weights)
+    return ComponentWeights(wide.responsibilities(check_samples(x, 2).to(wide.device, torch.float64), sigma), wide.weights)

@@ -12,7 +12,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from steindiff.errors import require
+from steindiff.errors import require, require_whole
+from steindiff.metrics.samples import vectors
 from steindiff.metrics.values import Shares, Value
 
 ROWS = 1024
@@ -25,7 +26,7 @@ class EnergyTarget:
     """Energy distances to one set of samples, whose own E‖Y−Y'‖ is computed once."""
 
     def __init__(self, y: Tensor) -> None:
-        self._y = y.flatten(1).double()
+        self._y = vectors(y)
 
     def shares(self, x: "Tensor | EnergyTarget") -> Shares:
         """2 E‖X−Y‖ − E‖X−X'‖ − E‖Y−Y'‖, Euclidean norm, unbiased (Székely & Rizzo 2013); not its square root.
@@ -36,8 +37,7 @@ class EnergyTarget:
         """
         other = x if isinstance(x, EnergyTarget) else EnergyTarget(x)
         shapes = tuple(other._y.shape), tuple(self._y.shape)
-        fit = shapes[0][1] == shapes[1][1] and min(shapes[0][0], shapes[1][0]) > 1
-        require(fit, "need equal dimension and at least 2 each", shapes=shapes)
+        require(shapes[0][1] == shapes[1][1], "need equal dimension", shapes=shapes)
         of_x, of_y = _cross_distances(other._y, self._y)
         distance = 2 * of_x.mean() - other._within.mean() - self._within.mean()
         return Shares(float(distance), 2 * (of_x - other._within), 2 * (of_y - self._within))
@@ -78,9 +78,9 @@ def _cross_distances(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def endpoint_rmse(x: Tensor, reference: Tensor) -> Value:
     """√(E‖x − x_ref‖²/d) over pairs that started from the same noise. Raises InputError on shapes that differ."""
-    x, reference = x.flatten(1).double(), reference.flatten(1).double()
+    x, reference = vectors(x, 1), vectors(reference, 1)
     shapes = tuple(x.shape), tuple(reference.shape)
-    require(shapes[0] == shapes[1] and len(x) > 0, "need pairs, which start from the same noise", shapes=shapes)
+    require(shapes[0] == shapes[1], "need pairs, which start from the same noise", shapes=shapes)
     return root_of_mean((x - reference).square().mean(1))
 
 
@@ -96,12 +96,21 @@ def principal_features(reference: Tensor, count: int) -> Callable[[Tensor], Tens
 
     Raises InputError unless 1 ≤ count < n, and count is no more than the dimension.
     """
-    flat = reference.flatten(1).double()
+    flat = vectors(reference)
+    require_whole(1, count=count)
     most = min(len(flat) - 1, flat.shape[1])
-    require(1 <= count <= most, f"{tuple(flat.shape)} samples have 1 to {most} principal axes: ask for fewer", count=count)
+    require(count <= most, f"{tuple(flat.shape)} samples have 1 to {most} principal axes: ask for fewer", count=count)
     mean = flat.mean(0)
     axes = _leading(flat - mean, count)
-    return lambda x: (x.flatten(1).double() - mean) @ axes
+
+    def features(x: Tensor) -> Tensor:
+        rows = vectors(x, 0)
+        fit = rows.shape[1] == len(mean)
+        require(fit, f"need samples of {len(mean)} numbers, as the reference's are", shape=tuple(x.shape))
+        projected: Tensor = (rows - mean) @ axes
+        return projected
+
+    return features
 
 
 def _leading(x: Tensor, count: int) -> Tensor:
@@ -110,10 +119,10 @@ def _leading(x: Tensor, count: int) -> Tensor:
     That squares the singular values, and takes a tenth of the time; where one that is asked for is lost, it is not done.
     """
     tall = len(x) >= x.shape[1]
-    values, vectors = torch.linalg.eigh(x.mT @ x if tall else x @ x.mT)
-    values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
+    values, basis = torch.linalg.eigh(x.mT @ x if tall else x @ x.mT)
+    values, basis = values.flip(0)[:count], basis.flip(1)[:, :count]
     if not float(values[-1]) > _KEPT * float(values[0]):
         vt: Tensor = torch.linalg.svd(x, full_matrices=False)[2]
         return vt[:count].mT
-    axes: Tensor = vectors if tall else x.mT @ vectors / values.sqrt()
+    axes: Tensor = basis if tall else x.mT @ basis / values.sqrt()
     return axes

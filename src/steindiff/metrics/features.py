@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from steindiff.arguments import check_samples
 from steindiff.errors import InputError, require
 from steindiff.io.files import sha256
 from steindiff.models import store
@@ -138,6 +139,7 @@ class Features:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """(N, C, H, W) in [−1, 1] to (N, F) float64 on the CPU. Raises InputError as `check`, or for another dtype."""
+        check_samples(images)
         known = images.ndim == 4 and images.is_floating_point()
         require(known, "need floating point (N, C, H, W)", shape=tuple(images.shape), dtype=images.dtype)
         self.check(tuple(images.shape[1:]))

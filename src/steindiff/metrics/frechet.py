@@ -7,7 +7,7 @@ group i to first order, are
 
     s_j = 2(μ_x − μ_y)·a_j + ‖a_j‖² − a_jᵀT a_j,   a_j = x_j − μ_x,        F_(i) ≈ F − Σ_{j∈i} (s_j − s̄)/(n − n_i).
 
-With C_y = RᵀR and R C_x Rᵀ = VΩVᵀ, all follows from two sets of eigenvalues: tr(C_x C_y)^½ = tr Ω^½, T = WᵀW, W = Ω^−¼VᵀR,
+With C_y = RᵀR and R C_x Rᵀ = VΩVᵀ, all follows from one set of eigenvalues: tr(C_x C_y)^½ = tr Ω^½, T = WᵀW, W = Ω^−¼VᵀR,
 and of the way back T⁻¹ = WᵀW, W = Ω^¼VᵀR⁻ᵀ. A set of no more samples than dimensions has a singular covariance, but F is
 smooth in the weights of its samples: with X and Y the centred samples as rows,
 
@@ -31,6 +31,8 @@ from steindiff.metrics.values import Value
 
 ROWS = 4096
 """Samples at a time."""
+REGULAR = 1e-5
+"""The least entry over the largest of the diagonal of a Cholesky factor that is used."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +44,14 @@ class Law:
 
     @cached_property
     def roots(self) -> tuple[Tensor, Tensor]:
-        """R = Λ^½Uᵀ and R⁻ᵀ = Λ^−½Uᵀ, whose rows are zero where Λ is: C = RᵀR = UΛUᵀ.
+        """R and R⁻ᵀ, C = RᵀR: Cholesky's; Λ^½Uᵀ and Λ^−½Uᵀ, C = UΛUᵀ, where C is nearly singular, zero where Λ is.
 
         Raises InputError for an eigenvalue that is negative beyond rounding.
         """
+        factor, failed = torch.linalg.cholesky_ex(self.covariance)
+        scales = factor.diagonal()
+        if not failed and float(scales.min()) > REGULAR * float(scales.max()):
+            return factor.mT, torch.linalg.solve_triangular(factor, torch.eye(len(factor)).to(factor), upper=False)
         values, basis = torch.linalg.eigh(self.covariance)
         if float(values[0]) < -ROUNDING * max(float(values[-1]), 0.0):
             raise InputError(f"covariance has the eigenvalue {float(values[0]):.2g}: it is none; make the reference again")
@@ -65,7 +71,7 @@ class Transport:
 
     @classmethod
     def between(cls, x: Law, y: Law) -> "Transport":
-        """Costs the eigenvalues of a matrix, and once those of C_y."""
+        """Costs the eigenvalues and eigenvectors of one matrix, and once a factor of C_y."""
         root, _ = y.roots
         values, basis = torch.linalg.eigh(root @ x.covariance @ root.mT)
         half, step = values.clamp_min(0).sqrt(), x.mean - y.mean

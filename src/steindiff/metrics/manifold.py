@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from steindiff.errors import require
+from steindiff.errors import require, require_whole
 from steindiff.metrics.resampling import Halves, dealt
+from steindiff.metrics.samples import vectors
 
 ROWS = 512
 """Rows of a distance matrix at a time: against 50,000 samples they take 200 MB."""
@@ -52,12 +53,12 @@ class ManifoldTarget:
     """
 
     def __init__(self, y: Tensor, neighbours: int = 5, groups: int = 20, splits: int = 20) -> None:
-        self._y, self._rule = y.flatten(1).double(), (neighbours, groups, splits)
-        half = len(y) // groups * groups // 2 if groups > 0 else 0
-        even = groups % 2 == 0 and splits > 0
-        require(even, "need an even number of groups, and at least one split", groups=groups, splits=splits)
+        require_whole(1, neighbours=neighbours, groups=groups, splits=splits)
+        self._y, self._rule = vectors(y, finite=False), (neighbours, groups, splits)
+        half = len(y) // groups * groups // 2
+        require(groups % 2 == 0, "need an even number of groups", groups=groups)
         enough = f"need from 1 to {half - 1} neighbours with the {half} samples of a half"
-        require(1 <= neighbours < half, enough, neighbours=neighbours, groups=groups)
+        require(neighbours < half, enough, neighbours=neighbours, groups=groups)
         self._side = _halves(groups, splits)[dealt(len(y), groups)].to(y.device)
 
     def compare(self, x: "Tensor | ManifoldTarget") -> Manifold:

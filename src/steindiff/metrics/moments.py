@@ -10,8 +10,9 @@ from functools import reduce
 
 from torch import Tensor
 
+from steindiff.arguments import check_samples
 from steindiff.errors import InputError, require
-from steindiff.metrics.samples import checked, vectors
+from steindiff.metrics.samples import vectors
 
 CHUNK = 4096
 ROUNDING = 1e-6
@@ -32,7 +33,7 @@ class SampleMoments:
 
         Raises InputError as `samples.vectors`.
         """
-        return reduce(cls.merge, (cls._of_chunk(vectors(chunk, 1)) for chunk in checked(x, 1).split(CHUNK)))
+        return reduce(cls.merge, (cls._of_chunk(vectors(chunk, 1)) for chunk in check_samples(x).split(CHUNK)))
 
     @classmethod
     def _of_chunk(cls, x: Tensor) -> "SampleMoments":

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steindiff.errors import require
+from steindiff.arguments import check_samples
+from steindiff.errors import require, require_whole
 from steindiff.metrics.values import Paired, Value, centred
 
 Statistic = Callable[[Tensor, Tensor], float]
@@ -80,6 +81,7 @@ class Halves(Paired):
 
 def dealt(n: int, groups: int) -> Tensor:
     """The group of each of n samples in turn, 0, 1, …, groups−1, 0, …, (n,). Raises InputError for fewer than two a group."""
+    require_whole(0, groups=groups)
     enough = groups > 1 and n >= 2 * groups
     require(enough, f"a jackknife of {n} samples needs at least 2 groups of at least 2 samples", groups=groups)
     return torch.arange(n) % groups
@@ -87,6 +89,7 @@ def dealt(n: int, groups: int) -> Tensor:
 
 def jackknife(statistic: Statistic, x: Tensor, y: Tensor, groups: int = 20) -> Replicates:
     """Any statistic of two sets, computed 2g + 1 times: once as a whole, and once without each group of either."""
+    x, y = check_samples(x), check_samples(y)
     of_x, of_y = dealt(len(x), groups).to(x.device), dealt(len(y), groups).to(y.device)
     without_x = [statistic(x[of_x != i], y) for i in range(groups)]
     without_y = [statistic(x, y[of_y != i]) for i in range(groups)]

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from steindiff.errors import require
+from steindiff.errors import require, require_whole
+from steindiff.metrics.samples import vectors
 from steindiff.metrics.values import Shares, Value
 
 BLOCK = 16
@@ -36,9 +37,9 @@ class SlicedTarget:
     """
 
     def __init__(self, y: Tensor, count: int = 128, seed: int = 0, power: Literal[1, 2] = 2) -> None:
-        require(power in (1, 2), "need 1, for W_1, or 2, for the square of W_2", power=power)
-        require(len(y) > 1, "need at least 2 samples", shape=tuple(y.shape))
-        self._y, self._rule = y.flatten(1).double(), (count, seed, power)
+        require(isinstance(power, int) and power in (1, 2), "need 1, for W_1, or 2, for the square of W_2", power=power)
+        require_whole(0, seed=seed)
+        self._y, self._rule = vectors(y), (count, seed, power)
         self._values, self._order = (directions(self._y.shape[1], count, seed).to(y.device) @ self._y.mT).sort(1)
 
     def shares(self, x: "Tensor | SlicedTarget") -> Shares:
@@ -68,7 +69,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, count: int = 128, seed: int = 0, po
 
 def directions(d: int, count: int, seed: int = 0) -> Tensor:
     """Uniform on the sphere, orthonormal in runs of d, (count, d): with count a multiple of d, Σ_θ (θ·v)² = ‖v‖² count/d."""
-    require(min(d, count) > 0, "need at least 1 of each", directions=count, dimensions=d)
+    require_whole(1, directions=count, dimensions=d)
     generator = torch.Generator().manual_seed(seed)
     runs = []
     for start in range(0, count, d):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from steindiff.arguments import check_samples
 from steindiff.corrections.bands import Bands, Cosine
 from steindiff.errors import require
 from steindiff.metrics.values import Shares, Value
@@ -61,7 +62,7 @@ class SpectrumTarget:
     """
 
     def __init__(self, y: Tensor, bands: Bands | None = None) -> None:
-        require(len(y) > 1, "need at least 2 samples", shape=tuple(y.shape))
+        check_samples(y, 2)
         self._event, self._bands = y.shape[1:], Cosine(8) if bands is None else bands
         self._power = torch.cat([self._bands.inner(part, part) for part in map(Tensor.double, y.split(ROWS))])
         self._mean = self._power.mean(0)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from steindiff.analytic import FactorMixture
-from steindiff.denoisers import Denoiser, Guided, Labelled, noise_range_of, sigma_data_of
+from steindiff.denoisers import Denoiser, Guided, Labelled, check_labels, noise_range_of, sigma_data_of
 from steindiff.errors import InputError, ModelFileError, require, unknown_name
 from steindiff.io import limits
 from steindiff.io.files import NoDescription, read_all, read_tensors, sha256, write_tensors
@@ -90,8 +90,7 @@ class Model:
         """
         known = self.classes + self.null_class
         require(known > 0, "it has no classes: leave labels out", model=self.name)
-        whole = labels.ndim <= 1 and not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-        require(whole, "labels are whole numbers, () or (B,)", shape=tuple(labels.shape), dtype=labels.dtype)
+        check_labels(labels)
         low, high = (int(end) for end in labels.aminmax()) if labels.numel() else (0, 0)
         limit = f"{self.name} has labels from 0 to {known - 1}" + f", of which {self.classes} is no class" * self.null_class
         require(low >= 0 and high < known, limit, least=low, most=high)

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from steindiff.arguments import check_samples
 from steindiff.errors import InputError, ModelFileError, require, unknown_name
 from steindiff.io import processes
 from steindiff.io.files import sha256
@@ -113,7 +114,7 @@ class Extractor(ABC):
     @torch.no_grad()
     def _map(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """A function of RGB bytes over batches."""
-        shape, dtype = tuple(images.shape), images.dtype
+        shape, dtype = tuple(check_samples(images, 0).shape), images.dtype
         fit = len(shape) == 4 and shape[0] > 0 and shape[1] in (1, 3)
         require(fit, "need (N, 1 or 3, H, W) with N ≥ 1", shape=shape)
         require(dtype == torch.uint8 or dtype.is_floating_point, "need uint8, or floating point in [−1, 1]", dtype=dtype)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steindiff.errors import require
+from steindiff.arguments import check_samples
+from steindiff.errors import require, require_whole
 from steindiff.metrics.values import Paired, Value, centred
 
 TOLERANCE = 1e-3
@@ -43,8 +44,9 @@ def inception_score(probabilities: Tensor, splits: int = 10) -> InceptionScore:
 
     Raises InputError for fewer than two splits or samples a split, and for rows that are not probabilities, such as logits.
     """
-    p = probabilities.detach().double()
-    enough = p.ndim == 2 and splits > 1 and len(p) >= 2 * splits
+    require_whole(2, splits=splits)
+    p = check_samples(probabilities).double()
+    enough = p.ndim == 2 and len(p) >= 2 * splits
     need = "need (n, classes), at least 2 splits, and at least 2 samples in each"
     require(enough, need, shape=tuple(p.shape), splits=splits)
     gap, least = float((p.sum(1) - 1).abs().max()), float(p.min())

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steindiff.errors import InputError, require
+from steindiff.arguments import check_samples
+from steindiff.errors import InputError, require_whole
 from steindiff.io.images import to_uint8
 from steindiff.metrics.fid.extractors import Extractor, Summary, load_extractor
 from steindiff.metrics.fid.inception_score import inception_score
@@ -51,7 +52,7 @@ class Judge:
     made_of: str | None = None
 
     def __post_init__(self) -> None:
-        require(self.groups > 1, "a jackknife needs at least 2", groups=self.groups)
+        require_whole(2, groups=self.groups)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -74,7 +75,7 @@ class Judge:
 
     def measure(self, images: Tensor) -> dict[str, Paired]:
         """The numbers by name, of images (n, 1 or 3, H, W), uint8 or floating point in [−1, 1]; they must be finite."""
-        self.check(len(images))
+        self.check(len(check_samples(images, 0)))
         return self.stream(images.split(CHUNK))
 
     def stream(self, chunks: Iterable[Tensor]) -> dict[str, Paired]:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steindiff.arguments import check_dense
 from steindiff.errors import InputError, require
 from steindiff.io import digests, packed
 from steindiff.io.files import atomic
@@ -43,6 +44,10 @@ class Reference:
     resize: str | None = None
 
     def __post_init__(self) -> None:
+        for value in (self.mean, self.covariance):
+            real = isinstance(value, Tensor) and not value.is_complex()
+            require(real, "need tensors of real numbers; torch.as_tensor makes one of an array", type=type(value).__name__)
+            check_dense("a reference", value)
         mean, c = self.mean.double(), self.covariance.double()
         fit = mean.ndim == 1 and len(mean) > 0 and c.shape == (len(mean), len(mean))
         require(fit, "need (d,) and (d, d)", mean=tuple(mean.shape), covariance=tuple(c.shape))
