@@ -1,15 +1,18 @@
 """Few-step diffusion sampling with step corrections by Stein's identity; see README.md for a tour."""
 
-from steindiff import analytic, corrections, denoisers, divergence, grids, models, rules, schedules, solvers
-from steindiff.calibration import calibrate
-from steindiff.corrections import Chain, Corrected
-from steindiff.denoisers import Denoiser
-from steindiff.divergence import Hutchinson
-from steindiff.errors import InputError, ModelFileError, NonFiniteError, SteindiffError
-from steindiff.noise import generators, initial_noise
-from steindiff.sampling import SampleResult, sample, steps
-from steindiff.solvers import Table
-from steindiff.standalone import SteinDiff
+from steindiff.io.starting import starting
+
+with starting():
+    from steindiff import analytic, corrections, denoisers, divergence, grids, models, rules, schedules, solvers
+    from steindiff.calibration import calibrate
+    from steindiff.corrections import Chain, Corrected
+    from steindiff.denoisers import Denoiser
+    from steindiff.divergence import Hutchinson
+    from steindiff.errors import InputError, ModelFileError, NonFiniteError, SteindiffError
+    from steindiff.noise import generators, initial_noise
+    from steindiff.sampling import SampleResult, sample, steps
+    from steindiff.solvers import Table
+    from steindiff.standalone import SteinDiff
 
 __version__ = "0.1.0"
 

@@ -3,14 +3,13 @@
 import sys
 
 from steindiff.errors import MissingLibraryError, needs
+from steindiff.io.starting import starting
 
 try:
-    with needs("cli", "the command line"):
+    with starting(), needs("cli", "the command line"):
         from steindiff.cli.app import main
 except MissingLibraryError as error:
     sys.exit(f"error: {error}")
-except KeyboardInterrupt:
-    sys.exit(130)
 
 __all__ = ["main"]
 
