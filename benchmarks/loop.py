@@ -42,6 +42,8 @@ SIZES = {
     "3 MB": (256, 3, 32, 32),
     "16 MB": (256, 4, 64, 64),
 }
+TURN = 0.01
+"""Seconds of a turn, at least: runs on small states are repeated in it."""
 RULES = ("tweedie", "clamped(mode=tweedie)", "energy", "energy_bands")
 """Without a derivative at the steps that are timed; energy's moments are given."""
 
@@ -118,7 +120,7 @@ def measure(name: str, solver: Solver, loop: Loop, scheduler: Loop | None, size:
         runs["theirs"] = lambda: scheduler(half, x, short)
     with torch.no_grad():
         calls = {key: _calls(run, half) for key, run in runs.items()}
-        times = turns(runs, rounds, x.device)
+        times = turns(runs, rounds, x.device, TURN)
     each = {key: [1e6 * t / calls[key] for t in taken] for key, taken in times.items()}
     each["faster"] = min((each[key] for key in each if key != "ours"), key=lambda taken: Quartiles.of(taken).median)
     them = Quartiles.of(each["theirs"]) if "theirs" in each else None
@@ -141,7 +143,7 @@ def of_rules(o: Options) -> list[tuple[str, float, float]]:
     runs: dict[str, Callable[[], object]] = {"plain": partial(sample, solvers.make("dpmpp_2m"), half, x, sigmas)}
     runs |= {name: partial(sample, solver, half, x, sigmas) for name, solver in made.items()}
     with torch.no_grad():
-        times = turns(runs, o.rounds, x.device)
+        times = turns(runs, o.rounds, x.device, TURN)
         forward = turns({"network": lambda: network(x, label)}, 3, x.device)["network"]
     step, plain_ = Quartiles.of(forward).median, Quartiles.of(times["plain"]).median
     found = {name: (Quartiles.of(times[name]).median - plain_) / 10 for name in RULES}

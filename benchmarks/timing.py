@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -40,15 +42,31 @@ def seconds(run: Callable[[], object], device: str | torch.device = "cpu") -> fl
     return time.perf_counter() - start
 
 
-def turns(runs: Mapping[str, Callable[[], object]], rounds: int, device: str | torch.device = "cpu") -> dict[str, list[float]]:
-    """Seconds of every run in every round, after a round that warms up."""
+def turns(
+    runs: Mapping[str, Callable[[], object]], rounds: int, device: str | torch.device = "cpu", least: float = 0.0
+) -> dict[str, list[float]]:
+    """Seconds of every run in every round, after a round that warms up.
+
+    A run is repeated within its turn until the turn takes `least` seconds, and its time is the turn's over the number: a run of
+    microseconds would else be a measurement of empty caches.
+    """
+    numbers = {name: max(1, math.ceil(least / _warm(run, device))) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):
+    for _ in range(rounds):
         for name, run in runs.items():
-            taken = seconds(run, device)
-            if turn:
-                times[name].append(taken)
+            times[name].append(seconds(partial(_repeated, run, numbers[name]), device) / numbers[name])
     return times
+
+
+def _warm(run: Callable[[], object], device: str | torch.device) -> float:
+    """Seconds of a second run, and no less than the clock can tell."""
+    run()
+    return max(seconds(run, device), 1e-6)
+
+
+def _repeated(run: Callable[[], object], number: int) -> None:
+    for _ in range(number):
+        run()
 
 
 def ratio(times: Mapping[str, Sequence[float]], name: str, to: str) -> Quartiles:

@@ -107,6 +107,8 @@ def validate(sigmas: Tensor) -> Tensor:
 
 def check_levels(levels: Sequence[float]) -> None:
     """Raise InputError, which names the first offending one, unless these are the levels of a grid, on the host."""
+    if math.isfinite(levels[0]) and levels[-1] >= 0 and all(before > after for before, after in pairwise(levels)):
+        return
     last = len(levels) - 1
     _refuse(levels, [not math.isfinite(level) for level in levels], "is not finite")
     _refuse(levels, [not (level > 0 or (level == 0 and i == last)) for i, level in enumerate(levels)], _POSITIVE)

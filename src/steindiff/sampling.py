@@ -1,13 +1,16 @@
 """The one loop: every solver, corrected or not, runs through `steps`.
 
 `steps` is a generator, so a caller may stop, look or time as it likes; `sample` runs it to the end and returns the state, a
-trace of every step and what it cost. Nothing in the loop waits for the device: the trace is moved to the host once, at the end.
+trace of every step and what it cost. Nothing in the loop waits for the device: one number is read at the end, and the trace
+when somebody asks for it.
 """
 
 import math
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -21,6 +24,7 @@ from steindiff.denoisers import Counter, Denoiser, forwards_per_call
 from steindiff.divergence import Choice
 from steindiff.divergence.products import differentiated, fresh
 from steindiff.errors import InputError, NonFiniteError, StateWarning, SteindiffError, needs, require
+from steindiff.io.processes import alone
 from steindiff.noise import fresh_seed
 from steindiff.owning import Lender
 from steindiff.solvers import Grid, Interval, Setting, Solver, State, Step, make
@@ -68,32 +72,33 @@ class SampleResult:
     """The state at the last noise level, (B, *event) in VE coordinates, with its trace and cost."""
 
     x: Tensor
-    trace: tuple[Record, ...]
+    recorded: Trace | tuple[Record, ...] = field(repr=False)
+    """What `trace` is read from, when somebody first asks for it."""
     stats: Stats
     solver: str = ""
     """What ran, in words or as Python would write it."""
 
-
-_FOLDED = 16
-"""Sums of outputs that are kept one by one, at most."""
+    @cached_property
+    def trace(self) -> tuple[Record, ...]:
+        """A record of every step."""
+        return self.recorded.records() if isinstance(self.recorded, Trace) else self.recorded
 
 
 class _Watched(Counter):
-    """Makes a denoiser pure, counts evaluated images, refuses outputs of another kind, keeps what tells which were not finite.
+    """Makes a denoiser pure, counts evaluated images, and refuses outputs of another kind.
 
-    That is the sum of each output, which no NaN or infinity can leave finite: one read of the data, and no wait.
+    Args:
+        looks: whether to refuse a NaN or an infinity too, which waits for the device at each call.
     """
 
-    def __init__(self, inner: Denoiser) -> None:
+    def __init__(self, inner: Denoiser, looks: bool = False) -> None:
         super().__init__(inner)
-        self.lend = Lender()
+        self.lend, self.looks = Lender(), looks
         self.start(1)
 
     def start(self, batch: int) -> None:
         """Forget what a probe of the network has done."""
         self.batch, self.step, self.images = batch, 0, 0
-        self.sums: list[tuple[int, Tensor, Tensor]] = []
-        self.folded: list[tuple[list[int], Tensor]] = []
 
     @property
     def evaluations(self) -> float:
@@ -109,38 +114,17 @@ class _Watched(Counter):
             raise _of_another_kind(out, x, f"at step {self.step}, sigma = {float(sigma.max()):g}")
         if out.requires_grad and not torch.is_grad_enabled() and not differentiated(x):
             out = out.detach()  # a network that turns gradients on for itself: its graph would live as long as a history
-        self.sums.append((self.step, sigma, (out.detach() if out.requires_grad else out).sum()))
+        if self.looks and not _finite(out):
+            raise NonFiniteError(
+                f"the network's output is NaN or infinite at step {self.step}, sigma = {float(sigma.max()):g}: check its dtype "
+                "(float16 overflows), its input scale, and whether an unbounded correction has driven the state away "
+                "(gamma_max=1 bounds it)"
+            )
         return out
 
-    def fold(self) -> None:
-        """Put the sums so far into one small tensor: many of them between the states of a long run keep the heap open."""
-        if self.sums:
-            rows = [torch.stack((total, sigma.max().to(total))) for _, sigma, total in self.sums]
-            self.folded.append(([step for step, _, _ in self.sums], torch.stack(rows)))
-            self.sums = []
 
-    def check(self, end: Tensor | None = None, level: Tensor | float = math.nan) -> None:
-        """Raise NonFiniteError where an output was not finite, or else the last state, which no network sees: one transfer.
-
-        The last state is at the noise level `level`.
-        """
-        self.fold()
-        rows = [row for _, row in self.folded] + ([] if end is None else [torch.stack((end.sum(), end.sum()))[None]])
-        known = torch.cat(rows).tolist() if rows else []
-        first = next((i for i, (total, _) in enumerate(known) if not math.isfinite(total)), None)
-        if first is None:
-            return
-        places = [step for own, _ in self.folded for step in own]
-        if first == len(places):
-            raise NonFiniteError(
-                f"the state is NaN or infinite after step {self.step}, sigma = {float(level):g}: an unbounded correction has "
-                "driven it away (gamma_max=1 bounds it)"
-            )
-        step, sigma = places[first], known[first][1]
-        raise NonFiniteError(
-            f"the network's output is NaN or infinite at step {step}, sigma = {sigma:g}: check its dtype (float16 "
-            "overflows), its input scale, and whether an unbounded correction has driven the state away (gamma_max=1 bounds it)"
-        )
+def _finite(x: Tensor) -> bool:
+    return bool(torch.isfinite(x.detach()).all())
 
 
 def _of_another_kind(out: object, x: Tensor, where: str) -> InputError:
@@ -173,6 +157,25 @@ def steps(
 
 
 def _run(solver: Solver, watched: _Watched, x: Tensor, grid: Grid) -> Iterator[Event]:
+    """The steps, whose last state must be finite.
+
+    A NaN or an infinity of any output is in every state after it, so that one look at the last state is enough, and nothing is
+    looked at before. Where it is not finite the run is repeated, with a look at each output, to say which was the first.
+    """
+    end = x
+    for event in _advanced(solver, watched, x, grid):
+        end = event.step.x
+        yield event
+    if not math.isfinite(float(end.sum())) and not _finite(end):
+        own = replace(solver, gather=alone) if isinstance(solver, Corrected) else solver  # the other processes have gone on
+        deque(_advanced(own, _Watched(watched.denoiser, looks=True), x, grid), maxlen=0)
+        raise NonFiniteError(
+            f"the state is NaN or infinite after step {grid.steps - 1}, sigma = {grid.levels[-1]:g}: an unbounded correction "
+            "has driven it away (gamma_max=1 bounds it)"
+        )
+
+
+def _advanced(solver: Solver, watched: _Watched, x: Tensor, grid: Grid) -> Iterator[Event]:
     state = _started(solver, watched, x, grid)
     for i in range(grid.steps):
         watched.step = i
@@ -182,11 +185,8 @@ def _run(solver: Solver, watched: _Watched, x: Tensor, grid: Grid) -> Iterator[E
                 step = solver.step(watched, x, interval, state)
         else:
             step = solver.step(watched, x, interval, state)
-        if len(watched.sums) >= _FOLDED:
-            watched.fold()
         yield Event(interval, x, step, watched.evaluations)
         x, state = step.x, step.state
-    watched.check(x, grid.sigmas[-1])
 
 
 @torch.no_grad()
@@ -196,7 +196,8 @@ def _started(solver: Solver, watched: _Watched, x: Tensor, grid: Grid) -> State:
     try:
         state = solver.init(watched, x, grid)
     except SteindiffError:
-        watched.check()
+        if watched.images:
+            _Watched(watched.denoiser, looks=True)(x, grid.sigmas[0])
         raise
     watched.start(len(x))
     return state
@@ -287,7 +288,7 @@ def sample(
         for observe in observers:
             observe(_copied(event))
         final = event.step.x
-    return SampleResult(final, trace.records(), _stats(watched, trace, len(x)), str(solver))
+    return SampleResult(final, trace, _stats(watched, trace, len(x)), str(solver))
 
 
 def _planned(

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,17 +84,16 @@ class Record:
         return sum(value) / len(value) if isinstance(value, tuple) else value
 
 
-@dataclass(frozen=True)
-class _Step:
+class _Step(NamedTuple):
     """What is known of a step on the host."""
 
-    index: int
+    at: int
     sigma: float
     sigma_next: float
     reason: Reason | None
     """None: a number in the buffer, before those that have names."""
-    names: tuple[str, ...]
-    sizes: tuple[int | None, ...]
+    names: tuple[str, ...] = ()
+    sizes: tuple[int | None, ...] = ()
     """How many numbers each name has; None for one that is no list."""
 
 
@@ -119,16 +118,18 @@ class Trace:
 
     def put(self, index: int, sigma: float, sigma_next: float, note: Note) -> None:
         """A step between two levels. Its numbers are copied, and nothing waits for them."""
+        self.spent.append(note.spent)
+        self.choice = self.choice or note.choice
         reason = None if isinstance(note.reason, Tensor) else note.reason
+        if reason is not None and not note.numbers:
+            self._steps.append(_Step(index, sigma, sigma_next, reason))
+            return
         sizes = tuple(z.numel() if z.ndim else None for z in note.numbers.values())
         names, before = tuple(note.numbers), self._steps[-1] if self._steps else None
         if before is not None and (names, sizes) == (before.names, before.sizes):
             names, sizes = before.names, before.sizes  # the same objects: nothing new stays
         self._steps.append(_Step(index, sigma, sigma_next, reason, names, sizes))
-        if reason is None or names:
-            self._write([z for z in (note.reason, *note.numbers.values()) if isinstance(z, Tensor)])
-        self.spent.append(note.spent)
-        self.choice = self.choice or note.choice
+        self._write([z for z in (note.reason, *note.numbers.values()) if isinstance(z, Tensor)])
 
     def records(self) -> tuple[Record, ...]:
         """A record of each step: every number in one transfer."""
@@ -156,7 +157,9 @@ class Trace:
 
 
 def _record(step: _Step, flat: Iterator[float]) -> Record:
+    if step.reason is not None and not step.names:
+        return Record(step.at, step.sigma, step.sigma_next, step.reason.name.lower())
     reason = Reason(int(next(flat))) if step.reason is None else step.reason
     sizes = zip(step.names, step.sizes, strict=True)
     numbers = {name: next(flat) if size is None else tuple(islice(flat, size)) for name, size in sizes}
-    return Record(step.index, step.sigma, step.sigma_next, reason.name.lower(), numbers)
+    return Record(step.at, step.sigma, step.sigma_next, reason.name.lower(), numbers)

@@ -474,7 +474,7 @@ def test_a_network_that_fails_from_the_start_is_not_blamed_on_its_derivative():
 
 @pytest.mark.parametrize("run", [sample, lambda *args: list(steps(*args))], ids=["sample", "steps"])
 def test_the_check_waits_for_the_end_and_names_the_first_bad_step(run):
-    """No step waits for the device to know what the network returned; σ is that of the first of the outputs."""
+    """No step waits for the device to know what the network returned: the run is repeated to say which output was the first."""
     seen = []
 
     def network(y, sigma):
@@ -483,7 +483,20 @@ def test_the_check_waits_for_the_end_and_names_the_first_bad_step(run):
 
     with pytest.raises(NonFiniteError, match=r"output is NaN or infinite at step 2, sigma = 1\.5"):
         run("ddim", network, start(), GRID)
-    assert seen == GRID.tolist()[:-1]
+    assert seen == [*GRID.tolist()[:-1], *GRID.tolist()[:3]]
+
+
+def test_a_large_state_whose_sum_overflows_is_finite():
+    with pytest.warns(StateWarning):
+        end = sample("ddim", lambda y, s: y.clone(), torch.full((1, 400), 1e38), GRID)
+    assert math.isinf(end.x.sum())
+    assert end.x.isfinite().all()
+
+
+def test_the_trace_of_a_result_is_read_when_it_is_asked_for():
+    result = sample(Corrected(DDIM, CLAMPED), LAW, start(), GRID)
+    assert "trace" not in vars(result)
+    assert result.trace is result.trace
 
 
 def test_a_last_state_that_is_not_finite_is_an_error():

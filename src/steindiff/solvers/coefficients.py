@@ -44,12 +44,6 @@ def ddim(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor
     return torch.lerp(x, denoised, 1 - sigma_next / sigma)
 
 
-def noise_of(x: Tensor, denoised: Tensor, sigma: float) -> Tensor:
-    """ε-hat = (x − D)/σ, which is also dy/dσ."""
-    residual = x - denoised
-    return residual / sigma if transformed() else residual.div_(sigma)
-
-
 def transformed() -> bool:
     """Whether torch.func batches or differentiates this call: a batched value cannot be added in place to a plain tensor."""
     return torch._C._functorch.peek_interpreter_stack() is not None

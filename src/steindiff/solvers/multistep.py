@@ -17,7 +17,7 @@ from torch import Tensor
 from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError
 from steindiff.solvers.base import Grid, Interval, Solver, Step
-from steindiff.solvers.coefficients import noise_of, transformed
+from steindiff.solvers.coefficients import transformed
 
 History = tuple[Tensor, ...]
 
@@ -46,14 +46,14 @@ class Multistep(Solver):
         Raises:
             InputError: the state holds fewer earlier values than the step needs.
         """
-        row = self.weights(interval.grid, interval.index)
+        row = self._row(interval.grid, interval.index)
         if len(row.values) > len(state) + 1:
             raise InputError(
                 f"step {interval.index} needs {len(row.values) - 1} earlier values and the state holds {len(state)}: start the "
                 "run at step 0 of its grid"
             )
         denoised = self._evaluated(denoiser, x, interval)
-        values = (self._value(x, denoised, interval), *state)
+        values = (self._value(x, denoised), *state)
         return Step(weighted(row, x, values), denoised, values[: self.order - 1])
 
     def nfe(self, sigmas: Tensor) -> int:
@@ -75,12 +75,19 @@ class Multistep(Solver):
     def _evaluated(self, denoiser: Denoiser, x: Tensor, interval: Interval) -> Tensor:
         return denoiser(x, interval.sigma)
 
-    def _value(self, x: Tensor, denoised: Tensor, interval: Interval) -> Tensor:
+    def _row(self, grid: Grid, index: int) -> Row:
+        """The weights of what `_value` keeps."""
+        return self.weights(grid, index)
+
+    def _value(self, x: Tensor, denoised: Tensor) -> Tensor:
         return denoised
 
 
 class NoiseMultistep(Multistep):
-    """A multistep method in noise prediction: v = (x − D(x, σ))/σ. One evaluation a step."""
+    """A multistep method in noise prediction: v = (x − D(x, σ))/σ. One evaluation a step.
+
+    It keeps the residuals x − D, whose σ is a matter of the weights: a division less over the state.
+    """
 
     def linear(self, interval: Interval, state: History) -> Tensor:
         """a + w₀/σ, since the noise prediction of this step contains x/σ."""
@@ -89,11 +96,15 @@ class NoiseMultistep(Multistep):
 
     def first_order(self, x: Tensor, denoised: Tensor, interval: Interval) -> Tensor:
         """T₁ = x + (σ'−σ)(x − D)/σ."""
-        sigma, sigma_next = interval.grid.levels[interval.index : interval.index + 2]
-        return weighted(Row(1.0, (sigma_next - sigma,)), x, (self._value(x, denoised, interval),))
+        sigma, sigma_next = interval.levels
+        return weighted(Row(1.0, ((sigma_next - sigma) / sigma,)), x, (self._value(x, denoised),))
 
-    def _value(self, x: Tensor, denoised: Tensor, interval: Interval) -> Tensor:
-        return noise_of(x, denoised, interval.grid.levels[interval.index])
+    def _row(self, grid: Grid, index: int) -> Row:
+        a, values = self.weights(grid, index)
+        return Row(a, tuple(w / grid.levels[index - j] for j, w in enumerate(values)))
+
+    def _value(self, x: Tensor, denoised: Tensor) -> Tensor:
+        return x - denoised
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from steindiff.denoisers import Denoiser
 from steindiff.errors import require
 from steindiff.solvers.base import USUAL, Grid, Interval, Setting, Solver, Step
-from steindiff.solvers.coefficients import ddim, noise_of, vp_level, vp_time
+from steindiff.solvers.coefficients import ddim, vp_level, vp_time
 from steindiff.solvers.deis import IPNDM
 from steindiff.solvers.multistep import Row, weighted
 
@@ -52,7 +52,7 @@ class PNDM(Solver):
         if not self._starts(interval.index):
             return self._later.step(denoiser, x, interval, state)
         (sigma, end), denoised = interval.levels, denoiser(x, interval.sigma)
-        kept = (noise_of(x, denoised, sigma), *state)[: self.order - 1]
+        kept = (x - denoised, *state)[: self.order - 1]
         if interval.last and interval.grid.to_zero:
             return Step(ddim(x, denoised, sigma, end), denoised, kept)
         changes: list[Tensor] = []

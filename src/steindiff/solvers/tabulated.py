@@ -8,7 +8,7 @@ without values is a *free* step, x' − m = a (x − m), which evaluates nothing
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from numbers import Real
 
@@ -83,7 +83,7 @@ class Tabulated(Multistep):
     def __str__(self) -> str:
         return f"{self.name} of {self.nfe(self.own_grid)} evaluations"
 
-    @property
+    @cached_property
     def order(self) -> int:  # type: ignore[override]
         """The number of values in the longest row."""
         return max(1, *(len(row.values) for row in self.rows))
@@ -111,7 +111,8 @@ class Tabulated(Multistep):
         mean, event = () if self.mean is None else self.mean.shape, x.shape[1:]
         fits = len(mean) <= len(event) and all(m in (1, n) for m, n in zip(reversed(mean), reversed(event), strict=False))
         require(fits, f"the mean must be broadcastable to an event, {tuple(event)}", shape=tuple(mean))
-        self._mean(x)
+        if self.mean is not None:
+            self._mean(x)
         return super().init(denoiser, x, grid)
 
     def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: History) -> Step:
