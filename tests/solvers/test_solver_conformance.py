@@ -135,7 +135,7 @@ def test_last_step_to_zero(solver):
     *_, (x, interval, state, step) = _steps(solver, mixture, noisy_state(80.0), ENDS["zero"](6))
     expected = step.denoised
     if isinstance(solver, (IPNDM, PNDM)):
-        noise = [(x - step.denoised) / interval.sigma, *state]
+        noise = [r / s for r, s in zip([x - step.denoised, *state], reversed(interval.grid.levels[:-1]), strict=False)]
         weights = {1: [1.0], 2: [1.5, -0.5], 3: [23 / 12, -16 / 12, 5 / 12], 4: [55 / 24, -59 / 24, 37 / 24, -9 / 24]}
         expected = x - interval.sigma * sum(w * e for w, e in zip(weights[solver.order], noise, strict=True))
     torch.testing.assert_close(step.x, expected, rtol=1e-12, atol=1e-12)
@@ -339,7 +339,8 @@ def test_deis_integrates_polynomials_in_its_variable(variable, s, order, n):
         for m in range(order):
             eps = [torch.tensor([[float(z)]], dtype=torch.float64) for z in s(levels) ** m]
             x = torch.zeros(1, 1, dtype=torch.float64)
-            step = solver.step(lambda z, at, e=eps[0]: z - at * e, x, interval, tuple(eps[1:]))
+            earlier = tuple(s * e for s, e in zip(levels[1:], eps[1:], strict=True))
+            step = solver.step(lambda z, at, e=eps[0]: z - at * e, x, interval, earlier)
             ends = float(interval.sigma.log()), float(interval.sigma_next.log())
             expected = _gauss(lambda u, m=m: s(np.exp(u)) ** m * np.exp(u), *ends)
             assert float(step.x) == pytest.approx(expected, rel=1e-9, abs=1e-12 * float(interval.sigma))

@@ -22,7 +22,7 @@ from steindiff.solvers.coefficients import ddim
 
 State = Any
 """What a solver carries from one step to the next. It is never changed in place. A multistep method carries the tuple of
-the values of earlier steps, newest first; a singlestep method carries None."""
+the data predictions or the residuals x − D of earlier steps, newest first; a singlestep method carries None."""
 
 SHORT_RUN = 15
 """Runs of fewer steps than this lower their order at the end (the published setting of DPM-Solver++)."""
