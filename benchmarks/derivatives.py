@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from recipes.command import command
@@ -24,13 +24,17 @@ from torch import Tensor
 from benchmarks.results import keep
 from benchmarks.timing import Quartiles, ratio, turns
 from steindiff import Corrected, models, sample
-from steindiff.denoisers import Denoiser
+from steindiff.denoisers import Denoiser, declare
 from steindiff.divergence import Choice, Hutchinson
+from steindiff.models.networks.unet import UNet, UNetConfig
 from steindiff.noise import initial_noise
 from steindiff.report.blocks import Block, Table, Text
 from steindiff.rules import CleanTarget
+from steindiff.schedules import VE
 
 LEVELS = (2.0, 1.2, 0.7, 0.4)
+TEN_MILLION = "unet-10m"
+"""A UNet of ten million parameters that nobody has trained, on images of 32 × 32."""
 PART = 8
 """One image of so many gets products, where a part of the batch does."""
 
@@ -40,9 +44,10 @@ class Options:
     """The command line."""
 
     outdir: Annotated[Path, "a folder for the results"] = Path("outputs/benchmarks/derivatives")
-    models: Annotated[tuple[str, ...], "shipped networks, or model files"] = ("digits", "cifar10")
-    batch: Annotated[tuple[int, ...], "images of a run", 1] = (8, 16, 32)
-    rounds: Annotated[int, "turns of every loop", 1] = 21
+    page: Annotated[Path | None, "a page between whose marks the tables go too"] = None
+    models: Annotated[tuple[str, ...], f"shipped networks, model files, or {TEN_MILLION}"] = ("digits", "cifar10", TEN_MILLION)
+    batch: Annotated[tuple[int, ...], "images of a run", 1] = (8, 16)
+    rounds: Annotated[int, "turns of every loop", 1] = 11
     device: Annotated[str, "where the network computes"] = "cpu"
 
 
@@ -56,6 +61,19 @@ class Row:
     """A corrected step with one probe of every image, over a forward and one product by hand."""
     part: Quartiles
     """A corrected step with one probe of an eighth of the batch, over a forward."""
+
+
+def network(name: str, device: str) -> tuple[str, Denoiser, tuple[int, ...]]:
+    """A network by its name, as a denoiser of events of a shape."""
+    if name != TEN_MILLION:
+        model = models.load(name, device=device)
+        return model.name, model.denoiser, model.event_shape
+    unet = UNet(UNetConfig(image_channels=3, channels=104)).to(device).eval().requires_grad_(False)
+
+    def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+        return cast(Tensor, unet(x, sigma.to(x).log().expand(len(x)) / 4))
+
+    return name, declare(denoiser, schedule=VE()), (3, 32, 32)
 
 
 def by_hand(denoiser: Denoiser, x: Tensor) -> None:
@@ -109,8 +127,8 @@ def main(o: Options) -> None:
     """Measure, write, print the table."""
     rows = list[Row]()
     for name in o.models:
-        model = models.load(name, device=o.device)
+        label, denoiser, event = network(name, o.device)
         for batch in o.batch:
-            x = initial_noise(range(batch), model.event_shape, LEVELS[0], device=o.device)
-            rows.append(measure(model.name, model.denoiser, x, o.rounds))
+            x = initial_noise(range(batch), event, LEVELS[0], device=o.device)
+            rows.append(measure(label, denoiser, x, o.rounds))
     keep(o.outdir, "Derivatives", table(rows), o, [asdict(row) for row in rows])

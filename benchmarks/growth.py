@@ -29,12 +29,14 @@ from benchmarks.memory import peak
 from benchmarks.results import keep
 from benchmarks.timing import turns
 from steindiff import Corrected, grids, sample, solvers
+from steindiff.denoisers import declare
 from steindiff.divergence import Hutchinson
 from steindiff.noise import initial_noise
 from steindiff.report.blocks import Block, Figure, Table, Text
 from steindiff.report.figures import Line, Panel, charts
 from steindiff.report.palette import look
 from steindiff.rules import CleanTarget
+from steindiff.schedules import VE
 from steindiff.solvers import Solver
 
 SIZES = {
@@ -43,12 +45,17 @@ SIZES = {
     "steps": (4, 8, 16, 32, 64),
     "probes": (1, 2, 4, 8, 16),
 }
+TURN = 0.005
+"""Seconds of a turn, at least."""
 START = {"batch": 16, "dimension": 3072, "steps": 8, "probes": 1}
 
 
-def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
-    """D = x / (1 + x²): one pass over the state, with a derivative."""
+def _rational(x: Tensor, sigma: Tensor) -> Tensor:
+    """D = x / (1 + x²): three passes over the state, with a derivative."""
     return x / (1 + x.square())
+
+
+denoiser = declare(_rational, schedule=VE())
 
 
 def literal(probes: int) -> Solver:
@@ -71,6 +78,7 @@ class Options:
     """The command line."""
 
     outdir: Annotated[Path, "a folder for the results"] = Path("outputs/benchmarks/growth")
+    page: Annotated[Path | None, "a page between whose marks the tables go too"] = None
     runs: Annotated[tuple[str, ...], f"of {', '.join(RUNS)}"] = tuple(RUNS)
     rounds: Annotated[int, "turns of every size", 1] = 7
 
@@ -101,7 +109,7 @@ def measure(run: str, axis: str, rounds: int) -> Growth:
     """Time and memory at every size of the axis, the others at their start."""
     runs = {str(size): one_run(run, {**START, axis: size}) for size in SIZES[axis]}
     memory = tuple(peak(go) for go in runs.values())
-    times = turns(runs, rounds)
+    times = turns(runs, rounds, least=TURN)
     return Growth(run, axis, SIZES[axis], tuple(map(statistics.median, times.values())), memory)
 
 

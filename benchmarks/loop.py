@@ -7,31 +7,28 @@ The network is D = x/2, one pass over the data that every loop pays alike, so th
 What is timed is all of a run: `steindiff.sample` from the state to the result, with its checks, its trace and its cost. A
 diffusers scheduler makes its timesteps in the run. All take turns in one process, run by run. A ratio is of neighbouring runs,
 and a time is divided by the evaluations of its run. On a CPU it is processor time, which others disturb least. The rules stand
-beside one forward of a network of ten million parameters, over the same batch. The command writes table.md and study.json (all
-numbers, and how they were made), and a page.
+beside one forward of a network of ten million parameters, over the same batch. The command writes report.md and results.json.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import torch
 from recipes.command import command
-from recipes.pages import block
 from torch import Tensor
 
 from benchmarks import theirs
 from benchmarks.by_hand import LOOPS, Loop, after_a_free_step, dpmpp_2m, plain, table
+from benchmarks.results import keep
 from benchmarks.timing import Quartiles, ratio, turns
 from steindiff import Corrected, grids, rules, sample, solvers
-from steindiff.io.files import manifest, write_json, write_text
 from steindiff.models.networks.unet import UNet, UNetConfig
 from steindiff.report.blocks import Block, Table, Text
-from steindiff.report.markdown import markdown
 from steindiff.solvers import Calibrated, Solver, Tabulated
 from steindiff.solvers.free import FreeRun
 
@@ -52,7 +49,7 @@ RULES = ("tweedie", "clamped(mode=tweedie)", "energy", "energy_bands")
 class Options:
     """The command line."""
 
-    outdir: Annotated[Path, "where the two files go"] = Path("outputs/loop")
+    outdir: Annotated[Path, "a folder for the results"] = Path("outputs/benchmarks/loop")
     page: Annotated[Path | None, "a page between whose marks the tables go too"] = None
     solvers: Annotated[tuple[str, ...], "which solvers, tables included; all: every one"] = ("all",)
     sizes: Annotated[tuple[str, ...], "sizes of the state, float32"] = tuple(SIZES)
@@ -178,12 +175,6 @@ def main(o: Options) -> None:
     names = list(known) if o.solvers == ("all",) else list(o.solvers)
     rows = [measure(name, *known[name], schedulers.get(name), size, o) for size in o.sizes for name in names]
     of_rule = of_rules(o) if o.solvers == ("all",) else []
-    blocks = shown(rows, of_rule)
     said = f"torch {torch.__version__}, {o.device}, one thread, float32, {o.rounds} rounds at most."
-    text = markdown([Text(said), *blocks])
-    write_text(o.outdir / "table.md", text)
-    results = {"rows": [row._asdict() for row in rows], "rules": of_rule}
-    write_json(o.outdir / "study.json", manifest(settings=asdict(o), results=results))
-    if o.page is not None:
-        write_text(o.page, block(o.page.read_text(encoding="utf-8"), "loop", text))
-    print(text)
+    found = {"rows": [row._asdict() for row in rows], "rules": of_rule}
+    keep(o.outdir, "Loop", [Text(said), *shown(rows, of_rule)], o, found)

@@ -31,6 +31,8 @@ from steindiff.study import testbed
 
 SIDE = 1024
 LEVEL = 1.0
+TURN = 0.02
+"""Seconds of a turn, at least: a call of a millisecond is repeated in it, and finds what it reads in the caches."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Options:
     """The command line."""
 
     outdir: Annotated[Path, "a folder for the results"] = Path("outputs/benchmarks/mixtures")
+    page: Annotated[Path | None, "a page between whose marks the tables go too"] = None
     laws: Annotated[tuple[str, ...], "exact testbeds of the study"] = ("digits_mixture", "cifar10_mixture")
     batch: Annotated[tuple[int, ...], "points of a call", 1] = (1, 16, 128)
     rounds: Annotated[int, "turns of every call", 1] = 21
@@ -76,7 +79,7 @@ def measure(name: str, law: Denoiser, x: Tensor, rounds: int) -> Row:
     runs = {"product": lambda: square @ square, "known": lambda: law(x, known), "new": lambda: law(x, next(fresh))}
     runs["known"]()
     work, whole = flops(runs["known"]), flops(runs["product"])
-    times = turns(runs, rounds)
+    times = turns(runs, rounds, least=TURN)
     slower = ratio(times, "product", "known")
     share = Quartiles(*(work / whole * value for value in slower))
     spent = Quartiles.of([1e3 * seconds for seconds in times["known"]])

@@ -36,6 +36,7 @@ class Options:
     """The command line."""
 
     outdir: Annotated[Path, "a folder for the results"] = Path("outputs/benchmarks/start")
+    page: Annotated[Path | None, "a page between whose marks the tables go too"] = None
     rounds: Annotated[int, "turns of every line", 1] = 7
 
 

@@ -50,18 +50,14 @@ def turns(
     A run is repeated within its turn until the turn takes `least` seconds, and its time is the turn's over the number: a run of
     microseconds would else be a measurement of empty caches.
     """
-    numbers = {name: max(1, math.ceil(least / _warm(run, device))) for name, run in runs.items()}
+    for run in runs.values():
+        run()
+    numbers = {name: math.ceil(least / max(seconds(run, device), 1e-6)) if least else 1 for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
             times[name].append(seconds(partial(_repeated, run, numbers[name]), device) / numbers[name])
     return times
-
-
-def _warm(run: Callable[[], object], device: str | torch.device) -> float:
-    """Seconds of a second run, and no less than the clock can tell."""
-    run()
-    return max(seconds(run, device), 1e-6)
 
 
 def _repeated(run: Callable[[], object], number: int) -> None:

@@ -57,6 +57,13 @@ def test_ratios_are_of_neighbouring_turns():
     assert [len(values) for values in taken.values()] == [2, 2]
 
 
+def test_a_short_run_is_repeated_within_its_turn():
+    calls = []
+    (taken,) = turns({"a": lambda: calls.append(sum(range(1000)))}, 1, least=0.01).values()
+    assert len(calls) > 50
+    assert 0 < taken[0] < 1e-3
+
+
 def test_slopes_of_powers():
     sizes = (1, 2, 4, 8, 16)
     assert growth.slope(sizes, tuple(3.0 * n**2 for n in sizes)) == pytest.approx(2.0)
@@ -102,9 +109,18 @@ def test_mixtures_command_counts_the_products(tmp_path):
 
 def test_growth_command_draws(tmp_path, monkeypatch):
     monkeypatch.setattr(growth, "SIZES", {axis: sizes[:3] for axis, sizes in growth.SIZES.items()})
-    found = smallest(tmp_path, growth, "--runs", "tweedie")
+    page = tmp_path / "docs" / "page.md"
+    page.parent.mkdir()
+    page.write_text("# Page\n\n<!-- growth -->\n<!-- end of growth -->\n\nThe end.\n", encoding="utf-8")
+    found = smallest(tmp_path / "out", growth, "--runs", "tweedie", "--page", str(page))
     assert [line["axis"] for line in found] == ["batch", "dimension", "steps"]
-    assert (tmp_path / "growth.png").stat().st_size > 10_000
+    drawn = (tmp_path / "out" / "growth.png").read_bytes()
+    assert len(drawn) > 10_000
+    assert (page.parent / "images" / "growth.png").read_bytes() == drawn
+    said = page.read_text(encoding="utf-8")
+    assert "| tweedie | steps |" in said
+    assert "![growth](images/growth.png)" in said
+    assert said.endswith("The end.\n")
 
 
 def test_the_start_counts_a_process():

@@ -339,7 +339,7 @@ def test_deis_integrates_polynomials_in_its_variable(variable, s, order, n):
         for m in range(order):
             eps = [torch.tensor([[float(z)]], dtype=torch.float64) for z in s(levels) ** m]
             x = torch.zeros(1, 1, dtype=torch.float64)
-            earlier = tuple(s * e for s, e in zip(levels[1:], eps[1:], strict=True))
+            earlier = tuple(at * e for at, e in zip(levels[1:], eps[1:], strict=True))
             step = solver.step(lambda z, at, e=eps[0]: z - at * e, x, interval, earlier)
             ends = float(interval.sigma.log()), float(interval.sigma_next.log())
             expected = _gauss(lambda u, m=m: s(np.exp(u)) ** m * np.exp(u), *ends)
