@@ -449,11 +449,16 @@ STATE = {"format": FORMAT, "step": 3, "seconds": 1.0, "identity": {"recipe": {"s
         ({**STATE, "network": _deep()}, "nest to the depth 65: more than 64"),
         (
             {**STATE, "network": {"w": torch.zeros(1).expand(10**9)}},
-            r"a tensor of shape \(1000000000,\) is said to lie",
+            r"said to lie in the same memory",
         ),
+        ({**STATE, "network": {"w": torch.zeros(1).expand(5)}}, r"a tensor of shape \(5,\) is said to lie"),
+        ({**STATE, "network": [torch.zeros(9)[i:] for i in range(9)]}, "parts of another kind"),
+        ({**STATE, "network": 30 * [torch.zeros(10**6)]}, "its tensors are said to lie in the same memory, more than 8 in one"),
+        ({**STATE, "network": {"w": torch.eye(3).to_sparse()}}, "Cannot access"),
+        ({**STATE, "network": {"w": torch.zeros(3, device="meta")}}, "meta"),
         ({**STATE, "file_sha256": "0" * 64}, "damaged: its digest differs"),
     ],
-    ids=range(10),
+    ids=range(15),
 )
 def test_checkpoints(tmp_path, monkeypatch, held, reason):
     monkeypatch.setenv(limits.VARIABLE, "values=1000")

@@ -25,6 +25,8 @@ PACKAGE: Final = Path(__file__).resolve().parents[1]
 SUMS: Final = PACKAGE / "shipped.json"
 """The SHA-256 of the shipped files that have no seal, by their path in the package: `python -m recipes.sums` writes it."""
 _BLOCK = 1 << 20
+_OFTEN = 8
+"""How many tensors of the same memory a value may have: of a small file, thousands of large ones would be read for hours."""
 
 
 def sha256(path: str | Path) -> str:
@@ -78,10 +80,11 @@ def of_value(value: Any) -> str:
     """The SHA-256 of numbers, texts, tensors and arrays, and of lists, tuples and dictionaries of them.
 
     Raises:
-        ValueError: it has anything else, too many values, nests too deep, or has a tensor of more numbers than its memory.
+        ValueError: it has anything else, too many values, nests too deep, or has tensors of more numbers than their memory.
     """
     digest = hashlib.sha256()
     left = limits.most("values")
+    room, known = 0, set[int]()
     waiting: list[tuple[Any, int]] = [(value, 0)]
     while waiting:
         part, depth = waiting.pop()
@@ -89,8 +92,14 @@ def of_value(value: Any) -> str:
         if left < 0:
             limits.within("values", limits.most("values") + 1, "the values in it are at least")
         limits.within("json_depth", depth, "lists and dictionaries in it nest to the depth")
-        inside = _inside(part)
-        waiting += ((entry, depth + 1) for entry in inside)
+        waiting += ((entry, depth + 1) for entry in _inside(part))
+        if isinstance(part, Tensor):
+            memory = part.untyped_storage()
+            room += 0 if memory.data_ptr() in known else _OFTEN * memory.nbytes()
+            room -= part.nbytes
+            known.add(memory.data_ptr())
+            if room < 0:
+                raise ValueError(f"its tensors are said to lie in the same memory, more than {_OFTEN} in one")
         for data in _leaf(part):
             digest.update(data)
     return digest.hexdigest()

@@ -241,7 +241,8 @@ def _admit(folder: Path, claim: Claim) -> None:
     record, present = _record(folder), claim.present(folder)
     mine = record.get(claim.command)
     if mine is None:
-        foreign = [name for name in present if not (claim.earlier(folder) and is_file(folder / name))]
+        earlier = bool(present) and claim.earlier(folder)
+        foreign = [name for name in present if not (earlier and is_file(folder / name))]
     else:
         foreign = [name for name in present if not _own(folder, name, mine, claim.exact)]
     refuse(folder, foreign)
