@@ -14,6 +14,7 @@ from steindiff.calibration import Options, Settings, calibrate, calibrations, ga
 from steindiff.calibration.calibrate import divided, enough
 from steindiff.denoisers import Guided
 from steindiff.errors import InputError, NonFiniteError
+from steindiff.io.files import HALF
 from steindiff.sampling import sample
 from steindiff.solvers import Row, Setting, Table, Tabulated
 
@@ -131,7 +132,7 @@ def test_a_stopped_calibration_goes_on_where_it_was(tmp_path, made):
     for calls in (20, 60):
         with pytest.raises(KeyboardInterrupt):
             calibrations(Stops(calls), NOISE, [2, 3], options=QUICK, work=tmp_path / "cut")
-        assert not list((tmp_path / "cut").rglob("*.tmp*"))
+        assert not list((tmp_path / "cut").rglob(f"*{HALF}*"))
     rest = Stops(math.inf)
     again = calibrations(rest, NOISE, [2, 3], options=QUICK, work=tmp_path / "cut")
     assert rest.images <= whole.images - 33 * 48

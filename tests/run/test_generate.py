@@ -99,8 +99,8 @@ def test_stopped_at_any_write_the_same_call_goes_on(unbroken, tmp_path, monkeypa
 def test_stopped_twice_and_with_half_written_files_about(unbroken, tmp_path):
     for writes in (5, 3):
         stopped(writes, JOB, tmp_path)
-    (tmp_path / ".000001-abcd_efg.tmp.png").write_bytes(b"half")
-    (tmp_path / PARTS / ".000001-abcd_efg.tmp.safetensors").write_bytes(b"half")
+    (tmp_path / f".000001-abcdef01{files.HALF}.png").write_bytes(b"half")
+    (tmp_path / PARTS / f".000001-abcdef01{files.HALF}.safetensors").write_bytes(b"half")
     generate(JOB, tmp_path)
     assert outcome(tmp_path) == unbroken
 

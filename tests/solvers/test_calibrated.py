@@ -12,7 +12,7 @@ from steindiff import solvers
 from steindiff.analytic import GaussianMixture
 from steindiff.denoisers import EpsilonScaled, Guided, Labelled, is_conditioned
 from steindiff.errors import InputError, ModelFileError
-from steindiff.io.files import read_tensors, write_tensors
+from steindiff.io.files import HALF, read_tensors, write_tensors
 from steindiff.sampling import sample
 from steindiff.solvers import DDIM, Auto, Purpose, Row, Setting, Table, Tabulated, as_table, calibrated, table_files
 from steindiff.solvers.table import save_all
@@ -162,7 +162,7 @@ def test_a_damaged_file_in_a_folder_is_named(tmp_path):
 
 
 def test_what_a_killed_process_has_left_is_no_table(tmp_path):
-    (tmp_path / ".t-abc.tmp.safetensors").write_bytes(b"half a ta")
+    (tmp_path / f".t-abcdef01{HALF}.safetensors").write_bytes(b"half a ta")
     table(4).save(tmp_path / "t.safetensors")
     assert calibrated.found(4, replace(HERE, folders=(str(tmp_path),))) is not None
 

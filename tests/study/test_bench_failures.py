@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from steindiff.errors import InputError
+from steindiff.io.files import HALF
 from steindiff.study.grid import Config
 from steindiff.study.run import run_study
 
@@ -80,7 +81,7 @@ def test_a_worker_that_dies_ends_the_run_and_the_next_goes_on(tmp_path):
     assert "SIGKILL" in errors
     held = _cells(tmp_path)
     assert 3 <= len(held) < 80
-    assert not list(tmp_path.rglob("*.tmp*"))
+    assert not list(tmp_path.rglob(f"*{HALF}*"))
     done = _bench(tmp_path, *more)
     assert done.returncode == 0, done.stderr
     after = _cells(tmp_path)

@@ -28,16 +28,16 @@ def owned(folder: Path) -> set[Path]:
 
     A file that is another than the one listed is not ours, nor is anything behind a link.
     """
-    record, finished = folder / RECORD, is_ours(folder)
-    names = _list(entry(record, "removing"))
-    if record.exists():
-        names += [name for name in SUMMARY if name != NPZ or entry(record, "npz") is not False]
-        names += _images(entry(record, "seeds"), entry(record, "subdirs"), entry(record, "png"))
-    listed: list[Any] = [entry(folder / MANIFEST, "files") if finished else None]
-    if finished:
+    record, about = _said(folder / RECORD), manifest(folder)
+    names = _list(_entry(record, "removing"))
+    if (folder / RECORD).exists():
+        names += [name for name in SUMMARY if name != NPZ or _entry(record, "npz") is not False]
+        names += _images(*(_entry(record, name) for name in ("seeds", "subdirs", "png")))
+    listed = [_entry(about, "files")]
+    if about is not None:
         names.append(MANIFEST)
-    if finished and listed[0] is None:  # an earlier version, which names seeds
-        seeds = _list(entry(folder / MANIFEST, "job", "seeds"))
+    if about is not None and listed[0] is None:  # an earlier version, which names seeds
+        seeds = _list(_entry(about, "job", "seeds"))
         names += [*SUMMARY, *_images(seeds, (folder / next(_images(seeds[:1], True, True), "")).is_file(), True)]
     for part in _parts(folder):
         with contextlib.suppress(ValueError):
@@ -69,7 +69,7 @@ def clear(folder: Path, ours: Collection[Path]) -> None:
     if not ours and not (folder / PARTS).is_dir():
         return
     files.writable_folder(folder)
-    if is_ours(folder):
+    if manifest(folder) is not None:
         write_json(folder / RECORD, {"removing": [path.relative_to(folder).as_posix() for path in ours]}, seal=True)
         (folder / MANIFEST).unlink()
     remove(ours)
@@ -112,11 +112,11 @@ def check_parts(folder: Path) -> None:
         folders.refuse(folder, [f"{PARTS}/{path.name}" for path in held if not folders.is_half(path)])
 
 
-def is_ours(folder: Path) -> bool:
-    """Whether run.json is that of a run of images."""
-    path = folder / MANIFEST
-    named = all(entry(path, *names) is not None for names in (("job", "seeds"), ("digest",), ("stats",)))
-    return named and folders.is_file(path)
+def manifest(folder: Path) -> Any:
+    """What run.json says; None where there is none, or none of a run of images."""
+    about = _said(folder / MANIFEST) if folders.is_file(folder / MANIFEST) else None
+    named = all(_entry(about, *names) is not None for names in (("job", "seeds"), ("digest",), ("stats",)))
+    return about if named else None
 
 
 def _holds(folder: Path, name: Any) -> bool:
@@ -130,9 +130,15 @@ def place(folder: Path, seed: int, subdirs: bool) -> Path:
     return (folder / f"{seed - seed % 1000:06d}" if subdirs else folder) / f"{seed:06d}.png"
 
 
-def entry(path: Path, *names: str) -> Any:
-    """An entry of a JSON file; None where there is none, or the file cannot be read."""
-    try:
-        return reduce(getitem, names, read_json(path))
-    except (ValueError, KeyError, TypeError):
-        return None
+def _said(path: Path) -> Any:
+    """What a JSON file says; None where it cannot be read."""
+    with contextlib.suppress(ValueError):
+        return read_json(path)
+    return None
+
+
+def _entry(value: Any, *names: str) -> Any:
+    """An entry of what a file says; None where there is none."""
+    with contextlib.suppress(KeyError, TypeError):
+        return reduce(getitem, names, value)
+    return None

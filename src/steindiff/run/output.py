@@ -30,8 +30,7 @@ from steindiff.run.holding import (
     SUMMARY,
     check_parts,
     clear,
-    entry,
-    is_ours,
+    manifest,
     owned,
     place,
     remove_parts,
@@ -90,9 +89,9 @@ class Output:
             folders.refuse(self.folder, self._foreign(ours))
             clear(self.folder, ours)
         elif self.finished:
-            if not is_ours(self.folder):
-                folders.refuse(self.folder, [MANIFEST])
-            just_finished = (self.folder / PARTS).is_dir() and entry(self.folder / MANIFEST, "digest") == self.key
+            about = manifest(self.folder)
+            folders.refuse(self.folder, [MANIFEST] if about is None else [])
+            just_finished = (self.folder / PARTS).is_dir() and about["digest"] == self.key
             remove_parts(self.folder)
             if not just_finished:
                 raise InputError(f"{self.folder} already holds a finished run: choose another --outdir, or pass --overwrite")
