@@ -89,6 +89,18 @@ def split(text: str) -> list[str]:
     return [*parts, text[start:].strip()]
 
 
+def span(word: str) -> range | None:
+    """The whole numbers of "7", or of a range "5-10"; None for any other word. A number has 40 digits at most.
+
+    Example:
+        >>> span("5-10"), span("7"), span("10-5"), span("x")
+        (range(5, 11), range(7, 8), None, None)
+    """
+    found = re.fullmatch(r"\s*([0-9]{1,40})(?:-([0-9]{1,40}))?\s*", word)
+    low, high = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+    return range(low, high + 1) if low <= high else None
+
+
 def amend(spec: str, options: Mapping[str, Any]) -> str:
     """The spec with some options set, in place of those of the same name.
 

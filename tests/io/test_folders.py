@@ -196,7 +196,8 @@ def test_nothing_is_written_through_a_link(tmp_path):
     assert (tmp_path / "theirs" / "a.png").read_text() == "theirs"
     (tmp_path / "run" / "report.md").unlink()
     (tmp_path / "theirs" / "a.png").unlink()
-    with pytest.raises(InputError, match=r"1 file in the way .*: figures;"), claimed(tmp_path / "run", CLAIM):
+    (tmp_path / "run" / "cells").symlink_to(tmp_path / "theirs")
+    with pytest.raises(InputError, match=r"2 files in the way .*: cells, figures;"), claimed(tmp_path / "run", CLAIM):
         _write(tmp_path / "run")
     assert not list((tmp_path / "theirs").iterdir())
 

@@ -188,6 +188,15 @@ def test_results_survive_the_disk(tmp_path):
     assert store.read(tmp_path, cell, "abd") is None
 
 
+def test_no_result_is_written_through_a_link(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "run" / "cells").mkdir(parents=True)
+    (tmp_path / "run" / "cells" / "bed").symlink_to(tmp_path / "theirs")
+    with pytest.raises(InputError, match="1 file in the way .*: cells/bed;"):
+        store.write(tmp_path / "run", Result(Cell("bed", "heun", "karras", 5, "none"), "abc", 7))
+    assert not list((tmp_path / "theirs").iterdir())
+
+
 def test_foreign_and_half_written_results_are_refused(tmp_path):
     cell = Cell("bed", "heun", "karras", 5, "none")
     store.write(tmp_path, Result(cell, "abc", 7))

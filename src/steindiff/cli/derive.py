@@ -89,6 +89,5 @@ def _read(kind: Any, value: Any) -> Any:
 
 def _numbers(word: str) -> Sequence[int | str]:
     """A whole number, those of a range low-high of at most 10,000, or the word itself."""
-    found = re.fullmatch(r"\s*([0-9]{1,40})(?:-([0-9]{1,40}))?\s*", word)
-    low, high = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
-    return range(low, high + 1) if 0 <= high - low < 10_000 else (word,)
+    found = specs.span(word)
+    return found if found is not None and found.stop - found.start <= 10_000 else (word,)

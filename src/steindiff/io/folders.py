@@ -171,6 +171,12 @@ def behind_link(folder: Path, path: Path) -> Path | None:
     return next((p for p in (folder.joinpath(*steps[: i + 1]) for i in range(len(steps))) if p.is_symlink()), None)
 
 
+def refuse_link(folder: Path, path: Path) -> None:
+    """Raise InputError where a link is on the way from a folder to a path in it, which is about to be written."""
+    link = behind_link(folder, path)
+    refuse(folder, [] if link is None else [link.relative_to(folder).as_posix()])
+
+
 def refuse(folder: Path, foreign: Iterable[str], remedy: str = "choose another --outdir") -> None:
     """Raise InputError that lists files in the way, if there are any."""
     names = sorted(foreign)
@@ -199,9 +205,9 @@ class Claim:
     exact: bool = True
 
     def present(self, folder: Path) -> list[str]:
-        """The files that are there, by name; for one behind a link, the link."""
+        """The files that are there, by name; for one behind a link, the link, and so for a room."""
         found = {path for pattern in self.files for path in folder.glob(pattern)}
-        ways = {way for pattern in self.files for way in (Path(pattern), *Path(pattern).parents)} - {Path()}
+        ways = {way for pattern in (*self.files, *self.rooms) for way in (Path(pattern), *Path(pattern).parents)} - {Path()}
         found |= {folder / way for way in ways if (folder / way).is_symlink()}  # it may lead nowhere, or to an empty folder
         return sorted({str((behind_link(folder, path) or path).relative_to(folder)) for path in found})
 

@@ -1,7 +1,6 @@
 """What determines the images of a run: the job, the solver and the noise grid that it names, and its batches."""
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -15,10 +14,10 @@ from steindiff.denoisers import Denoiser
 from steindiff.divergence import Choice, Hutchinson
 from steindiff.errors import InputError, at_least, require
 from steindiff.solvers import Auto, DPMpp2M, Setting, Solver
+from steindiff.specs import span
 
 Frame = Literal["model", "ve"]
 MOST_SEEDS: Final = 10_000_000
-_RANGE: Final = re.compile(r"\s*([0-9]{1,40})(?:-([0-9]{1,40}))?\s*")
 
 
 @dataclass(frozen=True)
@@ -164,15 +163,14 @@ def parse_numbers(text: str, what: str, most: int) -> tuple[int, ...]:
     ranges, count = list[range](), 0
     shown = text if len(text) <= 80 else f"{text[:77]}…"
     for part in text.split(","):
-        found = _RANGE.fullmatch(part)
-        low, high = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
-        if high < low:
+        found = span(part)
+        if found is None:
             raise InputError(
                 f"{what} {shown!r}: {part[:40]!r} is neither a number nor a range low-high; write 0-63 or 1,2,5-10"
             )
-        require(high < 2**63, f"{what} are below 2^63 = {2**63}", number=high)
-        ranges.append(range(low, high + 1))
-        count += high - low + 1
+        require(found.stop <= 2**63, f"{what} are below 2^63 = {2**63}", number=found.stop - 1)
+        ranges.append(found)
+        count += found.stop - found.start
         if count > most:
             raise InputError(f"{what} {shown!r} are {count:,} or more: give at most {most:,}, the others in another run")
     return tuple(chain.from_iterable(ranges))

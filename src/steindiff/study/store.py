@@ -16,6 +16,7 @@ from torch import Tensor
 from steindiff.errors import InputError
 from steindiff.io import processes
 from steindiff.io.files import digest, read_all, write_tensors
+from steindiff.io.folders import refuse_link
 from steindiff.io.names import file_name
 from steindiff.metrics import Value
 from steindiff.study.grid import Cell
@@ -205,8 +206,10 @@ def places(folder: Path) -> dict[str, Path]:
 
 
 def write(folder: Path, result: Result) -> None:
-    """Keep a cell's result."""
-    keep(place(folder, result.cell, result.key), result.key, result)
+    """Keep a cell's result. Raises InputError as `keep`, and where a link leads out of the folder."""
+    path = place(folder, result.cell, result.key)
+    refuse_link(folder, path)
+    keep(path, result.key, result)
 
 
 def read(folder: Path, cell: Cell, key: str, known: Mapping[str, Path] | None = None) -> Result | None:
