@@ -84,6 +84,19 @@ def test_images(tmp_path, data, reason):
         load_images(tmp_path, resolution=4)
 
 
+def test_a_resolution_that_no_memory_has(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(_png(5, 4))
+    with pytest.raises(InputError, match=r"resolution 100000 have pixels: 10,000,000,000: more than .*image_pixels"):
+        load_images(tmp_path, resolution=100_000)
+
+    def lacks(*args):
+        raise MemoryError
+
+    monkeypatch.setattr("steindiff.models.datasets._fitted", lacks)
+    with pytest.raises(MemoryError):  # the image is in order
+        load_images(tmp_path, resolution=4)
+
+
 def test_a_pipe_among_images_is_no_image(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(InputError, match="holds no images"):

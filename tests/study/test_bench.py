@@ -192,7 +192,7 @@ def test_no_result_is_written_through_a_link(tmp_path):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "run" / "cells").mkdir(parents=True)
     (tmp_path / "run" / "cells" / "bed").symlink_to(tmp_path / "theirs")
-    with pytest.raises(InputError, match="1 file in the way .*: cells/bed;"):
+    with pytest.raises(InputError, match=r"1 file in the way .*: cells/bed;"):
         store.write(tmp_path / "run", Result(Cell("bed", "heun", "karras", 5, "none"), "abc", 7))
     assert not list((tmp_path / "theirs").iterdir())
 

@@ -121,6 +121,7 @@ def load_images(path: str | Path, resolution: int | None = None, grey: bool = Fa
     """
     place = Path(path)
     require(resolution is None or resolution >= 1, "need at least 1 pixel", resolution=resolution)
+    limits.within("image_pixels", (resolution or 0) ** 2, f"images of resolution {resolution} have pixels:")
     if place.suffix.lower() == ".npz" and place.is_file():
         return _of_array(_read_array(place), str(path), resolution, grey)
     entries = _entries(place)
@@ -197,7 +198,7 @@ def _decode(data: bytes, name: str, resolution: int | None, grey: bool) -> np.nd
             with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
                 limits.within("image_pixels", opened.width * opened.height, f"{name} has pixels:")
                 return _fitted(opened, resolution, grey)
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:  # what Pillow raises for bytes of any kind is not documented
         reason = f"{error}" or type(error).__name__
