@@ -223,6 +223,16 @@ def test_half_written_files_are_swept_and_no_others(tmp_path):
     assert all(path.exists() for path in (*kept, later, tmp_path / "elsewhere" / HALF))
 
 
+def test_the_half_of_a_file_that_has_a_lock_is_its_writers(tmp_path):
+    half = tmp_path / f".my model-abcdef01{files.HALF}.npz"
+    with locked_file(tmp_path / "my model.npz"):
+        half.write_text("being written")
+        with locked(tmp_path):
+            assert half.exists()
+    with locked(tmp_path):
+        assert not half.exists()
+
+
 def test_a_long_list_is_counted(tmp_path):
     with pytest.raises(InputError, match=r"12 files in the way .*: 00, 01, 02, 03, 04, …; move"):
         refuse(tmp_path, [f"{i:02d}" for i in range(12)])

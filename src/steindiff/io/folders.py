@@ -141,7 +141,10 @@ def _release(lock: FileLock) -> None:
 
 
 def sweep(folder: Path, rooms: Iterable[str], since: float) -> None:
-    """Remove half-written files older than a lock from a folder and its rooms; nothing through a link."""
+    """Remove half-written files older than a lock from a folder and its rooms; nothing through a link.
+
+    What may be a half of a file that has a lock of its own stays: its writer may be at work.
+    """
     _sweep(folder, since)
     for pattern in rooms:
         for room in folder.glob(pattern):
@@ -150,9 +153,12 @@ def sweep(folder: Path, rooms: Iterable[str], since: float) -> None:
 
 
 def _sweep(folder: Path, since: float, *ends: str) -> None:
+    others = () if ends else tuple(path.name[1:] for path in folder.glob(".*.lock") if path.name != LOCK)
     for path in folder.iterdir():
         if is_half(path, *ends) and path.lstat().st_mtime <= since:
-            path.unlink(missing_ok=True)
+            start = file_name(re.split(_HALF, path.name[1:])[0])
+            if not any(name.startswith(start) for name in others):
+                path.unlink(missing_ok=True)
 
 
 def is_half(path: Path, start: str = r"\..*", end: str = r"(\.[^.]+)?") -> bool:
