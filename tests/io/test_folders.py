@@ -165,6 +165,14 @@ def test_after_a_kill_what_there_is_is_ones_own(tmp_path):
     assert json.loads((tmp_path / RECORD).read_text())["demo"]["open"] is False
 
 
+def test_what_a_command_wrote_under_another_name_stays_its_own(tmp_path):
+    """A training whose model has another name each time: each file is remembered, whatever was written since."""
+    for name in ("a.md", "b.md", "a.md"):
+        with claimed(tmp_path, Claim("train", (name,))):
+            write_text(tmp_path / name, name)
+    assert sorted(json.loads((tmp_path / RECORD).read_text())["train"]["files"]) == ["a.md", "b.md"]
+
+
 def test_a_run_of_an_earlier_version_is_gone_on_with(tmp_path):
     _write(tmp_path)
     with claimed(tmp_path, CLAIM):

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from steindiff.errors import InputError
-from steindiff.io.files import read_json
-from steindiff.io.folders import LOCK
+from steindiff.io.files import read_json, write_json
+from steindiff.io.folders import LOCK, fingerprint
 from steindiff.run import Job, generate
 from steindiff.run.holding import PARTS
 
@@ -146,6 +146,22 @@ def test_a_manifest_that_names_files_elsewhere_moves_nothing(run, files):
     with pytest.raises(InputError, match="in the way"):
         generate(JOB, run, overwrite=True)
     assert (run.parent / "theirs").read_text() == "mine"
+
+
+@pytest.mark.parametrize("where", ["run.json", "the record"])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_overwrite_removes_nothing_outside_whatever_a_file_in_the_folder_lists(run, where, absolute):
+    """Also where the digest is right: who made the list can compute it."""
+    theirs = run.parent / "theirs"
+    theirs.write_text("mine")
+    name = str(theirs) if absolute else "../theirs"
+    if where == "run.json":
+        about = read_json(run / "run.json")
+        write_json(run / "run.json", {**about, "files": {**about["files"], name: fingerprint(theirs)}}, seal=True)
+    else:
+        write_json(run / PARTS / "job.json", {"removing": [name]}, seal=True)
+    generate(JOB, run, overwrite=True)
+    assert theirs.read_text() == "mine"
 
 
 def test_nothing_of_the_lock_is_left(run):
