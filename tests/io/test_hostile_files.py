@@ -161,6 +161,24 @@ def test_a_member_that_unpacks_to_more_than_it_says(tmp_path):
         load_images(tmp_path / "i.zip")
 
 
+@pytest.mark.parametrize(
+    ("at", "form", "value", "reason"),
+    [
+        (10, "<H", 3, r"its list has 2 of 3 members"),
+        (12, "<L", 2**30, r"the room for its list of members is that for 23,342,213: more than 10,000,000 .*archive_members"),
+    ],
+    ids=["entries", "room"],
+)
+def test_the_record_at_the_end_of_a_zip(tmp_path, at, form, value, reason):
+    """A list that has lost its end reads as a shorter one; one that is said to be long is not read at all."""
+    path = _zip(tmp_path / "i.zip", "a.png", "b.png")
+    data = bytearray(path.read_bytes())
+    struct.pack_into(form, data, data.index(b"PK\x05\x06") + at, value)
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=reason):
+        load_images(path)
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_ways_of_packing_that_are_unpacked_without_a_bound_are_refused(tmp_path, method):
     path = _zip(tmp_path / "i.zip", "a.png", method=method)
