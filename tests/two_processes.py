@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -16,6 +17,7 @@ from steindiff.metrics import JudgeFiles
 from steindiff.metrics.fid.extractors import Inception
 from steindiff.models.datasets import ImageSet
 from steindiff.noise import generators
+from steindiff.study import demo
 from steindiff.study.evaluate import evaluate
 from steindiff.study.evaluation import Settings
 from steindiff.study.judge import judge_images
@@ -70,6 +72,24 @@ def quality(folder, together):
     return [row.train.energy.value for row in found.rows]
 
 
+def small_mixture(file):
+    """A model file of two Gaussians in four dimensions."""
+    tensors = {
+        "weights": torch.ones(2) / 2, "means": torch.tensor([[-0.5] * 4, [0.5] * 4]),
+        "loadings": torch.full((2, 4, 1), 0.1), "log_diagonal": torch.full((2, 4), -3.0),
+    }  # fmt: skip
+    models.save(file, tensors, {"kind": "factor_mixture", "name": "m", "event_shape": [4]})
+
+
+def shown(file, folder):
+    """The errors of the end points of a small demo of one model; none on the second process."""
+    beds = {name: (str(file),) for name in ("MODELS", "LARGER", "PAPER_MODELS")}
+    runs = {"STRONG": ("ddim",), "SOLVERS": ("ddim",), "GRIDS": ("karras",), "FEW": (3,)}
+    with patch.multiple(demo, **beds, **runs):
+        found = demo.run_demo(folder, nfe=2, samples=64, first_seed=0)
+    return [result.values["endpoint"].value for study in (*found.few, found.paper) for result in study.results.values()]
+
+
 def pixels(seed, n):
     """(n, 1, 8, 8) uint8."""
     return torch.randint(256, (n, 1, 8, 8), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
@@ -83,6 +103,7 @@ def main(folder):
         found["failure"] = broken()
         found["score"] = scored(folder, folder / "reference.npz")
         found["quality"] = quality(folder / "quality", together=True)
+        found["demo"] = shown(folder / "mixture.safetensors", folder / "demo")
         found["threads"] = threads()
     found["left"] = threads()
     (folder / f"{rank}.json").write_text(json.dumps(found))

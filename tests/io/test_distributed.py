@@ -13,6 +13,10 @@ import pytest
 import torch
 
 import two_processes
+from commandline import run_command
+from steindiff.diagnostics.setup import configure, configure_shift
+from steindiff.diagnostics.shift import run_shift
+from steindiff.diagnostics.study import run_diagnose
 from steindiff.errors import InputError
 from steindiff.io import processes
 from steindiff.io.files import sha256
@@ -28,6 +32,7 @@ def both(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     torch.manual_seed(0)
     save(folder / "tiny.pt", Tiny())
+    two_processes.small_mixture(folder / "mixture.safetensors")
     for name, seed, n in (("images", 0, 30), ("real", 1, 70)):
         np.savez(folder / f"{name}.npz", arr_0=np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT), str(folder)]
@@ -107,6 +112,42 @@ def test_processes_that_do_not_come_are_not_waited_for_without_end(monkeypatch):
     with pytest.raises(InputError, match=rf"the 2 processes did not meet at 127.0.0.1:{port} "), processes.joined():
         pass
     assert not processes.active()
+
+
+def test_a_demo_is_drawn_together_and_written_once(both, script, tmp_path):
+    alone = script.shown(both[0]["folder"] / "mixture.safetensors", tmp_path / "demo")
+    assert both[0]["demo"] == pytest.approx(alone, rel=1e-3)
+    assert len(alone) > 3
+    assert both[1]["demo"] == []
+    assert sorted(os.listdir(both[0]["folder"] / "demo")) == sorted(os.listdir(tmp_path / "demo"))
+
+
+LAUNCHED = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda folder: run_diagnose(configure("quick", models=("digits",)), folder),
+        lambda folder: run_shift(configure_shift(models=("digits",)), folder),
+    ],
+)
+def test_what_is_not_shared_out_is_refused_on_every_process(monkeypatch, tmp_path, call):
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=r"processes='2': .*diagnos.* runs in one process: start it without torchrun"):
+        call(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_that_is_not_shared_out_says_so(monkeypatch, capsys, tmp_path):
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+    code, _, error = run_command(monkeypatch, capsys, "diagnose", "--outdir", tmp_path / "out")
+    assert (code, error) == (
+        2,
+        "error: processes='2': steindiff diagnose runs in one process: start it without torchrun or accelerate\n",
+    )
 
 
 def test_shares_are_blocks_that_cover_the_batch(both):

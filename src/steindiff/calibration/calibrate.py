@@ -9,7 +9,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from steindiff.calibration.refine import Progress, Settings, refine, renamed
 from steindiff.calibration.teacher import STEPS, Conditioned, Trajectories, trajectories
 from steindiff.denoisers import Denoiser, forwards_per_call
 from steindiff.errors import InputError, needs, require
-from steindiff.io import files, processes
+from steindiff.io import files, folders, processes
 from steindiff.io.clock import Clock
 from steindiff.io.memory import BATCH, Room, memory_lacks
 from steindiff.solvers import Purpose, Setting, Table
@@ -108,7 +108,8 @@ def calibrations(
         clock: measures its parts: fine runs, start, refinement, gate.
 
     Raises:
-        InputError: too few trajectories for the numbers of a table, malformed noise, or no memory for a single image.
+        InputError: too few trajectories for the numbers of a table, malformed noise, or no memory for a single image; another
+            process makes the same tables in the folder.
         NonFiniteError: the network's output is not finite, or its fine runs diverge.
     """
     require(len(nfe) > 0 and all(whole(n) and n >= 1 for n in nfe), "need whole numbers of evaluations, from 1", nfe=list(nfe))
@@ -121,13 +122,14 @@ def calibrations(
     purpose = purpose if network is None else replace(purpose, network=network)
     near = tuple(table for table in starts if table.solver.name == CALIBRATED)
     job = _Job(denoiser, noise, sigma_max, sigma_min, conditioned, purpose, options, progress, near, clock=clock or Clock())
-    folder = None if work is None else files.writable_folder(work) / job.key
+    room: AbstractContextManager[Path | None] = nullcontext() if work is None else folders.locked(Path(work) / job.key)
     try:
-        with job.clock("fine runs"):
-            law = job.fine_runs(folder)
-            parts = [law.part(places) for places in divided(noise)]
-        del law  # the parts are copies
-        return [job.kept_table(parts, n, folder) for n in nfe]
+        with room as folder:
+            with job.clock("fine runs"):
+                law = job.fine_runs(folder)
+                parts = [law.part(places) for places in divided(noise)]
+            del law  # the parts are copies
+            return [job.kept_table(parts, n, folder) for n in nfe]
     except (MemoryError, RuntimeError) as error:
         if not memory_lacks(error):
             raise

@@ -55,7 +55,7 @@ def _discard(work: Path) -> None:
 def _is_ours(path: Path) -> bool:
     """Whether a calibration has written a file: by its name and its header, or half of it by its name."""
     if not (_WORK.fullmatch(path.name) and folders.is_file(path)):
-        return folders.is_half(path)
+        return folders.is_half(path) or path.name == folders.LOCK  # which a kill has left
     try:
         read_tensors(path)
     except ValueError:

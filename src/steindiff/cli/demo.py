@@ -21,14 +21,18 @@ def demo_command(
 ) -> None:
     """Compare the universal solver with plain ones, and corrected solvers with plain ones, on the embedded models.
 
-    All runs are from the same seeds. There are tables, pictures, and the gammas of the corrections.
+    All runs are from the same seeds. There are tables, pictures, and the gammas of the corrections. Several processes share out
+    the drawing: `torchrun --nproc_per_node=2 -m steindiff demo …`.
     """
+    from steindiff.io import processes
     from steindiff.io.folders import claimed
     from steindiff.report import console
     from steindiff.report.demo import CLAIM, write_report
     from steindiff.study.demo import run_demo
 
-    terminal = console()
-    with claimed(outdir, CLAIM):
-        write_report(outdir, run_demo(outdir, nfe=nfe, samples=samples, first_seed=seed), terminal)
+    with processes.joined(), claimed(outdir, CLAIM):
+        found = run_demo(outdir, nfe=nfe, samples=samples, first_seed=seed)
+        if processes.rank():
+            return
+        write_report(outdir, found, console())
     say(f"everything is in {outdir}: report.md, report.html, pictures, results.json, run.json")

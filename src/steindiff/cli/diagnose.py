@@ -14,6 +14,7 @@ import typer
 from steindiff.cli.derive import FLAGS, options_of
 from steindiff.cli.options import ReportFolder
 from steindiff.diagnostics.setup import Setup, configure, configure_shift
+from steindiff.io import processes
 from steindiff.io.folders import claimed
 from steindiff.io.streams import say
 
@@ -37,6 +38,7 @@ def diagnose_command(
     """Compare local Lipschitz constants of solver steps with the actual error's growth; trace gamma and the noise level."""
     from steindiff import report
 
+    processes.single("steindiff diagnose")
     seconds, blocks = (_shift if shift else _steps)(outdir, preset, all_solvers, given)
     report.show(report.console(), blocks)
     say(f"{seconds:.0f} s; everything is in {outdir}: report.md, report.html, pictures, results.json, run.json")

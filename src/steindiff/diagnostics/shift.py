@@ -37,7 +37,9 @@ from steindiff.diagnostics.pushforward import run_scores
 from steindiff.diagnostics.setup import ShiftSetup
 from steindiff.divergence import Hutchinson
 from steindiff.errors import NonFiniteError, needs
-from steindiff.io.files import manifest, writable_folder, write_json
+from steindiff.io import processes
+from steindiff.io.files import manifest, write_json
+from steindiff.io.folders import locked
 from steindiff.metrics import EnergyTarget, Shares, Value, endpoint_rmse
 from steindiff.noise import initial_noise
 from steindiff.sampling import Event, sample
@@ -113,11 +115,17 @@ def run_shift(setup: ShiftSetup, outdir: str | Path) -> Shift:
     """Run everything; write results.json and run.json to `outdir`.
 
     Raises:
-        InputError: an unknown testbed, or `outdir` cannot be written to.
+        InputError: an unknown testbed; `outdir` cannot be written to, or another process has it; a launcher started several.
         SteindiffError: a network without derivatives.
     """
+    processes.single("a diagnosis")
     beds = [make(name) for name in setup.beds]  # a bad name fails before anything is written
-    folder, start = writable_folder(outdir), time.perf_counter()
+    with locked(outdir) as folder:
+        return _shifted(setup, beds, folder)
+
+
+def _shifted(setup: ShiftSetup, beds: list[Testbed], folder: Path) -> Shift:
+    start = time.perf_counter()
     runs, errors = list[ShiftRun](), dict[str, float]()
     total = len(beds) * len(setup.solvers) * len(setup.nfe) * len(setup.rules)
     with tqdm(total=total, unit="run", desc="shift", mininterval=1.0) as bar:

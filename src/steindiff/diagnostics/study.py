@@ -20,7 +20,9 @@ from steindiff.diagnostics.toy import run_toy
 from steindiff.diagnostics.trajectory import Reference, along_trajectory, reference_flow
 from steindiff.divergence import Hutchinson, choose
 from steindiff.errors import NonFiniteError, needs, require
-from steindiff.io.files import manifest, writable_folder, write_json
+from steindiff.io import processes
+from steindiff.io.files import manifest, write_json
+from steindiff.io.folders import locked
 from steindiff.models import Model
 from steindiff.noise import initial_noise
 from steindiff.sampling import Event, sample
@@ -40,11 +42,16 @@ def run_diagnose(setup: Setup, outdir: str | Path) -> Diagnosis:
     """Run everything; write results.json and run.json to `outdir`.
 
     Raises:
-        InputError: an unknown model, or `outdir` cannot be written to.
+        InputError: an unknown model; `outdir` cannot be written to, or another process has it; a launcher started several.
         SteindiffError: a network without derivatives.
     """
+    processes.single("a diagnosis")
     loaded = [models.load(name) for name in setup.models]  # a bad name fails before anything is written
-    folder = writable_folder(outdir)
+    with locked(outdir) as folder:
+        return _diagnose(setup, loaded, folder)
+
+
+def _diagnose(setup: Setup, loaded: list[Model], folder: Path) -> Diagnosis:
     start = time.perf_counter()
     flows: list[Flow] = []
     cells: list[StepRun] = []

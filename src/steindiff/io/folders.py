@@ -11,7 +11,7 @@ import re
 import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -50,6 +50,13 @@ def locked(folder: str | Path, rooms: Iterable[str] = ()) -> Iterator[Path]:
     with _lock(place / LOCK, f"the folder {place}", "choose another folder") as since:
         if since is not None:
             sweep(place, rooms, since)
+        yield place
+
+
+@contextmanager
+def locked_by_first(folder: str | Path) -> Iterator[Path]:
+    """`locked`, also by processes of a launcher that will join later: the first of them has the folder for all."""
+    with locked(folder) if processes.active() or processes.leads() else nullcontext(Path(folder)) as place:
         yield place
 
 
@@ -94,8 +101,10 @@ def _acquired(path: Path, what: str, other: str) -> FileLock | None:
         except Timeout:
             if not target.exists():
                 continue  # it was just given back
-            remedy = f"wait until that run ends, stop it, or {other}"
-            raise InputError(f"{what} is in use by {holder or 'another process'}: {remedy}") from None
+            who, remedy = holder or "another process", f"wait until that run ends, stop it, or {other}"
+            if processes.apart():
+                remedy = "this is one of several processes of a launcher, which share nothing here: start a single one"
+            raise InputError(f"{what} is in use by {who}: {remedy}") from None
         except (NotImplementedError, UserWarning, OSError) as error:
             if isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:
                 raise InputError(f"cannot lock {what} ({error.strerror}): remove {target}, or {other}") from error

@@ -61,6 +61,18 @@ def joined(device: str = "cpu") -> Iterator[None]:
             dist.destroy_process_group()
 
 
+def single(what: str) -> None:
+    """Raise InputError where a launcher started several processes, for work that is not shared out."""
+    several = active() or _started_together()
+    count = os.environ.get("WORLD_SIZE", world_size())
+    require(not several, f"{what} runs in one process: start it without torchrun or accelerate", processes=count)
+
+
+def apart() -> bool:
+    """Whether a launcher started several processes, which have not joined: each of them does all of the work."""
+    return not active() and _started_together()
+
+
 def _started_together() -> bool:
     """Whether a launcher started several processes. Raises InputError for an environment as no launcher makes it."""
     remedy = "start the processes by torchrun, or unset WORLD_SIZE for a single one"

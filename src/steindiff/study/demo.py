@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from steindiff import models, solvers
+from steindiff.io import processes
 from steindiff.io.clock import Clock
-from steindiff.io.files import manifest, writable_folder, write_json
+from steindiff.io.files import manifest, write_json
+from steindiff.io.folders import locked
 from steindiff.metrics import Value
+from steindiff.study import store
 from steindiff.study.compare import Study
 from steindiff.study.grid import PLAIN, TWICE, Cell, Config
 from steindiff.study.run import run_study
@@ -54,24 +57,39 @@ class Demo:
 def run_demo(outdir: str | Path, *, nfe: int, samples: int, first_seed: int) -> Demo:
     """Run everything in one batch of images, and write results.json and run.json to `outdir`, which keeps the runs too.
 
+    Under torchrun or accelerate every batch is shared out. The first process writes; the others get studies without results.
+
     Args:
         outdir: where the runs are kept; a demo that was stopped goes on.
         nfe: the evaluations of a run of the second study.
         samples: the images of a run.
         first_seed: image i comes from this seed plus i.
+
+    Raises:
+        InputError: as `run_study`.
     """
-    start, folder, clock = time.perf_counter(), writable_folder(outdir), Clock()
-    *few, paper = studies = [run_study(config, folder, clock=clock) for config in _configs(nfe, samples, first_seed)]
+    with processes.joined(), locked(outdir, store.ROOMS) as folder:
+        return _run(folder, nfe, samples, first_seed)
+
+
+def _run(folder: Path, nfe: int, samples: int, first_seed: int) -> Demo:
+    start, clock, configs = time.perf_counter(), Clock(), _configs(nfe, samples, first_seed)
+    *few, paper = studies = [run_study(config, folder, clock=clock) for config in configs]
     seconds = {"all": round(time.perf_counter() - start, 1), **clock.rounded()}
+    if processes.rank() == 0:
+        _write(folder, studies, nfe, samples, first_seed, seconds)
+    made_for = {name: make(name).setting for config in configs for name in config.beds}
+    taken = {(name, n): str(solvers.make(AUTO).plan(n, setting)[0]) for name, setting in made_for.items() for n in FEW}
+    return Demo(tuple(few), paper, taken)
+
+
+def _write(folder: Path, studies: Sequence[Study], nfe: int, samples: int, first_seed: int, seconds: dict[str, float]) -> None:
     summaries = [_summary(study, cell) for study in studies for cell in study.config.cells() if cell in study.results]
     write_json(folder / "results.json", summaries)
     summarised = {bed.name: bed for study in studies for bed in study.beds.values()}
     about = {name: {"sha256": models.load(name).sha256, "reference": bed.reference} for name, bed in summarised.items()}
     settings = {"nfe": nfe, "few": FEW, "samples": samples, "first_seed": first_seed, "models": list(about)}
     write_json(folder / "run.json", manifest(config=settings, models=about, seconds=seconds))
-    made_for = {name: make(name).setting for name in about}
-    taken = {(name, n): str(solvers.make(AUTO).plan(n, setting)[0]) for name, setting in made_for.items() for n in FEW}
-    return Demo(tuple(few), paper, taken)
 
 
 def _configs(nfe: int, samples: int, first_seed: int) -> tuple[Config, Config, Config]:

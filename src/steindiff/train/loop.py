@@ -23,6 +23,7 @@ from steindiff.denoisers import Labelled
 from steindiff.errors import NonFiniteError, needs, require
 from steindiff.io import jsons
 from steindiff.io.files import plain, writable_folder, write_text
+from steindiff.io.folders import locked_by_first
 from steindiff.io.images import contact_sheet, save_png, to_uint8
 from steindiff.models.datasets import ImageSet
 from steindiff.models.networks import EDMPrecond, UNet, UNetConfig
@@ -63,10 +64,16 @@ def train(data: ImageSet, held_out: ImageSet, config: UNetConfig, recipe: Recipe
     """Train, or go on training, in `outdir`, which holds checkpoint.pt, log.jsonl and samples/ from the first log line on.
 
     Raises:
-        InputError: data that the network cannot take, another run's checkpoint, a folder that cannot be written to.
+        InputError: data that the network cannot take, another run's checkpoint, a folder that cannot be written to, or that
+            another process has.
         NonFiniteError: the loss is NaN or infinite; the last checkpoint stays.
     """
-    run = _Run(data, held_out, config, recipe, outdir, options)
+    with locked_by_first(outdir):
+        return _train(_Run(data, held_out, config, recipe, outdir, options))
+
+
+def _train(run: "_Run") -> Trained:
+    recipe, options = run.recipe, run.options
     begun, last = time.perf_counter(), False
     bar = tqdm(
         total=recipe.steps * recipe.batch, initial=run.step * recipe.batch, unit="img", unit_scale=True, mininterval=2.0,
