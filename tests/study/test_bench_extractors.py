@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 
 from steindiff.analytic import Gaussian
-from steindiff.errors import InputError
+from steindiff.errors import InputError, SteindiffError
 from steindiff.io.files import sha256
 from steindiff.metrics import JudgeFiles, Reference, SampleMoments, write_reference
 from steindiff.report.study import write_report
@@ -55,6 +55,32 @@ def test_a_study_with_an_extractor_has_fid_and_inception_score(inception_file, t
     assert len(list(tmp_path.glob("cells/*/*"))) == 2
     run_study(SMALL, tmp_path, progress=False)
     assert len(list(tmp_path.glob("cells/*/*"))) == 4
+
+
+def _wrong(folder, inception_file):
+    """What may be named, and what is wrong with it."""
+    (folder / "none.pt").write_text("nothing")
+    other, small = folder / "other.npz", folder / "small.npz"
+    write_reference(other, Reference.of(SampleMoments.of(torch.randn(100, 12, dtype=torch.float64)), extractor_sha256="0" * 64))
+    write_reference(small, Reference.of(SampleMoments.of(torch.randn(100, 5, dtype=torch.float64))))
+    return (
+        (JudgeFiles("inception", folder / "lost.pt"), "no such file"),
+        (JudgeFiles("inception", folder / "none.pt"), "none.pt"),
+        (JudgeFiles("inception", inception_file, folder / "lost.npz"), "no reference statistics"),
+        (JudgeFiles("inception", inception_file, other), "make both with the same"),
+        (JudgeFiles("inception", inception_file, small), "samples of 12 features, reference of 5"),
+        (JudgeFiles("classifier", "cifar10"), "n = 48 images, d = 128 features"),
+    )
+
+
+def test_what_is_to_measure_is_opened_before_any_run(inception_file, tmp_path):
+    """A study of a network whose every evaluation would fail: nothing is evaluated, and nothing kept."""
+    bed = testbed.Testbed("mine", lambda x, sigma: 1 / 0, (1, 8, 8), "v1")
+    config = dataclasses.replace(SMALL, beds=("mine",))
+    for i, (files, message) in enumerate(_wrong(tmp_path, inception_file)):
+        with pytest.raises(SteindiffError, match=message):
+            run_study(config, tmp_path / str(i), beds=[bed], judges=[files], progress=False)
+        assert not (tmp_path / str(i)).exists()
 
 
 def test_the_fid_is_that_of_the_images(inception_file, tmp_path):

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from steindiff.errors import InputError, require
+from steindiff.errors import InputError, SteindiffError, require
 
 T = TypeVar("T")
 # One process may work for long while others wait for it; one that ends is noticed at once, whatever this is.
@@ -160,12 +160,12 @@ def agreed(found: T | None) -> T | None:
 
 
 def by_first(act: Callable[[], T]) -> T | None:
-    """What the first process does for all, None on the others; an InputError of it is everybody's. Every process must ask."""
+    """What the first process does for all, None on the others; a SteindiffError is everybody's. Every process must ask."""
     found, refusal = None, None
     if rank() == 0:
         try:
             found = act()
-        except InputError as error:
+        except SteindiffError as error:
             refusal = error
     if (refusal := agreed(refusal)) is not None:
         raise refusal

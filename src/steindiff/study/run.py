@@ -17,7 +17,7 @@ from steindiff.io import folders, processes
 from steindiff.io.clock import Clock
 from steindiff.io.files import digest
 from steindiff.io.images import to_uint8
-from steindiff.metrics import JudgeFiles
+from steindiff.metrics import Judge, JudgeFiles
 from steindiff.solvers import USUAL, Setting, Solver
 from steindiff.study import store
 from steindiff.study.common import Common
@@ -58,6 +58,7 @@ def run_study(
         clock: measures its parts: references, prices of derivatives, runs, measuring.
 
     Raises:
+        ModelFileError: what is to measure is no file of its kind; this is said before any run, as is that files do not fit.
         InputError: a configuration that cannot run, a foreign or broken file, a folder that cannot be written to or that
             another process has.
     """
@@ -66,6 +67,7 @@ def run_study(
     with processes.joined(device), folders.locked(outdir, store.ROOMS) as folder:
         _check(config, judges)
         place = processes.local_device(device)
+        processes.by_first(lambda: _check_files(config, judges, place))
         total, quiet = len(list(config.cells())), not (progress and processes.rank() == 0)
         with tqdm(total=total, unit="cell", disable=quiet, mininterval=1.0, smoothing=0.05) as bar:
             for name in config.beds:
@@ -219,6 +221,13 @@ def _places(ruler: Ruler) -> list[int]:
         return list(range(min(_SHOWN, len(ruler.references.endpoints))))
     first = {ruler.bed.label(seed): i for i, seed in reversed(list(enumerate(ruler.seeds)))}
     return [first[label] for label in sorted(first)[:_SHOWN]]
+
+
+def _check_files(config: Config, judges: Sequence[JudgeFiles], device: str) -> None:
+    """Open what measures before hours are spent on what it is to measure; it is opened again then, testbed by testbed."""
+    for one in judges:
+        extractor, _ = one.open(device)
+        extractor.check(config.n, Judge.groups, Judge.few)
 
 
 def _check(config: Config, judges: Sequence[JudgeFiles]) -> None:
