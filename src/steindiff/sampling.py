@@ -169,9 +169,11 @@ def _run(solver: Solver, watched: _Watched, x: Tensor, grid: Grid) -> Iterator[E
     if not math.isfinite(float(end.sum())) and not _finite(end):
         own = replace(solver, gather=alone) if isinstance(solver, Corrected) else solver  # the other processes have gone on
         deque(_advanced(own, _Watched(watched.denoiser, looks=True), x, grid), maxlen=0)
+        driven = "an unbounded correction has driven it away (gamma_max=1 bounds it)"
+        strange = f"another run had finite outputs only; check that the network is reproducible, and its scale in {x.dtype}"
         raise NonFiniteError(
-            f"the state is NaN or infinite after step {grid.steps - 1}, sigma = {grid.levels[-1]:g}: an unbounded correction "
-            "has driven it away (gamma_max=1 bounds it)"
+            f"the state is NaN or infinite after step {grid.steps - 1}, sigma = {grid.levels[-1]:g}: "
+            + (driven if isinstance(solver, Corrected) else strange)
         )
 
 

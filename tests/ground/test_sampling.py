@@ -505,6 +505,17 @@ def test_a_last_state_that_is_not_finite_is_an_error():
         sample(Corrected(DDIM, FixedGamma((1.0, 1.0, 1.0, 1e308))), lambda y, s: 0 * y, 1e3 * start(), 1e3 * GRID)
 
 
+def test_a_network_that_fails_once_is_not_blamed_on_a_correction():
+    """A plain solver has none; the run is repeated to find the first bad output, and finds none."""
+    calls = itertools.count()
+
+    def denoiser(x, sigma):
+        return x / (1 + sigma**2) * (math.nan if next(calls) == 1 else 1.0)
+
+    with pytest.raises(NonFiniteError, match=r"another run had finite outputs only; check that the network is reproducible"):
+        sample("ddim", denoiser, 10.0 * torch.ones(1, 2), torch.tensor([10.0, 1.5, 0.5]))
+
+
 # ---------------------------------------------------------------- gradients and inference mode
 
 
