@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -10,13 +11,16 @@ import torch
 from commandline import run_command
 from steindiff.analytic import Gaussian
 from steindiff.calibration import calibrations
+from steindiff.calibration.keeping import keeping
 from steindiff.diagnostics.setup import configure, configure_shift
 from steindiff.diagnostics.shift import run_shift
 from steindiff.diagnostics.study import run_diagnose
-from steindiff.errors import InputError
-from steindiff.io.folders import locked, locked_file
+from steindiff.errors import InputError, ModelFileError
+from steindiff.io.files import HALF, write_tensors
+from steindiff.io.folders import LOCK, claimed, locked, locked_file
 from steindiff.models.datasets import load_digits
 from steindiff.models.networks import UNetConfig
+from steindiff.report import demo, diagnose, evaluate, study
 from steindiff.study.demo import run_demo
 from steindiff.train.loop import train
 from steindiff.train.plan import Options
@@ -100,6 +104,62 @@ def test_a_second_launch_of_any_command_is_one_line(tmp_path, monkeypatch, capsy
         assert tree(tmp_path) == {}
     finally:
         other.kill()
+        other.join()
+
+
+@pytest.mark.parametrize("claim", [demo.CLAIM, diagnose.CLAIM, evaluate.CLAIM, study.CLAIM], ids=lambda claim: claim.command)
+def test_what_a_kill_left_half_written_is_swept_from_every_room(tmp_path, claim):
+    rooms = [tmp_path, *(tmp_path / room.replace("*", "digits") for room in claim.rooms)]
+    for room in rooms:
+        room.mkdir(parents=True, exist_ok=True)
+        (room / f".fine-abcdef01{HALF}.safetensors").write_text("half")
+    with claimed(tmp_path, claim):
+        assert not list(tmp_path.rglob(f".*{HALF}.*"))
+
+
+# --- the folder where a calibration keeps what is finished -----------------------------------------------------------
+
+
+def test_of_a_calibrations_folder_only_its_own_files_go(tmp_path):
+    out, theirs = tmp_path / "out.safetensors", tmp_path / "theirs"
+    (theirs / ("b" * 16)).mkdir(parents=True)
+    write_tensors(theirs / ("b" * 16) / "5.safetensors", {}, {})
+    for mine in (True, False):
+        with keeping(out) as work:
+            job = work / ("a" * 16)
+            write_tensors(job / "fine.safetensors", {}, {})
+            write_tensors(job / "5.safetensors", {}, {})
+            (job / f".6-abcdef01{HALF}.safetensors").write_text("half")
+            (job / LOCK).write_text("{}")  # of a kill
+            if mine:
+                (work / "notes.txt").write_text("mine")
+                (job / "7.safetensors").write_text("mine")
+                (work / ("b" * 16)).symlink_to(theirs / ("b" * 16))
+        left = (
+            {str(p.relative_to(work)) for p in work.rglob("*") if not p.is_dir() or p.is_symlink()} if work.exists() else set()
+        )
+        assert left == ({"notes.txt", f"{'a' * 16}/7.safetensors", "b" * 16} if mine else set())
+        for path in (work / "notes.txt", job / "7.safetensors", work / ("b" * 16)) if mine else ():
+            path.unlink()
+    assert not work.exists()
+    assert (theirs / ("b" * 16) / "5.safetensors").exists()
+
+
+def test_a_calibrations_folder_is_no_link_and_its_file_no_other(tmp_path):
+    (tmp_path / ".out.parts").symlink_to(tmp_path)
+    with pytest.raises(InputError, match=r"\.out\.parts is no folder of a calibration"), keeping(tmp_path / "out.safetensors"):
+        pass
+    (tmp_path / "mine.safetensors").write_text("mine")
+    with pytest.raises(ModelFileError, match="no readable table"), keeping(tmp_path / "mine.safetensors"):
+        pass
+
+
+def test_a_stopped_calibration_keeps_its_folder_whatever_the_name_of_the_file(tmp_path):
+    out = tmp_path / f"{'x' * 240}.safetensors"
+    with suppress(InputError), keeping(out) as work:
+        write_tensors(work / ("a" * 16) / "fine.safetensors", {}, {})
+        raise InputError("stopped")
+    assert (work / ("a" * 16) / "fine.safetensors").exists()
 
 
 LAW = Gaussian(torch.zeros(3), torch.diag(torch.tensor([0.3, 0.2, 0.1])))
