@@ -29,6 +29,12 @@ def command(action: Callable[..., object]) -> Callable[..., int]:
     return main
 
 
+def need(holds: bool, text: str, **options: object) -> None:
+    """Raise InputError, which names options with their values and says what they need, unless it holds."""
+    if not holds:
+        raise InputError(f"{' '.join(f'{_flag(name)} {value}' for name, value in options.items())}: {text}")
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
     """Print a table in Markdown, each row as soon as it is made."""
     for row in chain([columns, ["---"] * len(columns)], rows):
@@ -75,5 +81,4 @@ def _add(p: argparse.ArgumentParser, option: Parameter, hint: Any, text: str, *_
 
 def _check(name: str, value: Any, least: float | None = None) -> None:
     for number in value if isinstance(value, tuple) else (value,):
-        if least is not None and number is not None and not number >= least:
-            raise InputError(f"{_flag(name)} {number}: must be at least {least}")
+        need(least is None or number is None or number >= least, f"must be at least {least}", **{name: number})

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from recipes.command import need
 from steindiff.analytic import FactorMixture
 from steindiff.errors import InputError
 
@@ -171,10 +172,8 @@ def from_labels(x: Tensor, labels: Tensor, components: int, rank: int, how: Sett
     """The mixture whose components are the PCA of each labelled part."""
     counts = torch.bincount(labels, minlength=components)
     if int(counts.min()) <= rank:
-        raise InputError(
-            f"a cluster has only {int(counts.min())} of {len(x)} points, not more than --rank {rank}: "
-            "use fewer --components, a lower --rank or more data"
-        )
+        few = f"a cluster has only {int(counts.min())} of {len(x)} points, not more than --rank {rank}"
+        raise InputError(f"{few}: use fewer --components, a lower --rank or more data")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(how.seed)
         parts = [pca_component(x[labels == k], rank, how.floor) for k in range(components)]
@@ -218,5 +217,4 @@ def fit(x: Tensor, components: int, rank: int, how: Settings) -> Fit:
 
 def check_rank(rank: int, d: int) -> None:
     """Raise InputError for a rank out of range."""
-    if not 1 <= rank < d:
-        raise InputError(f"--rank {rank}: must be from 1 to {d - 1}, one less than the dimension")
+    need(1 <= rank < d, f"must be from 1 to {d - 1}, one less than the dimension", rank=rank)

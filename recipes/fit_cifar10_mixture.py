@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from recipes import factor_em
-from recipes.command import command, print_table
+from recipes.command import command, need, print_table
 from recipes.factor_em import Factors, Fit, Settings, check_rank, fit, log_joint, mean_log_likelihood, mixture
 from steindiff import models
 from steindiff.analytic import ExactModel, FactorMixture, Gaussian
@@ -87,13 +87,11 @@ def check_options(o: Options) -> None:
     size = o.components * (o.rank + 2) * d * 2
     if size > MAX_BYTES and not o.dry_run:
         raise InputError(f"the file would have {size:,} bytes, over {MAX_BYTES:,}: lower --components or --rank")
-    if not o.floor > 0:
-        raise InputError(f"--floor {o.floor}: must be positive, or constant pixels have infinite likelihood")
-    if not 0 <= o.seed < 2**32:
-        raise InputError(f"--seed {o.seed}: must be from 0 to {2**32 - 1}")
+    need(o.floor > 0, "must be positive, or constant pixels have infinite likelihood", floor=o.floor)
+    need(0 <= o.seed < 2**32, f"must be from 0 to {2**32 - 1}", seed=o.seed)
     if not o.dry_run and not o.evaluate:
-        if o.out is None or o.out.suffix != ".safetensors":
-            raise InputError(f"--out {o.out}: name a file that ends with .safetensors, or give --dry-run")
+        named = o.out is not None and o.out.suffix == ".safetensors"
+        need(named, "name a file that ends with .safetensors, or give --dry-run", out=o.out)
         writable_folder(o.out.parent)
 
 
@@ -128,8 +126,7 @@ def recipe_of(o: Options, result: Fit, images: int) -> dict[str, object]:
 def fit_and_write(o: Options) -> None:
     """Read, split, fit, report, write."""
     points = read(o.data, "train", o.seed)
-    if not 0 <= o.holdout < len(points):
-        raise InputError(f"--holdout {o.holdout}: must be from 0 to {len(points) - 1}")
+    need(0 <= o.holdout < len(points), f"must be from 0 to {len(points) - 1}", holdout=o.holdout)
     start = time.perf_counter()
     held, x = points[: o.holdout], points[o.holdout :][: o.subset]
     result = fit(x, o.components, o.rank, o)
@@ -156,12 +153,10 @@ def fit_and_write(o: Options) -> None:
 def load(name: str) -> tuple[Model, FactorMixture]:
     """A mixture by name or file, in float64. Raises InputError for another kind or shape, or without a recipe."""
     model = models.load(name, dtype=torch.float64)
-    if not isinstance(model.denoiser, FactorMixture) or model.event_shape != EVENT_SHAPE:
-        raise InputError(
-            f"--evaluate {name} is {model.info['kind']} on {model.event_shape}: need factor_mixture on {EVENT_SHAPE}"
-        )
-    if not {"floor", "seed"} <= set(model.info.get("recipe", {})):
-        raise InputError(f"--evaluate {name} does not record how it was fitted: fit it with this command")
+    fits = isinstance(model.denoiser, FactorMixture) and model.event_shape == EVENT_SHAPE
+    need(fits, f"need factor_mixture on {EVENT_SHAPE}, not {model.info['kind']} on {model.event_shape}", evaluate=name)
+    recorded = {"floor", "seed"} <= set(model.info.get("recipe", {}))
+    need(recorded, "does not record how it was fitted: fit it with this command", evaluate=name)
     return model, model.denoiser
 
 
@@ -182,9 +177,9 @@ def evaluate(o: Options) -> None:
     """Print the likelihoods, the distances, and how far two codes for the density are apart."""
     model, law = load(str(o.evaluate))
     train, test = (read(o.data, split, o.seed) for split in ("train", "test"))
-    if not o.n_frechet <= o.n <= min(len(train), len(test)):
-        sizes = f"{len(train)} training and {len(test)} test images"
-        raise InputError(f"--n {o.n}, --n-frechet {o.n_frechet}: need n-frechet ≤ n, and n ≤ both of {sizes}")
+    sizes = f"{len(train)} training and {len(test)} test images"
+    enough = o.n_frechet <= o.n <= min(len(train), len(test))
+    need(enough, f"need n-frechet ≤ n, and n ≤ both of {sizes}", n=o.n, n_frechet=o.n_frechet)
     (K, _, r), recipe, file = law.loadings.shape, model.info["recipe"], model.path.name
     print(f"{file}: K = {K}, r = {r}, {model.path.stat().st_size:,} bytes\n")
     gaussian = full_gaussian(train, floor=LEVEL**2 / 12)

@@ -40,10 +40,10 @@ from typing import Annotated, Any
 import torch
 from tqdm import tqdm
 
-from recipes.command import command
+from recipes.command import command, need
 from recipes.random_laws import GUIDED, Family, draw, guided
 from steindiff.calibration import Settings, Trajectories, errors, fit, refine, renamed, score, search, trajectories
-from steindiff.errors import InputError, require
+from steindiff.errors import InputError
 from steindiff.io.files import manifest, writable_folder
 from steindiff.run import parse_seeds
 from steindiff.solvers import Tabulated, table_files
@@ -138,8 +138,7 @@ def _starts(nfe: int, rung: float, options: Options) -> Iterator[tuple[float, ..
         yield from grids(nfe, rung, options.first, options.last)
         return
     _, path = _place(options.base, replace(options, last=LAST))
-    if not path.exists():
-        raise InputError(f"--base {options.base}: there is no {path}; fit it first, with --nfe {options.base}")
+    need(path.exists(), f"there is no {path}; fit it first, with --nfe {options.base}", base=options.base)
     ((table, _),) = table_files.load(path).values()
     yield search.resampled((*table.levels[:-1], options.last), nfe)
 
@@ -201,7 +200,7 @@ def main(options: Options) -> None:
         return
     rung = options.rung
     wanted = parse_seeds(options.nfe)
-    require(min(wanted) >= 1, "a table needs at least one evaluation", nfe=options.nfe)
+    need(min(wanted) >= 1, "a table needs at least one evaluation", nfe=options.nfe)
     missing = [n for n in wanted if not _place(n, options)[1].exists()]
     if not missing:
         return

@@ -31,7 +31,7 @@ ENTRY = "{show_root_heading: true, show_root_toc_entry: true, show_root_full_pat
 REFERENCE, FOLDERS = "api/", ("docs/integrations/", "docs/")
 """Entries of the navigation that stand for many pages: the reference, and the pages of these folders that it does not name."""
 _LINK = re.compile(r"\]\(([^)\s#]+)[^)\s]*\)")
-_TABLE = re.compile(r"(-->\n)(?=\|)")
+_AFTER = re.compile(r"(-->\n)(?=[|#])")
 
 
 def linked(pages: set[Path]) -> set[Path]:
@@ -105,7 +105,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """The page in the dialect of mkdocs: a table stands alone, and a folded part says that it holds Markdown."""
+    """The page in the dialect of mkdocs: tables and headings stand alone, and a folded part says that it holds Markdown."""
     if page.file.src_uri.startswith("docs/results/"):
         page.meta["search"] = {"exclude": True}  # numbers by the thousand
-    return _TABLE.sub(r"\1\n", markdown).replace("<details>", '<details markdown="1">')
+    return _AFTER.sub(r"\1\n", markdown).replace("<details>", '<details markdown="1">')

@@ -28,8 +28,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from recipes.command import command
-from steindiff.errors import InputError
+from recipes.command import command, need
+from steindiff.errors import InputError, require
 from steindiff.io.files import manifest, writable_folder
 from steindiff.metrics.features import KIND, Classifier, ClassifierConfig
 from steindiff.models import store
@@ -119,10 +119,8 @@ def folded(net: Classifier) -> Classifier:
     for name, norm in list(plain.named_modules()):
         if name.endswith(".norm"):
             block = plain.get_submodule(name.removesuffix(".norm"))
-            if not isinstance(norm, nn.BatchNorm2d):
-                raise InputError(
-                    f"{name.removesuffix('norm')}conv is not followed by a batch normalisation: pass a network of `train`"
-                )
+            normalised = isinstance(norm, nn.BatchNorm2d)
+            require(normalised, "is not followed by a batch normalisation: pass a network of `train`", block=name)
             block.conv, block.norm = fuse_conv_bn_eval(block.conv, norm), nn.Identity()
     return plain
 
@@ -149,12 +147,9 @@ def load(path: Path, side: int, classes: tuple[str, ...] | None = None) -> tuple
 def check_options(o: Options) -> None:
     """Raise InputError for an option that cannot work, before the training: also where the file could not be written."""
     for name in ("momentum", "smoothing", "small"):
-        if not 0 <= getattr(o, name) < 1:
-            raise InputError(f"--{name} {getattr(o, name)}: must be in [0, 1)")
-    if not o.lr > 0 or o.precision not in ("bf16", "no"):
-        raise InputError(f"--lr {o.lr} --precision {o.precision}: need > 0, bf16 or no")
-    if o.out.suffix != ".safetensors":
-        raise InputError(f"--out {o.out}: the name of a classifier file ends with .safetensors")
+        need(0 <= getattr(o, name) < 1, "must be in [0, 1)", **{name: getattr(o, name)})
+    need(o.lr > 0 and o.precision in ("bf16", "no"), "need > 0, and bf16 or no", lr=o.lr, precision=o.precision)
+    need(o.out.suffix == ".safetensors", "the name of a classifier file ends with .safetensors", out=o.out)
     writable_folder(o.out.parent)
 
 
@@ -165,8 +160,7 @@ def main(o: Options) -> None:
     side = ClassifierConfig().side
     data, labels = load(o.data, side)
     test, test_labels = load(o.test, side, data.classes)
-    if len(data) < o.batch:
-        raise InputError(f"--batch {o.batch}: more than the {len(data)} training images")
+    need(o.batch <= len(data), f"more than the {len(data)} training images", batch=o.batch)
     config = ClassifierConfig(classes=len(data.classes))
     start = time.perf_counter()
     net = folded(train(config, o, data, labels))

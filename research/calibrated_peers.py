@@ -5,7 +5,7 @@
     python -m research.calibrated_peers --out outputs/peers --page docs/results/study_calibrated/peers.md
 
 Every peer gets the same fine runs; iterations get as many evaluations as our own calibration has spent. A row is one small
-file per testbed, NFE and peer; the page is written from all rows of the folder, whoever made them. A peer whose row is there
+file per testbed, NFE and peer; the page shows all rows of the folder, whoever made them. A peer whose row is there
 is not run again. Energy distance and endpoint RMSE are those of `steindiff bench`, on seeds that no calibration has.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from recipes.command import command
+from recipes.command import command, need
 from recipes.pages import block
 
 from research.calibration_variants import flows
@@ -26,7 +26,7 @@ from steindiff.calibration import Trajectories
 from steindiff.calibration.gate import alternatives
 from steindiff.calibration.keeping import FIRST_SEED
 from steindiff.calibration.peers import PEERS, Made, Task
-from steindiff.errors import SteindiffError, require
+from steindiff.errors import SteindiffError
 from steindiff.io.files import write_json, write_text
 from steindiff.metrics import Value
 from steindiff.report.blocks import Heading, Table, Text
@@ -65,7 +65,7 @@ class Options:
     images: Annotated[int, "images of the score", 8] = 128
     scored: Annotated[int, "seed of the first of them", 0] = 70_000
     out: Annotated[Path, "the folder of the rows"] = Path("outputs/peers")
-    page: Annotated[Path | None, "a file for the page"] = None
+    page: Annotated[Path | None, "a page whose block `every run` gets all rows"] = None
     into: Annotated[Path | None, "a page whose block `peers` gets the ratios"] = None
 
 
@@ -211,40 +211,16 @@ def _line(one: Mapping[str, Any]) -> tuple[str, ...]:
     return str(one["nfe"]), name, *(show(Value(*one[metric])) for metric in ("endpoint", "energy")), *cost
 
 
-PREFACE = """# Calibrated tables against published methods that calibrate
-
-This page is written from all rows of a folder, by
-
-    python -m research.calibrated_peers --out outputs/peers --page docs/results/study_calibrated/peers.md
-
-and [calibration.md](../../calibration.md#peers) says what it means.
-
-- `calibrated` is our table, and `universal` is the shipped one, which nobody calibrates.
-- `best_plain` is the best of the published solvers on two grids with as many evaluations, and `best_plain_2n` with twice as
-  many. They are chosen on the reported images, in their favour.
-- `ddim` and `ipndm_4` on EDM's grid are what peers claim to be better than.
-- All calibrations have the same noises (seeds from 3·10⁹ on), and all scores are of seeds 70000 to 70127.
-- ▲ says that our table is nearer beyond two standard errors, ▼ that it is farther away, and · that the two are within noise.
-  Errors are taken as independent, although they have the same noise, so that the marks are cautious.
-- Images are network evaluations. A backward pass counts as two, and a JVP as one beside its own evaluation. Seconds are of a
-  machine that did other work at the same time; they say the order of magnitude only.
-
-"""
-
-
 @command
 def main(o: Options) -> None:
     """Calibrate, score and show."""
-    unknown = sorted(set(o.peers) - set(ROWS))
-    require(not unknown, f"choose of {', '.join(ROWS)}", peers=unknown)
+    need(set(o.peers) <= set(ROWS), f"choose of {', '.join(ROWS)}", peers=" ".join(o.peers))
     if o.bed is not None:
         calibrated(o, make(o.bed))
     found = rows(o.out)
-    text = markdown(blocks([one for one in found if o.page or one["bed"] == o.bed]))
     if o.page is None:
-        print(text)
+        print(markdown(blocks([one for one in found if one["bed"] == o.bed])))
     else:
-        write_text(o.page, PREFACE + text)
+        write_text(o.page, block(o.page.read_text(encoding="utf-8"), "every run", markdown(blocks(found))))
     if o.into is not None:
-        body = markdown([ratios(found, o.nfe)])
-        write_text(o.into, block(o.into.read_text(encoding="utf-8"), "peers", body))
+        write_text(o.into, block(o.into.read_text(encoding="utf-8"), "peers", markdown([ratios(found, o.nfe)])))

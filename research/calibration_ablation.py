@@ -26,7 +26,7 @@ from functools import cached_property
 from typing import Annotated
 
 import torch
-from recipes.command import command, print_table
+from recipes.command import command, need, print_table
 from torch import Tensor
 
 from research.calibration_variants import Pair, banded, calibrated, flows, forced, parted, restricted, setting
@@ -35,7 +35,6 @@ from steindiff.calibration import Settings, Trajectories, fit, matched, refine, 
 from steindiff.calibration.calibrate import USUAL
 from steindiff.calibration.fit import RIDGE
 from steindiff.corrections.bands import Cosine
-from steindiff.errors import InputError
 from steindiff.grids import SIGMA_MAX, SIGMA_MIN, karras
 from steindiff.metrics.distances import endpoint_rmse
 from steindiff.metrics.values import Value
@@ -242,8 +241,7 @@ def rows(case: Case, law: Trajectories) -> Iterator[tuple[object, ...]]:
 @command
 def main(options: Options) -> None:
     """Make every variant, and score it."""
-    if unknown := set(options.parts) - set(PARTS):
-        raise InputError(f"--parts {' '.join(sorted(unknown))}: the parts are {', '.join(PARTS)}")
+    need(set(options.parts) <= set(PARTS), f"the parts are {', '.join(PARTS)}", parts=" ".join(options.parts))
     case = Case(testbed.make(options.bed), options)
     law = case.law(options.seed, options.images, 128) if "teacher" in options.parts else case.new
     about = f"{options.trajectories} noises, {options.images} new images from seed {options.seed}"

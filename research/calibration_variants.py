@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from steindiff import initial_noise
-from steindiff.calibration import Settings, Trajectories, refine, score, search, trajectories
+from steindiff.calibration import Settings, Trajectories, refine, search, trajectories
 from steindiff.calibration.calibrate import USUAL, divided
-from steindiff.calibration.fit import Run
-from steindiff.calibration.refine import jacobian, moved
+from steindiff.calibration.fit import Run, fitted_row, free_row
 from steindiff.calibration.teacher import STEPS
-from steindiff.corrections.bands import Bands, Whole
+from steindiff.corrections.bands import Bands
 from steindiff.denoisers import Denoiser
-from steindiff.solvers import Row, Setting, Tabulated
+from steindiff.solvers import Setting, Tabulated
 from steindiff.study.testbed import Testbed
 
 Pair = tuple[Trajectories, Trajectories]
@@ -51,61 +50,26 @@ def calibrated(bed: Testbed, laws: Pair, nfe: int, settings: Settings = USUAL.se
 
 
 def forced(law: Trajectories, levels: Sequence[float], ridge: float) -> Tabulated:
-    """Rows by the least squares of `calibration.fit`, but on the exact flow's own states: teacher forcing, no closed loop.
+    """Rows as `calibration.fit` makes them, but on the exact flow's own states: teacher forcing, no closed loop.
 
     The first step is free. The told levels are the nominal ones.
     """
-    y = law.at(levels[1])
-    rows = [Row(float(law.product(law.noise, y) / law.product(law.noise, law.noise)), ())]
-    labels, values = Whole().labels(law.noise.shape[1:]), list[Tensor]()
+    run = Run(law, law.noise)
+    rows = [free_row([run], levels[1])]
     for sigma, target in pairwise(levels[1:]):
-        values = [law.denoise(law.at(sigma), sigma), *values]
-        directions = torch.stack([z.flatten(1).double() for z in (law.at(sigma), *values)])
-        r = target / sigma
-        first = torch.tensor([r, 1 - r, *[0.0] * (len(values) - 1)], dtype=torch.float64)
-        a, *weights = (first + _moves(directions, law.at(target).flatten(1).double(), first, labels, ridge)[0]).tolist()
-        rows.append(Row(a, tuple(weights)))
+        run = replace(run, x=law.at(sigma)).evaluated(sigma)
+        rows.append(fitted_row([run], target / sigma, target, ridge))
     return Tabulated(tuple(levels), tuple(rows), (1.0,) * len(rows))
 
 
 def restricted(table: Tabulated, laws: Pair, told: bool, weights: bool, most: int) -> Tabulated:
-    """Gauss–Newton as in `calibration.refine` with β = 0, over the told levels alone, the weights alone, or both.
+    """Gauss–Newton with β = 0, in `most` steps, over the told levels alone, the weights alone, or both.
 
-    Args:
-        table: where it starts.
-        laws: those that are fitted, and those that choose among the tables on the way.
-        told: whether told levels move.
-        weights: whether weights move.
-        most: the most steps.
+    `laws` are those that are fitted, and those that choose among the tables on the way.
     """
-    law, choosing = laws
-    some = torch.tensor([told if is_told else weights for is_told in _places_of_told(table)])
-    mu, kept, best, stale = Settings.damping, table, score(table, [choosing]), 0
-    for _ in range(most):
-        end, slopes = jacobian(table, law)
-        j, miss = slopes[some].flatten(1).double(), (end - law.ends).flatten().double()
-        before = score(table, [law])
-        for _ in range(8):
-            gram = j @ j.T
-            delta = torch.zeros(len(some), dtype=torch.float64)
-            delta[some] = torch.linalg.solve(gram + mu * gram.diag().diag(), -(j @ miss))
-            if score(candidate := moved(table, delta), [law]) < before:
-                table, mu = candidate, max(mu / 5, 1e-9)
-                break
-            mu *= 5
-        here = score(table, [choosing])
-        kept, best, stale = (table, here, 0) if here < best else (kept, best, stale + 1)
-        if stale >= 3 or before - score(table, [law]) < 2e-3:
-            break
-    return kept
-
-
-def _places_of_told(table: Tabulated) -> list[bool]:
-    """Which of `refine.parameters` are told levels."""
-    places = list[bool]()
-    for row in table.rows:
-        places += [*([True] if row.values else []), *[False] * (1 + len(row.values))]
-    return places
+    free = [moves for row in table.rows for moves in (*([told] if row.values else []), *[weights] * (1 + len(row.values)))]
+    settings = Settings(iterations=most, patience=3, gain=2e-3)
+    return refine(table, [laws[0]], [laws[1]], settings, free=free)
 
 
 def banded(

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from recipes.command import command, print_table
+from recipes.command import command, need, print_table
 
 from steindiff import models
 from steindiff.errors import InputError
@@ -48,10 +48,8 @@ class Options:
 def official_network(clone: Path, file: Path, device: str) -> Any:
     """The network in a pickle, by the clone's reader. Raises InputError where the folder is no such clone."""
     lacking = [name for name in ("torch_utils/persistence.py", "dnnlib") if not (clone / name).exists()]
-    if lacking:
-        raise InputError(f"--official {clone} lacks {', '.join(lacking)}: name a clone of NVlabs/edm or NVlabs/edm2")
-    if not file.is_file():
-        raise InputError(f"--pickle {file}: there is no such file")
+    need(not lacking, f"lacks {', '.join(lacking)}: name a clone of NVlabs/edm or NVlabs/edm2", official=clone)
+    need(file.is_file(), "there is no such file", pickle=file)
     sys.path.insert(0, str(clone.resolve()))
     with open(file, "rb") as stream:
         return pickle.load(stream)["ema"].eval().requires_grad_(False).to(device)
@@ -60,8 +58,7 @@ def official_network(clone: Path, file: Path, device: str) -> Any:
 def rows(official: Any, model: models.Model, options: Options) -> Iterator[tuple[str, float, float, float, float]]:
     """What the table shows of every noise level, with labels where the model has classes, and then without."""
     ours, generator = model.denoiser, torch.Generator().manual_seed(options.seed)
-    if not isinstance(ours, Preconditioned):
-        raise InputError(f"--model {model.path} is no converted checkpoint: convert the pickle")
+    need(isinstance(ours, Preconditioned), "is no converted checkpoint: convert the pickle", model=model.path)
     setting = Setting.of(ours)
     ends = torch.tensor([setting.sigma_min, setting.sigma_max], dtype=torch.float64).log()
     told = torch.linspace(*ends.tolist(), options.levels, dtype=torch.float64).exp().to(options.device)

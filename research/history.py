@@ -16,18 +16,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from research.theory import runs
+from research.theory.core import D64, DIM
 from steindiff.analytic import ExactModel, Gaussian, GaussianMixture
-from steindiff.corrections import CleanTarget, Corrected
+from steindiff.corrections import CleanTarget
 from steindiff.corrections.base import Proposal
 from steindiff.divergence import Exact
 from steindiff.grids import SIGMA_MAX, SIGMA_MIN, karras
 from steindiff.report.blocks import Table
 from steindiff.report.markdown import markdown
-from steindiff.sampling import sample
 from steindiff.solvers import Grid, Solver, make
 
-D64 = torch.float64
-DIM, STEPS = 8, 20
+STEPS = 20
 SPECTRUM = 1 / torch.arange(1, DIM + 1, dtype=D64)
 COMPARED = ("ddim", "heun", "dpmpp_2m", "dpmpp_3m", "unipc_2", "ipndm_3", "deis_3")
 RUN = ("dpmpp_2m", "dpmpp_3m", "unipc_2", "ipndm_3")
@@ -104,15 +104,13 @@ def law(name: str) -> ExactModel:
 @cache
 def start(name: str) -> tuple[Tensor, Tensor]:
     """Pure noise at σ_max, seed 0, and where the exact flow takes it."""
-    x = SIGMA_MAX * torch.randn(SAMPLES, DIM, generator=torch.Generator().manual_seed(0), dtype=D64)
+    x = runs.start(SAMPLES, 0)
     return x, law(name).flow(x, SIGMA_MAX, SIGMA_MIN, tol=1e-7)
 
 
 def error(name: str, solver: Solver, rule: CleanTarget | None, steps: int) -> float:
     """The RMS error per coordinate at the end of a run over EDM's grid."""
-    x, exact = start(name)
-    corrected = solver if rule is None else Corrected(solver, rule, divergence=Exact())
-    return float((sample(corrected, law(name), x, karras(steps)).x - exact).square().mean().sqrt())
+    return runs.run_against_flow(law(name), solver, rule, steps, *start(name)).error
 
 
 def convergence(name: str) -> Table:

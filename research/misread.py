@@ -6,25 +6,15 @@ python -m research.misread
 from typing import Annotated
 
 from recipes.command import command, print_table
-from torch import Tensor
 
+from research.theory.core import predicting_noise
 from steindiff import models
-from steindiff.denoisers import Denoiser, FromEps, FromV, FromX0, Network
+from steindiff.denoisers import FromEps, FromV, FromX0
 from steindiff.diagnostics.doctor import examine
-from steindiff.schedules import DiscreteBetas, Schedule
+from steindiff.schedules import DiscreteBetas
 from steindiff.solvers import Setting
 
 SIGMA_MAX, SIGMA_MIN = 80.0, 0.02
-
-
-def predicting_noise(denoiser: Denoiser, schedule: Schedule) -> Network:
-    """The network ε̂(x, t) = (y − D(y, s))/s, y = x/α, of a denoiser in VE coordinates."""
-
-    def network(x: Tensor, t: Tensor) -> Tensor:
-        alpha, s = (f(t).to(x).reshape(-1, *[1] * (x.ndim - 1)) for f in (schedule.alpha, schedule.ratio))
-        return (x / alpha - denoiser(x / alpha, s.flatten())) / s
-
-    return network
 
 
 @command

@@ -201,8 +201,8 @@ def behaviour(n: int, seed: int) -> tuple[Values, Figure]:
     for name in LAWS:
         x = runs.start(256, seed)
         exact = law(name).flow(x, 80.0, 0.002, tol=1e-5)
-        for solver, steps in tqdm(list(product(runs.NAMED, STEPS)), desc=f"runs, {name}"):
-            found[name, solver, steps] = [
+        for (label, solver), steps in tqdm(list(product(runs.NAMED.items(), STEPS)), desc=f"runs, {name}"):
+            found[name, label, steps] = [
                 runs.run_against_flow(law(name), solver, rule, steps, x, exact) for rule in (*RULES.values(), *OTHERS)
             ]
     rows = []

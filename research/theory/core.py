@@ -24,7 +24,7 @@ from steindiff.analytic.integrate import runge_kutta
 from steindiff.corrections import Corrected, Correction, FixedGamma
 from steindiff.corrections.blend import Moments
 from steindiff.corrections.stein import stein_ratio
-from steindiff.denoisers import Denoiser, FromEps
+from steindiff.denoisers import Denoiser, FromEps, Network
 from steindiff.divergence import Exact
 from steindiff.metrics import Value
 from steindiff.schedules import VE, DiscreteBetas, Schedule, VPCosine, VPLinear
@@ -54,6 +54,17 @@ def law(name: str) -> ExactModel:
     factors = 0.1 * torch.randn(4, DIM, DIM, generator=g, dtype=D64)
     covariances = factors @ factors.mT + 0.02 * torch.eye(DIM, dtype=D64)
     return GaussianMixture(torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=D64), means, covariances)
+
+
+def predicting_noise(denoiser: Denoiser, schedule: Schedule) -> Network:
+    """The network ε̂(x, t) = (x − α D(x/α, s))/σ of a denoiser in VE coordinates."""
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        shape, levels = (-1, *[1] * (x.ndim - 1)), (schedule.alpha(t), schedule.sigma(t), schedule.ratio(t))
+        alpha, sigma, s = (z.to(x).reshape(shape) for z in levels)
+        return (x - alpha * denoiser(x / alpha, s.flatten())) / sigma
+
+    return network
 
 
 SCHEDULES: dict[str, Schedule] = {
@@ -118,12 +129,7 @@ class Case:
     def denoiser(self) -> Denoiser:
         """The law's exact denoiser itself in VE; elsewhere behind the adapter of a network that predicts ε."""
         model, schedule = law(self.law), SCHEDULES[self.schedule]
-
-        def network(x: Tensor, t: Tensor) -> Tensor:
-            alpha, sigma, s = (z.to(x)[:, None] for z in (schedule.alpha(t), schedule.sigma(t), schedule.ratio(t)))
-            return (x - alpha * model.denoise(x / alpha, s[:, 0])) / sigma
-
-        return model if isinstance(schedule, VE) else FromEps(network, schedule)
+        return model if isinstance(schedule, VE) else FromEps(predicting_noise(model, schedule), schedule)
 
     def __str__(self) -> str:
         return f"{self.law}, {self.schedule}, {self.solver}, {self.frame} frame, step {self.level}"

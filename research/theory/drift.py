@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
+from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
 from research.theory.core import D64, DIM, SCHEDULES, Case, law
@@ -197,9 +198,5 @@ def _interpolated(x: Tensor, u: Tensor) -> Callable[[Tensor], Tensor]:
     """u between the nodes x (n,), linearly; x must increase."""
     if not bool((x[1:] > x[:-1]).all()):
         raise ValueError("the run folds the line: its states have no inverse")
-
-    def at(points: Tensor) -> Tensor:
-        i = torch.searchsorted(x, points.contiguous()).clamp(1, len(x) - 1)
-        return torch.lerp(u[i - 1], u[i], (points - x[i - 1]) / (x[i] - x[i - 1]))
-
-    return at
+    line = make_interp_spline(x.numpy(), u.numpy(), k=1)
+    return lambda points: torch.from_numpy(line(points.numpy()))

@@ -192,10 +192,9 @@ def start(n: int, seed: int) -> Tensor:
     return 80 * torch.randn(n, DIM, generator=torch.Generator().manual_seed(seed), dtype=D64)
 
 
-def run_against_flow(model: ExactModel, solver: str, rule: CleanTarget | None, steps: int, x: Tensor, exact: Tensor) -> Run:
+def run_against_flow(model: ExactModel, solver: Solver, rule: CleanTarget | None, steps: int, x: Tensor, exact: Tensor) -> Run:
     """`solver` on EDM's grid, corrected by `rule`; an overflow counts as an infinite error."""
-    base = NAMED[solver]
-    corrected = base if rule is None else Corrected(base, rule, divergence=Exact())
+    corrected = solver if rule is None else Corrected(solver, rule, divergence=Exact())
     try:
         run = sample(corrected, model, x, grids.karras(steps))
     except NonFiniteError:
@@ -220,9 +219,8 @@ def meter(name: str, sigma: float, ratio: float, noise: float, n: int, seed: int
     """Inject excess noise, take one step; 1 after it is what the next step assumes."""
     model, (_, y) = law(name), noisy(name, noise * sigma, n, seed)
     grid = torch.tensor([sigma, ratio * sigma], dtype=D64)
-    solvers = {"plain": DDIM()} | {
-        key: Corrected(DDIM(), rule, divergence=Exact()) for key, rule in (("clamped", CLAMPED), ("literal", LITERAL))
-    }
+    rules = {"clamped": CLAMPED, "literal": LITERAL}
+    solvers = {"plain": DDIM(), **{key: Corrected(DDIM(), rule, divergence=Exact()) for key, rule in rules.items()}}
     runs = {key: sample(solver, model, y, grid) for key, solver in solvers.items()}
     record = runs["literal"].trace[0]
     after = {key: float(noise_mismatch(model, run.x, grid[1], estimator=Exact())) for key, run in runs.items()}

@@ -7,6 +7,7 @@ A run starts at x_K = α_K x* + σ_K ε, whose x* is known, and keeps it. With t
 whatever law the state has. It ends in a function of x_K, so E_0 ≥ MMSE(σ_K), the least squared distance of any such function.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -129,11 +130,8 @@ def whole_run(setting: Setting, n: int, seed: int) -> Whole:
     corrected = Corrected(make(setting.solver), Watched(clean, rule), divergence=Exact(), frame=setting.frame)
     grid = grids.karras(setting.steps, 0.002, setting.first)
     run = sample(corrected, denoiser, y, grid)
-    rows = [{name: float(value) for name, value in record.numbers.items()} for record in run.trace]  # type: ignore[arg-type]
-    passed = tuple(Passed(record.sigma, **row) for record, row in zip(run.trace, rows, strict=True))
-    product = passed[0].error
-    for step in passed:
-        product *= 1 - step.rho
+    passed = tuple(Passed(record.sigma, **{name: float(z) for name, z in record.numbers.items()}) for record in run.trace)
+    product = math.prod([1 - step.rho for step in passed], start=passed[0].error)
     alpha = SCHEDULES[setting.schedule].alpha_of(grid[-1]) if setting.frame == "model" else 1.0
     of_mean, of_end = ((z - clean).square().sum(1) for z in (model.denoise(y, setting.first), alpha * run.x))
     spread = (alpha * (run.x - model.mean)).square().sum(1).mean()

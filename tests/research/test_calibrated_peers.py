@@ -28,8 +28,8 @@ def test_a_row_that_is_there_is_not_made_again_and_the_page_has_all(made, capsys
     path = folder / "wine_mixture" / "2" / "olss.json"
     changed = {**json.loads(path.read_text()), "endpoint": [0.5, 0.01]}
     path.write_text(json.dumps(changed))
-    page = folder / "page.md"
-    into = folder / "into.md"
+    page, into = folder / "page.md", folder / "into.md"
+    page.write_text("# Peers\n<!-- every run -->\n<!-- end of every run -->\n")
     into.write_text("Before.\n<!-- peers -->\n<!-- end of peers -->\nAfter.\n")
     assert calibrated_peers.main([*wanted, "--peers", "olss", "ddim", "--page", str(page), "--into", str(into)]) == 0
     text = page.read_text()

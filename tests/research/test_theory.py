@@ -288,7 +288,7 @@ def test_as_printed_the_rule_diverges(law, solver, rule):
     x = runs.start(64, 0)
     exact = core.law(law).flow(x, 80.0, 0.002, tol=1e-4)
     for steps in (5, 10):
-        plain, literal = (runs.run_against_flow(core.law(law), solver, r, steps, x, exact) for r in (None, rule))
+        plain, literal = (runs.run_against_flow(core.law(law), runs.NAMED[solver], r, steps, x, exact) for r in (None, rule))
         assert literal.error > 1000 * plain.error
         assert literal.largest > 100
 
@@ -300,7 +300,7 @@ def test_without_a_derivative_it_collapses(law, solver):
     x, model = runs.start(64, 0), core.law(law)
     exact, width = model.flow(x, 80.0, 0.002, tol=1e-4), math.sqrt(runs.variance(law) / core.DIM)
     for steps in (5, 20):
-        found = runs.run_against_flow(model, solver, runs.FREE, steps, x, exact)
+        found = runs.run_against_flow(model, runs.NAMED[solver], runs.FREE, steps, x, exact)
         assert 0.8 * width < found.error < 2 * width
         ends = sample(Corrected(runs.NAMED[solver], runs.FREE), model, x, grids.karras(steps)).x
         if law == "gaussian":

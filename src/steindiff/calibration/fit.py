@@ -79,11 +79,11 @@ def fit(
     runs, rows = [Run(law, law.noise) for law in laws], list[Row]()
     for i, (sigma, target) in enumerate(pairwise(levels)):
         if free and i == 0:
-            row = _free_row(runs, target)
+            row = free_row(runs, target)
         else:
             runs = [run.evaluated(q[i] * sigma) for run in runs]
             runs = [replace(run, values=run.values[:history]) for run in runs]
-            row = _row(runs, target / sigma, target, ridge)
+            row = fitted_row(runs, target / sigma, target, ridge)
         rows.append(_matched(runs, row, target) if moments else row)
         runs = [run.stepped(rows[-1]) for run in runs]
     return Tabulated(tuple(levels), tuple(rows), q)
@@ -116,14 +116,14 @@ def _matched(runs: Sequence[Run], row: Row, target: float) -> Row:
     return Row(factor * row.a, tuple(factor * w for w in row.values))
 
 
-def _free_row(runs: Sequence[Run], target: float) -> Row:
+def free_row(runs: Sequence[Run], target: float) -> Row:
     """a = Σ ⟨x, y⟩/Σ ‖x‖²."""
     products = [(run.law.product(run.x, run.law.at(target)), run.law.product(run.x, run.x)) for run in runs]
     return Row(float(sum(p for p, _ in products) / sum(s for _, s in products)), ())
 
 
-def _row(runs: Sequence[Run], r: float, target: float, ridge: float) -> Row:
-    """The row that the coefficients c make."""
+def fitted_row(runs: Sequence[Run], r: float, target: float, ridge: float) -> Row:
+    """The row that the coefficients c make, for a step by the factor r to the level `target`."""
     gram, moment = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for run in runs:
         g, m = _normal(run, r, target)

@@ -134,8 +134,11 @@ def refine(
     held: Sequence[Trajectories],
     settings: Settings = Settings(),
     tell: Callable[[Progress], object] = lambda progress: None,
+    free: Sequence[bool] | None = None,
 ) -> Tabulated:
     """Of the tables that Gauss–Newton steps on `laws` reach, the best one on `held` laws or noises, which it never fits.
+
+    Only the numbers that are `free` move, in the order of `parameters`; None is all.
 
     Raises:
         InputError: no trajectories, levels that are not the table's, or end states of the table that are not finite.
@@ -148,8 +151,10 @@ def refine(
         raise InputError(
             "the table's end states are not finite on a law: fit it, or give it other levels, before it is refined"
         )
+    moving = torch.ones(len(parameters(table)), dtype=torch.float64) if free is None else torch.tensor(free).double()
     for iteration in range(settings.iterations):
-        equations = _normal_equations(table, laws, fitted + floor, settings)
+        jtj, jtr = _normal_equations(table, laws, fitted + floor, settings)
+        equations = moving * jtj * moving[:, None], moving * jtr
         before = _mean_log(fitted, floor)
         table, fitted, mu = _descended(table, laws, equations, fitted, mu, settings)
         here = score(table, held, settings.floor, settings.singly)
