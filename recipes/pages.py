@@ -13,9 +13,10 @@ import math
 import re
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args, get_type_hints
 
 from recipes.command import command
+from recipes.random_laws import Family
 from steindiff.errors import InputError
 from steindiff.io.files import write_text
 from steindiff.report.blocks import Table
@@ -161,28 +162,12 @@ def _spans(numbers: list[int]) -> str:
     return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in spans)
 
 
-_RANGES = {
-    "dims": "coordinates",
-    "clusters": "clusters",
-    "leading": "exponent of the spectrum before its break",
-    "tail": "exponent after it",
-    "between": "share of the variance between clusters",
-    "spread": "spread of the logarithm of a variance, coordinate by coordinate",
-    "sizes": "the same for a whole cluster",
-    "scale": "standard deviation of a coordinate, in units of σ_data",
-    "thin": "share of laws that lie near a subspace",
-    "kept": "share of the coordinates that span it",
-    "thickness": "what the other variances are multiplied by",
-    "off": "share of laws that lie off centre",
-    "offset": "root mean square of such a law's mean",
-}
-
-
 def _family() -> Table:
     """The ranges that the random laws come from."""
-    family = _entry(SHOWN)[1]["family"]
-    ends = {text: family[name] if isinstance(family[name], list) else [family[name]] for name, text in _RANGES.items()}
-    rows = [(text, " to ".join(f"{v:g}" for v in dict.fromkeys(values))) for text, values in ends.items()]
+    hints, rows = get_type_hints(Family, include_extras=True), list[tuple[str, str]]()
+    for name, value in _entry(SHOWN)[1]["family"].items():
+        ends = dict.fromkeys(value if isinstance(value, list) else [value])
+        rows.append((get_args(hints[name])[1], " to ".join(f"{end:g}" for end in ends)))
     return Table(("a random law's", "range"), tuple(rows))
 
 

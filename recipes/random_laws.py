@@ -10,6 +10,7 @@ Under guidance a law has classes, which are clusters or groups of clusters, and 
 
 import math
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -21,39 +22,22 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Family:
-    """The ranges that a random law's numbers come from; sizes and counts are uniform in their logarithm.
+    """The ranges that a random law's numbers come from; sizes and counts are uniform in their logarithm."""
 
-    Args:
-        dims: coordinates d.
-        clusters: clusters K.
-        leading: the exponent s of the spectrum before its break.
-        tail: the exponent t after it.
-        between: the share of the variance that lies between clusters.
-        spread: the standard deviation of the logarithm of a variance around the spectrum, coordinate by coordinate.
-        sizes: the same for a whole cluster.
-        mixed: how often the means have their spectrum in another order than the clusters.
-        scale: the standard deviation of a coordinate, where σ_data is 1.
-        thin: how often a law lies near a subspace.
-        thickness: by what the variances outside that subspace are multiplied.
-        kept: the share of the coordinates that span it.
-        off: how often the law's mean is not zero: a table has to do without knowing it.
-        offset: the root mean square of that mean's coordinates.
-    """
-
-    dims: Range = (8, 3072)
-    clusters: Range = (1, 30)
-    leading: Range = (0.3, 1.6)
-    tail: Range = (0.5, 3.0)
-    between: Range = (0.05, 0.8)
-    spread: Range = (0.0, 1.0)
-    sizes: Range = (0.0, 0.7)
-    mixed: float = 0.25
-    scale: Range = (1.0, 1.0)
-    thin: float = 0.3
-    thickness: Range = (1e-6, 1e-3)
-    kept: Range = (0.05, 0.8)
-    off: float = 0.5
-    offset: Range = (0.0, 0.8)
+    dims: Annotated[Range, "coordinates"] = (8, 3072)
+    clusters: Annotated[Range, "clusters"] = (1, 30)
+    leading: Annotated[Range, "exponent of the spectrum before its break"] = (0.3, 1.6)
+    tail: Annotated[Range, "exponent after it"] = (0.5, 3.0)
+    between: Annotated[Range, "share of the variance between clusters"] = (0.05, 0.8)
+    spread: Annotated[Range, "spread of the logarithm of a variance, coordinate by coordinate"] = (0.0, 1.0)
+    sizes: Annotated[Range, "the same for a whole cluster"] = (0.0, 0.7)
+    mixed: Annotated[float, "share of laws whose means have their spectrum in another order than the clusters"] = 0.25
+    scale: Annotated[Range, "standard deviation of a coordinate, in units of σ_data"] = (1.0, 1.0)
+    thin: Annotated[float, "share of laws that lie near a subspace"] = 0.3
+    thickness: Annotated[Range, "what the variances outside that subspace are multiplied by"] = (1e-6, 1e-3)
+    kept: Annotated[Range, "share of the coordinates that span it"] = (0.05, 0.8)
+    off: Annotated[float, "share of laws that lie off centre: a table has to do without knowing it"] = 0.5
+    offset: Annotated[Range, "root mean square of such a law's mean"] = (0.0, 0.8)
 
 
 def draw(family: Family, generator: torch.Generator) -> DiagonalMixture:
