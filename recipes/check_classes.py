@@ -24,18 +24,13 @@ from steindiff.models.datasets import ImageSet, load_digits
 
 def classifier(data: ImageSet) -> SVC:
     """The classifier of these digits."""
-    return SVC(gamma="scale").fit(data.points().flatten(1).numpy(), _labels(data))
+    return SVC(gamma="scale").fit(data.points().flatten(1).numpy(), data.labels)
 
 
 def share(machine: SVC, x: Tensor, labels: Tensor) -> Value:
     """Which part of the images the classifier finds in their classes, with its binomial standard error."""
     right = float(np.mean(machine.predict(x.flatten(1).numpy()) == labels.numpy()))
     return Value(right, float(np.sqrt(right * (1 - right) / len(x))))
-
-
-def _labels(data: ImageSet) -> np.ndarray:
-    assert data.labels is not None  # the digits have them
-    return data.labels.numpy()
 
 
 @command
@@ -49,7 +44,7 @@ def main(
     """Sample, classify and print; the defaults are those of the card."""
     loaded, (train, held) = models.load(model), load_digits()
     machine, labels = classifier(train), torch.arange(n) % loaded.classes
-    print(f"held-out digits: {share(machine, held.points(), torch.from_numpy(_labels(held)))} in their class")
+    print(f"held-out digits: {share(machine, held.points(), held.labels)} in their class")
     x, sigmas = initial_noise(range(seed, seed + n), loaded.event_shape, 80.0), grids.karras(steps)
     for scale in scales:
         parts = zip(x.split(250), labels.split(250), strict=True)

@@ -77,9 +77,6 @@ def bits_per_dim(nats: float, d: int) -> float:
     return (-nats / d - math.log(LEVEL)) / math.log(2)
 
 
-# ---------------------------------------------------------------- fit
-
-
 def check_options(o: Options) -> None:
     """Raise InputError for an option that cannot work, before any data is read."""
     d = math.prod(EVENT_SHAPE)
@@ -145,9 +142,6 @@ def fit_and_write(o: Options) -> None:
     if o.out is not None and not o.dry_run:
         write(o.out, f, recipe_of(o, result, len(x)), EVENT_SHAPE)
         print(f"wrote {o.out} ({o.out.stat().st_size:,} bytes)")
-
-
-# ---------------------------------------------------------------- evaluate
 
 
 def load(name: str) -> tuple[Model, FactorMixture]:

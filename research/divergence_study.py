@@ -175,9 +175,6 @@ def study(name: str, law: ExactModel, o: Options) -> Rows:
     return rows
 
 
-# ---------------------------------------------------------------- tables and figure
-
-
 def tables(name: str, rows: Rows, batch: int) -> list[Block]:
     """Errors by probes, costs by probes, some estimators by noise level, sub-batches."""
     measured = [f for f in FAMILIES if "JVP" not in f and "batched" not in f]

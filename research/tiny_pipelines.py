@@ -201,10 +201,8 @@ def _t5(width: int = WIDTH) -> nn.Module:
 def _unet_of_text(*, xl: bool = False) -> nn.Module:
     """Its text has WIDTH numbers a token; twice as many in XL, which knows sizes and a pooled text besides."""
     width = 2 * WIDTH if xl else WIDTH
-    more: dict[str, Any] = {}
-    if xl:
-        more = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
-        more |= {"projection_class_embeddings_input_dim": WIDTH + 6 * 8}
+    sizes = {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": WIDTH + 6 * 8}
+    more = {"addition_embed_type": "text_time", **sizes} if xl else {}
     unet = _seeded(
         diffusers.UNet2DConditionModel, sample_size=8, in_channels=4, out_channels=4, layers_per_block=1,
         block_out_channels=(12, 16), norm_num_groups=4, attention_head_dim=8, cross_attention_dim=width,
@@ -255,8 +253,7 @@ def _pixart_network() -> nn.Module:
     )  # fmt: skip
 
     def output() -> Tensor:
-        sizes = {"resolution": 16 * torch.ones(4, 2), "aspect_ratio": torch.ones(4, 1)}
-        text = _randn(4, WORDS, WIDTH)
+        sizes, text = {"resolution": 16 * torch.ones(4, 2), "aspect_ratio": torch.ones(4, 1)}, _randn(4, WORDS, WIDTH)
         return net(_randn(4, 4, 8, 8), text, TIMES, sizes).sample[:, :4]
 
     return _scaled(net, net.proj_out, output)

@@ -128,8 +128,8 @@ def agreement(found: Sequence[Scores]) -> Tensor:
 def choice(o: Options) -> None:
     """What each rule takes, and the shipped table."""
     laws, held, choosing, others = map(o.random, range(4))
-    beds, heads = o.testbeds(), (f"{name}: error (ratio); energy × 1000" for name in o.beds)
-    heads = ("chosen by", "table", "log error", "worst", "energy × 1000", *heads)
+    beds, columns = o.testbeds(), (f"{name}: error (ratio); energy × 1000" for name in o.beds)
+    heads = ("chosen by", "table", "log error", "worst", "energy × 1000", *columns)
     for nfe in o.nfe:
         found = list(candidates(o, nfe, laws, held))
         by = [scores(table, choosing) for _, table in found[:-1]]
@@ -139,12 +139,9 @@ def choice(o: Options) -> None:
         print()
         takes, rows = chosen(by), list[tuple[str, ...]]()
         for rule, i in zip((*RULES, "–"), (*takes, len(by)), strict=True):
-            name, table = found[i]
+            (_, first), (name, table) = found[takes[0]], found[i]
             log, worst, distance = scores(table, others)
-            cells = (
-                f"{beside(table, found[takes[0]][1], bed, 2)}; {digits(projected(1000 * energy(table, bed)), 2)}"
-                for bed in beds
-            )
+            cells = (f"{beside(table, first, bed, 2)}; {digits(projected(1000 * energy(table, bed)), 2)}" for bed in beds)
             rows.append((rule, name, f"{log:.3f}", f"{worst:.3f}", f"{1000 * distance:.2f}", *cells))
         print_table(heads, rows)
 
@@ -171,11 +168,10 @@ def compared(o: Options) -> Iterator[list[object]]:
             found = [logs, 1000 * torch.stack([energy(table, other).mean() for other in others])]
             changes = [digits(Value.mean_of(a - b), 3) for a, b in zip(found, before, strict=False)] or ["–", "–"]
             before = [] if before else found
-            of_beds = (
-                (digits(root_of_mean(relative(table, bed)), 4), digits(projected(1000 * energy(table, bed)), 3)) for bed in beds
-            )
-            shown = (f"{found[0].mean():.3f}", changes[0], f"{found[1].mean():.2f}", changes[1])
-            yield [nfe, name, *shown, *(cell for pair in of_beds for cell in pair)]
+            shown = [f"{found[0].mean():.3f}", changes[0], f"{found[1].mean():.2f}", changes[1]]
+            for bed in beds:
+                shown += [digits(root_of_mean(relative(table, bed)), 4), digits(projected(1000 * energy(table, bed)), 3)]
+            yield [nfe, name, *shown]
 
 
 def moments(o: Options) -> None:

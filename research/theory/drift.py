@@ -124,10 +124,6 @@ class _Affine(NamedTuple):
     G: Tensor
     h: Tensor
 
-    def square(self, mean: Tensor, covariance: Tensor) -> float:
-        """E‖G x + h‖²."""
-        return float((self.G @ mean + self.h).square().sum() + (self.G @ covariance @ self.G.mT).trace())
-
     def inner(self, other: "_Affine", mean: Tensor, covariance: Tensor) -> float:
         """E⟨G x + h, G' x + h'⟩."""
         here, there = (f.G @ mean + f.h for f in (self, other))
@@ -155,11 +151,12 @@ def _gaussian(name: str, solver: str, schedule: str, grid: Tensor, alphas: list[
         inverse, own = (torch.linalg.inv(S) for S in (at[1], really[1]))
         shift = _Affine(own - inverse, inverse @ at[0] - own @ really[0])  # ∇log p − ∇log p̃
         x, divergence = _Affine(eye, torch.zeros(DIM, dtype=D64)), a * level**2 * float(u.G.trace())
-        there, real = (Pair((1 - 1 / a) * u.inner(x, *q) + divergence, u.square(*q)) for q in (at, really))
+        there, real = (Pair((1 - 1 / a) * u.inner(x, *q) + divergence, u.inner(u, *q)) for q in (at, really))
         star = there.A / there.B
         identity = (g_A.inner(shift, *really) - star * g_B.inner(shift, *really)) / real.B
-        norms = Pair(*(math.sqrt(g.square(*really)) for g in (g_A, g_B)))
-        yield Drift(level, a, math.sqrt(shift.square(*really)), there, real, norms, identity, lambda z, u=u: z @ u.G.mT + u.h)
+        norms = Pair(*(math.sqrt(g.inner(g, *really)) for g in (g_A, g_B)))
+        score, residual = math.sqrt(shift.inner(shift, *really)), lambda z, u=u: z @ u.G.mT + u.h
+        yield Drift(level, a, score, there, real, norms, identity, residual)
 
 
 # ---------------------------------------------------------------- a line

@@ -206,6 +206,19 @@ def test_numbers_that_change_nothing_stay():
     assert float(errors(after, [path])) < float(errors(start, [path]))
 
 
+def test_numbers_that_are_not_free_stay_and_the_others_go_where_they_would_alone(table, laws):
+    """With the weights held, the told levels reach the least error over them."""
+    free = [moves for row in table.rows for moves in (*([True] if row.values else []), *[False] * (1 + len(row.values)))]
+    told = refine(table, laws, laws, Settings(iterations=12), free=free)
+    assert told.rows == table.rows
+    assert score(told, laws) < score(table, laws)
+    for change in (-0.02, 0.02):
+        delta = torch.tensor([change * moves for moves in free], dtype=D64)
+        assert score(moved(told, delta), laws) > score(told, laws) - 1e-3
+    everything = refine(table, laws, laws, Settings(iterations=3), free=[True] * len(free))
+    assert everything == refine(table, laws, laws, Settings(iterations=3))
+
+
 def test_a_network_in_float32_is_refined_too(table, laws, held):
     single = [
         replace(
