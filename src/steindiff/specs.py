@@ -143,7 +143,8 @@ class Registry(Generic[T]):
         """What a spec names; an object of the kind is returned as it is.
 
         Raises:
-            InputError: an unknown name (with a suggestion), options that the entry does not take, or an object of another kind.
+            InputError: an unknown name (with a suggestion), options that the entry does not take, a word where True or False is
+                meant, or an object of another kind.
         """
         if isinstance(spec, self.base):
             return spec
@@ -154,7 +155,12 @@ class Registry(Generic[T]):
             raise unknown_name(self.kind, call.name, self.entries)
         factory = self.entries[call.name]
         try:
-            bound = inspect.signature(factory).bind(*call.args, **call.options)
+            signature = inspect.signature(factory)
+            bound = signature.bind(*call.args, **call.options)
+            for name, value in bound.arguments.items():
+                switch = isinstance(signature.parameters[name].default, bool)
+                if switch and not isinstance(value, bool):  # any word counts as true in Python, false and off too
+                    raise InputError(f"{self.kind} {spec!r}: {name}={value!r}: write True or False")
             return factory(*bound.args, **bound.kwargs)
         except TypeError as error:
             options = ", ".join(inspect.signature(factory).parameters) or "no options"

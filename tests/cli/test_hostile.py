@@ -97,9 +97,17 @@ CASES = [
     (TRAIN, "--set", f"batch={HUGE}", "at most 1,000,000,000"),
     ({}, "--threads", "1000000", "this machine takes at most"),
     (TRAIN, "--set", f"{MARKUP}=1", MARKUP),
+    (TRAIN, "--set", f"mults={'-' * 100_000}1", "need a value like"),
     (TRAIN, "--notes", MARKUP, MARKUP),
     (CONVERT, "--dtype", "float32", MARKUP),
 ]  # fmt: skip
+
+
+def test_a_study_that_nests_too_deep(tmp_path, monkeypatch, capsys):
+    (tmp_path / "deep.toml").write_text(f"n = {'[' * 50_000}{']' * 50_000}")
+    code, _, err = run_command(monkeypatch, capsys, "bench", "--outdir", tmp_path / "out", "--config", tmp_path / "deep.toml")
+    assert code == 2, err[:500]
+    assert "deep.toml is not a readable TOML file" in err
 
 
 def words(given, folder):

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from problems import PROPERTY
+from steindiff import solvers
 from steindiff.errors import InputError
 from steindiff.specs import Call, Registry, parse, split
 
@@ -93,3 +94,11 @@ def test_a_registry_makes_what_a_spec_names_and_passes_objects_on():
 def test_a_registry_refuses_by_name(spec, message):
     with pytest.raises(InputError, match=message):
         THINGS.make(spec)
+
+
+@pytest.mark.parametrize("word", ["false", "off", "no", "0", "'True'", "None"])
+def test_a_switch_is_true_or_false_and_no_word(word):
+    """Python takes any word for true: a solver would do the opposite of what is asked."""
+    assert solvers.make("dpmpp_2m(lower_order_final=False)") != solvers.make("dpmpp_2m")
+    with pytest.raises(InputError, match=r"lower_order_final=.*: write True or False"):
+        solvers.make(f"dpmpp_2m(lower_order_final={word})")

@@ -255,6 +255,6 @@ def read_config(path: str | Path, base: Config) -> Config:
     require(sys.version_info >= (3, 11), "configuration files need Python 3.11 or newer: use flags instead", config=str(path))
     try:
         changes = import_module("tomllib").loads(read_text(path))
-    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+    except (OSError, ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise InputError(f"{path} is not a readable TOML file: {error}") from error
     return base.but(changes)

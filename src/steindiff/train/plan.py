@@ -179,7 +179,7 @@ def _parse(name: str, text: str, old: object) -> object:
         return text
     try:
         value: Any = ast.literal_eval(f"({text},)" if isinstance(old, tuple) and text else text or "()")
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two of a text that nests too deep
         value = None
     if isinstance(old, float) and type(value) is int:
         value = float(value)
