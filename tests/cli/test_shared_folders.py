@@ -18,10 +18,13 @@ from steindiff.diagnostics.study import run_diagnose
 from steindiff.errors import InputError, ModelFileError
 from steindiff.io.files import HALF, write_tensors
 from steindiff.io.folders import LOCK, claimed, locked, locked_file
+from steindiff.metrics import JudgeFiles
 from steindiff.models.datasets import load_digits
 from steindiff.models.networks import UNetConfig
 from steindiff.report import demo, diagnose, evaluate, study
 from steindiff.study.demo import run_demo
+from steindiff.study.judge import judge_images
+from steindiff.study.judging import Job
 from steindiff.train.loop import train
 from steindiff.train.plan import Options
 from steindiff.train.recipe import Recipe
@@ -68,7 +71,7 @@ def test_a_file_that_is_no_model_and_no_table_is_not_replaced(tmp_path, monkeypa
 
 
 def _hold(folder, file, ready):
-    with locked(folder), locked_file(file):
+    with locked(folder), locked_file(file), locked_file(file.with_suffix(".npz")):
         ready.set()
         time.sleep(300)
 
@@ -88,8 +91,10 @@ def test_a_second_launch_of_any_command_is_one_line(tmp_path, monkeypatch, capsy
             assert f" is in use by process {other.pid} on " in line, words
             assert "wait until that run ends, stop it, or " in line
         data, held = load_digits()
+        judging = Job((JudgeFiles("classifier", "cifar10"),), real="nowhere", write_reference=file.with_suffix(".npz"))
         network, recipe = UNetConfig(channels=8, mults=(1, 2), blocks=1, attention=(1,), heads=1, groups=4), Recipe(batch=8)
         for call in (
+            lambda: judge_images(judging),
             lambda: run_demo(folder, nfe=5, samples=64, first_seed=0),
             lambda: run_diagnose(configure("quick", models=("digits",)), folder),
             lambda: run_shift(configure_shift(models=("digits",)), folder),

@@ -13,7 +13,8 @@ from commandline import run_command
 from steindiff import models
 from steindiff.errors import InputError, ModelFileError
 from steindiff.integrations.edm import convert
-from steindiff.models import store
+from steindiff.io.files import sha256
+from steindiff.models import loading, store
 from steindiff.models.networks import EDMPrecond, UNet, UNetConfig
 
 X, SIGMA = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor(0.7)
@@ -72,15 +73,15 @@ def test_large_models_are_one_file_and_the_header_has_the_hash_of_the_pickle(tmp
     info = convert(pickle, tmp_path / "tiny.safetensors").model.info
     assert [p.name for p in tmp_path.glob("*.safetensors")] == ["tiny.safetensors"]
     assert info["source"] == {
-        "file": "tiny.pkl", "bytes": pickle.stat().st_size, "sha256": store.sha256(pickle), "dtype": "float32",
+        "file": "tiny.pkl", "bytes": pickle.stat().st_size, "sha256": sha256(pickle), "dtype": "float32",
     }  # fmt: skip
 
 
 def test_what_a_kill_leaves_is_swept_by_the_next_call(tmp_path, pickle, monkeypatch):
     """Until the model has been loaded, all that there is of it is one file that the folder's sweep knows."""
     seen = []
-    load = store.load
-    monkeypatch.setattr(store, "load", lambda path: seen.extend(tmp_path.iterdir()) or load(path))
+    load = loading.load
+    monkeypatch.setattr(loading, "load", lambda path: seen.extend(tmp_path.iterdir()) or load(path))
     convert(pickle, tmp_path / "tiny.safetensors")
     (half,) = [path for path in seen if path != pickle and path.suffix != ".lock"]
     half.write_text("of a killed call")

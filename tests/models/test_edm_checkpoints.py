@@ -12,8 +12,8 @@ from edm_rule import points
 from steindiff import models
 from steindiff.denoisers import Guided, is_conditioned, noise_range_of
 from steindiff.errors import InputError, ModelFileError
+from steindiff.models.model import label_of
 from steindiff.models.networks import EDMPrecond
-from steindiff.models.store import label_of
 from steindiff.run import Job, generate
 from steindiff.schedules import VE, VPCosine, VPLinear
 from steindiff.solvers import Setting

@@ -1,6 +1,7 @@
 """Images of files, judged: a study whose samples are there already."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 from steindiff.errors import InputError, needs
 from steindiff.io import processes
 from steindiff.io.files import manifest, read_json, sha256, write_json
+from steindiff.io.folders import locked_file
 from steindiff.metrics import Judge, JudgeFiles, Paired, Reference, SampleMoments, write_reference
 from steindiff.metrics.fid.extractors import Extractor
 from steindiff.metrics.moments import check_enough
@@ -31,9 +33,14 @@ def judge_images(job: Job, *, progress: bool = False) -> Judgements:
 
     Raises:
         InputError: as `Job`, `JudgeFiles.open`, `load_images` and `Judge.check`; too few images; sizes or numbers that differ;
-            two sets of different seeds.
+            two sets of different seeds; another process writes the same reference.
         ModelFileError: an extractor's file holds something else.
     """
+    with nullcontext() if job.write_reference is None else locked_file(job.write_reference):
+        return _judge(job, progress)
+
+
+def _judge(job: Job, progress: bool) -> Judgements:
     shown = progress and processes.rank() == 0
     opened = [files.open(job.device, job.batch) for files in job.judges]
     sets, same_seeds = _read_sets(job, shown), _paired(job)

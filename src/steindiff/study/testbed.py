@@ -22,7 +22,7 @@ from steindiff.errors import InputError, needs, require
 from steindiff.integrations.loading import load
 from steindiff.io.files import digest
 from steindiff.models.datasets import load_digits
-from steindiff.models.store import label_of
+from steindiff.models.model import label_of
 from steindiff.noise import initial_noise
 from steindiff.schedules import VE, Schedule
 from steindiff.solvers import Setting

@@ -15,7 +15,7 @@ from steindiff.integrations.edm.trusted import run
 from steindiff.integrations.edm.unpickle import opened
 from steindiff.io.files import atomic, sha256
 from steindiff.io.folders import locked_file, refuse
-from steindiff.models import store
+from steindiff.models import Model, loading, store
 
 KIND: Final = "edm_network"
 DTYPES: Final = {"float16": torch.float16, "float32": torch.float32}
@@ -30,7 +30,7 @@ class Converted:
         numbers: how many numbers its tensors have, parameters and buffers.
     """
 
-    model: store.Model
+    model: Model
     numbers: int
 
 
@@ -112,7 +112,7 @@ def _written(pickle: Path, out: Path, old: list[Path], info: dict[str, Any], ten
         store.save(new, tensors, info, part_bytes=size + 1)
         tensors.clear()
         try:
-            model = store.load(new)
+            model = loading.load(new)
         except ModelFileError as error:
             said = " ".join(str(error.__cause__ or error).split())[:400]
             raise ModelFileError(f"{pickle} does not hold the network that it describes: {said}") from error
