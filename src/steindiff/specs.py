@@ -124,6 +124,15 @@ def _value(text: str) -> Any:
         return text
 
 
+def _missed(default: Any, value: Any) -> str:
+    """What a value should be that is of another kind than its default; empty where it may be right."""
+    if isinstance(default, bool):  # any word counts as true in Python, false and off too
+        return "" if isinstance(value, bool) else "True or False"
+    if isinstance(default, int | float) and isinstance(value, str | bool):
+        return "a number"
+    return "a whole number" if isinstance(default, int) and isinstance(value, float) else ""
+
+
 @dataclass(frozen=True)
 class Registry(Generic[T]):
     """What specs of one kind can name."""
@@ -143,8 +152,8 @@ class Registry(Generic[T]):
         """What a spec names; an object of the kind is returned as it is.
 
         Raises:
-            InputError: an unknown name (with a suggestion), options that the entry does not take, a word where True or False is
-                meant, or an object of another kind.
+            InputError: an unknown name (with a suggestion), options that the entry does not take, a value of another kind than
+                an option's default, or an object of another kind.
         """
         if isinstance(spec, self.base):
             return spec
@@ -158,9 +167,8 @@ class Registry(Generic[T]):
             signature = inspect.signature(factory)
             bound = signature.bind(*call.args, **call.options)
             for name, value in bound.arguments.items():
-                switch = isinstance(signature.parameters[name].default, bool)
-                if switch and not isinstance(value, bool):  # any word counts as true in Python, false and off too
-                    raise InputError(f"{self.kind} {spec!r}: {name}={value!r}: write True or False")
+                if need := _missed(signature.parameters[name].default, value):
+                    raise InputError(f"{self.kind} {spec!r}: {name}={value!r}: write {need}")
             return factory(*bound.args, **bound.kwargs)
         except TypeError as error:
             options = ", ".join(inspect.signature(factory).parameters) or "no options"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from problems import PROPERTY
-from steindiff import solvers
+from steindiff import corrections, solvers
 from steindiff.errors import InputError
 from steindiff.specs import Call, Registry, parse, split
 
@@ -87,7 +87,7 @@ def test_a_registry_makes_what_a_spec_names_and_passes_objects_on():
         ("thing(length=2)", "takes size, name"),
         ("big(2)", "no options"),
         ("thing(size=-1)", "need size ≥ 0"),
-        ("thing(size=text)", "takes size, name"),
+        ("thing(size=text)", "size='text': write a number"),
         (3, "no thing"),
     ],
 )
@@ -102,3 +102,24 @@ def test_a_switch_is_true_or_false_and_no_word(word):
     assert solvers.make("dpmpp_2m(lower_order_final=False)") != solvers.make("dpmpp_2m")
     with pytest.raises(InputError, match=r"lower_order_final=.*: write True or False"):
         solvers.make(f"dpmpp_2m(lower_order_final={word})")
+
+
+@pytest.mark.parametrize(
+    ("spec", "need"),
+    [
+        ("restart(times=2.5)", "times=2.5: write a whole number"),
+        ("restart(steps=many)", "steps='many': write a number"),
+        ("restart(times=True)", "times=True: write a number"),
+    ],
+)
+def test_a_number_is_of_the_kind_of_its_default(spec, need):
+    with pytest.raises(InputError, match=need):
+        solvers.make(spec)
+
+
+def test_corrections_and_bands_refuse_words_for_numbers():
+    for spec in ("dcw(scale=x)", "energy(bands=random(seed=x))", "energy(bands=cosine(2.5))"):
+        with pytest.raises(InputError, match=r"write a (whole )?number"):
+            corrections.make(spec)
+    assert corrections.make("clamped(gamma_max=None)") == corrections.make("literal")
+    assert corrections.make("dcw(scale=1)") == corrections.make("dcw(scale=1.0)")
