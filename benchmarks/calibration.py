@@ -22,7 +22,7 @@ from typing import Annotated
 
 import torch
 from recipes.command import command
-from recipes.pages import block
+from recipes.pages import rewrite
 from torch import Tensor
 from tqdm import tqdm
 
@@ -34,7 +34,6 @@ from steindiff.analytic import DiagonalMixture
 from steindiff.calibration import calibrations
 from steindiff.denoisers import Denoiser
 from steindiff.io.clock import Clock
-from steindiff.io.files import write_text
 from steindiff.noise import initial_noise
 from steindiff.report.blocks import Block, Table, Text
 from steindiff.report.markdown import markdown
@@ -150,4 +149,4 @@ def main(o: Options) -> None:
         o.outdir, "Calibration", blocks, o, {"models": [asdict(one) for one in spent], "growth": [asdict(one) for one in grown]}
     )
     if o.page is not None:
-        write_text(o.page, block(o.page.read_text(encoding="utf-8"), "calibration", markdown(blocks)))
+        rewrite(o.page, "calibration", markdown(blocks))

@@ -25,13 +25,12 @@ from pathlib import Path
 from typing import Annotated
 
 from recipes.command import command
-from recipes.pages import block
+from recipes.pages import rewrite
 from tqdm import tqdm
 
 from benchmarks.results import keep
 from benchmarks.timing import Quartiles
 from steindiff.errors import InputError
-from steindiff.io.files import write_text
 from steindiff.report.blocks import Block, Code, Table, Text
 from steindiff.report.markdown import markdown
 
@@ -145,4 +144,4 @@ def main(o: Options) -> None:
     blocks = table(rows)
     keep(o.outdir, "Two processes", blocks, o, [asdict(row) for row in rows])
     if o.page is not None:
-        write_text(o.page, block(o.page.read_text(encoding="utf-8"), "parallel", markdown(blocks)))
+        rewrite(o.page, "parallel", markdown(blocks))

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from recipes.pages import block
+from recipes.pages import rewrite
 
-from steindiff.io.files import atomic, manifest, write_json, write_text
+from steindiff.io.files import atomic, manifest, write_json
 from steindiff.report import write
 from steindiff.report.blocks import Block, Figure, slug
 from steindiff.report.markdown import markdown
@@ -25,7 +25,7 @@ def keep(outdir: Path, title: str, blocks: Sequence[Block], options: Any, found:
     write_json(outdir / "results.json", manifest(settings=asdict(options), found=found))
     page = getattr(options, "page", None)
     if page is not None:
-        write_text(page, block(page.read_text(encoding="utf-8"), slug(title), markdown(blocks, "images/")))
+        rewrite(page, slug(title), markdown(blocks, "images/"))
         for figure in blocks:
             if isinstance(figure, Figure):
                 with atomic(page.parent / "images" / f"{figure.name}.png") as temporary:

@@ -65,6 +65,11 @@ def block(text: str, name: str, body: str) -> str:
     return before + start + body.strip() + "\n" + end + rest.split(end)[1]
 
 
+def rewrite(page: Path, name: str, body: str) -> None:
+    """Give a block of a page another body. Raises InputError as `block`."""
+    write_text(page, block(page.read_text(encoding="utf-8"), name, body))
+
+
 def _python(code: str) -> str:
     return f"```python\n{code}\n```"
 

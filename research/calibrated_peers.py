@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import torch
 from recipes.command import command, need
-from recipes.pages import block
+from recipes.pages import rewrite
 
 from research.calibration_variants import flows
 from steindiff.calibration import Trajectories
@@ -27,7 +27,7 @@ from steindiff.calibration.gate import alternatives
 from steindiff.calibration.keeping import FIRST_SEED
 from steindiff.calibration.peers import PEERS, Made, Task
 from steindiff.errors import SteindiffError
-from steindiff.io.files import write_json, write_text
+from steindiff.io.files import write_json
 from steindiff.metrics import Value
 from steindiff.report.blocks import Heading, Table, Text
 from steindiff.report.markdown import markdown
@@ -221,6 +221,6 @@ def main(o: Options) -> None:
     if o.page is None:
         print(markdown(blocks([one for one in found if one["bed"] == o.bed])))
     else:
-        write_text(o.page, block(o.page.read_text(encoding="utf-8"), "every run", markdown(blocks(found))))
+        rewrite(o.page, "every run", markdown(blocks(found)))
     if o.into is not None:
-        write_text(o.into, block(o.into.read_text(encoding="utf-8"), "peers", markdown([ratios(found, o.nfe)])))
+        rewrite(o.into, "peers", markdown([ratios(found, o.nfe)]))

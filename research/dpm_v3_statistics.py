@@ -13,7 +13,6 @@ from typing import Annotated
 
 import torch
 from recipes.command import command, print_table
-from torch import Tensor
 
 from research.calibration_variants import flows
 from steindiff import grids, sample
@@ -60,11 +59,9 @@ def averaged(found: Statistics) -> Statistics:
 
 def scored(statistics: Statistics, o: Options, new: Trajectories, nfe: int) -> Value:
     """The endpoint RMSE."""
-
-    def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
-        return new.denoise(x, float(sigma))
-
-    return endpoint_rmse(sample(DPMSolverV3(statistics, o.order), denoiser, new.noise, grids.log_snr(nfe)).x, new.ends)
+    solver, sigmas = DPMSolverV3(statistics, o.order), grids.log_snr(nfe)
+    run = sample(solver, lambda x, sigma: new.denoise(x, float(sigma)), new.noise, sigmas)
+    return endpoint_rmse(run.x, new.ends)
 
 
 @command

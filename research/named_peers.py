@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Annotated
 
 from recipes.command import command
-from recipes.pages import block
+from recipes.pages import rewrite
 
 from research.calibration_variants import flows
 from steindiff.calibration.keeping import FIRST_SEED
 from steindiff.calibration.peers import dpm_v3
 from steindiff.errors import ModelFileError
-from steindiff.io.files import write_text
 from steindiff.report.blocks import Table
 from steindiff.report.markdown import markdown
 from steindiff.report.numbers import show
@@ -135,4 +134,4 @@ def main(o: Options) -> None:
     body = "\n".join(markdown([table]) for table in tables(studied(o, bed)))
     print(body)
     if o.into is not None:
-        write_text(o.into, block(o.into.read_text(encoding="utf-8"), f"named peers {o.bed}", body))
+        rewrite(o.into, f"named peers {o.bed}", body)

@@ -58,8 +58,7 @@ def energy(table: Tabulated, law: Trajectories) -> Tensor:
 def energy_shares(x: Tensor, y: Tensor) -> Tensor:
     """Each pair's share in 2 E‖X−Y‖ − E‖X−X'‖ − E‖Y−Y'‖, (B,), where x_i and y_i come from the same noise.
 
-    Only pairs of different noises are compared, so that the mean of the shares is unbiased, and what x_i and y_i have in common
-    cancels. The standard error is that of the U-statistic's projection, twice that of the mean of the shares (`projected`).
+    Only pairs of different noises are compared: the mean of the shares is unbiased, and what x_i and y_i have in common cancels.
     """
     x, y = x.flatten(1).double(), y.flatten(1).double()
     cross = torch.cdist(x, y)
@@ -68,7 +67,7 @@ def energy_shares(x: Tensor, y: Tensor) -> Tensor:
 
 
 def projected(shares: Tensor) -> Value:
-    """The mean of shares of pairs, with its standard error."""
+    """The mean of shares, with the standard error of the U-statistic's projection: twice that of a mean."""
     mean, se = Value.mean_of(shares)
     return Value(mean, 2 * se)
 

@@ -115,9 +115,6 @@ def drifts(name: str, solver: str, schedule: str = "edm", steps: int = 5) -> Ite
     yield from of(name, solver, schedule, grid, alphas)
 
 
-# ---------------------------------------------------------------- a Gaussian
-
-
 class _Affine(NamedTuple):
     """x ↦ G x + h."""
 
@@ -157,9 +154,6 @@ def _gaussian(name: str, solver: str, schedule: str, grid: Tensor, alphas: list[
         norms = Pair(*(math.sqrt(g.inner(g, *really)) for g in (g_A, g_B)))
         score, residual = math.sqrt(shift.inner(shift, *really)), lambda z, u=u: z @ u.G.mT + u.h
         yield Drift(level, a, score, there, real, norms, identity, residual)
-
-
-# ---------------------------------------------------------------- a line
 
 
 def _line(name: str, solver: str, schedule: str, grid: Tensor, alphas: list[float], n: int = 6001) -> Iterator[Drift]:
