@@ -58,7 +58,7 @@ def energy(table: Tabulated, law: Trajectories) -> Tensor:
 def energy_shares(x: Tensor, y: Tensor) -> Tensor:
     """Each pair's share in 2 E‖X−Y‖ − E‖X−X'‖ − E‖Y−Y'‖, (B,), where x_i and y_i come from the same noise.
 
-    Only pairs of different noises are compared: the mean of the shares is unbiased, and what x_i and y_i have in common cancels.
+    Only pairs of different noises are compared: the mean is unbiased, and what x_i and y_i have in common cancels.
     """
     x, y = x.flatten(1).double(), y.flatten(1).double()
     cross = torch.cdist(x, y)
