@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -24,6 +23,7 @@ from steindiff.errors import InputError
 Given = tuple[Tensor, ...]
 Writes = list[int] | None
 Holders = tuple[int, ...]
+_LARGE = 10_000
 _unknown = count()
 """Reference counts where this version of torch tells none: no two are equal, so that outputs are always copied."""
 _of_storage = getattr(torch._C, "_storage_Use_Count", lambda pointer: next(_unknown))
@@ -144,12 +144,15 @@ def _same(given: Given, lent: Given) -> bool | None:
     """Whether the values are still equal; None where this cannot be said without a derivative, or waiting for a device."""
     if torch._C._functorch.peek_interpreter_stack() is not None or any(map(_differentiated, given)):
         return None
-    return all(not a.is_cpu or np.array_equal(_bits(a), _bits(b)) for a, b in zip(given, lent, strict=True))
+    return all(not a.is_cpu or _equal(a, b) for a, b in zip(given, lent, strict=True))
 
 
-def _bits(z: Tensor) -> NDArray[np.uint8]:
-    """The memory of a dense tensor on the CPU, which NumPy compares several times as fast as torch.equal does."""
-    return z.reshape(-1).view(torch.uint8).numpy()
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two dense tensors on the CPU hold the same; NumPy compares large ones several times as fast as torch.equal."""
+    if a.numel() < _LARGE:
+        return torch.equal(a, b)
+    ours, theirs = (z.reshape(-1).view(torch.uint8).numpy() for z in (a, b))
+    return np.array_equal(ours, theirs)
 
 
 def _differentiated(z: Tensor) -> bool:

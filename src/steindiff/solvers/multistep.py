@@ -131,14 +131,15 @@ def weighted(row: Row, x: Tensor, values: Sequence[Tensor]) -> Tensor:
     """
     if not row.values:
         return row.a * x
-    a, (first, *others) = row
-    if not others and a + first == 1:
-        return torch.lerp(x, values[0], first)
+    a, weights = row
+    first, known = weights[0], min(len(weights), len(values))
     if a == 1:
-        out, rest = torch.add(x, values[0], alpha=first), list(zip(others, values[1:], strict=False))
+        out, done = torch.add(x, values[0], alpha=first), 1
+    elif known == 1 and a + first == 1:
+        return torch.lerp(x, values[0], first)
     else:
-        out, rest = a * x, list(zip((first, *others), values, strict=False))
+        out, done = a * x, 0
     in_place = not transformed()
-    for w, v in rest:
-        out = out.add_(v, alpha=w) if in_place else torch.add(out, v, alpha=w)
+    for j in range(done, known):
+        out = out.add_(values[j], alpha=weights[j]) if in_place else torch.add(out, values[j], alpha=weights[j])
     return out

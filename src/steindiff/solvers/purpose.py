@@ -1,6 +1,6 @@
 """What a calibrated table is for: a network, a shape, a scale of guidance. Elsewhere it is refused."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -50,8 +50,7 @@ class Purpose:
 
     def differs(self, other: "Purpose") -> list[str]:
         """The names of the fields in which another purpose is not this one."""
-        mine, theirs = asdict(self), asdict(other)
-        same = {name: value is None or value == theirs[name] for name, value in mine.items()}
+        same = {name: value is None or value == getattr(other, name) for name, value in vars(self).items()}
         if self.guidance is not None and other.guidance is not None:
             same["guidance"] = abs(self.guidance - other.guidance) < 1e-6 * self.guidance
         same["conditioned"] |= other.conditioned is None  # a setting may not know it
@@ -59,6 +58,8 @@ class Purpose:
 
     def check(self, denoiser: Denoiser, event: torch.Size) -> None:
         """Raise InputError where a run has another network, shape or guidance than the table was calibrated for."""
+        if self == Purpose():
+            return
         network = network_of(denoiser) if self.network else None
         here = Purpose(network, tuple(event), guidance_of(denoiser), is_conditioned(denoiser))
         names = self.differs(here)
