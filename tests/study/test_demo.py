@@ -7,21 +7,40 @@ import pytest
 import torch
 from recipes import pages
 from rich.console import Console
+from torch.nn.modules.module import register_module_forward_hook
 
 from steindiff.errors import InputError
+from steindiff.models.networks.precond import Preconditioned
 from steindiff.report.demo import write_report
-from steindiff.study import demo
+from steindiff.study import demo, testbed
 
 MODELS, STRONG = ("digits", "cifar10_mixture"), ("dpmpp_2m", "ipndm_4")
 
 
+class Evaluated:
+    """A hook that counts the images that networks see."""
+
+    images = 0
+
+    def __call__(self, module, given, _):
+        self.images += len(given[0]) if isinstance(module, Preconditioned) else 0
+
+
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
+def evaluated():
+    return Evaluated()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, evaluated):
     folder = tmp_path_factory.mktemp("demo")
+    hook = register_module_forward_hook(evaluated)
     with pytest.MonkeyPatch.context() as patch:  # the larger network and all solvers would take minutes
         for name, value in {"MODELS": ("digits",), "LARGER": ("cifar10_mixture",), "STRONG": STRONG}.items():
             patch.setattr(demo, name, value)
+        patch.setattr(testbed, "REPEATS", 1)
         found = demo.run_demo(folder, nfe=5, samples=64, first_seed=100)
+    hook.remove()
     with open(folder / "console.txt", "w") as file:
         write_report(folder, found, Console(file=file, width=200))
     return folder
@@ -64,6 +83,16 @@ def test_the_table_has_the_best_plain_solver_and_how_much_nearer_ours_are(report
     assert said in text
     assert said in (report / "console.txt").read_text()
     assert min(factors[-wins:]) > 1, "it is known to win there"
+
+
+def test_nothing_is_evaluated_twice(report, evaluated):
+    """Of the digits, in evaluations of the whole batch."""
+    references = 3 * 50 + 100  # end points, target and floor; the check has twice the steps
+    first = 2 * 16 + 2 * 2 * 16 - (12 - 1)  # two tables, two strong solvers on two grids; 12 runs begin with one noise
+    plain = (5 + 9) + (4 + 8) + (4 + 9)  # three solvers, also at twice the evaluations; all begin with the same noise
+    corrected = (5 + 4) + (5 + 5) + (5 + 4)  # those that take no derivative at the first step share it
+    price = 4 + 1 + 2 * 2  # quotients, a product, and one turn after one that warms up
+    assert evaluated.images == 64 * (references + first + plain + corrected + price)
 
 
 def test_the_report_says_what_auto_took(report):
@@ -109,7 +138,11 @@ def test_the_report_says_where_the_printed_rule_diverges(report):
         assert (report / f"{name}.png").stat().st_size > 10_000
         assert (report / f"correction-{name}.png").stat().st_size > 10_000
     assert (report / "gamma.png").stat().st_size > 5_000
-    assert json.loads((report / "run.json").read_text())["config"]["nfe"] == 5
+    about = json.loads((report / "run.json").read_text())
+    assert about["config"]["nfe"] == 5
+    whole, *parts = about["seconds"].values()
+    assert list(about["seconds"]) == ["all", "references", "measuring", "runs", "prices"]
+    assert 0.7 * whole < sum(parts) < whole + 0.5
     assert "reference flow" in (report / "console.txt").read_text()
 
 

@@ -26,7 +26,7 @@ from steindiff.study.testbed import make
 MODELS = PAPER_MODELS = ("digits", "cifar10_mixture")
 """The models of the first study, and of the second."""
 LARGER = ("cifar10",)
-"""A model of the first study whose runs take longest: it has an eighth of the images."""
+"""A model of the first study whose runs take longest: it has an eighth of the images, or as few as a study may have."""
 FEW = (3, 5, 8)
 STRONG, GRIDS = ("dpmpp_2m", "unipc_2", "deis_4", "ipndm_4"), ("karras", "log_snr")
 """The plain solvers of the first study, each on both grids: the strongest at few evaluations, and the most used."""
@@ -108,7 +108,7 @@ def _configs(nfe: int, samples: int, first_seed: int) -> tuple[Config, Config, C
         checked=min(64, samples),
     )
     few = replace(paper, beds=MODELS, solvers=(UNIVERSAL, CALIBRATED, *STRONG), grids=GRIDS, nfe=FEW, corrections=(PLAIN,))
-    less = max(64, samples // 8)
+    less = max(40, samples // 8)
     return few, replace(few, beds=LARGER, n=less, batch=less, metrics=("endpoint",), checked=0), paper
 
 
