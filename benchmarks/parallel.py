@@ -35,9 +35,9 @@ from steindiff.report.blocks import Block, Code, Table, Text
 from steindiff.report.markdown import markdown
 
 COMMANDS = {
-    "calibrate": "calibrate --model cifar10 --nfe 5 --trajectories 32 --out {folder}/table.safetensors",
-    "sample": "sample --model cifar10 --nfe 5 --seeds 0-1535 --batch 64 --outdir {folder}",
-    "bench": "bench --preset quick --beds digits --solvers dpmpp_2m,ipndm_4 --samples 512 --outdir {folder}",
+    "calibrate": "calibrate --model cifar10 --nfe 4 --trajectories 16 --out {folder}/table.safetensors",
+    "sample": "sample --model cifar10 --nfe 5 --seeds 0-1023 --batch 64 --outdir {folder}",
+    "bench": "bench --preset quick --beds digits --solvers dpmpp_2m,ipndm_4 --samples 256 --outdir {folder}",
 }
 """What is measured; {folder} is a new one each time."""
 WORLDS = (1, 2)
