@@ -1,7 +1,8 @@
 # Both targets do all set-up on a fresh machine: a virtual environment in .venv, pinned by constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+# What is imported is compiled then; torch, whole, would take as long as its download.
+PIP := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 # Threads that wait should sleep: spinning ones slow torch tenfold where another process shares the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
