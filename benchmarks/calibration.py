@@ -22,7 +22,6 @@ from typing import Annotated
 
 import torch
 from recipes.command import command
-from recipes.pages import rewrite
 from torch import Tensor
 from tqdm import tqdm
 
@@ -36,7 +35,6 @@ from steindiff.denoisers import Denoiser
 from steindiff.io.clock import Clock
 from steindiff.noise import initial_noise
 from steindiff.report.blocks import Block, Table, Text
-from steindiff.report.markdown import markdown
 
 SIZES = {"trajectories": (16, 32, 64, 128), "dimension": (192, 768, 3072, 12_288)}
 START = {"trajectories": 32, "dimension": 3072}
@@ -148,5 +146,3 @@ def main(o: Options) -> None:
     keep(
         o.outdir, "Calibration", blocks, o, {"models": [asdict(one) for one in spent], "growth": [asdict(one) for one in grown]}
     )
-    if o.page is not None:
-        rewrite(o.page, "calibration", markdown(blocks))

@@ -25,14 +25,12 @@ from pathlib import Path
 from typing import Annotated
 
 from recipes.command import command
-from recipes.pages import rewrite
 from tqdm import tqdm
 
 from benchmarks.results import keep
 from benchmarks.timing import Quartiles
 from steindiff.errors import InputError
 from steindiff.report.blocks import Block, Code, Table, Text
-from steindiff.report.markdown import markdown
 
 COMMANDS = {
     "calibrate": "calibrate --model cifar10 --nfe 4 --trajectories 16 --out {folder}/table.safetensors",
@@ -141,7 +139,4 @@ def table(rows: Sequence[Row]) -> list[Block]:
 def main(o: Options) -> None:
     """Measure, write, print the table."""
     rows = [measure(name, o.rounds) for name in o.commands]
-    blocks = table(rows)
-    keep(o.outdir, "Two processes", blocks, o, [asdict(row) for row in rows])
-    if o.page is not None:
-        rewrite(o.page, "parallel", markdown(blocks))
+    keep(o.outdir, "Two processes", table(rows), o, [asdict(row) for row in rows])

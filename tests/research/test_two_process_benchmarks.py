@@ -29,7 +29,7 @@ def page(folder, name):
 
 def test_parallel_command_measures_one_process_and_two(tmp_path, monkeypatch):
     monkeypatch.setitem(parallel.COMMANDS, "sample", SMALL)
-    shown = page(tmp_path, "parallel")
+    shown = page(tmp_path, "two-processes")
     arguments = ["--commands", "sample", "--rounds", "1", "--outdir", str(tmp_path / "out"), "--page", str(shown)]
     assert parallel.main(arguments) == 0
     (row,) = read_json(tmp_path / "out" / "results.json")["found"]
