@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from benchmarks import derivatives, growth, mixtures, start
+from benchmarks import derivatives, distances, growth, mixtures, start
 from benchmarks.memory import peak
 from benchmarks.timing import Quartiles, ratio, turns
 
@@ -105,6 +105,13 @@ def test_mixtures_command_counts_the_products(tmp_path):
     (row,) = smallest(tmp_path, mixtures, "--laws", "digits_mixture", "--batch", "16")
     assert row["flops"] / (16 * 4 * 10 * 64**2) == pytest.approx(1.0, abs=0.1)
     assert 0 < row["share"][1] < 1.5
+
+
+def test_distances_command(tmp_path):
+    """A distance takes some decompositions with all that is around them, and not the 41 of a jackknife that solves anew."""
+    found = smallest(tmp_path, distances, "--dimensions", "300")
+    assert [(row["distance"], row["dimension"]) for row in found] == [("two sets", 300), ("a reference", 300)]
+    assert all(0 < row["decompositions"][1] < 41 for row in found)
 
 
 def test_growth_command_draws(tmp_path, monkeypatch):
