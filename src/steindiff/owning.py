@@ -151,7 +151,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     """Whether two dense tensors on the CPU hold the same; NumPy compares large ones several times as fast as torch.equal."""
     if a.numel() < _LARGE:
         return torch.equal(a, b)
-    ours, theirs = (z.reshape(-1).view(torch.uint8).numpy() for z in (a, b))
+    ours, theirs = (z.contiguous().reshape(-1).view(torch.uint8).numpy() for z in (a, b))
     return np.array_equal(ours, theirs)
 
 

@@ -329,3 +329,14 @@ def test_what_no_counter_and_no_value_shows_is_copied_at_every_call():
         for _ in range(3):
             lend(lambda z: (own.append(z is x), z.mul_(2).clone())[1], x)
     assert own == [False] * 3
+
+
+@pytest.mark.parametrize("n", [10, 20_000])
+def test_arguments_without_memory_of_their_own_are_compared(n):
+    """A level for each image may be one number, expanded, and a state a view that is not contiguous."""
+    x, sigma = torch.linspace(1, 2, 2 * n).reshape(2, n).mT, torch.tensor(3.0).expand(n)
+    held = x.clone()
+    for network in (lambda x, sigma: x * 0.5 / sigma[:, None], lambda x, sigma: x.data.mul_(0.5) / sigma[:, None]):
+        lend = Lender()
+        assert all(torch.equal(lend(network, x, sigma), held * 0.5 / 3.0) for _ in range(2))
+    assert torch.equal(x, held)
