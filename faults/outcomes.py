@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ def page(found: Mapping[str, Outcomes], outcomes: Sequence[str], what: str) -> l
 
 def told(outdir: Path, title: str, blocks: Sequence[Block], options: Any, found: Mapping[str, Outcomes]) -> None:
     """Write the folder and print the page. Raises InputError where a promise was broken."""
-    keep(outdir, title, blocks, options, {name: asdict(own) for name, own in found.items()})
+    kept = {name: {**vars(own), "counts": dict(own.counts)} for name, own in found.items()}
+    keep(outdir, title, blocks, options, kept)
     if any(own.broken for own in found.values()):
         raise InputError("a promise was broken: see the table")

@@ -3,16 +3,18 @@
 import random
 import sys
 import time
+from dataclasses import dataclass
 
 import pytest
 from faults import fuzz, interruptions
 from faults.fuzz import BARE, OTHER, REFUSED, SAME, SLOW, TRACEBACK, attacked, mutated, outcome, promised
 from faults.interruptions import DIFFERENT, FAILED, Whole
 from faults.kinds import KINDS, Kind
-from faults.outcomes import Outcomes, page
+from faults.outcomes import Outcomes, page, told
 from faults.runs import Case
 
 from steindiff.errors import InputError
+from steindiff.io.files import read_json
 from steindiff.io.jsons import SEAL
 from steindiff.report.markdown import markdown
 
@@ -155,6 +157,18 @@ def test_a_command_that_ended_before_the_fault_has_not_survived_it(tmp_path, mon
     monkeypatch.setitem(interruptions._ACTIONS, "killed", killed)
     whole = Whole({"a.json": {"n": 1}}, 1.0, 10)
     assert interruptions.attempt(case, "killed", folder, whole, random.Random(0))[0] == want
+
+
+def test_the_results_count_the_outcomes(tmp_path):
+    @dataclass
+    class Options:
+        seed: int = 0
+
+    found = Outcomes()
+    for _ in range(3):
+        found.add(interruptions.SAME, "", interruptions.PROMISED)
+    told(tmp_path, "Faults", [], Options(), {"sample": found})
+    assert read_json(tmp_path / "results.json")["found"]["sample"]["counts"] == {interruptions.SAME: 3}
 
 
 def test_outcomes_that_are_not_promised_are_kept_in_words():
