@@ -1,9 +1,9 @@
 """Evaluations that runs of a study have in common: from the same noise, solvers begin alike.
 
 The first evaluation of every plain solver is that of the noise, and the second one follows a first-order step. That step is one
-arithmetic for all multistep methods that extrapolate data, and another for those that extrapolate noise. An evaluation is
-found by its noise level and by every bit of its state, so that a run gets what the network would say again. What a run costs is
-counted as if it had asked the network.
+arithmetic for all multistep methods that extrapolate data, and another for those that extrapolate noise, which rounds alike
+where the step is short. An evaluation is found by its noise level and by every bit of its state, so that a run gets what the
+network would say again. What a run costs is counted as if it had asked the network.
 """
 
 from collections.abc import Sequence
