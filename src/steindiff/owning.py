@@ -54,24 +54,21 @@ class Lender:
         """
         if torch.compiler.is_compiling():  # a compiler drops the copies that nothing needs
             out, private = function(*_copied(given)), False
-        elif self._copies(given):
-            lent = _copied(given)
-            before = writes(lent)
-            out, private = _called(function, lent)
-            self.settle(given, lent, before)
         else:
-            before = writes(given)
-            out, private = _called(function, given)
-            if writes(given) != before:
-                raise _lost(given)
-        return out if (private and not self.copies) or not isinstance(out, Tensor) else out.clone()
+            lent = self.lend(given)
+            before = writes(lent)
+            out, holders = _called(function, lent)
+            self.settle(given, lent, before)
+            private = holders in _NOBODY and not self.copies
+        return out if private or not isinstance(out, Tensor) else out.clone()
 
     def lend(self, given: Given) -> Given:
         """The arguments of the next call: the tensors themselves, or copies.
 
         They are copies wherever gradients are taken: autograd then adds the same terms in the same order, whatever is known.
         """
-        return _copied(given) if self._copies(given) else given
+        copies = self.copies or given[0].requires_grad or self._writes.get(given[0].shape, True)
+        return _copied(given) if copies else given
 
     def settle(self, given: Given, lent: Given, before: Writes) -> None:
         """Learn from a call what it does to its arguments, from the counters before it.
@@ -82,22 +79,15 @@ class Lender:
         written = writes(lent) != before
         if lent is given:
             if written:
-                raise _lost(given)
+                raise InputError(
+                    f"the denoiser wrote into what it was given, {tuple(given[0].shape)}, and did not at its first call: the "
+                    "state is lost; give it copies, steindiff.denoisers.Pure(denoiser, copies=True)"
+                )
         elif given[0].shape not in self._writes:
             unseen = before is None and not given[0].is_cpu  # neither counters nor values: copies for every call
             same = None if written or unseen else _same(given, lent)
             if same is not None or written:
                 self._writes[given[0].shape] = not same
-
-    def _copies(self, given: Given) -> bool:
-        return self.copies or given[0].requires_grad or self._writes.get(given[0].shape, True)
-
-
-def _lost(given: Given) -> InputError:
-    return InputError(
-        f"the denoiser wrote into what it was given, {tuple(given[0].shape)}, and did not at its first call: the state is "
-        "lost; give it copies, steindiff.denoisers.Pure(denoiser, copies=True)"
-    )
 
 
 def _copied(given: Given) -> Given:
@@ -112,13 +102,7 @@ def writes(given: Given) -> Writes:
         return None
 
 
-def _called(function: Callable[..., Any], given: Given) -> tuple[Any, bool]:
-    """What the function returns, and whether nobody else holds it."""
-    out, held = _counted(function, given)
-    return out, held in _NOBODY
-
-
-def _counted(function: Callable[..., Any], given: Given) -> tuple[Any, Holders]:
+def _called(function: Callable[..., Any], given: Given) -> tuple[Any, Holders]:
     """What the function returns, and how many hold it, its memory, and the tensor that it is a view of.
 
     The counts are empty where they cannot be said, as of memory that torch itself has not allocated.
@@ -136,7 +120,7 @@ def _counted(function: Callable[..., Any], given: Given) -> tuple[Any, Holders]:
     return out, own if base is None else (*own, _of_tensor(base), sys.getrefcount(base))
 
 
-_NOBODY = tuple(_counted(function, ())[1] for function in (lambda: torch.empty(1), lambda: torch.empty(2)[:1]))
+_NOBODY = tuple(_called(function, ())[1] for function in (lambda: torch.empty(1), lambda: torch.empty(2)[:1]))
 """The holders of a new tensor, and of a view of a new one, of which nobody else knows."""
 
 
