@@ -7,6 +7,7 @@ the grid ends above zero.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,8 +15,11 @@ from torch import Tensor
 
 from steindiff import solvers
 from steindiff.denoisers import Denoiser
+from steindiff.grids import karras
 from steindiff.solvers import PNDM, DPMpp2M, DPMpp3M, Grid, Solver, Tabulated, UniPC
 from steindiff.solvers.deis import DEIS
+from steindiff.solvers.dpm_v3 import DPMSolverV3, _coefficients, _linear_at
+from steindiff.solvers.restart import Restart
 
 Loop = Callable[[Denoiser, Tensor, Tensor], Tensor]
 
@@ -210,6 +214,87 @@ def table(solver: Tabulated) -> Loop:
     return loop
 
 
+def evodiff(denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Tensor:
+    """EVODiff over a short run that ends above zero; the formulas are those of `steindiff/solvers/evodiff.py`."""
+    n, last, values = len(sigmas) - 1, sigmas[-1], list[Tensor]()
+    for i in range(n):
+        start, end = sigmas[i], sigmas[i + 1]
+        d = values[0] if len(values) > 1 else denoiser(x, start)
+        r = end / start
+        c = 1 - r
+        base = r * x + c * d
+        if not values:
+            x, values = base, [d]
+            continue
+        before = values[-1]
+        if i == n - 1:
+            t = 1 - torch.sqrt(r if r < 0.5 else r - 0.5) / 2
+            return (1 - torch.sqrt(start * end)) * base + c * (d - t * before) / 2
+        rho = (sigmas[i - 1] / start).log() / (start / end).log()
+        w, root = (1 - ((end + last) / (sigmas[0] + last)) ** 2) / 2, torch.sqrt(r / (start / sigmas[i - 1]))
+        b = (1 - w) * root + w * _share(d, before)
+        gap = d - b * before
+        q = rho * torch.sigmoid(b.abs() / 4)
+        there = base + c * gap / (2 * q)
+        ahead = denoiser(there, end)
+        up = rho * (ahead - ((1 - w) * root + w * _share(ahead, d)) * d)
+        eta = torch.sigmoid((_share(up + gap / rho, up - gap / rho) / 2).abs()) / 2
+        mixed = (1 - eta) * up - eta * gap / rho
+        zeta = torch.sigmoid((_share(there - base - c * mixed / (2 * q), gap) / c).abs() - 0.5)
+        x, values = base + c * mixed / (2 * zeta), [ahead, d]
+    return x
+
+
+def _share(a: Tensor, b: Tensor) -> Tensor:
+    """⟨a, b⟩/‖b‖² for each channel of each image, between ±2."""
+    return ((a * b).sum((2, 3), keepdim=True) / (b * b).sum((2, 3), keepdim=True)).clamp(-2, 2)
+
+
+def restart(method: Restart) -> Loop:
+    """Heun's method that goes back up in noise. The noise is what ours draws, each image's own, so that it costs both alike."""
+    (cycle,) = method.cycles
+
+    def loop(denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Tensor:
+        levels = sigmas.tolist()
+        place = min(range(1, len(levels)), key=lambda i: abs(levels[i] - cycle.low))
+        low = levels[place]
+        down, scale = karras(cycle.steps, low, cycle.high).to(sigmas), math.sqrt(cycle.high**2 - low**2)
+        x = heun(denoiser, x, sigmas[: place + 1])
+        for turn in range(cycle.times):
+            x = heun(denoiser, x + method._noise(x, scale, place - 1, turn), down)
+        return heun(denoiser, x, sigmas[place:])
+
+    return loop
+
+
+def dpm_v3(method: DPMSolverV3) -> Loop:
+    """DPM-Solver-v3 without a corrector, whose coefficients are known before the run."""
+    kept = dict[int, list[tuple[Tensor, Tensor, list[Tensor], Tensor]]]()
+
+    def loop(denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Tensor:
+        if len(sigmas) not in kept:
+            kept[len(sigmas)] = _of_dpm_v3(method, sigmas.tolist(), x)
+        past = list[Tensor]()
+        for sigma, (line, growth, weights, fixed) in zip(sigmas[:-1], kept[len(sigmas)], strict=True):
+            past = [(x - denoiser(x, sigma)) - line * x, *past[:2]]
+            x = growth * x + fixed
+            for w, f in zip(weights, past, strict=True):
+                x = x + w * f
+        return x
+
+    return loop
+
+
+def _of_dpm_v3(method: DPMSolverV3, levels: list[float], x: Tensor) -> list[tuple[Tensor, Tensor, list[Tensor], Tensor]]:
+    """Of each step: l, and what multiplies x, what multiplies the values, and what is added."""
+    like, found = (x.dtype, x.device), list[tuple[Tensor, Tensor, list[Tensor], Tensor]]()
+    for i in range(len(levels) - 1):
+        points = (levels[i + 1], *reversed(levels[max(0, i - method.order + 1) : i + 1]))
+        row = _coefficients(method.statistics, points, False, *like)
+        found.append((_linear_at(method.statistics, levels[i], *like), *row))
+    return found
+
+
 def after_a_free_step(a: float, then: Loop) -> Loop:
     """x₁ = a x₀, then a loop over the other levels."""
     return lambda denoiser, x, sigmas: then(denoiser, a * x, sigmas[1:])
@@ -239,5 +324,7 @@ LOOPS: dict[str, Loop] = {
     **{f"deis_{k}": adams(_deis(k)) for k in (1, 2, 3, 4)},
     **{f"ipndm_{k}": ipndm(k) for k in (1, 2, 3, 4)},
     "pndm": pndm,
+    "evodiff": evodiff,
+    "restart": restart(Restart()),
 }
 """By the name of the solver of ours that computes the same."""

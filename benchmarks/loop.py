@@ -23,14 +23,15 @@ from recipes.command import command
 from torch import Tensor
 
 from benchmarks import theirs
-from benchmarks.by_hand import LOOPS, Loop, after_a_free_step, dpmpp_2m, plain, table
+from benchmarks.by_hand import LOOPS, Loop, after_a_free_step, dpm_v3, dpmpp_2m, plain, table
 from benchmarks.results import keep
 from benchmarks.timing import Quartiles, ratio, turns
 from steindiff import Corrected, grids, rules, sample, solvers
 from steindiff.models.networks.unet import UNet, UNetConfig
 from steindiff.report.blocks import Block, Table, Text
 from steindiff.solvers import Calibrated, Solver, Tabulated
-from steindiff.solvers.free import FreeRun
+from steindiff.solvers.dpm_v3 import DPMSolverV3, Statistics
+from steindiff.solvers.free import Free, FreeRun
 
 SIZES = {
     "1 kB": (1, 4, 8, 8),
@@ -82,17 +83,25 @@ class Half:
         return x * 0.5
 
 
-def cases() -> dict[str, tuple[Solver, Loop]]:
-    """Every solver that needs no file of its own, with its loop by hand."""
+def cases(event: tuple[int, ...]) -> dict[str, tuple[Solver, Loop]]:
+    """Every solver for events of this shape, with its loop by hand."""
     found = {name: (plain(name), loop) for name, loop in LOOPS.items()}
     universal, _ = solvers.make("universal").plan(8)
     for name, solver in (("universal", universal), ("calibrated", _calibrated())):
         assert isinstance(solver, Tabulated)
         found[name] = (solver, table(solver))
-    free, _ = solvers.make("free").plan(8)
+    free, _ = Free(solver=plain("dpmpp_2m")).plan(8)
+    v3 = with_statistics(event)
     assert isinstance(free, FreeRun)
     found["free"] = (free, after_a_free_step(free.a, dpmpp_2m))
+    found["dpm_v3"] = (v3, dpm_v3(v3))
     return found
+
+
+def with_statistics(event: tuple[int, ...]) -> DPMSolverV3:
+    """DPM-Solver-v3 as the loop by hand has it, with statistics between those of data and of noise prediction."""
+    statistics = Statistics.constant(0.6, -0.3, 0.1, tuple(grids.karras(30).tolist()), event)
+    return DPMSolverV3(statistics, pseudo=False, corrector="off", lower_order_final=False)
 
 
 def _calibrated() -> Solver:
@@ -171,9 +180,11 @@ def _given(name: str, x: Tensor) -> rules.Correction:
 @command
 def main(o: Options) -> None:
     """Measure, write, print the tables."""
-    known, schedulers = cases(), theirs.loops()
-    names = list(known) if o.solvers == ("all",) else list(o.solvers)
-    rows = [measure(name, *known[name], schedulers.get(name), size, o) for size in o.sizes for name in names]
+    rows, schedulers = list[Row](), theirs.loops()
+    for size in o.sizes:
+        known = cases(SIZES[size][1:])
+        names = known if o.solvers == ("all",) else o.solvers
+        rows += [measure(name, *known[name], schedulers.get(name), size, o) for name in names]
     of_rule = of_rules(o) if o.solvers == ("all",) else []
     said = f"torch {torch.__version__}, {o.device}, one thread, float32, {o.rounds} rounds at most."
     found = {"rows": [row._asdict() for row in rows], "rules": of_rule}

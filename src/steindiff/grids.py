@@ -102,7 +102,7 @@ def validate(sigmas: Tensor) -> Tensor:
         raise InputError(f"sigmas has dtype {sigmas.dtype}: need floating point, float64 preferred (sigmas.double())")
     check_dense("sigmas", sigmas)
     check_levels(sigmas.tolist())
-    return sigmas.to(torch.float64) if sigmas.device.type != "mps" else sigmas
+    return sigmas if sigmas.dtype == torch.float64 or sigmas.device.type == "mps" else sigmas.to(torch.float64)
 
 
 def check_levels(levels: Sequence[float]) -> None:

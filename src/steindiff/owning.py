@@ -13,7 +13,6 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -24,6 +23,8 @@ Given = tuple[Tensor, ...]
 Writes = list[int] | None
 Holders = tuple[int, ...]
 _LARGE = 10_000
+_WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Whole numbers by their bytes, as which floats are compared bit by bit."""
 _unknown = count()
 """Reference counts where this version of torch tells none: no two are equal, so that outputs are always copied."""
 _of_storage = getattr(torch._C, "_storage_Use_Count", lambda pointer: next(_unknown))
@@ -44,7 +45,7 @@ class Lender:
 
     def __init__(self, copies: bool = False) -> None:
         self.copies = copies
-        self._writes = dict[torch.Size, bool]()
+        self._writes: dict[torch.Size, bool] = {}
 
     def __call__(self, function: Callable[..., Any], *given: Tensor) -> Any:
         """What the function returns for these arguments; a tensor is the caller's own.
@@ -135,8 +136,8 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     """Whether two dense tensors on the CPU hold the same; NumPy compares large ones several times as fast as torch.equal."""
     if a.numel() < _LARGE:
         return torch.equal(a, b)
-    ours, theirs = (z.contiguous().reshape(-1).view(torch.uint8).numpy() for z in (a, b))
-    return np.array_equal(ours, theirs)
+    whole = _WHOLE[a.element_size()]
+    return bool((a.view(whole).numpy() == b.view(whole).numpy()).all())
 
 
 def _differentiated(z: Tensor) -> bool:

@@ -8,18 +8,17 @@ when somebody asks for it.
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from steindiff import grids
 from steindiff.arguments import check_batch, check_denoiser, check_state
-from steindiff.corrections.base import Reason
-from steindiff.corrections.corrected import Corrected, Note
+from steindiff.corrections.corrected import Corrected
 from steindiff.denoisers import Counter, Denoiser, forwards_per_call
 from steindiff.divergence import Choice
 from steindiff.divergence.products import differentiated, fresh
@@ -42,11 +41,10 @@ class Event(NamedTuple):
     """Network evaluations so far, of the whole batch."""
 
 
+P = ParamSpec("P")
+A = TypeVar("A")
 Observer = Callable[[Event], None]
 Generators = torch.Generator | Sequence[torch.Generator] | None
-
-
-_PLAIN = Note(Reason.PLAIN)
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,7 @@ def steps(
     levels = tuple(sigmas.tolist())
     _check_start(x, levels[0])
     wide = torch.float32 if x.device.type == "mps" else sigmas.dtype
-    sigmas = fresh(sigmas.to(x.device, wide)).clone()
+    sigmas = sigmas.detach().to(x.device, wide, copy=True)
     if generator is not None:
         solver = solver.seeded(seeds(generator, len(x)))
     grid = Grid.of(sigmas, levels if wide == sigmas.dtype else None)
@@ -162,10 +160,7 @@ def _run(solver: Solver, watched: _Watched, x: Tensor, grid: Grid) -> Iterator[E
     A NaN or an infinity of any output is in every state after it, so that one look at the last state is enough, and nothing is
     looked at before. Where it is not finite the run is repeated, with a look at each output, to say which was the first.
     """
-    end = x
-    for event in _advanced(solver, watched, x, grid):
-        end = event.step.x
-        yield event
+    end = yield from _advanced(solver, watched, x, grid)
     if not math.isfinite(float(end.sum())) and not _finite(end):
         own = replace(solver, gather=alone) if isinstance(solver, Corrected) else solver  # the other processes have gone on
         deque(_advanced(own, _Watched(watched.denoiser, looks=True), x, grid), maxlen=0)
@@ -177,31 +172,37 @@ def _run(solver: Solver, watched: _Watched, x: Tensor, grid: Grid) -> Iterator[E
         )
 
 
-def _advanced(solver: Solver, watched: _Watched, x: Tensor, grid: Grid) -> Iterator[Event]:
-    state = _started(solver, watched, x, grid)
+def _advanced(solver: Solver, watched: _Watched, x: Tensor, grid: Grid) -> Generator[Event, None, Tensor]:
+    """The steps, and the last state."""
+    state = _without_gradients(_started, solver, watched, x, grid)
     for i in range(grid.steps):
         watched.step = i
         interval = grid.interval(i)
-        if torch.is_grad_enabled():  # as torch.no_grad(), whose making takes as long as a step of a small state
-            with torch.no_grad():
-                step = solver.step(watched, x, interval, state)
-        else:
-            step = solver.step(watched, x, interval, state)
-        yield Event(interval, x, step, watched.evaluations)
-        x, state = step.x, step.state
+        event = Event(interval, x, _without_gradients(solver.step, watched, x, interval, state), watched.evaluations)
+        x, state = event.step.x, event.step.state
+        yield event
+        del event  # two states that the next step's may take the place of
+    return x
 
 
-@torch.no_grad()
+def _without_gradients(function: Callable[P, A], *args: P.args, **kwargs: P.kwargs) -> A:
+    """What the function returns under torch.no_grad(), whose making takes as long as a step of a small state."""
+    if not torch.is_grad_enabled():
+        return function(*args, **kwargs)
+    with torch.no_grad():
+        return function(*args, **kwargs)
+
+
 def _started(solver: Solver, watched: _Watched, x: Tensor, grid: Grid) -> State:
     """The solver's state before the first step; a network that is not finite is not blamed on its derivative."""
-    watched.start(len(x))
+    watched.start(x.shape[0])
     try:
         state = solver.init(watched, x, grid)
     except SteindiffError:
         if watched.images:
             _Watched(watched.denoiser, looks=True)(x, grid.sigmas[0])
         raise
-    watched.start(len(x))
+    watched.start(x.shape[0])
     return state
 
 
@@ -286,11 +287,12 @@ def sample(
     trace = Trace()
     final = x
     for event in _bar(events, len(sigmas) - 1) if progress else events:
-        trace.add(event.interval, event.step.note or _PLAIN)
+        trace.add(event.interval, event.step.note)
         for observe in observers:
             observe(_copied(event))
         final = event.step.x
-    return SampleResult(final, trace, _stats(watched, trace, len(x)), str(solver))
+        del event
+    return SampleResult(final, trace, _stats(watched, trace, x.shape[0]), str(solver))
 
 
 def _planned(
@@ -361,4 +363,4 @@ def _stats(watched: _Watched, trace: Trace, batch: int) -> Stats:
     jvps, vjps = sum(s.jvps for s in spent), sum(s.vjps for s in spent)
     extra = sum(s.share * (s.jvps * choice.cost("jvp") + s.vjps * choice.cost("vjp")) for s in spent) if choice else 0.0
     nfe = watched.evaluations
-    return Stats(nfe, jvps, vjps, (nfe + extra) * forwards_per_call(watched), batch, choice)
+    return Stats(nfe, jvps, vjps, (nfe + extra) * forwards_per_call(watched.denoiser), batch, choice)

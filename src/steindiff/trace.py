@@ -106,15 +106,18 @@ class Trace:
     """
 
     def __init__(self) -> None:
-        self.spent = list[Spent]()
+        self.spent: list[Spent] = []
         self.choice: Choice | None = None
-        self._steps, self._used = list[_Step](), 0
+        self._steps: list[_Step | Interval] = []
+        self._used = 0
         self._buffer: Tensor | None = None
 
-    def add(self, interval: Interval, note: Note) -> None:
-        """A step of a grid."""
-        sigma, sigma_next = interval.grid.levels[interval.index : interval.index + 2]
-        self.put(interval.index, sigma, sigma_next, note)
+    def add(self, interval: Interval, note: Note | None) -> None:
+        """A step of a grid; without a note it is a plain one."""
+        if note is None:
+            self._steps.append(interval)
+        else:
+            self.put(interval.index, *interval.levels, note)
 
     def put(self, index: int, sigma: float, sigma_next: float, note: Note) -> None:
         """A step between two levels. Its numbers are copied, and nothing waits for them."""
@@ -126,7 +129,7 @@ class Trace:
             return
         sizes = tuple(z.numel() if z.ndim else None for z in note.numbers.values())
         names, before = tuple(note.numbers), self._steps[-1] if self._steps else None
-        if before is not None and (names, sizes) == (before.names, before.sizes):
+        if isinstance(before, _Step) and (names, sizes) == (before.names, before.sizes):
             names, sizes = before.names, before.sizes  # the same objects: nothing new stays
         self._steps.append(_Step(index, sigma, sigma_next, reason, names, sizes))
         self._write([z for z in (note.reason, *note.numbers.values()) if isinstance(z, Tensor)])
@@ -156,7 +159,9 @@ class Trace:
         return self._buffer
 
 
-def _record(step: _Step, flat: Iterator[float]) -> Record:
+def _record(step: _Step | Interval, flat: Iterator[float]) -> Record:
+    if isinstance(step, Interval):
+        return Record(step.index, *step.levels)
     if step.reason is not None and not step.names:
         return Record(step.at, step.sigma, step.sigma_next, step.reason.name.lower())
     reason = Reason(int(next(flat))) if step.reason is None else step.reason

@@ -276,9 +276,11 @@ class _Counting(torch.overrides.TorchFunctionMode):
     """Counts copies of tensors of more than one number."""
 
     copies = 0
+    KINDS = (torch.clone, torch.Tensor.clone, torch.Tensor.copy_)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        self.copies += function in (torch.clone, torch.Tensor.clone, torch.Tensor.copy_) and args[0].numel() > 1
+        asked = function in self.KINDS or (function is torch.Tensor.to and (kwargs or {}).get("copy"))
+        self.copies += bool(asked) and args[0].numel() > 1
         return function(*args, **(kwargs or {}))
 
 

@@ -39,6 +39,7 @@ class Grid:
     nodes: tuple[Tensor, ...] = field(repr=False)
     """`sigmas` taken apart, 0-dim each: a level is one and the same tensor wherever an interval names it."""
     _tails: "dict[int, Grid]" = field(default_factory=dict, init=False, repr=False)
+    _told: dict[tuple[float, ...], tuple[Tensor, ...]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, sigmas: Tensor, levels: tuple[float, ...] | None = None) -> "Grid":
@@ -64,6 +65,14 @@ class Grid:
         if index not in self._tails:
             self._tails[index] = Grid(self.sigmas[index:], self.levels[index:], self.nodes[index:])
         return self._tails[index]
+
+    def told(self, shares: tuple[float, ...]) -> tuple[Tensor, ...]:
+        """The levels q_i σ_i of the steps, 0-dim each; the node itself where q_i is 1. They are made at once, and kept."""
+        if shares not in self._told:
+            made = (self.sigmas[:-1] * self.sigmas.new_tensor(shares)).unbind()
+            known = zip(shares, self.nodes, made, strict=False)
+            self._told[shares] = tuple(node if q == 1 else level for q, node, level in known)
+        return self._told[shares]
 
     def order(self, index: int, order: int, lower_final: bool, short: float = SHORT_RUN) -> int:
         """The order a multistep method can have at step `index`: warm-up, the end of a short run, a step to σ = 0."""

@@ -44,6 +44,17 @@ def ddim(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor
     return torch.lerp(x, denoised, 1 - sigma_next / sigma)
 
 
+def times(a: float, x: Tensor) -> Tensor:
+    """A x. Torch makes a tensor of a host number at each product, which takes longer than a small product: it is kept."""
+    return x * (a if torch.compiler.is_compiling() else _number(a, x.dtype))
+
+
+@kept
+def _number(a: float, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(a, dtype=dtype)
+
+
 def transformed() -> bool:
     """Whether torch.func batches or differentiates this call: a batched value cannot be added in place to a plain tensor."""
     return torch._C._functorch.peek_interpreter_stack() is not None

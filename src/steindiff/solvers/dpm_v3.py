@@ -27,6 +27,7 @@ from steindiff.denoisers import Denoiser
 from steindiff.errors import ModelFileError, NonFiniteError, SteindiffError, require
 from steindiff.io.files import digest, read_tensors, write_tensors
 from steindiff.solvers.base import Grid, Interval, Solver, Step, whole
+from steindiff.solvers.coefficients import transformed
 
 KIND = "statistics of DPM-Solver-v3"
 NODES = 65
@@ -182,6 +183,10 @@ class DPMSolverV3(Solver):
         require(self.order in (1, 2, 3) and whole(self.order), "choose 1, 2 or 3 for DPM-Solver-v3", order=self.order)
         require(self.corrector in (None, "off", "on", "pseudo"), "choose off, on or pseudo", corrector=self.corrector)
 
+    def __str__(self) -> str:
+        """Without the digest of the statistics, which takes longer than a run of a small network."""
+        return f"DPM-Solver-v3 of order {self.order}"
+
     def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> _State:
         """No values yet. Raises InputError where the statistics are of other events or of a smaller range of levels."""
         event = tuple(self.statistics.linear.shape[1:])
@@ -252,9 +257,9 @@ class DPMSolverV3(Solver):
         """x' from f at this step's level, the first of the points, and at others."""
         levels = tuple(grid.levels[place] for place in (index + 1, *(point.place for point in points)))
         growth, weights, fixed = _coefficients(self.statistics, levels, pseudo, x.dtype, x.device)
-        total = torch.addcmul(-fixed, growth, x)
+        total, in_place = torch.addcmul(fixed, growth, x), not transformed()
         for point, weight in zip(points, weights, strict=True):
-            total = torch.addcmul(total, weight, point.f, value=-1)
+            total = total.addcmul_(weight, point.f) if in_place else torch.addcmul(total, weight, point.f)
         return total
 
 
@@ -274,7 +279,7 @@ def _linear_at(statistics: Statistics, level: float, dtype: torch.dtype, device:
 def _coefficients(
     statistics: Statistics, levels: tuple[float, ...], pseudo: bool, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Of x, of −f at each point and what is taken off: the levels are σ', σ and those of the other points."""
+    """Of x and of f at each point, and what is added: the levels are σ', σ and those of the other points."""
     with torch.inference_mode(False):
         end, *lams = (-math.log(level) for level in levels)
         here = statistics.integrals(torch.tensor(lams[:1], dtype=torch.float64))
@@ -283,9 +288,9 @@ def _coefficients(
         for j, lam in enumerate(lams):
             share, shift = _towards(statistics, lams[0], lam, here)
             weight = torch.stack([m * row[j] for m, row in zip(moments, derivatives, strict=True)]).sum(0)
-            weights.append((weight * share).to(device, dtype))
+            weights.append(-(weight * share).to(device, dtype))
             fixed = fixed - weight * shift
-        return growth.to(device, dtype), weights, fixed.to(device, dtype)
+        return growth.to(device, dtype), weights, -fixed.to(device, dtype)
 
 
 def _weights(

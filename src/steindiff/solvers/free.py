@@ -15,6 +15,7 @@ from torch import Tensor
 from steindiff.denoisers import Denoiser
 from steindiff.errors import require
 from steindiff.solvers.base import USUAL, Grid, Interval, Setting, Solver, State, Step
+from steindiff.solvers.coefficients import times
 from steindiff.solvers.dpmpp import DPMpp2M
 from steindiff.solvers.tabulated import TOLERANCE
 from steindiff.solvers.universal import OnTables
@@ -78,7 +79,7 @@ class FreeRun(Solver):
             pairs = zip(given, own, strict=False)
             same = len(given) == len(own) and all(math.isclose(s, t, rel_tol=TOLERANCE) for s, t in pairs)
             require(same, "the free step is for the solver's own grid, solver.own_grid", first=given[:2], own=own[:2])
-            return Step(self.a * x, x.new_zeros(()).expand_as(x), None)
+            return Step(times(self.a, x), x.new_zeros(()).expand_as(x), None)
         inner = _inner(interval)
         if interval.index == 1:
             state = self.solver.init(denoiser, x, inner.grid)

@@ -17,7 +17,7 @@ from torch import Tensor
 from steindiff.denoisers import Denoiser
 from steindiff.errors import InputError
 from steindiff.solvers.base import Grid, Interval, Solver, Step
-from steindiff.solvers.coefficients import transformed
+from steindiff.solvers.coefficients import times, transformed
 
 History = tuple[Tensor, ...]
 
@@ -86,18 +86,21 @@ class Multistep(Solver):
 class NoiseMultistep(Multistep):
     """A multistep method in noise prediction: v = (x − D(x, σ))/σ. One evaluation a step.
 
-    It keeps the residuals x − D, whose σ is a matter of the weights: a division less over the state.
+    It keeps the residuals x − D, whose σ is a matter of the weights: a division less over the state. A method of order 1 keeps
+    none, and is DDIM.
     """
+
+    def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: History) -> Step:
+        """Evaluate once and take the weighted sum. Raises InputError as `Multistep`."""
+        if self.order > 1:
+            return super().step(denoiser, x, interval, state)
+        denoised = self._evaluated(denoiser, x, interval)
+        return Step(self.first_order(x, denoised, interval), denoised, ())
 
     def linear(self, interval: Interval, state: History) -> Tensor:
         """a + w₀/σ, since the noise prediction of this step contains x/σ."""
         row = self.weights(interval.grid, interval.index)
         return interval.sigma.new_full((), row.a + row.values[0] / interval.grid.levels[interval.index])
-
-    def first_order(self, x: Tensor, denoised: Tensor, interval: Interval) -> Tensor:
-        """T₁ = x + (σ'−σ)(x − D)/σ."""
-        sigma, sigma_next = interval.levels
-        return weighted(Row(1.0, ((sigma_next - sigma) / sigma,)), x, (self._value(x, denoised),))
 
     def _row(self, grid: Grid, index: int) -> Row:
         a, values = self.weights(grid, index)
@@ -130,7 +133,7 @@ def weighted(row: Row, x: Tensor, values: Sequence[Tensor]) -> Tensor:
     Values beyond the row's are not used.
     """
     if not row.values:
-        return row.a * x
+        return times(row.a, x)
     a, weights = row
     first, known = weights[0], min(len(weights), len(values))
     if a == 1:
@@ -138,7 +141,7 @@ def weighted(row: Row, x: Tensor, values: Sequence[Tensor]) -> Tensor:
     elif known == 1 and a + first == 1:
         return torch.lerp(x, values[0], first)
     else:
-        out, done = a * x, 0
+        out, done = times(a, x), 0
     in_place = not transformed()
     for j in range(done, known):
         out = out.add_(values[j], alpha=weights[j]) if in_place else torch.add(out, values[j], alpha=weights[j])

@@ -21,6 +21,7 @@ from steindiff.denoisers import Counter, Denoiser
 from steindiff.errors import InputError, require, unknown_name
 from steindiff.noise import initial_noise, mix
 from steindiff.solvers.base import USUAL, Grid, Interval, Setting, Solver, State, Step, whole
+from steindiff.solvers.coefficients import kept
 from steindiff.solvers.singlestep import Heun
 
 _NOISE_TAG = 0x4E57
@@ -194,18 +195,7 @@ class Restart(Solver):
 
     def _places(self, grid: Grid) -> dict[int, Cycle]:
         """By the index of the level that each cycle begins at."""
-        found = dict[int, Cycle]()
-        for cycle in self.cycles:
-            levels = [(abs(level - cycle.low), i) for i, level in enumerate(grid.levels) if i and level > 0]
-            require(bool(levels), "a restart needs a level above 0 after the first: take more steps", levels=grid.levels)
-            _, index = min(levels)
-            level = grid.levels[index]
-            need = f"the nearest level of this grid, {level:g}, is not below high: take more steps, or a higher `high`"
-            require(level < cycle.high, need, low=cycle.low, high=cycle.high)
-            need = f"two cycles begin at the level {level:g} of this grid: take more steps, or one of them"
-            require(index not in found, need, low=cycle.low)
-            found[index] = cycle
-        return found
+        return _places(self.cycles, grid.levels)
 
     def _inner(self, interval: Interval) -> Interval:
         """The interval as the solver sees it: on a grid that begins at the last restart."""
@@ -257,6 +247,23 @@ def of_spec(
     if low is not None and high is not None:
         cycles, usual = (Cycle(low, high, times, steps),), 1.0
     return Restart(make(solver), cycles, usual if inflation is None else inflation, inside)
+
+
+@kept
+def _places(cycles: tuple[Cycle, ...], levels: tuple[float, ...]) -> dict[int, Cycle]:
+    """By the index of the level that each cycle begins at; every step of a run asks for them."""
+    found = dict[int, Cycle]()
+    for cycle in cycles:
+        near = [(abs(level - cycle.low), i) for i, level in enumerate(levels) if i and level > 0]
+        require(bool(near), "a restart needs a level above 0 after the first: take more steps", levels=levels)
+        _, index = min(near)
+        level = levels[index]
+        need = f"the nearest level of this grid, {level:g}, is not below high: take more steps, or a higher `high`"
+        require(level < cycle.high, need, low=cycle.low, high=cycle.high)
+        need = f"two cycles begin at the level {level:g} of this grid: take more steps, or one of them"
+        require(index not in found, need, low=cycle.low)
+        found[index] = cycle
+    return found
 
 
 @lru_cache(maxsize=256)

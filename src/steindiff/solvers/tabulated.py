@@ -81,7 +81,7 @@ class Tabulated(Multistep):
         return f"Tabulated(levels={self.levels}, rows={rows}, told={self.told}, mean={mean})"
 
     def __str__(self) -> str:
-        return f"{self.name} of {self.nfe(self.own_grid)} evaluations"
+        return f"{self.name} of {self.evaluations} evaluations"
 
     @cached_property
     def order(self) -> int:  # type: ignore[override]
@@ -105,7 +105,7 @@ class Tabulated(Multistep):
         return self.rows[index]
 
     def init(self, denoiser: Denoiser, x: Tensor, grid: Grid) -> History:
-        """No earlier values. Raises InputError where the mean does not fit the events of x, or the run is not the purpose."""
+        """No earlier values. Raises InputError as `weights`, where the mean does not fit x, or the run is not the purpose."""
         if self.purpose is not None:
             self.purpose.check(denoiser, x.shape[1:])
         mean, event = () if self.mean is None else self.mean.shape, x.shape[1:]
@@ -113,6 +113,8 @@ class Tabulated(Multistep):
         require(fits, f"the mean must be broadcastable to an event, {tuple(event)}", shape=tuple(mean))
         if self.mean is not None:
             self._mean(x)
+        self.weights(grid, 0)
+        grid.told(self.told)
         return super().init(denoiser, x, grid)
 
     def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: History) -> Step:
@@ -125,6 +127,11 @@ class Tabulated(Multistep):
 
     def nfe(self, sigmas: Tensor) -> int:
         """One for each row with values; `sigmas` is the table's own grid."""
+        return self.evaluations
+
+    @property
+    def evaluations(self) -> int:
+        """The number of rows with values."""
         return sum(bool(row.values) for row in self.rows)
 
     @property
@@ -141,7 +148,7 @@ class Tabulated(Multistep):
     def for_nfe(self, nfe: int, setting: Setting = USUAL) -> tuple[Solver, int]:
         """This solver and its number of steps. Raises InputError where the table is for another number of evaluations."""
         super().for_nfe(nfe)
-        own = self.nfe(self.own_grid)
+        own = self.evaluations
         require(nfe == own, f"the table is for {own} evaluations: take the table of that number", nfe=nfe)
         return self, len(self.rows)
 
@@ -177,8 +184,7 @@ class Tabulated(Multistep):
 
     def _evaluated(self, denoiser: Denoiser, x: Tensor, interval: Interval) -> Tensor:
         """At the told level; where that is the step's own, it is the same tensor, by which a correction knows it."""
-        q = self.told[interval.index]
-        return denoiser(x, interval.sigma if q == 1 else q * interval.sigma)
+        return denoiser(x, interval.grid.told(self.told)[interval.index])
 
     def _centred(self, row: Row, x: Tensor) -> Tensor:
         """Add (1 − a − Σ w) m."""
