@@ -20,7 +20,7 @@ from research.theory import runs
 from research.theory.core import D64, DIM
 from steindiff.analytic import ExactModel, Gaussian, GaussianMixture
 from steindiff.corrections import CleanTarget
-from steindiff.corrections.base import Proposal
+from steindiff.corrections.proposal import Proposal
 from steindiff.divergence import Exact
 from steindiff.grids import SIGMA_MAX, SIGMA_MIN, karras
 from steindiff.report.blocks import Table

@@ -18,7 +18,8 @@ from research.theory.core import D64, DIM, SCHEDULES, Case, law
 from research.theory.runs import variance
 from steindiff import grids
 from steindiff.corrections import CleanTarget, Corrected
-from steindiff.corrections.base import Correction, Outcome, Proposal, Run
+from steindiff.corrections.base import Correction, Outcome, Run
+from steindiff.corrections.proposal import Proposal
 from steindiff.divergence import Exact
 from steindiff.metrics import Value
 from steindiff.sampling import sample

@@ -8,8 +8,8 @@ import steindiff as sd
 from steindiff import grids, solvers
 from steindiff.corrections import Energy, Sparse
 from steindiff.corrections.bands import Channels, Cosine, RandomBands, Whole
-from steindiff.corrections.base import Proposal
 from steindiff.corrections.energy import second_moment
+from steindiff.corrections.proposal import Proposal
 from steindiff.divergence import Choice, Hutchinson
 from steindiff.errors import InputError, SteindiffError
 from steindiff.metrics import energy_difference

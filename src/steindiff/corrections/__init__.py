@@ -4,10 +4,11 @@
 variants of the paper. `Corrected` wraps any solver in one of them, `Chain` makes one of several.
 """
 
-from steindiff.corrections.base import Chain, Correction, Outcome, Proposal, Reason, Run
+from steindiff.corrections.base import Chain, Correction, Outcome, Reason, Run
 from steindiff.corrections.corrected import Corrected, apply
 from steindiff.corrections.energy import Energy, second_moment
 from steindiff.corrections.peers import DCW, EpsilonScaling
+from steindiff.corrections.proposal import Proposal
 from steindiff.corrections.registry import make, names
 from steindiff.corrections.sparse import Sparse
 from steindiff.corrections.stein import CleanTarget, FixedGamma, NoiseConsistent

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steindiff.corrections.base import Correction, Divergence, Outcome, Proposal, Reason, Run, by_tweedie, strongest
+from steindiff.corrections.base import Correction, Outcome, Reason, Run, strongest
+from steindiff.corrections.proposal import Divergence, Proposal, by_tweedie
 from steindiff.divergence import dot
 from steindiff.io.processes import Gather, alone
 

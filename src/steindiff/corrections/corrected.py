@@ -13,7 +13,8 @@ from torch import Tensor
 
 from steindiff import solvers
 from steindiff.corrections import registry
-from steindiff.corrections.base import Correction, Proposal, Reason, Run, Spent
+from steindiff.corrections.base import Correction, Reason, Run
+from steindiff.corrections.proposal import Proposal, Spent
 from steindiff.denoisers import Denoiser, schedule_of
 from steindiff.divergence import Choice, Estimator, Hutchinson
 from steindiff.errors import InputError, require

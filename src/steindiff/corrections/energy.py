@@ -23,7 +23,8 @@ from torch import Tensor
 from steindiff.arguments import check_samples
 from steindiff.corrections import bands as registry
 from steindiff.corrections.bands import Bands, Whole
-from steindiff.corrections.base import Correction, Outcome, Proposal, Reason, Run, strongest
+from steindiff.corrections.base import Correction, Outcome, Reason, Run, strongest
+from steindiff.corrections.proposal import Proposal
 from steindiff.corrections.stein import read_numbers
 from steindiff.errors import InputError, require
 

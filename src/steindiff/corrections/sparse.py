@@ -6,7 +6,8 @@ from typing import Any, SupportsIndex
 
 from torch import Tensor
 
-from steindiff.corrections.base import Correction, Outcome, Proposal, Reason, Run
+from steindiff.corrections.base import Correction, Outcome, Reason, Run
+from steindiff.corrections.proposal import Proposal
 from steindiff.errors import require
 
 Steps = Collection[int] | Callable[[int, float], bool]

@@ -11,7 +11,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from steindiff.corrections.base import Correction, Outcome, Proposal, Reason
+from steindiff.corrections.base import Correction, Outcome, Reason
+from steindiff.corrections.proposal import Proposal
 from steindiff.denoisers import expand
 from steindiff.errors import require
 from steindiff.solvers.coefficients import combine, ddim
