@@ -33,7 +33,7 @@ from steindiff.models import store as model_files
 from steindiff.models.datasets import load_images
 from steindiff.models.networks import EDMPrecond, UNet, UNetConfig
 from steindiff.run.output import Output, write_npz
-from steindiff.solvers import dpm_v3, table_files, tabulated
+from steindiff.solvers import dpm_v3_statistics, table_files, tabulated
 from steindiff.solvers.multistep import Row
 from steindiff.study import store as cells
 from steindiff.study.grid import Cell
@@ -124,7 +124,7 @@ def _tables(folder: Path) -> Path:
 
 
 def _statistics(folder: Path) -> Path:
-    return dpm_v3.Statistics.constant(1.0, 0.0, 0.5, (10.0, 1.0, 0.1), (2,)).save(folder / "s.safetensors", images=3)
+    return dpm_v3_statistics.Statistics.constant(1.0, 0.0, 0.5, (10.0, 1.0, 0.1), (2,)).save(folder / "s.safetensors", images=3)
 
 
 def _kept(name: str, value: Any) -> Callable[[Path], Path]:
@@ -277,7 +277,7 @@ KINDS: dict[str, Kind] = {
     "mixture": Kind(_mixture, _read_model),
     "classifier": Kind(_classifier, _read_classifier),
     "tables": Kind(_tables, table_files.load),
-    "statistics": Kind(_statistics, dpm_v3.Statistics.load),
+    "statistics": Kind(_statistics, dpm_v3_statistics.Statistics.load),
     "fine runs": Kind(_fine, lambda path: read_tensors(path, "states")),
     "cell": Kind(_kept("cell", RESULT), _held(cells.Result)),
     "price": Kind(_kept("price", CHOICE), _held(Choice)),

@@ -8,15 +8,16 @@ import torch
 from problems import MODEL
 from steindiff import grids, solvers
 from steindiff.corrections import CleanTarget, Corrected, NoiseConsistent
-from steindiff.corrections.base import Proposal
 from steindiff.corrections.blend import Need, _moments
+from steindiff.corrections.proposal import Proposal
 from steindiff.corrections.stein import stein_ratio
 from steindiff.divergence import Exact
 from steindiff.errors import InputError
 from steindiff.sampling import sample
 from steindiff.schedules import VE, VPLinear
 from steindiff.solvers.base import Grid
-from steindiff.solvers.dpm_v3 import DPMSolverV3, Statistics
+from steindiff.solvers.dpm_v3 import DPMSolverV3
+from steindiff.solvers.dpm_v3_statistics import Statistics
 
 torch.set_num_threads(1)
 every_schedule = pytest.mark.parametrize("schedule", [VE(), VPLinear()], ids=["ve", "vp"])

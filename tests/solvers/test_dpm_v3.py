@@ -12,7 +12,8 @@ from steindiff.analytic import Gaussian
 from steindiff.denoisers import Counter
 from steindiff.errors import InputError, ModelFileError, NonFiniteError
 from steindiff.solvers import Grid
-from steindiff.solvers.dpm_v3 import DPMSolverV3, Statistics
+from steindiff.solvers.dpm_v3 import DPMSolverV3
+from steindiff.solvers.dpm_v3_statistics import Statistics
 
 D64 = torch.float64
 LEVELS = grids.log_snr(600).tolist()

@@ -5,7 +5,8 @@ from steindiff.solvers.auto import Auto
 from steindiff.solvers.base import USUAL, Grid, Interval, Setting, Solver, State, Step
 from steindiff.solvers.calibrated import Calibrated
 from steindiff.solvers.deis import DEIS, IPNDM
-from steindiff.solvers.dpm_v3 import DPMSolverV3, Statistics
+from steindiff.solvers.dpm_v3 import DPMSolverV3
+from steindiff.solvers.dpm_v3_statistics import Statistics
 from steindiff.solvers.dpmpp import DPMpp2M, DPMpp3M
 from steindiff.solvers.evodiff import EVODiff
 from steindiff.solvers.multistep import DDIM, Multistep, NoiseMultistep, Row

@@ -26,7 +26,8 @@ from steindiff.errors import NonFiniteError, require
 from steindiff.io.files import digest
 from steindiff.sampling import sample
 from steindiff.solvers.base import Solver
-from steindiff.solvers.dpm_v3 import DPMSolverV3, Statistics
+from steindiff.solvers.dpm_v3 import DPMSolverV3
+from steindiff.solvers.dpm_v3_statistics import Statistics
 
 INTERVALS = 120
 """Steps in λ between the levels of the statistics (the authors have 120 or 1200)."""
