@@ -1,11 +1,4 @@
-"""The paper's correction beside any loop: a module that takes a state and what somebody else's solver makes of it.
-
-It works in the coordinates of that loop, where the state is x = α x* + σ ε, the candidate T(x) and the residual u = x − T(x):
-
-    x' = (1−γ) x + γ T(x),      γ = max(γ*, γ_min),      γ* = [(1 − 1/α) E⟨u,x⟩ + (σ²/α) E[∇·u]] / E‖u‖²
-
-The formulas are those of `corrections`; here is only what lets them see a step whose solver they do not know.
-"""
+"""`SteinDiff`: the paper's rule as a module that a loop calls after each of its steps."""
 
 import math
 import warnings
@@ -17,129 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from steindiff.arguments import check_dense
-from steindiff.corrections.base import Divergence, by_estimator, by_tweedie
 from steindiff.corrections.blend import Decision, Moments, Need, inner_products
 from steindiff.corrections.corrected import Note
+from steindiff.corrections.proposal import Divergence, by_estimator
 from steindiff.corrections.stein import CleanTarget, Mode
 from steindiff.denoisers import Denoiser
 from steindiff.divergence import Estimator, Hutchinson
-from steindiff.errors import DerivativeWarning, InputError, NonFiniteError, SteindiffError, require
+from steindiff.errors import DerivativeWarning, SteindiffError, require
 from steindiff.io.processes import Gather, alone
 from steindiff.noise import fresh_seed
 from steindiff.owning import Lender
 from steindiff.sampling import Generators
+from steindiff.standalone.given import Given, Scalar, StepFunction
 from steindiff.trace import Record, Trace
-
-Scalar = float | Tensor
-StepFunction = Callable[[Tensor], Tensor]
-"""x -> T(x), both (B, *event): somebody's solver step as a function of the state."""
-
-
-@dataclass(eq=False)
-class _Given:
-    """One step as its loop states it, checked; what was not given is None."""
-
-    x: Tensor
-    candidate: Tensor | None
-    alpha: Scalar
-    sigma: Scalar
-    step: StepFunction | None
-    denoised: Tensor | None
-    linear: Scalar | None
-    mode: Mode
-    lend: Lender
-
-    def __post_init__(self) -> None:
-        x = self.x
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or x.numel() == 0:
-            got = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-            raise InputError(f"x is {got}: need a floating-point tensor (B, *event) with B ≥ 1")
-        check_dense("x", x)
-        self.alpha, self.sigma = a, s = _number("alpha", self.alpha), _number("sigma", self.sigma)
-        need = "need α > 0 and σ > 0, of the state before the step: without noise there is nothing to correct"
-        require(a > 0 and s > 0, need, alpha=a, sigma=s)
-        self.level = s / a
-        """σ/α, the noise level in VE coordinates."""
-        self.wide = torch.promote_types(x.dtype, torch.float32)
-        """What sums are taken in."""
-        self.linear = None if self.linear is None else _number("linear", self.linear)
-        require(self.step is None or callable(self.step), "need a function x -> T(x)", step=self.step)
-        for name, z in (("x", x), ("candidate", self.candidate), ("denoised", self.denoised)):
-            if z is not None:
-                self.finite(name, self.like(name, z))
-
-    def like(self, name: str, z: Any) -> Tensor:
-        """z, if it is a tensor like x: another shape would broadcast, another dtype would round, in silence."""
-        x = self.x
-        if not isinstance(z, Tensor) or (z.shape, z.dtype, z.device) != (x.shape, x.dtype, x.device):
-            got = f"{tuple(z.shape)} {z.dtype} on {z.device}" if isinstance(z, Tensor) else type(z).__name__
-            own = f"{tuple(x.shape)} {x.dtype} on {x.device}"
-            raise InputError(f"{name} is {got} where x is {own}: give one of the same shape, dtype and device")
-        check_dense(name, z)
-        return z
-
-    def finite(self, name: str, z: Tensor) -> Tensor:
-        """z, unless it holds a NaN or an infinity."""
-        if not bool(torch.isfinite(z.detach()).all()):
-            raise NonFiniteError(
-                f"{name} holds NaN or infinite values at σ/α = {self.level:g}: check the network's dtype (float16 overflows), "
-                "and whether an unbounded correction has driven the state away (gamma_max=1 bounds it)"
-            )
-        return z
-
-    def evaluated(self) -> Tensor:
-        """T(x), as it was given or as `step` makes it."""
-        if self.candidate is not None:
-            return self.candidate
-        if self.step is None:
-            raise self.lacks("candidate=T(x), or step=f, which makes it")
-        return self.finite("step(x)", self.like("step(x)", self.lend(self.step, self.x)))
-
-    def agreed(self, own: Tensor) -> Tensor:
-        """T(x) as it was given, if it is also what `step` makes: a stateful solver that has moved on makes another step."""
-        self.finite("step(x)", own)
-        if self.candidate is None:
-            return own
-        x, given, own = (z.to(self.wide) for z in (self.x, self.candidate, own))
-        gap, length, size = (z.norm() for z in (own - given, x - given, x))
-        if bool(gap > 0.05 * length + 32 * torch.finfo(self.x.dtype).eps * size):
-            raise InputError(
-                f"step(x) is not the candidate: it is {float(gap / length):.2g} of the step's length away. Make the function "
-                "from the solver's state before the step (a deep copy, where a step changes it), or give candidate=None"
-            )
-        return self.candidate
-
-    def by_tweedie(self, candidate: Tensor, gather: Gather) -> Divergence:
-        """E[∇·u] from the denoised value."""
-        if self.denoised is None:
-            raise self.lacks("denoised=D, the denoised value that the step starts from")
-        x, t, denoised = (z.to(self.wide) for z in (self.x, candidate, self.denoised))
-        return by_tweedie(x - t, x - self.alpha * denoised, x.new_full((), float(self.sigma) ** 2), gather)
-
-    def of_linear_part(self) -> Divergence:
-        """(1−a) d."""
-        if self.linear is None:
-            rows = "σ'/σ for Euler, DDIM, Heun, DPM-Solver++ and UniPC"
-            raise self.lacks(f"linear=a, ∂T/∂x with the network's outputs held fixed ({rows})")
-        div = torch.full((), (1 - float(self.linear)) * self.x[0].numel(), dtype=self.wide, device=self.x.device)
-        return Divergence(div, torch.zeros_like(div))
-
-    def lacks(self, what: str) -> InputError:
-        """The error for a part that the mode needs."""
-        return InputError(f"mode={self.mode!r} at σ/α = {self.level:g} needs what was not given: pass {what}")
-
-
-def _number(name: str, value: Scalar) -> float:
-    """One finite number, on the host."""
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise InputError(f"{name} of shape {tuple(value.shape)}: need one number, since the whole batch has one γ")
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name}={value!r}: need one number") from error
-    require(math.isfinite(number), "need a finite number", **{name: number})
-    return number
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +148,7 @@ class SteinDiff(nn.Module):
             SteindiffError: no derivative reaches the step, or the step is being differentiated. A DerivativeWarning says where
                 one reaches the step, but seems not to reach its network.
         """
-        given = _Given(x, candidate, alpha, sigma, step, denoised, linear, self.rule.mode, self._lend)
+        given = Given(x, candidate, alpha, sigma, step, denoised, linear, self.rule.mode, self._lend)
         return self._solve(given, self.index if index is None else index).decision.gamma
 
     def forward(
@@ -284,7 +167,7 @@ class SteinDiff(nn.Module):
 
         Arguments and errors are those of `compute_optimal_gamma`.
         """
-        given = _Given(x, candidate, alpha, sigma, step, denoised, linear, self.rule.mode, self._lend)
+        given = Given(x, candidate, alpha, sigma, step, denoised, linear, self.rule.mode, self._lend)
         at = self.index if index is None else index
         found = self._solve(given, at)
         self._trace.put(at, given.level, math.nan, found.note)
@@ -311,7 +194,7 @@ class SteinDiff(nn.Module):
         """The rule, and the estimator where it is used."""
         return f"{self.rule}, {self.estimator}" if self.rule.mode in ("full", "adaptive") else f"{self.rule}"
 
-    def _solve(self, given: _Given, index: int) -> _Found:
+    def _solve(self, given: Given, index: int) -> _Found:
         """Eq. 11 from the moments of the step, in float64 where the device has it."""
         x, need, numbers = given.x, self.rule.need(given.level), dict[str, Tensor]()
         candidate, div = self._divergence(given, need, index)
@@ -326,14 +209,14 @@ class SteinDiff(nn.Module):
         note = Note(decision.reason, {name: value.detach() for name, value in numbers.items()})
         return _Found(candidate, decision, note)
 
-    def _divergence(self, given: _Given, need: Need, index: int) -> tuple[Tensor, Divergence]:
+    def _divergence(self, given: Given, need: Need, index: int) -> tuple[Tensor, Divergence]:
         """The candidate and E[∇·u]."""
         if need is Need.FULL:
             return self._estimated(given, index)
         candidate = given.evaluated()
         return candidate, given.by_tweedie(candidate, self.gather) if need is Need.TWEEDIE else given.of_linear_part()
 
-    def _estimated(self, given: _Given, index: int) -> tuple[Tensor, Divergence]:
+    def _estimated(self, given: Given, index: int) -> tuple[Tensor, Divergence]:
         """The candidate and E[∇·u] by the estimator, in one evaluation of the step where no candidate is given."""
         step = given.step
         if step is None:
