@@ -1,15 +1,13 @@
 """Our solvers as a scheduler of diffusers: `pipe.scheduler = SteindiffScheduler.from_config(pipe.scheduler.config)`.
 
 A pipeline calls its network at `timesteps`, in order, and hands each output to `step`, which returns the latents that the
-network shall see next. Inside, a run of one of our solvers is fed (`push.Fed`): in VE coordinates, in float32 or better.
-Latents are α y, at the level that the network is told; those of the last step are y itself, the estimate of the data.
+network shall see next. Here is what pipelines look at and call; the run itself is in `running`.
 """
 
 import logging
 import math
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,22 +18,20 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
-from steindiff.errors import InputError, NonFiniteError, StateWarning, require
+from steindiff.errors import InputError, require
 from steindiff.integrations.diffusers import plan as planning
 from steindiff.integrations.diffusers.beside import found_in
 from steindiff.integrations.diffusers.config import read
 from steindiff.integrations.diffusers.fields import OWN
 from steindiff.integrations.diffusers.plan import Levels, Options, Plan, Shift
-from steindiff.push import Fed
+from steindiff.integrations.diffusers.running import Running
 from steindiff.sampling import Generators
-from steindiff.schedules import DiscreteBetas, RectifiedFlow, Schedule
+from steindiff.schedules import DiscreteBetas, RectifiedFlow
 
 logger = logging.getLogger(__name__)
 _OPTIONS = frozenset(field.name for field in fields(Options))
 _SAME = 1e-4
 """How far a time may be, relatively, from the one that is meant."""
-_LARGE = 4.0
-"""How far from one, as a factor, the root mean square of the first latents may be."""
 _ADVICE = (
     "steindiff.integrations.diffusers.calibrate(pipe, ...) makes a table for this network, which table=tables_beside(pipe) "
     "then takes"
@@ -55,34 +51,6 @@ class SteindiffOutput(BaseOutput):
 
     prev_sample: Tensor
     pred_original_sample: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class _About:
-    """What the denoiser behind a pipeline says of itself."""
-
-    schedule: Schedule
-
-
-@dataclass(frozen=True, eq=False)
-class _Running:
-    """A run under way: its plan, which may be the rest of another from the evaluation `begin`, and the levels on the device."""
-
-    plan: Plan
-    begin: int
-    run: Fed
-    levels: tuple[Tensor, ...]
-    dtype: torch.dtype
-
-    def changed(self, sample: Tensor, index: int) -> Fed:
-        """The run with the state moved by what the pipeline has changed in the latents; bitwise the same where nothing."""
-        point = self.run.query
-        if point is None or sample.shape != point.x.shape:
-            was = None if point is None else tuple(point.x.shape)
-            raise InputError(f"latents of shape {tuple(sample.shape)} at evaluation {index}, and {was} before: they must agree")
-        alpha = self.plan.alphas[index - self.begin]
-        left = (alpha * point.x).to(self.dtype)
-        return self.run.moved((sample.to(point.x) - left.to(point.x)) / alpha)
 
 
 class SteindiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # as every scheduler of diffusers
@@ -115,7 +83,7 @@ class SteindiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
         self.num_inference_steps: int | None = None
         self.plan: Plan | None = None
         self.beside: str | None = None
-        self._running: _Running | None = None
+        self._running: Running | None = None
         self._begin_index: int | None = None
         self._step_index: int | None = None
         ends = (math.log10(self.convention.sigma_max), math.log10(self.convention.sigma_min))
@@ -248,21 +216,12 @@ class SteindiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
         """
         require(not eta, "these solvers draw no noise: leave eta at 0, or take solver='restart' for a stochastic one", eta=eta)
         index = self._index(timestep)
-        if self._running is None:
-            here = self._start(index, sample, generator)
+        if self._running is not None:
+            here = self._running.changed(sample, index)
         else:
-            here = replace(self._running, run=self._running.changed(sample, index))
-        place, point = index - here.begin, here.run.query
-        assert point is not None  # the run is not over
-        denoised = self.convention.denoiser(lambda x, t: model_output)(point.x, here.levels[place])
-        run = here.run.told(denoised)
-        latents = run.x if run.query is None else here.plan.alphas[place + 1] * run.query.x
-        if run.query is None and not bool(torch.isfinite(latents).all()):
-            raise NonFiniteError(
-                "the run has ended in NaN or infinity: check the network's dtype (float16 overflows), its autoencoder, and "
-                f"whether the correction is bounded ({here.plan.correction})"
-            )
-        self._running, self._step_index = replace(here, run=run, dtype=model_output.dtype), index + 1
+            here = Running.start(self._from(index), index, sample, self.convention.schedule, generator)
+        self._running, latents, denoised = here.told(model_output, index, self.convention)
+        self._step_index = index + 1
         found = latents.to(model_output.dtype), denoised.to(model_output.dtype)
         return SteindiffOutput(*found) if return_dict else found
 
@@ -329,22 +288,10 @@ class SteindiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
             )
         return index
 
-    def _start(self, index: int, sample: Tensor, generator: Generators) -> _Running:
-        """The run from this evaluation on."""
+    def _from(self, index: int) -> Plan:
+        """The plan from this evaluation on."""
         assert self.plan is not None  # set_timesteps has been called
-        plan = self.plan if index == 0 else planning.after(self.plan, index, self.options, self.convention)
-        if plan.event not in (None, tuple(sample.shape[1:])):
-            raise InputError(
-                f"latents of shape {tuple(sample.shape[1:])}, and the table was calibrated for {plan.event}: calibrate one for "
-                "this size, or take solver='universal' without a table"
-            )
-        wide = torch.float32 if sample.device.type == "mps" else torch.float64
-        first = sample.to(torch.promote_types(sample.dtype, torch.float32))
-        _check_size(float(first.square().mean().sqrt()))
-        x = plan.gain * first
-        run = Fed.start(plan.corrected, x, plan.sigmas.to(sample.device, wide), _About(self.convention.schedule), generator)
-        told = torch.tensor(plan.told, dtype=wide).to(sample.device)
-        return _Running(plan, index, run, told.unbind(), sample.dtype)
+        return self.plan if index == 0 else planning.after(self.plan, index, self.options, self.convention)
 
     def _usual(self, values: Sequence[float]) -> bool:
         """Whether these are the times that pipelines of flows give for a number of evaluations."""
@@ -368,17 +315,6 @@ class SteindiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
                 f"steindiff: auto takes the {plan.solver}, for sigma_data={said.sigma_data:g} and guidance_scale="
                 f"{said.guidance:g}{guided}. {advice}"
             )
-
-
-def _check_size(rms: float) -> None:
-    """Warn where the first latents are of another scale: those of some schedulers of diffusers are x* + σ ε."""
-    if rms > _LARGE or rms < 1 / _LARGE:
-        warnings.warn(
-            f"the first latents have a root mean square of {rms:.3g}, where about 1 is expected: give normal noise times "
-            "scheduler.init_noise_sigma, or what scheduler.add_noise returns",
-            StateWarning,
-            stacklevel=4,
-        )
 
 
 @cache
