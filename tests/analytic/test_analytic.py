@@ -383,6 +383,44 @@ def test_integrator_has_order_six() -> None:
     assert [sum(row) for row in integrate_module.STAGES] == pytest.approx(integrate_module.NODES)
 
 
+def test_the_integrator_towards_the_data_has_order_five() -> None:
+    model = dense()
+    _, x = noised(model, 8, 5.0)
+    velocity, evaluated = model._velocity(), list[float]()
+
+    def counted(y: Tensor, sigma: float) -> Tensor:
+        evaluated.append(sigma)
+        return velocity(y, sigma)
+
+    y, a, b = x - model.mean, math.log(5.0), math.log(0.3)
+    reference = integrate_module.runge_kutta(velocity, y, a, b, 512)
+    errors = [float((integrate_module.adams(counted, y, a, b, n) - reference).norm()) for n in (64, 128)]
+    assert 4.5 < math.log2(errors[0] / errors[1]) < 6.5
+    assert len(evaluated) == sum(3 * 7 + 1 + n - 3 for n in (64, 128))
+
+
+@pytest.mark.parametrize("h", [-0.33, -0.01, 0.5])
+def test_adams_weights_integrate_polynomials(h: float) -> None:
+    """∫₀ʰ eʰ⁻ˢ (s/h)³ ds by the trapezoidal rule on a fine grid."""
+    nodes = (*integrate_module.EARLIER, 1.0)
+    s = torch.linspace(0, h, 100_001, dtype=F64)
+    expected = torch.trapezoid((h - s).exp() * (s / h) ** 3, s)
+    found = sum(w * c**3 for w, c in zip(integrate_module.adams_weights(h, nodes), nodes, strict=True))
+    assert found == pytest.approx(float(expected), rel=1e-8)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_an_adams_run_of_few_steps_is_a_run_too(steps: int) -> None:
+    """Up to three steps it is Butcher's method, and the fourth is the first that extrapolates."""
+    model = dense()
+    _, x = noised(model, 8, 1.0)
+    velocity, y, a, b = model._velocity(), x - model.mean, 0.0, -0.05 * steps
+    exact = integrate_module.runge_kutta(velocity, y, a, b, 64)
+    found = integrate_module.adams(velocity, y, a, b, steps)
+    assert float((found - exact).abs().max()) < 1e-6
+    assert torch.equal(found, integrate_module.runge_kutta(velocity, y, a, b, steps)) == (steps < 4)
+
+
 @pytest.mark.parametrize("tol", [1e-3, 1e-6])
 def test_flow_error_is_honest(tol: float) -> None:
     """Against a tight reference: the estimate is above the true error up to a factor two, and under tol."""
@@ -395,7 +433,7 @@ def test_flow_error_is_honest(tol: float) -> None:
     assert true <= 2 * result.error
     assert result.error <= tol
     assert result.errors.shape == (32,)
-    assert result.steps in (32, 64, 128, 256)
+    assert result.steps in (64, 128, 256, 512, 1024)
 
 
 def test_flow_is_the_samples_own() -> None:
@@ -427,10 +465,10 @@ def test_flow_states_what_it_could_not_reach() -> None:
     assert stalled.steps < 2048  # the rounding floor is recognised long before max_steps
     with pytest.raises(InputError, match=r"flow reached an RMS error of .*raise tol"):
         model.flow(x, 80.0, 0.002, tol=1e-9)
-    limited = dense().to(F64).flow_with_error(x.double(), 80.0, 0.002, tol=1e-12, max_steps=40)
-    assert limited.steps == 32
+    limited = dense().to(F64).flow_with_error(x.double(), 80.0, 0.002, tol=1e-12, max_steps=80)
+    assert limited.steps == 64
     assert limited.error > 1e-12
-    with pytest.raises(InputError, match="max_steps = 5: an error estimate from here needs at least 32"):
+    with pytest.raises(InputError, match="max_steps = 5: an error estimate from here needs at least 64"):
         model.flow_with_error(x, 80.0, 0.002, max_steps=5)
 
 

@@ -53,6 +53,20 @@ def test_embedded_models_denoise_better_than_doing_nothing():
     assert float((denoised - clean).square().mean()) < 0.35 * float((noisy - clean).square().mean())
 
 
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
+def test_kernels_have_their_channels_side_by_side_and_images_do_not(name):
+    """The layout is one of time alone: the numbers agree to rounding, and D lies as x does."""
+    model = models.load(name)
+    kernels = [p for p in model.denoiser.parameters() if p.ndim == 4 and min(p.shape) > 1]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+    x = torch.randn(3, *model.event_shape, generator=torch.Generator().manual_seed(0))
+    found = model.denoiser(x, torch.tensor(0.5))
+    assert found.is_contiguous()
+    plain = model.denoiser.to(memory_format=torch.contiguous_format)
+    assert not any(p.is_contiguous(memory_format=torch.channels_last) for p in kernels if p.shape[-1] > 1)
+    torch.testing.assert_close(found, plain(x, torch.tensor(0.5)), rtol=1e-4, atol=1e-5)
+
+
 def test_unknown_names_suggest(tmp_path):
     with pytest.raises(InputError, match="did you mean 'digits'"):
         models.load("digit")

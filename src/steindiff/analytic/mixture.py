@@ -208,7 +208,7 @@ class ExactModel:
     def flow_with_error(self, x: Tensor, sigma_from: float, sigma_to: float, tol: float = 1e-6, max_steps: int = 2048) -> Flow:
         """`flow` with its estimated error, sample by sample; it never raises for a missed tolerance.
 
-        Integrates dy/d log σ = y − D by doubled sixth-order steps (`integrate`), sample by sample until each is within
+        Integrates dy/d log σ = y − D by doubled steps of high order (`integrate`), sample by sample until each is within
         tol, its error has met the dtype's rounding floor, or max_steps is reached; the error is stated in every case.
         σ = 0 is replaced by ε = min(tol, other end)/2 and its cost added to the error. A flow to 0 ends with D(y, ε):
         at most 0.3 ε off for a Gaussian of any width. A flow from 0 starts with y: ε²/(2 λ_min) off, relatively. Too few

@@ -16,7 +16,7 @@ from steindiff.io.streams import say
 def demo_command(
     outdir: ReportFolder = Path("outputs/demo"),
     nfe: Annotated[int, typer.Option(help="Every run of the correction spends this many network evaluations.", min=2)] = 5,
-    samples: Annotated[int, typer.Option(help="Images in a run; more of them give smaller standard errors.", min=64)] = 256,
+    samples: Annotated[int, typer.Option(help="Images in a run; more of them give smaller standard errors.", min=64)] = 192,
     seed: Annotated[int, typer.Option(help="Image i comes from this seed plus i.", min=0)] = 0,
 ) -> None:
     """Compare the universal solver with plain ones, and corrected solvers with plain ones, on the embedded models.

@@ -80,8 +80,15 @@ def _edm_unet(
     if len(event_shape) != 3 or event_shape[0] != c or any(n % 2**halvings for n in event_shape[1:]):
         raise ValueError(f"images of shape {event_shape} for a network of {c} channels that halves them {halvings} times")
     network = EDMPrecond(unfilled(lambda: UNet(config)), float(info["sigma_data"]))
-    network.load_state_dict({name: tensor.to(device, dtype) for name, tensor in tensors.items()}, assign=True)
+    own = {name: _laid(tensor.to(device, dtype)) for name, tensor in tensors.items()}
+    network.load_state_dict(own, assign=True)
     return Built(network.eval().requires_grad_(False), config.num_classes, config.null_class)
+
+
+def _laid(tensor: Tensor) -> Tensor:
+    """A parameter; on the CPU a kernel has its channels side by side, which takes a wide network's convolution less time."""
+    kernel = tensor.ndim == 4 and tensor.device.type == "cpu"
+    return tensor.contiguous(memory_format=torch.channels_last) if kernel else tensor
 
 
 def _edm_network(

@@ -90,7 +90,7 @@ def _exact(bed: Testbed, exact: ExactModel, seeds: Sequence[int], law: bool) -> 
     steps = int(processes.gather(torch.tensor([part.steps])).max())
     flow = Flow.of(processes.gather(part.x), processes.gather(part.errors), steps)
     here, n, error = exact.to(device="cpu"), len(seeds), float(flow.error)
-    how = f"flow by up to {steps} Runge–Kutta steps of order six, off by about {error:.1e} RMS"
+    how = f"flow by up to {steps} Adams steps of order five, off by about {error:.1e} RMS"
     if not law:
         none = flow.x[:0].cpu()
         return References(flow.x.cpu(), none, none, how, error)
