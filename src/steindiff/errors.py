@@ -23,6 +23,10 @@ class ModelFileError(SteindiffError, ValueError):
     """A model file is missing, truncated, corrupted or not one of ours."""
 
 
+class AccessError(SteindiffError):
+    """The system does not let this user, or this process, read a file, which need not be damaged."""
+
+
 class NonFiniteError(SteindiffError, ArithmeticError):
     """A network output or a state became NaN or infinite; names the step and the noise level."""
 

@@ -1,4 +1,4 @@
-"""An interrupt while the command's libraries are imported: real processes, one line, no traceback."""
+"""An interrupt or too little of the machine, while libraries are imported and later: real processes, one line, no traceback."""
 
 import signal
 import subprocess
@@ -44,6 +44,37 @@ def test_one_line_and_the_code_of_an_interrupt(tmp_path, how):
 def test_a_program_that_imports_the_package_gets_its_exception():
     program = "try:\n    import steindiff\nexcept BaseException as error:\n    print('mine')\n"
     assert _interrupted(["-c", program])[:2] == (0, "mine\n")
+
+
+def _limited(limit, *arguments, program=("-m", "steindiff")):
+    """Exit code and standard error under a limit of the shell."""
+    line = ["sh", "-c", f'ulimit {limit} && exec "$@"', "sh", sys.executable, *program, *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems set no bound on a process's memory")
+def test_too_little_memory_for_the_libraries_is_one_line():
+    code, error = _limited("-v 100000", "--version")
+    assert code == 2
+    assert error.startswith("error: a library cannot be loaded (")
+    assert error.endswith("): give the process more memory (ulimit -v, ulimit -n)\n")
+    assert len(error.splitlines()) == 1
+    code, error = _limited("-v 100000", program=("-c", "import steindiff"))
+    assert (code, error.startswith("Traceback")) == (1, True)
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="how many files an import needs at once is Linux's")
+def test_too_few_open_files_are_one_line_and_the_run_goes_on(tmp_path):
+    command = ["sample", "--model", "digits", "--solver", "ddim", "--nfe", "1", "--seeds", "0-3", "--outdir", tmp_path / "run"]
+    code, error = _limited("-n 6", *command)
+    assert code == 2, error
+    last = error.replace("\r", "\n").splitlines()[-1]
+    assert last.startswith("error: ")
+    assert last.endswith("; let this process open more files (ulimit -n)")
+    assert "Traceback" not in error
+    assert _limited("-n 32", *command)[0] == 0
+    assert (tmp_path / "run" / "run.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from steindiff.errors import InputError
+from steindiff.errors import AccessError, InputError
 from steindiff.io import folders, processes
 from steindiff.io.files import plain, read_tensors
 from steindiff.io.names import file_name
@@ -58,7 +58,7 @@ def _is_ours(path: Path) -> bool:
         return folders.is_half(path) or path.name == folders.LOCK  # which a kill has left
     try:
         read_tensors(path)
-    except ValueError:
+    except (ValueError, AccessError):
         return False
     return True
 

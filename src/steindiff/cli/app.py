@@ -20,6 +20,7 @@ from steindiff.cli.options import Threads, use_threads
 from steindiff.errors import SteindiffError
 from steindiff.io.files import installed_version
 from steindiff.io.memory import memory_lacks
+from steindiff.io.refusals import remedy
 from steindiff.io.streams import guarded, one_line, say
 
 TRACEBACK: Final = "STEINDIFF_TRACEBACK"
@@ -114,10 +115,12 @@ def _run() -> int | str | None:
     except SteindiffError as error:
         return _failed(str(error), 2)
     except OSError as error:
-        return _failed(f"{error}: name another file or folder, or change its permissions", 2)
+        return _failed(f"{error}: {remedy(error) or 'name another file or folder, or change its permissions'}", 2)
     except Exception as error:  # the last net: a user never meets a traceback, unless asked for
         if memory_lacks(error):
             return _failed(f"memory does not suffice ({error}): take a smaller --batch, or less of what grows with it", 2)
+        if helps := remedy(error):
+            return _failed(f"{error}: {helps}", 2)
         if os.environ.get(TRACEBACK):
             raise
         return _failed(f"{type(error).__name__}: {error}: this is a fault in steindiff; {TRACEBACK}=1 shows where", 3)

@@ -5,10 +5,11 @@ import json
 import os
 import platform
 import secrets
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 from steindiff.errors import InputError
 from steindiff.io import digests, jsons
 from steindiff.io.digests import sha256 as sha256
+from steindiff.io.refusals import reading, remedy
 
 HALF: Final = ".steindiff-half"
 """What the name of a file has until it is whole: `folders.sweep` knows by it what a kill has left."""
@@ -45,14 +47,19 @@ def atomic(path: str | Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         free = target.with_name(f".{target.stem[:40]}-{secrets.token_hex(4)}{HALF}{target.suffix}")
-        os.close(os.open(free, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        number = os.open(free, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        mode = stat.S_IMODE(os.fstat(number).st_mode)
+        os.close(number)
         temporary = free
         yield temporary
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:  # safetensors makes a file of its own, which others may not read
+            with suppress(OSError):
+                os.chmod(temporary, mode)
         os.replace(temporary, target)
     except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         reason = getattr(error, "strerror", None) or error
-        remedy = "name another file" if os.path.isdir(target) else "free space or choose another folder"
-        raise InputError(f"cannot write {target}: {reason}; {remedy}") from error
+        helps = "name another file" if os.path.isdir(target) else remedy(error) or "free space or choose another folder"
+        raise InputError(f"cannot write {target}: {reason}; {helps}") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -65,9 +72,15 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file. Raises OSError or ValueError where there is none, on a disk and of a JSON's size."""
-    digests.size_of(path, "json_bytes")
-    return Path(path).read_text(encoding="utf-8")
+    """The text of a UTF-8 file.
+
+    Raises:
+        OSError, ValueError: there is none on a disk and of a JSON's size.
+        AccessError: it may not be read.
+    """
+    with reading(path):
+        digests.size_of(path, "json_bytes")
+        return Path(path).read_text(encoding="utf-8")
 
 
 def write_json(path: str | Path, value: Any, seal: bool = False) -> None:
@@ -81,10 +94,12 @@ def read_json(path: str | Path) -> Any:
 
     Raises:
         ValueError: there is no such file, it is not JSON, its seal is not that of its entries, or it is beyond a limit.
+        AccessError: it may not be read.
     """
     try:
-        digests.size_of(path, "json_bytes")
-        return jsons.unsealed(jsons.parse(Path(path).read_bytes()))
+        with reading(path):
+            digests.size_of(path, "json_bytes")
+            return jsons.unsealed(jsons.parse(Path(path).read_bytes()))
     except OSError as error:
         raise ValueError(str(error)) from error
 
@@ -106,13 +121,14 @@ def read_tensors(path: str | Path, *names: str) -> tuple[dict[str, Any], list[Te
 
     Raises:
         ValueError: there is no such file, it is damaged, too large or another program's, or it lacks a name.
+        AccessError: it may not be read.
     """
     about, found = _read(path, names)
     return about, [found[name] for name in names]
 
 
 def read_all(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What `write_tensors` wrote: `about`, and all tensors by name. Raises ValueError as `read_tensors`."""
+    """What `write_tensors` wrote: `about`, and all tensors by name. Raises as `read_tensors`."""
     return _read(path, None)
 
 
@@ -122,11 +138,12 @@ class NoDescription(ValueError):
 
 def _read(path: str | Path, names: Sequence[str] | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
-        digests.check_size(path)
-        with safe_open(path, framework="pt") as file:
-            seal, about = jsons.apart(_described(file.metadata() or {}))
-            digests.check_seal(path, seal)
-            return about, {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
+        with reading(path):
+            digests.check_size(path)
+            with safe_open(path, framework="pt") as file:
+                seal, about = jsons.apart(_described(file.metadata() or {}))
+                digests.check_seal(path, seal)
+                return about, {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
     except (SafetensorError, OSError, KeyError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
@@ -152,7 +169,7 @@ def writable_folder(path: str | Path) -> Path:
     except (OSError, ValueError) as error:  # a path with a zero in it is a ValueError
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot make the folder {folder}: {reason}; choose another folder") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise InputError(f"the folder {folder} is not writable: change its permissions or choose another folder")
     return folder
 

@@ -1,7 +1,8 @@
 """Zip and tar archives and .npz files of unknown origin: what is unpacked is counted, and nothing is written to disk.
 
-Sizes that an archive states are compared with the limits before anything is read, and what comes is counted while it is read. A
-member is named as the archive names it; the name is never a path here. Links, devices and sparse files are refused or skipped.
+An archive states sizes. They are compared with the limits before anything is read, and the bytes are counted while they are
+read. A member has the name that the archive gives it; no file is opened or written by that name. Links and devices are skipped,
+and sparse files are refused.
 """
 
 import bz2
@@ -10,6 +11,7 @@ import lzma
 import math
 import struct
 import tarfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +23,7 @@ import numpy as np
 
 from steindiff.errors import InputError
 from steindiff.io import limits
+from steindiff.io.refusals import reading
 
 DAMAGED: Final = (
     OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, struct.error, IndexError,
@@ -28,8 +31,12 @@ DAMAGED: Final = (
 )  # fmt: skip
 """What Python's readers raise for an archive that is damaged."""
 _METHODS: Final = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
-"""How members of a zip archive may be packed: of what is packed otherwise, zipfile unpacks without a bound."""
-_ENTRY, _END, _MANY = 46, b"PK\x05\x06", 0xFFFF
+"""The ways to pack a member of a zip archive that are read here. Of the others, zipfile unpacks without a bound."""
+_ENTRY, _MANY = 46, 0xFFFF
+"""The least bytes of a member in the list of members, and the count that stands for "so many or more"."""
+_END, _LOCATOR, _LARGE = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
+"""How three records begin: the one at the end of a zip archive, and the two in front of it that a large archive has."""
+_END_SIZE, _LOCATOR_SIZE, _LARGE_SIZE = 22, 20, 56
 _OPEN: Final[dict[str, Callable[..., Any]]] = {
     ".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".tar": open,
 }  # fmt: skip
@@ -40,9 +47,11 @@ def members(place: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, b
 
     Raises:
         InputError: it is damaged, encrypted, packed in an unknown way, or unpacks to more than a limit.
+        AccessError: it may not be read.
     """
     try:
-        yield from (_zipped if place.suffix.lower() == ".zip" else _tarred)(place, wanted)
+        with reading(place):
+            yield from (_zipped if place.suffix.lower() == ".zip" else _tarred)(place, wanted)
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
     except DAMAGED as error:
@@ -58,7 +67,7 @@ def _zipped(place: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, b
             limits.within("image_bytes", info.file_size, f"{info.filename} unpacks to bytes:")
             total = limits.within("archive_bytes", total + info.file_size, "it unpacks to bytes:")
             with member(archive, info) as stream:
-                yield info.filename, stream.read(info.file_size)  # without a number it unpacks gigabytes before it compares
+                yield info.filename, stream.read(info.file_size)  # read() would unpack all that comes, and then compare
 
 
 def _tarred(place: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
@@ -80,7 +89,10 @@ def _tarred(place: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, b
 
 
 class _Counted:
-    """A stream that is read to a limit, all in all and at once: tarfile believes the sizes of long names and headers."""
+    """A stream with a limit on what is read at once, and on all that is read.
+
+    It is needed as tarfile believes the sizes that an archive states for long names and headers.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._furthest = file, 0
@@ -93,18 +105,18 @@ class _Counted:
         return data
 
     def seek(self, place: int, whence: int = 0) -> int:
-        """Go to a place, as far as the limit."""
+        """Go to a place, which must be within the limit."""
         limits.within("archive_bytes", place, "it unpacks to bytes:")
         return self._file.seek(place, whence)
 
     def tell(self) -> int:
-        """The place."""
+        """The place where the next bytes are read."""
         return self._file.tell()
 
 
 @contextmanager
 def opened_zip(place: str | Path) -> Iterator[zipfile.ZipFile]:
-    """A zip archive whose members are few enough. Raises InputError where they are not, and as `zipfile`."""
+    """A zip archive whose members are few enough. Raises InputError where they are not, and what `zipfile` raises."""
     with open(place, "rb") as file:
         room, stated = _directory(file)
         limits.within("archive_members", room // _ENTRY, "the room for its list of members is that for")
@@ -116,22 +128,30 @@ def opened_zip(place: str | Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _directory(file: BinaryIO) -> tuple[int, int]:
-    """Bytes and entries of the list of members, from the record at the end of the file, before the list is read."""
+    """How many bytes the list of members has, and how many members, as the records at the end state before the list is read.
+
+    The records are those that `zipfile` goes by: where a large archive has its own, it counts, whatever the last record says.
+    """
     size = file.seek(0, 2)
-    start = max(0, size - (1 << 16) - 22)
-    file.seek(start)
+    file.seek(max(0, size - (1 << 16) - _END_SIZE - _LOCATOR_SIZE - _LARGE_SIZE))
     tail = file.read()
     file.seek(0)
-    end = tail.rfind(_END)
-    if end < 0 or end + 16 > len(tail):
+    bare = len(tail) - _END_SIZE
+    without_comment = bare >= 0 and tail.startswith(_END, bare) and tail.endswith(bytes(2))
+    end = bare if without_comment else tail.rfind(_END)
+    if end < 0 or end > bare:
         return 0, _MANY  # zipfile says that this is no archive
-    entries, room = struct.unpack_from("<HL", tail, end + 10)
-    return int(size if room == 0xFFFFFFFF else room), int(entries)
+    large = end - _LOCATOR_SIZE - _LARGE_SIZE
+    if large >= 0 and tail.startswith(_LOCATOR, end - _LOCATOR_SIZE) and tail.startswith(_LARGE, large):
+        entries, room = struct.unpack_from("<QQ", tail, large + 32)
+    else:
+        entries, room = struct.unpack_from("<HL", tail, end + 10)
+    return int(room), int(entries)
 
 
 @contextmanager
 def member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[Any]:
-    """An open member. Raises InputError for one that is encrypted or packed in a way that is unknown here."""
+    """An open member. Raises InputError for one that is encrypted, or packed in another way than the two that are read here."""
     if info.flag_bits & 1:
         raise InputError(f"{info.filename} is encrypted: unpack the archive with its password, and name the folder")
     if info.compress_type not in _METHODS:
@@ -148,9 +168,10 @@ def read_npz(place: str | Path, names: Sequence[str], limit: str = "dataset_byte
 
     Raises:
         InputError: it is damaged, holds objects, or an array that has more bytes than the limit of this name.
+        AccessError: it may not be read.
     """
     try:
-        with opened_zip(place) as archive:
+        with reading(place), opened_zip(place) as archive:
             infos = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             return {name: _array(archive, infos[name], limit) for name in names if name in infos}
     except InputError as error:
@@ -160,10 +181,12 @@ def read_npz(place: str | Path, names: Sequence[str], limit: str = "dataset_byte
 
 
 def names_of(place: str | Path) -> list[str]:
-    """The names of the arrays of an .npz file. Raises InputError as `read_npz`."""
+    """The names of the arrays of an .npz file. Raises as `read_npz`."""
     try:
-        with opened_zip(place) as archive:
+        with reading(place), opened_zip(place) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
     except DAMAGED as error:
         raise InputError(f"{place} is not a readable .npz file ({error}): copy or make it again") from error
 
@@ -175,8 +198,7 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: str) -> np.nd
         version = np.lib.format.read_magic(stream)
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"{info.filename} has format {version}, need 1.0 or 2.0")
-        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = reader(stream)
+        shape, fortran, dtype = _array_header(stream, version)
         need = math.prod(shape) * dtype.itemsize
         if dtype.kind not in "biufcU" or not dtype.itemsize or min((0, *shape)) < 0 or need > info.file_size:
             raise ValueError(f"{info.filename} is said to hold {dtype} of shape {shape} in {info.file_size:,} bytes")
@@ -187,8 +209,17 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: str) -> np.nd
     return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
 
 
+def _array_header(stream: Any, version: tuple[int, int]) -> tuple[tuple[int, ...], bool, "np.dtype[Any]"]:
+    """Shape, order and type of an array. Raises ValueError, whatever numpy's reader raises for a header of any text."""
+    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    try:
+        return reader(stream)
+    except (SyntaxError, tokenize.TokenError, RecursionError) as error:
+        raise ValueError(f"its header is no description of an array: {error}") from error
+
+
 def _fill(stream: Any, room: memoryview) -> int:
-    """Read until the room is full, or the stream ends; how many bytes came."""
+    """Read until the room is full or the stream ends, and return how many bytes came."""
     got = 0
     while got < len(room) and (count := stream.readinto(room[got : got + (1 << 20)])):
         got += count

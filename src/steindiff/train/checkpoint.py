@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from steindiff.errors import InputError
+from steindiff.errors import AccessError, InputError
 from steindiff.io import digests, packed
 from steindiff.io.files import atomic
 from steindiff.io.jsons import SEAL
+from steindiff.io.refusals import reading
 
 FORMAT = 1
 _LATER: dict[str, dict[str, Any]] = {"recipe": {"label_dropout": 0.0}, "unet": {"null_class": False}}
@@ -80,7 +81,7 @@ def _read(path: Path) -> Checkpoint:
             raise ValueError("damaged: its digest differs from that of what it holds")
         held["identity"] |= {key: {**missing, **held["identity"].get(key, {})} for key, missing in _LATER.items()}
         return _checked(Checkpoint(**held))
-    except _OtherVersion:
+    except (_OtherVersion, AccessError):
         raise
     except Exception as error:  # what torch raises for a file of any kind is not documented
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -96,7 +97,7 @@ class _OtherVersion(InputError):
 def _loaded(path: Path) -> dict[str, Any]:
     """What the file holds, by torch's weights-only reader. Raises ValueError for one that unpacks to more than it has."""
     size = digests.size_of(path, "file_bytes")
-    with packed.opened_zip(path) as archive:
+    with reading(path), packed.opened_zip(path) as archive:
         unpacked = sum(info.file_size for info in archive.filelist)
         if unpacked > size:
             raise ValueError(f"it unpacks to {unpacked:,} bytes of {size:,}, where torch packs nothing")
