@@ -346,6 +346,49 @@ def test_a_budget_chooses_the_steps_and_a_resumed_run_keeps_them(tmp_path, capsy
     assert models.load(files[0]).sha256 == model.sha256  # the same weights are not written anew
 
 
+def test_overwrite_removes_the_samples_of_the_run_before_and_no_others(tmp_path):
+    """A picture of another name is no sample, and one that was changed is no longer the run's, however often one asks."""
+    changes = tuple(s for s in SETTINGS if not s.startswith("steps"))
+    plans = {steps: Plan("smoke", "digits", changes=(*changes, f"steps={steps}")) for steps in (10, 3)}
+    run_training(plans[10], tmp_path, dataclasses.replace(EAGER, report_every=2), Output("tiny"))
+    samples = tmp_path / "samples"
+    assert len(list(samples.iterdir())) == 5
+    (samples / "mine.png").write_text("mine")
+    (samples / "00000007.png").write_text("mine")
+    with pytest.raises(InputError, match=r"1 file in the way that this run has not written, or not so: samples/00000007\.png"):
+        run_training(plans[3], tmp_path, EAGER, Output("tiny"), overwrite=True)
+    (samples / "00000007.png").unlink()
+    whole = (samples / "00000010.png").read_bytes()
+    (samples / "00000010.png").write_text("mine")
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"1 file in the way that this run has not written, or not so: samples/00000010\."):
+            run_training(plans[3], tmp_path, EAGER, Output("tiny"), overwrite=True)
+    assert checkpoints.steps_of(tmp_path / CHECKPOINT) == 10
+    (samples / "00000010.png").write_bytes(whole)
+    run_training(plans[3], tmp_path, EAGER, Output("tiny"), overwrite=True)
+    assert sorted(path.name for path in samples.iterdir()) == ["00000003.png", "mine.png"]
+    assert checkpoints.steps_of(tmp_path / CHECKPOINT) == 3
+    assert len(losses(tmp_path)) == 2
+
+
+def test_overwrite_after_a_kill_removes_what_the_killed_run_has_left(tmp_path, monkeypatch):
+    """The record of the run before lists other bytes for a sample of the same name."""
+    plan = Plan("smoke", "digits", changes=(*(s for s in SETTINGS if not s.startswith("steps")), "steps=2"))
+    run_training(plan, tmp_path, EAGER, Output("tiny"))
+    sample = tmp_path / "samples" / "00000002.png"
+    with monkeypatch.context() as patch:
+        patch.setattr("steindiff.io.folders._close", lambda *_: None)  # as after kill −9
+        patch.setattr("steindiff.cli.train._train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_training(plan, tmp_path, EAGER, Output("tiny"), overwrite=True)
+    sample.write_text("half a picture")
+    later = tmp_path / "samples" / "00000009.png"
+    later.write_text("of the killed run")
+    run_training(plan, tmp_path, EAGER, Output("tiny"), overwrite=True)
+    assert not later.exists()
+    assert sample.read_bytes().startswith(b"\x89PNG")
+
+
 def test_class_conditional_training_from_folders(tmp_path):
     generator = np.random.default_rng(0)
     for name in ("cats", "dogs"):

@@ -25,7 +25,7 @@ from steindiff.cli.derive import options_of
 from steindiff.errors import MOST, InputError
 from steindiff.io import processes
 from steindiff.io.files import read_text
-from steindiff.io.folders import Claim, claimed
+from steindiff.io.folders import Claim, claimed, made
 from steindiff.io.names import checked_name, file_name
 from steindiff.io.streams import say
 from steindiff.models.datasets import ImageSet
@@ -33,6 +33,9 @@ from steindiff.models.networks import UNetConfig
 from steindiff.report.blocks import Block, Markup, Text
 from steindiff.train.plan import PRESETS, SETTINGS, Options, Plan
 from steindiff.train.recipe import Recipe
+
+_SAMPLES = tuple(f"samples/{'[0-9]' * digits}.png" for digits in (8, 9, 10))
+"""The pictures of a run: the name of each is the number of a step."""
 
 
 @options_of(Plan)
@@ -52,7 +55,7 @@ def train_command(
         float | None, typer.Option(help="Choose the number of steps from a short trial, to fill this time.", min=0.1)
     ] = None,
     session_minutes: Annotated[float, typer.Option(help="Stop after this; the same command goes on.", min=0.01)] = math.inf,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where --outdir holds a run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the run that --outdir holds, and start anew.")] = False,
     **given: Any,
 ) -> None:
     """Train a denoiser with EDM's objective; write a model file and a card that says how good it is.
@@ -110,7 +113,21 @@ def _claim(name: str) -> Claim:
         return False
 
     model = (f"{escape(name)}{end}" for end in (".safetensors", "-?????-of-?????.safetensors", ".md"))
-    return Claim("train", (loop.CHECKPOINT, loop.LOG, "samples/*.png", *model), ("samples",), begun, exact=False)
+    return Claim("train", (loop.CHECKPOINT, loop.LOG, *_SAMPLES, *model), ("samples",), begun, exact=False)
+
+
+def _remove(outdir: Path, name: str) -> None:
+    """Remove the run that a claimed folder holds: its checkpoint, log and samples. A finished model stays until the next one.
+
+    The checkpoint goes first: without it the folder holds no run that could be gone on with.
+    """
+    from steindiff.train import loop
+
+    samples = made(outdir, _claim(name), *_SAMPLES)
+    for path in (outdir / loop.CHECKPOINT, outdir / loop.LOG, *samples):
+        path.unlink(missing_ok=True)
+    with suppress(OSError):  # it is not there, or holds something else
+        (outdir / "samples").rmdir()
 
 
 def _train(
@@ -128,7 +145,7 @@ def _train(
     data, held_out = plan.load(options.progress)
     config = plan.network(data)
     if overwrite and processes.leads():
-        (outdir / loop.CHECKPOINT).unlink(missing_ok=True)
+        _remove(outdir, output.name)
     if budget_minutes is not None:
         recipe = _fit(data, config, recipe, outdir, options, budget_minutes)
     trained = loop.train(data, held_out, config, recipe, outdir, options)

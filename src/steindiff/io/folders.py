@@ -9,17 +9,19 @@ import json
 import os
 import re
 import socket
+import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from steindiff.errors import FolderWarning, InputError
+from steindiff.errors import AccessError, FolderWarning, InputError
 from steindiff.io import processes
 from steindiff.io.files import HALF, read_json, sha256, writable_folder, write_json
 from steindiff.io.names import file_name, printable
@@ -44,7 +46,8 @@ def locked(folder: str | Path, rooms: Iterable[str] = ()) -> Iterator[Path]:
     still empty.
 
     Raises:
-        InputError: another process has the folder; it cannot be made or written to.
+        InputError: another process has the folder; it cannot be made or written to; another user has left a lock's file
+            there that cannot be removed.
     """
     place = Path(folder)
     with _lock(place / LOCK, f"the folder {place}", "choose another folder") as since:
@@ -88,6 +91,7 @@ def _lock(path: Path, what: str, other: str) -> Iterator[float | None]:
 
 def _acquired(path: Path, what: str, other: str) -> FileLock | None:
     """The lock; None, with a warning, where the file system has none."""
+    refused: OSError | None = None
     for _ in range(_TRIES):
         target = writable_folder(path.parent).resolve() / path.name
         holder = _holder(target)
@@ -105,6 +109,10 @@ def _acquired(path: Path, what: str, other: str) -> FileLock | None:
             if processes.apart():
                 remedy = "this is one of several processes of a launcher, which share nothing here: start a single one"
             raise InputError(f"{what} is in use by {who}: {remedy}") from None
+        except PermissionError as error:
+            refused = error
+            _take_away(target, what, holder or "a process of another user", other, error)
+            continue
         except (NotImplementedError, UserWarning, OSError) as error:
             if isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:
                 raise InputError(f"cannot lock {what} ({error.strerror}): remove {target}, or {other}") from error
@@ -114,19 +122,71 @@ def _acquired(path: Path, what: str, other: str) -> FileLock | None:
         if lock.lock_counter == 1:
             _sign(target)
         return lock
+    if refused is not None:
+        raise InputError(f"cannot lock {what} ({refused.strerror}): change its permissions, or {other}") from refused
     raise InputError(f"{what} is taken and given back all the time by other processes: {other}")
 
 
 def _sign(path: Path) -> None:
-    """Say in the lock's file who has it. What cannot be said is no harm."""
+    """Say in the lock's file who has it. What cannot be said is no harm.
+
+    Where a group or all users may write to the folder, they may also lock it, whatever the umask is. The file is opened once
+    and not through a link: they can put something else in its place at any moment.
+    """
     who = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-    with suppress(OSError):
-        path.write_text(json.dumps(who), encoding="utf-8")
+    with suppress(OSError), open(os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)), "r+b") as file:
+        file.truncate()
+        file.write(json.dumps(who).encode())
+        about = os.fstat(file.fileno())
+        if path.parent.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH) and about.st_nlink == 1 and hasattr(os, "fchmod"):
+            os.fchmod(file.fileno(), 0o666)
+
+
+def _take_away(path: Path, what: str, holder: str, other: str, error: PermissionError) -> None:
+    """Remove the lock's file of another user whose run was killed. Raises InputError where a run has it, or where it stays."""
+    try:
+        with _locked_for_reading(path):
+            path.unlink()
+    except BlockingIOError:
+        raise InputError(f"{what} is in use by {holder}: wait until that run ends, or {other}") from error
+    except FileNotFoundError:
+        return  # it was just given back
+    except (OSError, NotImplementedError):
+        remedy = f"ask its owner to remove it once no run is there, or {other}"
+        raise InputError(f"cannot lock {what}: the user {_owner(path)} has left {path}; {remedy}") from error
+
+
+@contextmanager
+def _locked_for_reading(path: Path) -> Iterator[None]:
+    """Hold a lock whose file may be read and not written.
+
+    Raises BlockingIOError where another process has it, FileNotFoundError where its file is not there, and another OSError or
+    NotImplementedError where the system does not lock such a file.
+    """
+    try:
+        fcntl: Any = import_module("fcntl")
+    except ImportError as error:
+        raise NotImplementedError from error
+    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.fstat(number).st_nlink:  # somebody has just removed it, and the name is free, or another file's
+            raise FileNotFoundError(path)
+        yield
+    finally:
+        os.close(number)
+
+
+def _owner(path: Path) -> str:
+    """The name of the user whom a file belongs to, or the number."""
+    with suppress(OSError, KeyError, NotImplementedError, ImportError):
+        return path.owner()
+    return "unknown"
 
 
 def _holder(path: Path) -> str:
     """Who has the lock, as far as its file says."""
-    with suppress(ValueError, KeyError, TypeError):
+    with suppress(ValueError, KeyError, TypeError, AccessError):
         who = read_json(path)
         return printable(f"process {who['pid']} on {who['host']} since {who['since']}")
     return ""
@@ -167,7 +227,8 @@ def _sweep(folder: Path, since: float, *ends: str) -> None:
         if is_half(path, *ends) and path.lstat().st_mtime <= since:
             start = file_name(re.split(_HALF, path.name[1:])[0])
             if not any(name.startswith(start) for name in others):
-                path.unlink(missing_ok=True)
+                with suppress(PermissionError):  # another user's, in a folder where each removes his own
+                    path.unlink(missing_ok=True)
 
 
 def is_half(path: Path, start: str = r"\..*", end: str = r"(\.[^.]+)?") -> bool:
@@ -238,6 +299,22 @@ def begins(name: str, text: str) -> Callable[[Path], bool]:
     return known
 
 
+def made(folder: Path, claim: Claim, *patterns: str) -> set[Path]:
+    """Of the files in a claimed folder that fit these patterns, those that the command has made.
+
+    The record lists a file with its digest, or does not list it as the run that made it was killed. A file that is listed and
+    was changed since is somebody's own.
+
+    Raises:
+        InputError: there is such a changed file.
+        AccessError: the record may not be read.
+    """
+    known = _record(folder).get(claim.command, {}).get("files", {})
+    names = Claim(claim.command, patterns).present(folder)
+    refuse(folder, [name for name in names if known.get(name, "") not in ("", fingerprint(folder / name))])
+    return {folder / name for name in names}
+
+
 @contextmanager
 def claimed(folder: str | Path, claim: Claim) -> Iterator[Path]:
     """A locked folder in which no file is in the command's way but what it has written itself.
@@ -247,18 +324,19 @@ def claimed(folder: str | Path, claim: Claim) -> Iterator[Path]:
 
     Raises:
         InputError: as `locked`; files are in the way, which are listed.
+        AccessError: the record may not be read.
     """
     with locked(folder, claim.rooms) as place:
-        processes.by_first(lambda: _admit(place, claim))
+        changed = processes.by_first(lambda: _admit(place, claim))
         try:
             yield place
         finally:
             if processes.rank() == 0:
-                _close(place, claim)
+                _close(place, claim, changed or {})
 
 
-def _admit(folder: Path, claim: Claim) -> None:
-    """Refuse foreign files, and note that the command has begun."""
+def _admit(folder: Path, claim: Claim) -> dict[str, str]:
+    """Refuse foreign files, and note that the command has begun. Returns the listed files that were changed, with digests."""
     record, present = _record(folder), claim.present(folder)
     mine = record.get(claim.command)
     if mine is None:
@@ -268,7 +346,12 @@ def _admit(folder: Path, claim: Claim) -> None:
         foreign = [name for name in present if not _own(folder, name, mine, claim.exact)]
     refuse(folder, foreign)
     known = mine["files"] if mine else {}
+    listed = [name for name in present if name in known and not claim.exact]
+    changed = {name: digest for name in listed if (digest := fingerprint(folder / name)) != known[name]}
+    if mine and mine["open"]:  # the killed run may have written them anew: their digests are no evidence
+        known, changed = {name: digest for name, digest in known.items() if name not in present}, {}
     write_json(folder / RECORD, {**record, claim.command: {"open": True, "files": known}}, seal=True)
+    return changed
 
 
 def _own(folder: Path, name: str, mine: Mapping[str, Any], exact: bool) -> bool:
@@ -279,12 +362,16 @@ def _own(folder: Path, name: str, mine: Mapping[str, Any], exact: bool) -> bool:
     return bool(mine["open"]) or listed
 
 
-def _close(folder: Path, claim: Claim) -> None:
-    """Note what there is. An entry without files goes, and a record without entries."""
+def _close(folder: Path, claim: Claim, changed: Mapping[str, str]) -> None:
+    """Note what there is; of a file that somebody had changed, and that is as it was, what the record said.
+
+    An entry without files goes, and a record without entries.
+    """
     record = _record(folder)
     before: dict[str, str] = record.pop(claim.command, {}).get("files", {})  # perhaps under another name
     files = {name: digest for name, digest in before.items() if is_file(folder / name)}
     files |= {name: fingerprint(folder / name) for name in claim.present(folder) if is_file(folder / name)}
+    files |= {name: before[name] for name, digest in changed.items() if files.get(name) == digest}
     if files:
         record[claim.command] = {"open": False, "files": files}
     with suppress(InputError):  # on a full disk the entry stays open, and what there is stays the command's
@@ -295,7 +382,10 @@ def _close(folder: Path, claim: Claim) -> None:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """What commands have written here; nothing where the record is not there, or none of ours."""
+    """What commands have written here; nothing where the record is not there, or none of ours.
+
+    Raises AccessError where it may not be read: what another user's commands have written would be forgotten.
+    """
     path = folder / RECORD
     if not is_file(path):
         return {}
