@@ -238,6 +238,25 @@ def test_tars(tmp_path, name, kind, size, reason, suffix):
         load_images(path)
 
 
+@pytest.mark.parametrize(("room", "reason"), [(None, ""), (2**20, r"the room .* is that for 22,795: more than 1,000 .*")])
+def test_the_records_at_the_end_of_a_large_zip(tmp_path, monkeypatch, room, reason):
+    """As Go writes them: all is in a record of its own, and the last one says no more than that it is there."""
+    monkeypatch.setenv(limits.VARIABLE, "archive_members=1000")
+    path = _zip(tmp_path / "i.zip", "a.png", "b.png")
+    data = path.read_bytes()
+    end = data.index(b"PK\x05\x06")
+    held, place = struct.unpack_from("<LL", data, end + 12)
+    large = struct.pack("<4sQHHLLQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, 2, 2, room or held, place)
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, end, 1)
+    for last in ((0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF), (2, 2, held, place)):
+        path.write_bytes(data[:end] + large + locator + b"PK\x05\x06" + struct.pack("<4H2LH", 0, 0, *last, 0))
+        if room is None:
+            assert len(load_images(path)) == 2
+        else:
+            with pytest.raises(InputError, match=reason):
+                load_images(path)
+
+
 def _npz(path, shape, dtype="u1", data=b"\0" * 48, stated=None):
     """An .npz file of one array with this header; `stated` is the size that the list of members says."""
     buffer = io.BytesIO()
@@ -245,6 +264,20 @@ def _npz(path, shape, dtype="u1", data=b"\0" * 48, stated=None):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("arr_0.npy", buffer.getvalue() + data)
     return path if stated is None else _patched(path, 24, "<L", stated)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["{'descr': (", "(" * 300, "-" * 5000 + "1", "{[]: 1}", "{'descr': ',', 'fortran_order': False, 'shape': (2,)}", "\x00"],
+    ids=["open", "many open", "deep", "no key", "no type", "no text"],
+)
+def test_a_header_that_describes_no_array(tmp_path, header):
+    """NumPy's reader has another error for each."""
+    data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + bytes(8)
+    with zipfile.ZipFile(tmp_path / "i.npz", "w") as archive:
+        archive.writestr("arr_0.npy", data)
+    with pytest.raises(InputError, match=r"i\.npz is not a readable \.npz file of numbers .*: copy or make it again"):
+        read_npz(tmp_path / "i.npz", ["arr_0"])
 
 
 @pytest.mark.parametrize(
@@ -406,7 +439,8 @@ def test_files_of_tensors_of_absurd_sizes(tmp_path, monkeypatch):
     [
         {"n": "many"}, {"n": 2.5}, {"n": True}, {"n": None}, {"values": [1]}, {"values": {"energy": "x"}},
         {"values": {"energy": [1, 2, 3]}}, {"seconds": "long"}, {"failure": 3}, {"trace": {}}, {"cell": {"bed": "digits"}},
-        {"cell": None}, {"lengths": {"energy": "3"}}, {"kept": None}, {"spread": [1, 2]}, {"unknown": 1},
+        {"cell": None}, {"spectrum": ["x"]}, {"trace": [1]}, {"lengths": {"energy": "3"}}, {"kept": None}, {"spread": [1, 2]},
+        {"unknown": 1},
         {"kept": {"format": cells.FORMAT, "key": "key", "tensors": 5}},
     ],
     ids=repr,

@@ -138,7 +138,9 @@ def test_a_link_that_somebody_puts_into_a_stopped_run_is_not_followed(tmp_path, 
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("files", [["../theirs", "/etc/passwd", 3], {"../theirs": "00", "grid.png": 3}, "grid.png"])
+@pytest.mark.parametrize(
+    "files", [["../theirs", "/etc/passwd", 3], {"../theirs": "00", "x" * 300: "0", "a\0": "0"}, "grid.png"]
+)
 def test_a_manifest_that_names_files_elsewhere_moves_nothing(run, files):
     (run.parent / "theirs").write_text("mine")
     about = read_json(run / "run.json")

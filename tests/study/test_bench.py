@@ -1,10 +1,13 @@
 """The study: its grid, its files, its numbers and its resumption; alone and on two processes."""
 
+import copy
 import dataclasses
+import math
 import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -186,6 +189,25 @@ def test_results_survive_the_disk(tmp_path):
     names = {f.name for f in dataclasses.fields(Result)} - {"shown", "spread"}
     assert {name: getattr(again, name) for name in names} == {name: getattr(result, name) for name in names}
     assert store.read(tmp_path, cell, "abd") is None
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    sizes: tuple[int, ...]
+    numbers: list[float]
+    number: float
+    costs: dict[str, float | None]
+
+
+def test_what_is_read_has_the_types_of_what_was_kept(tmp_path):
+    """A tuple is a list in JSON, and a number that is not finite is null."""
+    for made in (Kept((1, 2), [0.5, math.nan], math.nan, {"vjp": None}), Kept((), [], math.inf, {})):
+        first = store.kept(tmp_path, "kept", {"n": len(made.sizes)}, Kept, "it is made again", partial(copy.copy, made))
+        again = store.kept(tmp_path, "kept", {"n": len(made.sizes)}, Kept, "it is made again", pytest.fail)
+        assert first.sizes == made.sizes
+        assert (again.sizes, again.costs) == (made.sizes, made.costs)
+        assert math.isnan(again.number)
+        assert [math.isfinite(x) for x in again.numbers] == [math.isfinite(x) for x in made.numbers]
 
 
 def test_no_result_is_written_through_a_link(tmp_path):

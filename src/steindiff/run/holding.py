@@ -1,9 +1,12 @@
-"""What of a folder of images is a run's own, by evidence: what its manifest lists, what its record says, and its parts.
+"""Which files of a folder of images are a run's own. The evidence is its manifest, its record, and its parts.
 
-Anything else is somebody else's, and so is whatever a link leads to: none of it is removed.
+A finished run has a manifest, run.json, which lists its files with their digests. An unfinished run has a folder `.parts`: each
+finished batch is a file there, and the record beside them says whose they are. Any other file is somebody else's, and so is
+whatever a link leads to: none of it is removed.
 """
 
 import contextlib
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 from functools import reduce
@@ -24,9 +27,13 @@ _OURS = re.compile(r"\d{6,}\.safetensors")
 
 
 def owned(folder: Path) -> set[Path]:
-    """The files of the run that a folder holds, finished or not: what run.json lists, what the record says, and the parts.
+    """The files of the run that a folder holds, finished or not, without its parts.
 
-    A file that is another than the one listed is not ours, nor is anything behind a link.
+    They are what run.json and the parts list, and what bears a name that the record says. A listed file whose digest has
+    changed is not the run's, nor is anything behind a link.
+
+    Raises:
+        AccessError: run.json, the record or a part may not be read.
     """
     record, about = _said(folder / RECORD), manifest(folder)
     names = _list(_entry(record, "removing"))
@@ -36,9 +43,10 @@ def owned(folder: Path) -> set[Path]:
     listed = [_entry(about, "files")]
     if about is not None:
         names.append(MANIFEST)
-    if about is not None and listed[0] is None:  # an earlier version, which names seeds
+    if about is not None and listed[0] is None:  # an earlier version listed no files, but seeds
         seeds = _list(_entry(about, "job", "seeds"))
-        names += [*SUMMARY, *_images(seeds, (folder / next(_images(seeds[:1], True, True), "")).is_file(), True)]
+        first = next(_images(seeds, True, True), "")  # if there were subfolders, the first image lies in one
+        names += [*SUMMARY, *_images(seeds, _holds(folder, first), True)]
     for part in _parts(folder):
         with contextlib.suppress(ValueError):
             listed.append(files.read_tensors(part)[0].get("files"))
@@ -48,7 +56,7 @@ def owned(folder: Path) -> set[Path]:
 
 
 def _images(seeds: Any, subdirs: Any, png: Any) -> Iterator[str]:
-    """The names of the PNGs of a run, as far as what is read from a file says them."""
+    """The names of the PNGs of a run, whose seeds and options were read from a file and may be anything."""
     for seed in _list(seeds) if png else ():
         if isinstance(seed, int):
             yield place(Path(), seed, bool(subdirs)).as_posix()
@@ -59,9 +67,10 @@ def _list(value: Any) -> list[Any]:
 
 
 def clear(folder: Path, ours: Collection[Path]) -> None:
-    """Remove the run that a folder holds, finished or not, of which these files are; nothing else in it.
+    """Remove the run that a folder holds, finished or not: its files, which are `ours`, and its parts, and nothing else.
 
-    A finished run first becomes an unfinished one, whose record goes last: the next call goes on with a killed removal.
+    A finished run first becomes an unfinished one, whose record lists what is being removed. The record goes last. If the
+    removal is killed, the next call goes on with it.
 
     Raises:
         InputError: the folder cannot be written to.
@@ -80,15 +89,15 @@ def clear(folder: Path, ours: Collection[Path]) -> None:
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """Remove files."""
+    """Remove files, as far as they are there."""
     for path in paths:
         path.unlink(missing_ok=True)
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove the parts, and their record last: where a removal is killed, the folder still says whose it is.
+    """Remove the parts, and their record last: if the removal is killed, the record still says whose the folder is.
 
-    What else lies there stays, and the folder with it.
+    Anything else in the folder of parts stays, and then the folder stays too.
     """
     remove(_parts(folder))
     remove([folder / RECORD])
@@ -97,7 +106,7 @@ def remove_parts(folder: Path) -> None:
 
 
 def _parts(folder: Path) -> list[Path]:
-    """The finished batches, by their names."""
+    """The files of finished batches, in the order of their names."""
     found = sorted((folder / PARTS).iterdir()) if (folder / PARTS).is_dir() else []
     return [path for path in found if path.suffix == ".safetensors" and _OURS.fullmatch(path.name) and folders.is_file(path)]
 
@@ -113,7 +122,7 @@ def check_parts(folder: Path) -> None:
 
 
 def manifest(folder: Path) -> Any:
-    """What run.json says; None where there is none, or none of a run of images."""
+    """What run.json says; None where there is none, or where it is not a run of images that it describes."""
     about = _said(folder / MANIFEST) if folders.is_file(folder / MANIFEST) else None
     named = all(_entry(about, *names) is not None for names in (("job", "seeds"), ("digest",), ("stats",)))
     return about if named else None
@@ -122,7 +131,8 @@ def manifest(folder: Path) -> Any:
 def _holds(folder: Path, name: Any) -> bool:
     """Whether a name is that of a file in the folder, which no link leads to."""
     inside = isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
-    return inside and folders.is_file(folder / name) and folders.behind_link(folder, folder / name) is None
+    there = inside and os.path.isfile(folder / name)  # False for a name that no file can have, where Path.is_file may raise
+    return there and folders.behind_link(folder, folder / name) is None
 
 
 def place(folder: Path, seed: int, subdirs: bool) -> Path:
@@ -131,14 +141,14 @@ def place(folder: Path, seed: int, subdirs: bool) -> Path:
 
 
 def _said(path: Path) -> Any:
-    """What a JSON file says; None where it cannot be read."""
+    """What a JSON file says; None where there is none, or it is damaged. Raises AccessError where it may not be read."""
     with contextlib.suppress(ValueError):
         return read_json(path)
     return None
 
 
 def _entry(value: Any, *names: str) -> Any:
-    """An entry of what a file says; None where there is none."""
+    """The entry at the end of a path of names, in what a file says; None where there is none."""
     with contextlib.suppress(KeyError, TypeError):
         return reduce(getitem, names, value)
     return None

@@ -31,8 +31,11 @@ def kept(folder: Path | None, name: str, parts: Mapping[str, Any], kind: type[T]
     """What a file of the folder holds; where there is no file, what `make` makes, which is then written. None keeps nothing.
 
     The file is named by `name` and by a digest of `parts`, all that determines the object. Its kind is a dataclass or a named
-    tuple, whose entries are tensors and what JSON can hold. The remedy is what happens once the file is removed: "it is
-    measured again". Raises InputError as `held` and `keep`.
+    tuple, whose entries are tensors and what JSON can hold. The remedy says what happens once the file is removed: "it is
+    measured again".
+
+    Raises:
+        InputError, AccessError: as `held` and `keep`.
     """
     if folder is None:
         return make()
@@ -47,7 +50,11 @@ def kept(folder: Path | None, name: str, parts: Mapping[str, Any], kind: type[T]
 def kept_together(
     folder: Path | None, name: str, parts: Mapping[str, Any], kind: type[T], remedy: str, make: Callable[[], T]
 ) -> T | None:
-    """`kept`, which every process calls: the first reads or writes, all make. None on the others where it was there."""
+    """`kept` for several processes that work together, each of which calls it.
+
+    Only the first process reads and writes. Where there is no file, all processes make the object together, and each has it.
+    Where there is one, the first process has what it holds, and the others have None.
+    """
     if folder is None:
         return make()
     path, key = _named(folder, name, parts)
@@ -60,13 +67,18 @@ def kept_together(
 
 
 def _named(folder: Path, name: str, parts: Mapping[str, Any]) -> tuple[Path, str]:
-    """A file and its key."""
+    """The path of a file, and the key in its name."""
     key = digest(format=FORMAT, **parts)
     return folder / f"{file_name(name, key)}.safetensors", key
 
 
 def held(path: Path, key: str, kind: type[T], remedy: str) -> T | None:
-    """What the file holds; None where there is none. Raises InputError where it is damaged, foreign, or holds another key."""
+    """What the file holds; None where there is no file.
+
+    Raises:
+        InputError: it is damaged, another program's, or holds another key.
+        AccessError: it may not be read.
+    """
     if not path.exists():
         return None
     try:
@@ -81,7 +93,10 @@ def held(path: Path, key: str, kind: type[T], remedy: str) -> T | None:
 
 
 def _parsed(kind: Any, value: Any) -> Any:
-    """The object that JSON describes. Raises AttributeError, KeyError, TypeError or ValueError where it is of another kind."""
+    """The object of a kind that a value from JSON describes; of a list or tuple, the entries are all of one kind.
+
+    Raises AttributeError, KeyError, TypeError or ValueError where the value describes no such object.
+    """
     args = get_args(kind)
     if type(None) in args:
         return None if value is None else _parsed(args[0], value)
@@ -91,6 +106,10 @@ def _parsed(kind: Any, value: Any) -> Any:
         return {name: _parsed(args[1], entry) for name, entry in value.items()}
     if (types := _TYPES.get(get_origin(kind) or kind)) is not None and type(value) not in types:
         raise TypeError(f"{str(value)[:60]!r} is no {kind}")
+    if kind is float:
+        return math.nan if value is None else float(value)
+    if args and get_origin(kind) in (list, tuple):
+        return get_origin(kind)(_parsed(args[0], entry) for entry in value)
     if is_dataclass(kind) or hasattr(kind, "_fields"):
         hints = get_type_hints(kind)
         return kind(**{name: _parsed(hints[name], entry) for name, entry in value.items()})
@@ -100,7 +119,7 @@ def _parsed(kind: Any, value: Any) -> Any:
 _TYPES: dict[Any, tuple[type, ...]] = {
     str: (str,), int: (int,), bool: (bool,), float: (float, int, type(None)), list: (list,), tuple: (list,), Tensor: (Tensor,),
 }  # fmt: skip
-"""What JSON, or a tensor of the file, may be for an entry of a type; null is a number that was not finite."""
+"""The types that a value from a file may have, by the type of the entry. JSON's null stands for a NaN or an infinity."""
 
 
 def keep(path: Path, key: str, value: Any) -> None:
@@ -128,10 +147,12 @@ class Result:
         stats: nfe, forward_equivalents, jvps and vjps, means over batches.
         trace: one record for each step of the first batch.
         spectrum: the log ratio of power to the target's by band, from low to high frequency.
+        failure: why the run failed; empty where it did not.
+        seconds: the time that the images took.
         shown: the first images, or the first of each class, uint8 (k, H, W, C); empty for points that are no images.
         excess: this run less the exact flow's end points, paired over seeds, by metric: what the few steps lose.
         spread: `Paired.spread` of every metric, one after the other, float32.
-        lengths: how many of these numbers each metric has.
+        lengths: how many numbers of `spread` each metric has, in their order.
     """
 
     cell: Cell
@@ -191,17 +212,17 @@ class BedSummary:
 
 
 ROOMS = ("cells/*", "references", "prices")
-"""Folders of a study's own."""
+"""The folders in which a study keeps its files, as patterns of `Path.glob`."""
 
 
 def place(folder: Path, cell: Cell, key: str) -> Path:
-    """Where a cell's file is written. It is found by its key, whatever the rest of its name says."""
+    """Where a cell's file is written. `read` finds a file by its key alone, whatever the rest of its name says."""
     name = file_name(cell.solver, cell.grid, cell.nfe, Path(cell.correction).stem, key)
     return folder / "cells" / file_name(Path(cell.bed).stem) / f"{name}.safetensors"
 
 
 def places(folder: Path) -> dict[str, Path]:
-    """The files of all cells by their keys: a testbed or a table by another path, or under another name, has the same ones."""
+    """The files of all cells by their keys. A testbed or a table that was moved or renamed still has the same keys."""
     return {path.stem.rpartition("-")[2]: path for path in folder.glob("cells/*/*.safetensors")}
 
 
@@ -213,7 +234,10 @@ def write(folder: Path, result: Result) -> None:
 
 
 def read(folder: Path, cell: Cell, key: str, known: Mapping[str, Path] | None = None) -> Result | None:
-    """A cell's result; None where there is none. Raises InputError as `held`. `known` are `places`, where they are at hand."""
+    """A cell's result; None where there is none. `known` is what `places` returned, where the caller has it already.
+
+    Raises as `held`.
+    """
     path = place(folder, cell, key)
     path = path if path.exists() else (places(folder) if known is None else known).get(key, path)
     found = held(path, key, Result, "the cell is run again")
