@@ -5,7 +5,8 @@
 
 Every attempt begins a command, and something happens to it: `killed` is kill −9 at a random moment; `worker killed` is the
 same of one of two processes; `full disk` is a file system with room for some of the files; `read-only` is one that cannot be
-written to. Where the fault ends the command by itself, it must say so in one line. Then the same command is given again, with
+written to; `file limit` is a bound on the size of a file, which some are beyond; `open files` is a bound on how many files are
+open at once. Where the fault ends the command by itself, it must say so in one line. Then the same command is given again, with
 nothing in its way. It must end well, in the state of a run that nothing happened to: every file the same, to the byte or
 number, but for times. Half-written files must be gone. An attempt whose command ended before the fault came counts apart.
 
@@ -18,9 +19,11 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -42,7 +45,7 @@ SAME, LATE, DIFFERENT, FAILED, LITTER, LOUD, IMPOSSIBLE = (
 )  # fmt: skip
 OUTCOMES = (SAME, LATE, IMPOSSIBLE, DIFFERENT, FAILED, LITTER, LOUD)
 PROMISED = (SAME, LATE, IMPOSSIBLE)
-FAULTS = ("killed", "worker killed", "full disk", "read-only")
+FAULTS = ("killed", "worker killed", "full disk", "read-only", "file limit", "open files")
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Whole:
-    """A run that nothing happened to: its files, its time, and the bytes that it keeps."""
+    """A run that nothing happened to: its files, its time, the bytes that it keeps, and those of the largest file."""
 
     files: Any
     seconds: float
     bytes: int
+    largest: int = 0
 
     @classmethod
     def of(cls, case: Case, folder: Path) -> Whole:
@@ -71,8 +75,8 @@ class Whole:
         done = finished(case, folder)
         if done.returncode:
             raise InputError(f"the command fails without a fault: {done.stderr[-300:]}")
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        return cls(outcome(folder), time.monotonic() - began, size)
+        sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+        return cls(outcome(folder), time.monotonic() - began, sum(sizes), max(sizes))
 
 
 def killed(case: Case, folder: Path, whole: Whole, draw: random.Random) -> str | None:
@@ -139,14 +143,48 @@ def _mounted(case: Case, folder: Path, options: str, *, keep: bool) -> str | Non
     )
     if done.returncode in (1, 77, 78) and "steindiff" not in done.stderr and "error:" not in done.stderr:
         return IMPOSSIBLE
-    errors = [text for text in done.stderr.splitlines() if text.startswith("error:")]
+    said = _said(done)
+    if said != LOUD:
+        shutil.copytree(kept, folder, dirs_exist_ok=True)
+    return said
+
+
+def file_limit(case: Case, folder: Path, whole: Whole, draw: random.Random) -> str | None:
+    """A bound on the size of a file, as some quotas and `ulimit -f` have it."""
+    return _limited(case, folder, resource.RLIMIT_FSIZE, int(whole.largest * draw.uniform(0.05, 0.9)))
+
+
+def open_files(case: Case, folder: Path, whole: Whole, draw: random.Random) -> str | None:
+    """A bound on how many files are open at once, with which the libraries can still be imported."""
+    return _limited(case, folder, resource.RLIMIT_NOFILE, draw.choice((5, 6)))
+
+
+def _limited(case: Case, folder: Path, kind: int, most: int) -> str | None:
+    """Run the command with so much of one thing."""
+    line = [sys.executable, "-c", _LIMITS, str(kind), str(most), *case.line(folder)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False)
+    return _said(done)
+
+
+_LIMITS = """
+import os, resource, sys
+resource.setrlimit(int(sys.argv[1]), (int(sys.argv[2]),) * 2)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+def _said(done: subprocess.CompletedProcess[str]) -> str | None:
+    """What came of a command that the fault does not end: one line and a code, or its end."""
+    errors = [text for text in done.stderr.replace("\r", "\n").splitlines() if text.startswith("error:")]
     if done.returncode and (len(errors) != 1 or "Traceback" in done.stderr):
         return LOUD
-    shutil.copytree(kept, folder, dirs_exist_ok=True)
     return None if done.returncode else LATE
 
 
-_ACTIONS = {"killed": killed, "worker killed": worker_killed, "full disk": full_disk, "read-only": read_only}
+_ACTIONS = {
+    "killed": killed, "worker killed": worker_killed, "full disk": full_disk, "read-only": read_only,
+    "file limit": file_limit, "open files": open_files,
+}  # fmt: skip
 
 
 def attempt(case: Case, fault: str, folder: Path, whole: Whole, draw: random.Random) -> tuple[str, str]:

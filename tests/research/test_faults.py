@@ -1,5 +1,6 @@
 """The suites of faults: short runs that must break no promise, and what they must notice where one is broken."""
 
+import os
 import random
 import sys
 import time
@@ -157,6 +158,23 @@ def test_a_command_that_ended_before_the_fault_has_not_survived_it(tmp_path, mon
     monkeypatch.setitem(interruptions._ACTIONS, "killed", killed)
     whole = Whole({"a.json": {"n": 1}}, 1.0, 10)
     assert interruptions.attempt(case, "killed", folder, whole, random.Random(0))[0] == want
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits are those of POSIX")
+@pytest.mark.parametrize(
+    ("fault", "script", "want"),
+    [
+        ("file limit", "file = open(sys.argv[1] + '/a', 'wb'); file.write(bytes(99)); file.close()", interruptions.LOUD),
+        ("file limit", "file = open(sys.argv[1] + '/a', 'wb'); file.write(bytes(0)); file.close()", interruptions.LATE),
+        ("open files", "many = [open('/dev/null') for _ in range(9)]", interruptions.LOUD),
+        ("open files", "sys.exit('error: too few')", None),
+    ],
+)
+def test_a_limit_is_in_force_while_the_command_runs(tmp_path, monkeypatch, fault, script, want):
+    """A traceback is what a command of ours never shows."""
+    line = [sys.executable, "-c", f"import sys; {script}", str(tmp_path)]
+    monkeypatch.setattr(Case, "line", lambda self, folder, processes=1: line)
+    assert interruptions._ACTIONS[fault](Case(()), tmp_path, Whole({}, 1.0, 10, 20), random.Random(0)) == want
 
 
 def test_the_results_count_the_outcomes(tmp_path):
