@@ -14,6 +14,11 @@ SCRIPT = "import sys\nfrom steindiff.__main__ import main\nsys.exit(main())\n"
 MAPS = Path("/proc/self/maps")
 
 
+def _heard():
+    """A child hears interrupts, also where this process was started in the background, which ignores them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _loading(process: subprocess.Popen[str], library: str) -> bool:
     try:
         return library in Path(f"/proc/{process.pid}/maps").read_text()
@@ -23,7 +28,7 @@ def _loading(process: subprocess.Popen[str], library: str) -> bool:
 
 def _interrupted(arguments, library="libtorch"):
     """Interrupt a process as soon as a library is being loaded; torch's is, long before the import of torch ends."""
-    process = subprocess.Popen([sys.executable, *arguments], stdout=-1, stderr=-1, text=True)
+    process = subprocess.Popen([sys.executable, *arguments], stdout=-1, stderr=-1, text=True, preexec_fn=_heard)
     end = time.monotonic() + 60
     while process.poll() is None and not _loading(process, library) and time.monotonic() < end:
         time.sleep(0.005)
@@ -98,8 +103,16 @@ def test_which_process_is_the_command(monkeypatch, argv, original, ours):
 
 def test_the_handler_of_an_interrupt_is_put_back(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["steindiff"])
-    before = signal.getsignal(signal.SIGINT)
-    with starting.starting():
-        within = signal.getsignal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
-    assert within is not before
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with starting.starting():
+            within = signal.getsignal(signal.SIGINT)
+        after = signal.getsignal(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with starting.starting():
+            ignored = signal.getsignal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, found)
+    assert after is signal.default_int_handler
+    assert within not in (signal.default_int_handler, signal.SIG_IGN)
+    assert ignored is signal.SIG_IGN, "what starts a command in the background wants no interrupts for it"
