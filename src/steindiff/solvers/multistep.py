@@ -90,24 +90,19 @@ class NoiseMultistep(Multistep):
     none, and is DDIM.
     """
 
-    def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: History) -> Step:
-        """Evaluate once and take the weighted sum. Raises InputError as `Multistep`."""
-        if self.order > 1:
-            return super().step(denoiser, x, interval, state)
-        denoised = self._evaluated(denoiser, x, interval)
-        return Step(self.first_order(x, denoised, interval), denoised, ())
-
     def linear(self, interval: Interval, state: History) -> Tensor:
         """a + w₀/σ, since the noise prediction of this step contains x/σ."""
         row = self.weights(interval.grid, interval.index)
         return interval.sigma.new_full((), row.a + row.values[0] / interval.grid.levels[interval.index])
 
     def _row(self, grid: Grid, index: int) -> Row:
+        if self.order == 1:
+            return ddim_row(grid, index)
         a, values = self.weights(grid, index)
-        return Row(a, tuple(w / grid.levels[index - j] for j, w in enumerate(values)))
+        return Row(a, tuple([w / grid.levels[index - j] for j, w in enumerate(values)]))
 
     def _value(self, x: Tensor, denoised: Tensor) -> Tensor:
-        return x - denoised
+        return denoised if self.order == 1 else x - denoised
 
 
 @dataclass(frozen=True)
