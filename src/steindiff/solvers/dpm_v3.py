@@ -136,16 +136,13 @@ class DPMSolverV3(Solver):
         """f and D of the current state: evaluated, or what the last corrector has left."""
         grid, index = interval.grid, interval.index
         if state.current is not None:
-            return state.current, torch.addcmul(x - state.current, self._linear(x, grid, index), x, value=-1)
+            return state.current, self._rest(x, state.current, grid, index)
         denoised = denoiser(x, interval.sigma)
         return self._rest(x, denoised, grid, index), denoised
 
-    def _linear(self, x: Tensor, grid: Grid, index: int) -> Tensor:
-        return _linear_at(self.statistics, grid.levels[index], x.dtype, x.device)
-
-    def _rest(self, x: Tensor, denoised: Tensor, grid: Grid, index: int) -> Tensor:
-        """f = (x − D) − l x."""
-        return _added(x - denoised, self._linear(x, grid, index), x, -1)
+    def _rest(self, x: Tensor, part: Tensor, grid: Grid, index: int) -> Tensor:
+        """(x − D) − l x, which is f; and the same of f, which is D."""
+        return _added(x - part, _linear_at(self.statistics, grid.levels[index], x.dtype, x.device), x, -1)
 
     def _moved(self, x: Tensor, grid: Grid, index: int, points: Sequence[_Known], pseudo: bool) -> Tensor:
         """x' from f at this step's level, the first of the points, and at others."""
