@@ -18,7 +18,7 @@ from steindiff.denoisers import Denoiser
 from steindiff.grids import karras
 from steindiff.solvers import PNDM, DPMpp2M, DPMpp3M, Grid, Solver, Tabulated, UniPC
 from steindiff.solvers.deis import DEIS
-from steindiff.solvers.dpm_v3 import DPMSolverV3, _coefficients, _linear_at
+from steindiff.solvers.dpm_v3 import DPMSolverV3, _coefficients, _rate_at
 from steindiff.solvers.restart import Restart
 
 Loop = Callable[[Denoiser, Tensor, Tensor], Tensor]
@@ -290,8 +290,8 @@ def _of_dpm_v3(method: DPMSolverV3, levels: list[float], x: Tensor) -> list[tupl
     like, found = (x.dtype, x.device), list[tuple[Tensor, Tensor, list[Tensor], Tensor]]()
     for i in range(len(levels) - 1):
         points = (levels[i + 1], *reversed(levels[max(0, i - method.order + 1) : i + 1]))
-        row = _coefficients(method.statistics, points, False, *like)
-        found.append((_linear_at(method.statistics, levels[i], *like), *row))
+        growth, weights, fixed = _coefficients(method.statistics, points, False, *like)
+        found.append((1 - _rate_at(method.statistics, levels[i], *like), growth, [-w for w in weights], fixed))
     return found
 
 

@@ -8,6 +8,8 @@ a view of one of these, which the next call then overwrites. Both are noticed wi
 - An output is copied unless the reference counts say that its memory is held by nobody else, and torch itself has allocated it.
 """
 
+import ctypes
+import os
 import sys
 from collections.abc import Callable
 from itertools import count
@@ -22,7 +24,6 @@ from steindiff.errors import InputError
 Given = tuple[Tensor, ...]
 Writes = list[int] | None
 Holders = tuple[int, ...]
-_LARGE = 10_000
 _WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Whole numbers by their bytes, as which floats are compared bit by bit."""
 _unknown = count()
@@ -133,11 +134,27 @@ def _same(given: Given, lent: Given) -> bool | None:
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two dense tensors on the CPU hold the same; NumPy compares large ones several times as fast as torch.equal."""
-    if a.numel() < _LARGE:
-        return torch.equal(a, b)
+    """Whether two dense tensors of one shape on the CPU hold the same bits.
+
+    C's comparison of memory is one pass over it, and a third of NumPy's time, which is a fraction of that of torch.equal.
+    """
+    if _memcmp is not None and a.is_contiguous() and b.is_contiguous():
+        return _memcmp(a.data_ptr(), b.data_ptr(), a.nbytes) == 0
     whole = _WHOLE[a.element_size()]
     return bool((a.view(whole).numpy() == b.view(whole).numpy()).all())
+
+
+def _memory_comparison() -> Callable[[int, int, int], int] | None:
+    """The C library's memcmp; None where there is none to be found."""
+    try:
+        found = ctypes.CDLL(None if os.name == "posix" else "msvcrt").memcmp
+    except (OSError, AttributeError):
+        return None
+    found.argtypes, found.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t), ctypes.c_int
+    return found
+
+
+_memcmp = _memory_comparison()
 
 
 def _differentiated(z: Tensor) -> bool:

@@ -7,6 +7,8 @@ derivative follows.
     f = (x − D) − l x,       g = e^(−S) f − β,       L = ∫ l,   S = ∫ s,   β = ∫ e^(−S) b,      all from this step's level on
     x' = e^(−L') [ x − ∫ e^(L+S) (g + β) dλ ],       g ≈ Σ_k g⁽ᵏ⁾ (λ − λ₀)ᵏ/k!
 
+What a run keeps is −f = D − (1 − l) x, which is one pass over the state, as D from it is.
+
 (l, s, b) = (1, 0, 0) is data prediction, hence DPM-Solver++; (0, −1, 0) is noise prediction, hence DPM-Solver. Statistics
 are linear between the levels that they are given at; `calibration/peers/dpm_v3.py` measures them.
 """
@@ -35,14 +37,14 @@ PSEUDO_UP_TO, CORRECTOR_UP_TO = 5, 6
 
 
 class _Known(NamedTuple):
-    """A value of f and the index of its level in the grid."""
+    """A value of −f and the index of its level in the grid."""
 
-    f: Tensor
+    rest: Tensor
     place: int
 
 
 class _State(NamedTuple):
-    """f of the current state, where a corrector has evaluated it, and those of earlier steps, newest first."""
+    """−f of the current state, where a corrector has evaluated it, and those of earlier steps, newest first."""
 
     current: Tensor | None
     past: tuple[_Known, ...]
@@ -110,7 +112,7 @@ class DPMSolverV3(Solver):
         corrected = order + (corrector == "pseudo")
         if interval.last or corrector == "off" or corrected < 2:
             return Step(predicted, denoised, _State(None, known[:2]))
-        ahead = self._rest(predicted, denoiser(predicted, interval.sigma_next), grid, index + 1)
+        ahead = self._linear(denoiser(predicted, interval.sigma_next), predicted, grid, index + 1, -1)
         points = (known[0], _Known(ahead, index + 1), *known[1:])[:corrected]
         better = self._moved(x, grid, index, points, corrector == "pseudo")
         return Step(better, denoised, _State(ahead, known[:2]))
@@ -133,24 +135,26 @@ class DPMSolverV3(Solver):
         return (ends[1] - ends[0]).mean().to(interval.sigma)
 
     def _here(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: _State) -> tuple[Tensor, Tensor]:
-        """f and D of the current state: evaluated, or what the last corrector has left."""
+        """−f and D of the current state: evaluated, or what the last corrector has left."""
         grid, index = interval.grid, interval.index
         if state.current is not None:
-            return state.current, self._rest(x, state.current, grid, index)
+            return state.current, self._linear(state.current, x, grid, index, 1)
         denoised = denoiser(x, interval.sigma)
-        return self._rest(x, denoised, grid, index), denoised
+        return self._linear(denoised, x, grid, index, -1), denoised
 
-    def _rest(self, x: Tensor, part: Tensor, grid: Grid, index: int) -> Tensor:
-        """(x − D) − l x, which is f; and the same of f, which is D."""
-        return _added(x - part, _linear_at(self.statistics, grid.levels[index], x.dtype, x.device), x, -1)
+    def _linear(self, part: Tensor, x: Tensor, grid: Grid, index: int, sign: int) -> Tensor:
+        """D − (1 − l) x, which is −f; or −f + (1 − l) x, which is D."""
+        rate = _rate_at(self.statistics, grid.levels[index], x.dtype, x.device)
+        return torch.addcmul(part, rate, x, value=sign)
 
     def _moved(self, x: Tensor, grid: Grid, index: int, points: Sequence[_Known], pseudo: bool) -> Tensor:
-        """x' from f at this step's level, the first of the points, and at others."""
+        """x' from −f at this step's level, the first of the points, and at others."""
         levels = tuple(grid.levels[place] for place in (index + 1, *(point.place for point in points)))
         growth, weights, fixed = _coefficients(self.statistics, levels, pseudo, x.dtype, x.device)
         total = torch.addcmul(fixed, growth, x)
         for point, weight in zip(points, weights, strict=True):
-            total = _added(total, weight, point.f)
+            # in the place of a total that nobody else has
+            total = torch.addcmul(total, weight, point.rest) if transformed() else total.addcmul_(weight, point.rest)
         return total
 
 
@@ -159,23 +163,18 @@ def of_file(path: str, order: int = 3) -> DPMSolverV3:
     return DPMSolverV3(Statistics.load(path)[0], order)
 
 
-def _added(total: Tensor, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
-    """Total ± a b, in the place of a total that nobody else has."""
-    return torch.addcmul(total, a, b, value=sign) if transformed() else total.addcmul_(a, b, value=sign)
-
-
-@lru_cache(maxsize=64)
-def _linear_at(statistics: Statistics, level: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """L at a level."""
+@lru_cache(maxsize=256)
+def _rate_at(statistics: Statistics, level: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """1 − l at a level."""
     with torch.inference_mode(False):
-        return statistics.at(torch.tensor([-math.log(level)], dtype=torch.float64))[0][0].to(device, dtype)
+        return (1 - statistics.at(torch.tensor([-math.log(level)], dtype=torch.float64))[0][0]).to(device, dtype)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _coefficients(
     statistics: Statistics, levels: tuple[float, ...], pseudo: bool, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Of x and of f at each point, and what is added: the levels are σ', σ and those of the other points."""
+    """Of x and of −f at each point, and what is added: the levels are σ', σ and those of the other points."""
     with torch.inference_mode(False):
         end, *lams = (-math.log(level) for level in levels)
         here = statistics.integrals(torch.tensor(lams[:1], dtype=torch.float64))
@@ -184,7 +183,7 @@ def _coefficients(
         for j, lam in enumerate(lams):
             share, shift = _towards(statistics, lams[0], lam, here)
             weight = torch.stack([m * row[j] for m, row in zip(moments, derivatives, strict=True)]).sum(0)
-            weights.append(-(weight * share).to(device, dtype))
+            weights.append((weight * share).to(device, dtype))
             fixed = fixed - weight * shift
         return growth.to(device, dtype), weights, -fixed.to(device, dtype)
 
