@@ -6,8 +6,10 @@
 The network is D = x/2, one pass over the data that every loop pays alike, so that a ratio of one is a ratio of one without it.
 What is timed is all of a run: `steindiff.sample` from the state to the result, with its checks, its trace and its cost. A
 diffusers scheduler makes its timesteps in the run. All take turns in one process, run by run. A ratio is of neighbouring runs,
-and a time is divided by the evaluations of its run. On a CPU it is processor time, which others disturb least. The rules stand
-beside one forward of a network of ten million parameters, over the same batch. The command writes report.md and results.json.
+and a time is divided by the evaluations of its run. On a CPU it is processor time, which others disturb least. Where a process
+has its memory decides some ratios by a third: the turns of several processes, one after the other, are put together. The rules
+stand beside one forward of a network of ten million parameters, over the same batch. The command writes report.md and
+results.json.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import torch
 from recipes.command import command
 from torch import Tensor
+from tqdm import tqdm
 
 from benchmarks import theirs
 from benchmarks.by_hand import LOOPS, Loop, after_a_free_step, dpm_v3, dpmpp_2m, plain, table
@@ -54,9 +58,14 @@ class Options:
     page: Annotated[Path | None, "a page between whose marks the tables go too"] = None
     solvers: Annotated[tuple[str, ...], "which solvers, tables included; all: every one"] = ("all",)
     sizes: Annotated[tuple[str, ...], "sizes of the state, float32"] = tuple(SIZES)
-    rounds: Annotated[int, "runs of each loop at the smallest size, in turns; larger states take fewer", 3] = 41
+    rounds: Annotated[int, "runs of each loop at the smallest size in a process, in turns; larger states take fewer", 3] = 13
+    processes: Annotated[int, "new processes, one after the other", 1] = 5
     steps: Annotated[int, "steps of a run on a small state; large ones take 6", 4] = 20
     device: Annotated[str, "where the states lie"] = "cpu"
+
+
+Turns = dict[str, list[float]]
+"""By the loop, ours, hand or theirs: µs an evaluation, turn by turn."""
 
 
 class Row(NamedTuple):
@@ -70,6 +79,13 @@ class Row(NamedTuple):
     """Diffusers' scheduler; None where there is none."""
     over_faster: Quartiles
     """The ratio of ours to the faster of the two, turn by turn."""
+
+    @classmethod
+    def of(cls, solver: str, size: str, each: Turns) -> Row:
+        """All turns of a solver."""
+        spread = {name: Quartiles.of(taken) for name, taken in each.items()}
+        faster = min((name for name in each if name != "ours"), key=lambda name: spread[name].median)
+        return cls(solver, size, spread["ours"], spread["hand"], spread.get("theirs"), ratio(each, "ours", faster))
 
 
 class Half:
@@ -111,8 +127,8 @@ def _calibrated() -> Solver:
     return made
 
 
-def measure(name: str, solver: Solver, loop: Loop, scheduler: Loop | None, size: str, o: Options) -> Row:
-    """One row."""
+def measure(solver: Solver, loop: Loop, scheduler: Loop | None, size: str, o: Options) -> Turns:
+    """The turns of one solver in this process."""
     x = 80.0 * torch.randn(SIZES[size], generator=torch.Generator().manual_seed(0)).to(o.device)
     small = x.numel() <= 1 << 18
     steps, rounds = (o.steps if small else 6), (o.rounds if x.numel() <= 1 << 14 else max(3, o.rounds // (2 if small else 6)))
@@ -127,10 +143,26 @@ def measure(name: str, solver: Solver, loop: Loop, scheduler: Loop | None, size:
     with torch.no_grad():
         calls = {key: _calls(run, half) for key, run in runs.items()}
         times = turns(runs, rounds, x.device, TURN)
-    each = {key: [1e6 * t / calls[key] for t in taken] for key, taken in times.items()}
-    each["faster"] = min((each[key] for key in each if key != "ours"), key=lambda taken: Quartiles.of(taken).median)
-    them = Quartiles.of(each["theirs"]) if "theirs" in each else None
-    return Row(name, size, Quartiles.of(each["ours"]), Quartiles.of(each["hand"]), them, ratio(each, "ours", "faster"))
+    return {key: [1e6 * t / calls[key] for t in taken] for key, taken in times.items()}
+
+
+def of_a_process(o: Options) -> dict[tuple[str, str], Turns]:
+    """By solver and size, with one thread."""
+    torch.set_num_threads(1)
+    found, schedulers = dict[tuple[str, str], Turns](), theirs.loops()
+    for size in o.sizes:
+        known = cases(SIZES[size][1:])
+        names = known if o.solvers == ("all",) else o.solvers
+        found |= {(name, size): measure(*known[name], schedulers.get(name), size, o) for name in names}
+    return found
+
+
+def of_processes(o: Options) -> list[Row]:
+    """The turns of all processes together."""
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        taken = list(tqdm(pool.imap(of_a_process, [o] * o.processes), total=o.processes, unit="process"))
+    together = {key: {loop: [t for found in taken for t in found[key][loop]] for loop in taken[0][key]} for key in taken[0]}
+    return [Row.of(*key, each) for key, each in together.items()]
 
 
 def _calls(run: Callable[[], object], half: Half) -> int:
@@ -180,12 +212,8 @@ def _given(name: str, x: Tensor) -> rules.Correction:
 @command
 def main(o: Options) -> None:
     """Measure, write, print the tables."""
-    rows, schedulers = list[Row](), theirs.loops()
-    for size in o.sizes:
-        known = cases(SIZES[size][1:])
-        names = known if o.solvers == ("all",) else o.solvers
-        rows += [measure(name, *known[name], schedulers.get(name), size, o) for name in names]
+    rows = of_processes(o)
     of_rule = of_rules(o) if o.solvers == ("all",) else []
-    said = f"torch {torch.__version__}, {o.device}, one thread, float32, {o.rounds} rounds at most."
+    said = f"torch {torch.__version__}, {o.device}, one thread, float32, {o.processes} processes of {o.rounds} rounds at most."
     found = {"rows": [row._asdict() for row in rows], "rules": of_rule}
     keep(o.outdir, "Loop", [Text(said), *shown(rows, of_rule)], o, found)

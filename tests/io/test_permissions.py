@@ -13,13 +13,15 @@ import torch
 from commandline import run_command
 from ordinary import NOBODY, permissions_hold
 from steindiff import models
+from steindiff.calibration.keeping import keeping
 from steindiff.errors import AccessError, InputError
 from steindiff.io import packed
-from steindiff.io.files import HALF, read_json, read_tensors, read_text, write_json, write_tensors, write_text
+from steindiff.io.files import HALF, atomic, read_json, read_tensors, read_text, write_json, write_tensors, write_text
 from steindiff.io.folders import LOCK, RECORD, Claim, claimed, locked
 from steindiff.models import store
 from steindiff.run import Job, generate
 from steindiff.run.holding import PARTS
+from steindiff.solvers.dpm_v3_statistics import Statistics
 from steindiff.study import store as cells
 from steindiff.study.grid import Cell
 from steindiff.train import checkpoint
@@ -66,6 +68,7 @@ READERS = {
     "a.zip": (_zip, lambda path: list(packed.members(path, lambda name: True))),
     "checkpoint.pt": (_checkpoint, checkpoint.steps_of),
     "model.safetensors": (_model, models.load),
+    "statistics.safetensors": (Statistics.constant(1, 0, 0, (2.0, 1.0), (3,)).save, Statistics.load),
 }
 
 
@@ -217,6 +220,31 @@ def test_in_a_folder_where_each_removes_his_own_the_rest_stays(tmp_path):
     with locked(folder):
         pass
     assert os.listdir(folder) == [half]
+
+
+@needs_root
+def test_long_work_asks_whether_its_file_can_be_replaced(tmp_path, monkeypatch):
+    """In a folder such as /tmp another user's file stays, which a rename would only say at the end."""
+    folder, mine = tmp_path / "shared", 1234
+    folder.mkdir()
+    tables = folder / "tables.safetensors"
+    shutil.copy(store.WEIGHTS.parents[1] / "solvers" / "universal.safetensors", tables)
+    os.chown(tables, NOBODY, NOBODY)
+    os.chmod(folder, 0o1777)
+    before = tree(folder)
+    monkeypatch.setattr(os, "geteuid", lambda: mine)
+    refused = pytest.raises(
+        InputError, match=r"tables.safetensors is another user's, and in .*shared only its owner can replace"
+    )
+    with refused, keeping(tables):
+        pytest.fail("the work has begun")
+    with refused, atomic(tables):
+        pytest.fail("the file is being written")
+    assert tree(folder) == before
+    os.chown(tables, mine, mine)
+    with atomic(tables) as temporary:
+        temporary.write_text("mine")
+    assert tables.read_text() == "mine"
 
 
 @needs_root

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from steindiff.errors import AccessError, InputError
 from steindiff.io import folders, processes
-from steindiff.io.files import plain, read_tensors
+from steindiff.io.files import plain, read_tensors, writable_file
 from steindiff.io.names import file_name
 from steindiff.solvers import Table
 from steindiff.solvers.table import load_all, save_all
@@ -26,7 +26,8 @@ def keeping(path: Path) -> Iterator[Path]:
     Of what lies in that folder, only what a calibration has written is removed, and nothing through a link.
 
     Raises:
-        InputError: another process makes this file; a link or a file is where the folder should be.
+        InputError: another process makes this file; another user's cannot be replaced; a link or a file is where the folder
+            should be.
         ModelFileError: the file is there, and holds no tables.
     """
     name = path.stem if len(path.stem) <= _LONG else file_name(path.stem)
@@ -34,6 +35,7 @@ def keeping(path: Path) -> Iterator[Path]:
     if work.is_symlink() or (work.exists() and not work.is_dir()):
         raise InputError(f"{work} is no folder of a calibration, but a link or a file: remove it, or name another file")
     with folders.locked_file(path):
+        writable_file(path)
         if path.exists():
             load_all(path)
         yield work

@@ -22,7 +22,7 @@ from steindiff.cli.derive import options_of
 from steindiff.cli.options import Dinov2, Dinov2Reference, Inception, InceptionReference, judges
 from steindiff.errors import InputError
 from steindiff.io import processes
-from steindiff.io.files import read_json, sha256, writable_folder, write_json
+from steindiff.io.files import read_json, sha256, writable_file, write_json
 from steindiff.io.folders import begins, locked, locked_file, refuse
 from steindiff.io.streams import say
 from steindiff.metrics.features import names as feature_names
@@ -87,4 +87,4 @@ def _admit(place: Path, overwrite: bool) -> None:
     refuse(place.parent, [path.name for path in there if path not in ours], "choose another place")
     if there and not overwrite:
         raise InputError(f"{there[0]} is there already: choose another place, or pass --overwrite")
-    writable_folder(place.parent)
+    writable_file(place)

@@ -37,13 +37,13 @@ def atomic(path: str | Path) -> Iterator[Path]:
     A path that is such a temporary one already is written as it is. Who may read the file is what the user's umask says.
 
     Raises:
-        InputError: the folder cannot be written to, or the disk is full.
+        InputError: as `writable_file`, or the disk is full.
     """
     target = Path(path)
     if HALF in target.suffixes:
         yield target
         return
-    writable_folder(target.parent)
+    writable_file(target)
     temporary: Path | None = None
     try:
         free = target.with_name(f".{target.stem[:40]}-{secrets.token_hex(4)}{HALF}{target.suffix}")
@@ -172,6 +172,30 @@ def writable_folder(path: str | Path) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise InputError(f"the folder {folder} is not writable: change its permissions or choose another folder")
     return folder
+
+
+def writable_file(path: str | Path) -> Path:
+    """A file that can be made, or replaced by a rename. Long work asks before it begins.
+
+    Raises:
+        InputError: as `writable_folder`; or another user's file is there, in a folder where only owners replace theirs.
+    """
+    file = Path(path)
+    folder = writable_folder(file.parent)
+    if _is_anothers(file, folder):
+        raise InputError(
+            f"{file} is another user's, and in {folder} only its owner can replace it: name another file, or ask its owner"
+        )
+    return file
+
+
+def _is_anothers(file: Path, folder: Path) -> bool:
+    """Whether a file is there that this user cannot replace, though the folder may be written to: that of /tmp."""
+    try:
+        there, place = os.lstat(file), os.stat(folder)
+    except (OSError, ValueError):
+        return False
+    return bool(place.st_mode & stat.S_ISVTX) and getattr(os, "geteuid", int)() not in (0, there.st_uid, place.st_uid)
 
 
 def digest(**parts: Any) -> str:
