@@ -20,13 +20,14 @@ from steindiff.denoisers import Denoiser, Guided
 from steindiff.divergence import Choice, choose
 from steindiff.errors import InputError, needs, require
 from steindiff.integrations.loading import load
+from steindiff.io import processes
 from steindiff.io.files import digest
 from steindiff.models.datasets import load_digits
 from steindiff.models.model import label_of
 from steindiff.noise import initial_noise
 from steindiff.schedules import VE, Schedule
 from steindiff.solvers import Setting
-from steindiff.study.store import kept
+from steindiff.study.store import kept_together
 
 REPEATS = 10
 """Timings of a derivative and of a forward, in turns; the least of each counts."""
@@ -228,7 +229,9 @@ def _by_class(points: Tensor, labels: Tensor, shape: tuple[int, ...], ridge: flo
 def price(bed: Testbed, seeds: Sequence[int], folder: Path | None = None, method: str = "vjp") -> Choice:
     """The price of a derivative of the testbed by this method (`divergence.METHODS`), measured once in a study's folder.
 
-    The seeds are those of a batch, on whose size a network's price depends. Raises SteindiffError where it has no derivative.
+    The seeds are those of a batch, on whose size a network's price depends. Processes that have joined call this together and
+    get the first one's price. Each measures, since the first derivative of a process takes seconds, for which the others would
+    wait later. Raises SteindiffError where it has no derivative.
     """
 
     def new() -> Choice:
@@ -236,4 +239,6 @@ def price(bed: Testbed, seeds: Sequence[int], folder: Path | None = None, method
         return choose(bed.denoiser_for(seeds), x, x.new_tensor(1.0), methods=(method,), samples=len(x), repeats=REPEATS)
 
     parts = {"bed": bed.digest, "batch": len(seeds), "device": bed.device, "method": method}
-    return kept(folder and folder / "prices", bed.name, parts, Choice, "it is measured again", new)
+    found = processes.agreed(kept_together(folder and folder / "prices", bed.name, parts, Choice, "it is measured again", new))
+    assert found is not None
+    return found
