@@ -59,7 +59,7 @@ class Options:
     solvers: Annotated[tuple[str, ...], "which solvers, tables included; all: every one"] = ("all",)
     sizes: Annotated[tuple[str, ...], "sizes of the state, float32"] = tuple(SIZES)
     rounds: Annotated[int, "runs of each loop at the smallest size in a process, in turns; larger states take fewer", 3] = 13
-    processes: Annotated[int, "new processes, one after the other", 1] = 5
+    processes: Annotated[int, "new processes, one after the other", 1] = 3
     steps: Annotated[int, "steps of a run on a small state; large ones take 6", 4] = 20
     device: Annotated[str, "where the states lie"] = "cpu"
 

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 from itertools import count
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ Writes = list[int] | None
 Holders = tuple[int, ...]
 _WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Whole numbers by their bytes, as which floats are compared bit by bit."""
+_version = attrgetter("_version")
 _unknown = count()
 """Reference counts where this version of torch tells none: no two are equal, so that outputs are always copied."""
 _of_storage = getattr(torch._C, "_storage_Use_Count", lambda pointer: next(_unknown))
@@ -99,7 +101,7 @@ def _copied(given: Given) -> Given:
 def writes(given: Given) -> Writes:
     """Torch's counters of writes; None for tensors of inference mode, which have none."""
     try:
-        return [z._version for z in given]
+        return list(map(_version, given))
     except RuntimeError:
         return None
 

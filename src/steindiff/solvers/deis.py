@@ -14,7 +14,7 @@ import numpy as np
 from steindiff.errors import require
 from steindiff.solvers.base import Grid
 from steindiff.solvers.coefficients import Array, kept, lagrange_integrals, vp_time
-from steindiff.solvers.multistep import NoiseMultistep, Row
+from steindiff.solvers.multistep import NoiseMultistep, Row, of_residuals
 
 _VARIABLES: dict[str, Callable[[Array], Array]] = {
     "vp_time": vp_time,
@@ -51,18 +51,22 @@ class DEIS(NoiseMultistep):
 
     def weights(self, grid: Grid, index: int) -> Row:
         """(1, w)."""
+        return self._rows(grid, index)[0]
+
+    def _row(self, grid: Grid, index: int) -> Row:
+        return super()._row(grid, index) if self.order == 1 else self._rows(grid, index)[1]
+
+    def _rows(self, grid: Grid, index: int) -> tuple[Row, Row]:
         order = grid.order(index, self.order, self.lower_order_final)
-        start, end = grid.levels[index : index + 2]
-        if order == 1:
-            return Row(1.0, (end - start,))
-        return Row(1.0, _integrals(grid.levels[index - order + 1 : index + 2], self.variable))
+        return _rows(grid.levels[index - order + 1 : index + 2], self.variable)
 
 
 @kept
-def _integrals(levels: tuple[float, ...], variable: str) -> tuple[float, ...]:
-    """W of the step between the last two levels, through the values at all but the last; they take longer than a small step."""
+def _rows(levels: tuple[float, ...], variable: str) -> tuple[Row, Row]:
+    """(1, w) of the step between the last two levels, through the values at all but the last; and the same of residuals."""
     *nodes, start, end = levels
-    return lagrange_integrals([start, *reversed(nodes)], start, end, _VARIABLES[variable])
+    w = lagrange_integrals([start, *reversed(nodes)], start, end, _VARIABLES[variable]) if nodes else (end - start,)
+    return Row(1.0, w), of_residuals(Row(1.0, w), levels[:-1])
 
 
 @dataclass(frozen=True)

@@ -56,26 +56,30 @@ class EVODiff(Solver):
         return ()
 
     def step(self, denoiser: Denoiser, x: Tensor, interval: Interval, state: tuple[Tensor, ...]) -> Step:
-        """Predict, evaluate, weigh. The state is D₋, or (D₀, D₋) where D₀ has been evaluated at the prediction."""
-        current = state[0] if len(state) == 2 else denoiser(x, interval.sigma)
+        """Predict, evaluate, weigh.
+
+        The state is D₋; or D₋, D₀ and ⟨D₀, D₋⟩/‖D₋‖², where D₀ has been evaluated at the prediction.
+        """
+        before, current, share = (*state, None, None, None)[:3]
+        current = denoiser(x, interval.sigma) if current is None else current
         base = ddim(x, current, *interval.levels)
-        before = state[-1] if state else None
         if before is None or (interval.last and interval.grid.to_zero):
             return Step(base, current, (current,))
         at = _Place.of(interval)
         if self._ends(interval):
             return Step(_end(base, current, before, at) if self.last else base, current, (current,))
-        b = at.balance(current, before)
+        b = at.balance(_projection(current, before) if share is None else share)
         gap = torch.addcmul(current, b, before, value=-1)
         length = at.c / (2 * at.ratio * torch.sigmoid(b.abs() / 4))
         ahead = denoiser(torch.addcmul(base, length, gap), interval.sigma_next)
-        up = torch.addcmul(ahead, at.balance(ahead, current), current, value=-1).mul_(at.ratio)
+        share = _projection(ahead, current)
+        up = torch.addcmul(ahead, at.balance(share), current, value=-1).mul_(at.ratio)
         difference = torch.add(up, gap, alpha=-1 / at.ratio)
         eta = torch.sigmoid((_projection(torch.add(up, gap, alpha=1 / at.ratio), difference) / 2).abs()) / 2
         mixed = torch.addcmul((1 - eta) * up, eta / at.ratio, gap, value=-1)
         zeta_star = _projection(gap - mixed, gap, length) / at.c
         zeta = torch.sigmoid((zeta_star.abs() - 0.5) * at.sign(current, before))
-        return Step(torch.addcmul(base, at.c / (2 * zeta), mixed), current, (ahead, current))
+        return Step(torch.addcmul(base, at.c / (2 * zeta), mixed), current, (current, ahead, share))
 
     def nfe(self, sigmas: Tensor) -> int:
         """One a step."""
@@ -118,9 +122,9 @@ class _Place:
             steps > _LONG,
         )  # fmt: skip
 
-    def balance(self, value: Tensor, before: Tensor) -> Tensor:
-        """b."""
-        return (1 - self.weight) * math.sqrt(self.r / self.r_before) + self.weight * _projection(value, before)
+    def balance(self, share: Tensor) -> Tensor:
+        """b, from ⟨D₀, D₋⟩/‖D₋‖²."""
+        return (1 - self.weight) * math.sqrt(self.r / self.r_before) + self.weight * share
 
     def sign(self, current: Tensor, before: Tensor) -> Tensor | float:
         """What |ζ*| − 1/2 is multiplied by: 1, or −s in a long run."""

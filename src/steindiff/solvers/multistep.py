@@ -98,8 +98,8 @@ class NoiseMultistep(Multistep):
     def _row(self, grid: Grid, index: int) -> Row:
         if self.order == 1:
             return ddim_row(grid, index)
-        a, values = self.weights(grid, index)
-        return Row(a, tuple([w / grid.levels[index - j] for j, w in enumerate(values)]))
+        row = self.weights(grid, index)
+        return of_residuals(row, grid.levels[index - len(row.values) + 1 : index + 1])
 
     def _value(self, x: Tensor, denoised: Tensor) -> Tensor:
         return denoised if self.order == 1 else x - denoised
@@ -120,6 +120,11 @@ def ddim_row(grid: Grid, index: int) -> Row:
     """(r, 1−r): the first-order step in data prediction."""
     r = grid.levels[index + 1] / grid.levels[index]
     return Row(r, (1 - r,))
+
+
+def of_residuals(row: Row, levels: Sequence[float]) -> Row:
+    """The weights of x − D at these levels, oldest first, from those of the noise predictions (x − D)/σ, newest first."""
+    return Row(row.a, tuple([w / sigma for w, sigma in zip(row.values, reversed(levels), strict=True)]))
 
 
 def weighted(row: Row, x: Tensor, values: Sequence[Tensor]) -> Tensor:
