@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import steindiff as sd
-from steindiff import solvers
+from steindiff import owning, solvers
 from steindiff.corrections import Corrected
 from steindiff.denoisers import EpsilonScaled, Guided, Pure
 from steindiff.divergence import Hutchinson
@@ -220,6 +220,34 @@ def test_wrappers_of_denoisers(kind):
     for wrapped in (lambda D: Guided(D, D, 2.0), lambda D: EpsilonScaled(D, 1.01), Pure, lambda D: Pure(D, copies=True)):
         expected = sd.sample("dpmpp_2m", wrapped(pure), start(), GRID).x
         assert torch.equal(sd.sample("dpmpp_2m", wrapped(IMPURE[kind]()), start(), GRID).x, expected)
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "every second": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+}
+
+
+@pytest.mark.parametrize("found", [True, False], ids=["memcmp", "without"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_writes_past_the_counters_are_seen_in_every_layout(layout, found, monkeypatch):
+    """By C's comparison of memory, and where there is no C library; a NaN is equal to itself."""
+    if not found:
+        monkeypatch.setattr(owning, "_memcmp", None)
+    assert (owning._memcmp is not None) == found
+    x = LAYOUTS[layout](torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1)))
+    x[0, 0, 0, 0] = torch.nan
+
+    def last_number(z, sigma):
+        z.numpy()[-1, -1, -1, -1] += 1.0
+        return z + 0.0
+
+    for network, writes in ((last_number, True), (lambda z, sigma: z + 0.0, False)):
+        lender, before = Lender(), x.clone()
+        lender(network, x, GRID[0])
+        assert lender._writes == {x.shape: writes}
+        torch.testing.assert_close(x, before, rtol=0, atol=0, equal_nan=True)
 
 
 def test_guidance_of_two_buffers_that_are_one():
