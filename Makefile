@@ -4,8 +4,9 @@ BIN := .venv/bin
 # A module is compiled when it is first imported: to compile all of torch here would take 25 s of a processor.
 PIP := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
-# Threads that wait should sleep: spinning ones slow torch tenfold where another process shares the cores.
-export OMP_WAIT_POLICY ?= PASSIVE
+# Where several processes share the cores, threads that wait should sleep: spinning ones slow torch tenfold. A process that is
+# alone loses by it: the demo then takes half as long again.
+test slow: export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test check slow docs dist clean
 

@@ -35,7 +35,7 @@ from steindiff.report.blocks import Block, Code, Table, Text
 COMMANDS = {
     "calibrate": "calibrate --model cifar10 --nfe 4 --trajectories 64 --out {folder}/table.safetensors",
     "sample": "sample --model cifar10 --nfe 5 --seeds 0-4095 --batch 64 --outdir {folder}",
-    "bench": "bench --preset quick --beds digits --solvers dpmpp_2m,ipndm_4 --samples 2048 --outdir {folder}",
+    "bench": "bench --preset quick --beds cifar10 --solvers dpmpp_2m,ipndm_4 --samples 128 --outdir {folder}",
 }
 """What is measured; {folder} is a new one each time."""
 WORLDS = (1, 2)
