@@ -8,7 +8,9 @@ Each command is started as users start it, once alone and once as two processes 
 each, in turns and always in a new folder. All of a process counts: its start, its work and what it writes. `wall` is what a
 clock says, and holds on a machine that does nothing else. `processor` is the processor time of the one process over that of the
 busier of the two. A process that waits for the other one sleeps, so this ratio is what a clock would say without other programs
-on the machine, but for the time in which both wait for each other. The command writes report.md and results.json, and a page.
+on the machine, but for the time in which both wait for each other. A machine whose cores share caches gives no two processes
+twice the speed of one: its own limit is twice the processor time of the one over that of the busier of two that know nothing of
+each other, each with all of the work. The command writes report.md and results.json, and a page.
 """
 
 from __future__ import annotations
@@ -34,11 +36,10 @@ from steindiff.report.blocks import Block, Code, Table, Text
 
 COMMANDS = {
     "calibrate": "calibrate --model cifar10 --nfe 4 --trajectories 64 --out {folder}/table.safetensors",
-    "sample": "sample --model cifar10 --nfe 5 --seeds 0-4095 --batch 64 --outdir {folder}",
-    "bench": "bench --preset quick --beds cifar10 --solvers dpmpp_2m,ipndm_4 --samples 128 --outdir {folder}",
+    "sample": "sample --model cifar10 --nfe 5 --seeds 0-2047 --batch 64 --outdir {folder}",
+    "bench": "bench --preset quick --beds digits --solvers dpmpp_2m,ipndm_4 --samples 512 --outdir {folder}",
 }
 """What is measured; {folder} is a new one each time."""
-WORLDS = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -61,34 +62,42 @@ class Spent:
 
 @dataclass(frozen=True)
 class Row:
-    """All turns of a command, with one process and with two; `load` is the machine's, of one minute, before each turn."""
+    """All turns of a command: with one process, with two, and with two that do not share.
+
+    `load` is the machine's, of one minute, before each turn.
+    """
 
     command: str
-    turns: tuple[tuple[Spent, Spent], ...]
+    turns: tuple[tuple[Spent, Spent, Spent], ...]
     load: tuple[float, ...]
 
     @property
     def wall(self) -> Quartiles:
         """One over two."""
-        return Quartiles.of([one.wall / two.wall for one, two in self.turns])
+        return Quartiles.of([one.wall / two.wall for one, two, _ in self.turns])
 
     @property
     def processor(self) -> Quartiles:
         """One over the busier of two."""
-        return Quartiles.of([sum(one.processor) / max(two.processor) for one, two in self.turns])
+        return Quartiles.of([sum(one.processor) / max(two.processor) for one, two, _ in self.turns])
+
+    @property
+    def limit(self) -> Quartiles:
+        """What the machine gives two processes that do not share."""
+        return Quartiles.of([2 * sum(one.processor) / max(apart.processor) for one, _, apart in self.turns])
 
 
-def launched(words: str, world: int) -> Spent:
-    """One turn of a command in a new folder. Raises InputError where it fails."""
+def launched(words: str, world: int, share: bool = True) -> Spent:
+    """One turn of a command in a new folder, or in one for each process. Raises InputError where it fails."""
     with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "said", "w+", encoding="utf-8") as said:
-        arguments = [sys.executable, "-m", "steindiff", *words.format(folder=Path(folder) / "made").split()]
-        port, start = _free_port(), time.perf_counter()
-        joined = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        (Path(folder) / "made").mkdir()
-        children = [
-            subprocess.Popen(arguments, stdout=said, stderr=said, env={**os.environ, **joined, **_place(rank)})
-            for rank in range(world)
-        ]
+        joined = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())} if share else {}
+        start, children = time.perf_counter(), list[subprocess.Popen[bytes]]()
+        for rank in range(world):
+            made = Path(folder) / f"made{0 if share else rank}"
+            made.mkdir(exist_ok=True)
+            arguments = [sys.executable, "-m", "steindiff", *words.format(folder=made).split()]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", **joined, **(_place(rank) if share else {})}
+            children.append(subprocess.Popen(arguments, stdout=said, stderr=said, env=environment))
         ends = [os.wait4(child.pid, 0) for child in children]
         wall = time.perf_counter() - start
         for child, (_, status, _) in zip(children, ends, strict=True):
@@ -111,11 +120,10 @@ def _free_port() -> int:
 
 def measure(name: str, rounds: int) -> Row:
     """The turns of a command."""
-    words, turns, load = COMMANDS[name], list[tuple[Spent, Spent]](), list[float]()
+    words, turns, load = COMMANDS[name], list[tuple[Spent, Spent, Spent]](), list[float]()
     for _ in tqdm(range(rounds), unit="turn", desc=name):
         load.append(os.getloadavg()[0])
-        one, two = (launched(words, world) for world in WORLDS)
-        turns.append((one, two))
+        turns.append((launched(words, 1), launched(words, 2), launched(words, 2, share=False)))
     return Row(words, tuple(turns), tuple(load))
 
 
@@ -126,9 +134,11 @@ def table(rows: Sequence[Row]) -> list[Block]:
         alone, both = ([turn[i] for turn in row.turns] for i in (0, 1))
         walls = (f"{Quartiles.of([spent.wall for spent in some]).median:.0f} s" for some in (alone, both))
         busy = (f"{Quartiles.of([max(spent.processor) for spent in some]).median:.0f} s" for some in (alone, both))
-        lines.append((row.command.split()[0], *walls, str(row.wall), *busy, str(row.processor), f"{max(row.load):.1f}"))
+        ratios = (str(row.processor), str(row.limit))
+        lines.append((row.command.split()[0], *walls, str(row.wall), *busy, *ratios, f"{max(row.load):.1f}"))
     columns = (
-        "command", "wall, one", "wall, two", "one / two", "processor, one", "the busier of two", "one / busier", "load before",
+        "command", "wall, one", "wall, two", "one / two", "processor, one", "the busier of two", "one / busier",
+        "the machine's limit", "load before",
     )  # fmt: skip
     said = f"{os.cpu_count()} cores, one thread a process, {len(rows[0].turns)} turns: medians, and quartiles of the ratios."
     commands = Code("\n".join(f"steindiff {row.command.format(folder='FOLDER')}" for row in rows))
