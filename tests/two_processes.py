@@ -18,10 +18,12 @@ from steindiff.metrics.fid.extractors import Inception
 from steindiff.models.datasets import ImageSet
 from steindiff.noise import generators
 from steindiff.study import demo
+from steindiff.study.draw import draw
 from steindiff.study.evaluate import evaluate
 from steindiff.study.evaluation import Settings
 from steindiff.study.judge import judge_images
 from steindiff.study.judging import Job
+from steindiff.study.testbed import Testbed
 
 RULES = {
     "clamped": ("dpmpp_2m", sd.rules.CleanTarget(gamma_max=1.0)),
@@ -90,6 +92,19 @@ def shown(file, folder):
     return [result.values["endpoint"].value for study in (*found.few, found.paper) for result in study.results.values()]
 
 
+BATCHES = {"dealt": (8, 4), "divided": (6, 8), "dealt, then divided": (14, 4), "an image left": (9, 4), "of one": (5, 1)}
+"""Images, and images of a batch."""
+
+
+def drawn(case, together):
+    """A corrected run of a study, of the images of seeds 3, 4, …: the end states, γ of its first batch and what it cost."""
+    count, batch = BATCHES[case]
+    bed = Testbed("law", law().to(torch.float32), (4,), "digest")
+    solver = sd.Corrected(sd.solvers.make("dpmpp_2m"), sd.rules.CleanTarget(gamma_max=1.5))
+    found = draw(solver, bed, sd.grids.karras(6), range(3, 3 + count), batch=batch, together=together)
+    return {"x": found.samples.tolist(), "gamma": [step["gamma"] for step in found.trace], "stats": found.stats}
+
+
 def pixels(seed, n):
     """(n, 1, 8, 8) uint8."""
     return torch.randint(256, (n, 1, 8, 8), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
@@ -104,6 +119,7 @@ def main(folder):
         found["score"] = scored(folder, folder / "reference.npz")
         found["quality"] = quality(folder / "quality", together=True)
         found["demo"] = shown(folder / "mixture.safetensors", folder / "demo")
+        found["drawn"] = {case: drawn(case, together=True) for case in BATCHES}
         found["threads"] = threads()
     found["left"] = threads()
     (folder / f"{rank}.json").write_text(json.dumps(found))

@@ -65,6 +65,22 @@ def test_two_processes_give_what_one_gives(both, script, name):
     assert any(a["numbers"][decided] != pytest.approx(b["numbers"][decided], abs=1e-6) for a, b in pairs)
 
 
+@pytest.mark.parametrize("case", two_processes.BATCHES)
+def test_a_run_of_a_study_is_that_of_one_process(both, script, case):
+    """To the bit where whole batches are dealt out, and by their statistics where one is divided."""
+    alone, (count, batch) = script.drawn(case, together=False), script.BATCHES[case]
+    whole = count // (2 * batch) * 2 * batch  # images whose batches are dealt out
+    for part in both:
+        found = part["drawn"][case]
+        assert found["x"][:whole] == alone["x"][:whole]
+        torch.testing.assert_close(torch.tensor(found["x"]), torch.tensor(alone["x"]), rtol=1e-6, atol=1e-6)
+        # Each has the trace of the first batch that it had a part of; the report is made of the first process's.
+        assert len(found["gamma"]) == len(alone["gamma"])
+        assert all(found["stats"][name] == alone["stats"][name] for name in ("nfe", "jvps", "vjps"))
+    first = both[0]["drawn"][case]["gamma"]
+    assert first == (alone["gamma"] if whole else pytest.approx(alone["gamma"], rel=1e-6))
+
+
 def test_a_score_is_shared_out_and_its_numbers_are_those_of_one_process(both, script):
     folder = both[0]["folder"]
     alone = script.scored(folder, folder / "alone.npz")

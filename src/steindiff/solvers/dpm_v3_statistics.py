@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steindiff.errors import AccessError, ModelFileError, NonFiniteError, SteindiffError, require
+from steindiff.errors import ModelFileError, NonFiniteError, require
 from steindiff.io.files import digest, read_tensors, write_tensors
 
 KIND = "statistics of DPM-Solver-v3"
@@ -85,9 +85,7 @@ class Statistics:
             about, parts = read_tensors(path, "l", "s", "b")
             require(about.pop("kind", None) == KIND, "no statistics of DPM-Solver-v3", path=str(path))
             return cls(tuple(map(float, about.pop("levels"))), *parts), about
-        except AccessError:
-            raise
-        except (ValueError, TypeError, KeyError, SteindiffError) as error:
+        except (ValueError, TypeError, KeyError, NonFiniteError) as error:
             raise ModelFileError(f"{path} holds no readable statistics: {error}; measure them anew") from error
 
     def at(self, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """The one batch loop: images of given seeds by a solver on a testbed, on one process or shared out over several."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from steindiff.sampling import SampleResult, sample
 from steindiff.solvers import Solver
 from steindiff.study.common import Common
 from steindiff.study.testbed import Testbed
+
+_COSTS = ("nfe", "forward_equivalents", "jvps", "vjps")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,30 +57,72 @@ def draw(
         sigmas: the noise grid.
         seeds: one seed for each image.
         batch: how many images a batch has.
-        together: whether all processes call this: each takes a block of every batch, each gets all images, and a failure of
-            one is a failure of all.
+        together: whether all processes call this: they share out the images as `_dealt` says, each gets all of them, and a
+            failure of one is a failure of all.
         common: looks up the first evaluations of the run; those of a plain solver are kept in it.
         tick: is told the number of images of each finished batch.
     """
-    start, results, ends = time.perf_counter(), list[SampleResult](), list[Tensor]()
-    for first in range(0, len(seeds), batch):
-        part = seeds[first : first + batch]
-        shared = together and len(part) >= processes.world_size()  # else everyone draws the few that are left
-        block = processes.share(len(part)) if shared else range(len(part))
-        own, failure = part[block.start : block.stop], None
+    start, results, ends, costs = time.perf_counter(), list[SampleResult](), list[Tensor](), list[Tensor]()
+    for turn in _dealt(len(seeds), batch, together):
+        own, failure = [seeds[i] for i in turn.own], None
         x = initial_noise(own, bed.event_shape, float(sigmas[0]), device=bed.device)
         denoiser = bed.denoiser_for(own)
         if common is not None:
             denoiser = common.of(denoiser, own, keep=not isinstance(solver, Corrected))
         try:
-            results.append(sample(solver, denoiser, x, sigmas, generator=generators(own)))
+            results.append(sample(turn.of(solver), denoiser, x, sigmas, generator=generators(own)))
         except NonFiniteError as error:
             failure = str(error)
         failure = processes.agreed(failure) if together else failure
         if failure is not None:
             return Drawn(None, [], {}, time.perf_counter() - start, failure)
-        ends.append((processes.gather(results[-1].x) if shared else results[-1].x).cpu())
-        tick(len(part))
-    names = ("nfe", "forward_equivalents", "jvps", "vjps")
-    stats = {name: sum(getattr(r.stats, name) for r in results) / len(results) for name in names}
+        cost = torch.tensor([[getattr(results[-1].stats, name) for name in _COSTS]], dtype=torch.float64)
+        ends.append(turn.ends(results[-1].x).cpu())
+        costs.append(turn.costs(cost))
+        tick(len(turn.images))
+    stats = dict(zip(_COSTS, torch.cat(costs).mean(0).tolist(), strict=True))
     return Drawn(torch.cat(ends), [r.as_json() for r in results[0].trace], stats, time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """Images that are drawn at a time, and those of them that are this process's: places of seeds.
+
+    `joins`: all processes have a part of these images; `divided`: they are one batch.
+    """
+
+    images: range
+    own: range
+    joins: bool
+    divided: bool
+
+    def of(self, solver: Solver) -> Solver:
+        """The solver, whose correction decides from the numbers of the whole batch."""
+        return replace(solver, gather=processes.gather) if self.divided and isinstance(solver, Corrected) else solver
+
+    def ends(self, x: Tensor) -> Tensor:
+        """The end states of all images from those of this process, (B, *event)."""
+        return processes.gather(x) if self.joins else x
+
+    def costs(self, own: Tensor) -> Tensor:
+        """The costs of all batches from those of this process's batch, (1, k); the processes that share a batch count alike."""
+        return processes.gather(own) if self.joins and not self.divided else own
+
+
+def _dealt(count: int, batch: int, together: bool) -> Iterator[_Turn]:
+    """Whole batches are dealt out, one to each process, while there is one for each; a batch that is left over is divided.
+
+    A process that has whole batches computes what it would compute by itself, to the bit. A batch that has fewer images than
+    there are processes is drawn by all.
+    """
+    world, rank = (processes.world_size(), processes.rank()) if together else (1, 0)
+    once = world * batch
+    whole = count // once * once
+    for first in range(0, whole, once):
+        own = first + rank * batch
+        yield _Turn(range(first, first + once), range(own, own + batch), world > 1, False)
+    for first in range(whole, count, batch):
+        images = range(first, min(first + batch, count))
+        divided = 1 < world <= len(images)
+        block = processes.share(len(images)) if divided else range(len(images))
+        yield _Turn(images, images[block.start : block.stop], divided, divided)

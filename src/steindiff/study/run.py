@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steindiff import corrections
 from steindiff.divergence import Choice
-from steindiff.errors import InputError, needs, require
+from steindiff.errors import InputError, needs
 from steindiff.io import folders, processes
 from steindiff.io.clock import Clock
 from steindiff.io.files import digest
@@ -46,7 +46,8 @@ def run_study(
 ) -> Study:
     """Run what is missing of a study, and give what was found: on the first process; on the others a study without results.
 
-    Under torchrun or accelerate, every batch is shared out over the processes, and statistics are those of the whole batch.
+    Under torchrun or accelerate, batches are dealt out to the processes, and one that is left over is divided among them;
+    statistics are those of the whole batch either way.
 
     Args:
         config: the study.
@@ -106,7 +107,7 @@ def build(
     if correction is None:
         return solver, sigmas
     given = correction if clean is None else correction.given(clean)
-    return corrections.apply(given, solver, divergence=config.estimator(choice), gather=processes.gather), sigmas
+    return corrections.apply(given, solver, divergence=config.estimator(choice)), sigmas
 
 
 def key_of(cell: Cell, bed: Testbed, config: Config, judges: Sequence[str] = ()) -> str:
@@ -229,10 +230,7 @@ def _check_files(config: Config, judges: Sequence[JudgeFiles], device: str) -> N
 
 
 def _check(config: Config, judges: Sequence[JudgeFiles]) -> None:
-    """Reference statistics are of one testbed, and every process needs an image of every batch."""
+    """Reference statistics are of one testbed."""
     named = [str(one.reference) for one in judges if one.reference]
     if named and len(config.beds) > 1:
         raise InputError(f"reference {', '.join(named)} for {len(config.beds)} testbeds: run the one it is of, by --beds")
-    world, rest = processes.world_size(), config.n % config.batch or config.batch
-    need = "every process needs an image of each batch; choose n and batch so"
-    require(min(config.batch, config.n, rest) >= world, need, processes=world, batch=config.batch, last_batch=rest)
