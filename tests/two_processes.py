@@ -11,7 +11,7 @@ import steindiff as sd
 from steindiff import models
 from steindiff.analytic import GaussianMixture
 from steindiff.corrections.bands import RandomBands
-from steindiff.errors import NonFiniteError
+from steindiff.errors import InputError, NonFiniteError
 from steindiff.io import processes
 from steindiff.metrics import JudgeFiles
 from steindiff.metrics.fid.extractors import Inception
@@ -105,6 +105,19 @@ def drawn(case, together):
     return {"x": found.samples.tolist(), "gamma": [step["gamma"] for step in found.trace], "stats": found.stats}
 
 
+def dealt():
+    """What works gave, which process did each, and what is said where one fails."""
+
+    def fails():
+        raise InputError("the second of three")
+
+    works = [lambda i=i: (i, processes.rank()) for i in range(5)]
+    try:
+        processes.dealt([works[0], fails, works[2]])
+    except InputError as error:
+        return {"found": processes.dealt(works), "none": processes.dealt([]), "failure": str(error)}
+
+
 def pixels(seed, n):
     """(n, 1, 8, 8) uint8."""
     return torch.randint(256, (n, 1, 8, 8), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
@@ -120,6 +133,7 @@ def main(folder):
         found["quality"] = quality(folder / "quality", together=True)
         found["demo"] = shown(folder / "mixture.safetensors", folder / "demo")
         found["drawn"] = {case: drawn(case, together=True) for case in BATCHES}
+        found["dealt"] = dealt()
         found["threads"] = threads()
     found["left"] = threads()
     (folder / f"{rank}.json").write_text(json.dumps(found))

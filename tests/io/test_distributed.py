@@ -81,6 +81,15 @@ def test_a_run_of_a_study_is_that_of_one_process(both, script, case):
     assert first == (alone["gamma"] if whole else pytest.approx(alone["gamma"], rel=1e-6))
 
 
+def test_works_are_dealt_out_and_a_failure_is_everybodys(both):
+    for part in both:
+        assert part["dealt"] == {
+            "found": [[i, i % 2] for i in range(5)],
+            "none": [],
+            "failure": "the second of three",
+        }
+
+
 def test_a_score_is_shared_out_and_its_numbers_are_those_of_one_process(both, script):
     folder = both[0]["folder"]
     alone = script.scored(folder, folder / "alone.npz")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import torch
@@ -11,6 +12,7 @@ from steindiff.calibration.fit import fit
 from steindiff.calibration.refine import score
 from steindiff.calibration.teacher import Trajectories
 from steindiff.grids import karras
+from steindiff.io import processes
 from steindiff.solvers import Setting, Tabulated
 from steindiff.solvers.universal import entries
 
@@ -50,13 +52,16 @@ def start(
     Fits are on its levels, on others after a free step, and on grids without one. Under guidance it is the unguided table all
     the same: from a table for guidance a refinement ends up to three times as far away (`docs/calibration.md`). A table `near`
     is taken before all of them, where its runs stay finite: that of a neighbouring scale of guidance is in the same valley, and
-    no fit is sure to be.
+    no fit is sure to be. Several processes that work together share out the tables.
     """
     if near is not None and math.isfinite(score(near, held)):
         return replace(near, purpose=None)
     top, bottom = setting.sigma_max, setting.sigma_min
     universal = entries(nfe, replace(setting, guidance=1.0))
-    fits = [fit(laws, grid) for grid in [*(table.levels for table in universal), *grids(nfe, top, bottom)]]
-    fits += [fit(laws, karras(nfe, bottom, top, rho).tolist(), free=False) for rho in RHOS]
-    scored = [(score(table, held) - AHEAD * (table in universal), i) for i, table in enumerate([*universal, *fits])]
-    return [*universal, *fits][min(scored)[1]]
+    fitted, choosing = ([replace(law, apart=True) for law in some] for some in (laws, held))
+    fits = [partial(fit, fitted, grid) for grid in [*(table.levels for table in universal), *grids(nfe, top, bottom)]]
+    fits += [partial(fit, fitted, karras(nfe, bottom, top, rho).tolist(), free=False) for rho in RHOS]
+    tables = [*universal, *processes.dealt(fits)]
+    errors = processes.dealt([partial(score, table, choosing) for table in tables])
+    scored = [(error - AHEAD * (table in universal), i) for i, (table, error) in enumerate(zip(tables, errors, strict=True))]
+    return tables[min(scored)[1]]

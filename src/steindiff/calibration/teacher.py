@@ -28,25 +28,29 @@ class InBatches:
     """A denoiser of many images that evaluates a few at a time, each with its own class or prompt.
 
     Where several processes work together, each evaluates its share of the images, and all get all of them: calibrations that
-    run alike in every process then wait for a part of the network only.
+    run alike in every process then wait for a part of the network only. One that is `apart` evaluates all of them by itself.
 
     Args:
         denoiser: D(x, sigma), where one serves all images.
         conditioned: gives the denoiser of some images; None where one serves all.
         index: the images' numbers, (B,); None is 0, 1, ….
         room: how many images one evaluation has.
+        apart: whether the other processes do something else.
     """
 
     denoiser: Denoiser
     conditioned: Conditioned | None = None
     index: Tensor | None = None
     room: Room = field(default_factory=Room)
+    apart: bool = False
     _lend: Lender = field(default_factory=Lender, init=False, repr=False)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D(x, sigma), x (B, *event); sigma (). Raises InputError where memory runs out with the fewest images too."""
         index = torch.arange(len(x)) if self.index is None else self.index
-        if not processes.active() or self.room.least > 1:  # images that one evaluation must see together are not shared
+        if (
+            self.apart or not processes.active() or self.room.least > 1
+        ):  # images that one evaluation must see together are not shared
             return self._in_turn(x, sigma, index)
         mine = processes.share(len(x))
         own = slice(mine.start, mine.stop)
@@ -87,6 +91,7 @@ class Trajectories:
         conditioned: gives the denoiser of some images, where they have classes or prompts; then they may be stacked.
         index: the images' numbers, which `conditioned` knows them by, (B,); None is 0, 1, ….
         room: how many images one evaluation has, where runs are stacked.
+        apart: whether evaluations are this process's alone, while others do something else.
 
     Raises:
         InputError: the levels do not decrease to one above 0, or states and slopes are not one a level.
@@ -102,6 +107,7 @@ class Trajectories:
     conditioned: Conditioned | None = None
     index: Tensor | None = None
     room: Room = field(default_factory=Room)
+    apart: bool = False
 
     def __post_init__(self) -> None:
         falling = len(self.levels) > 1 and all(math.inf > s > t > 0 for s, t in pairwise(self.levels))
@@ -127,7 +133,7 @@ class Trajectories:
         index = torch.arange(len(self.noise)) if self.index is None else self.index
         stack = (runs.flatten(0, 1),) if self.stacked else runs.unbind()
         index, room = (index.repeat(len(runs)), self.room) if self.stacked else (index, _whole(len(self.noise)))
-        denoiser = InBatches(self.denoiser, self.conditioned, index, room)
+        denoiser = InBatches(self.denoiser, self.conditioned, index, room, self.apart)
         return torch.cat([denoiser(batch + self.mean, level) - self.mean for batch in stack]).reshape(x.shape)
 
     def part(self, chosen: Tensor) -> "Trajectories":

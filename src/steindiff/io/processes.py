@@ -7,7 +7,7 @@ up to the rounding of a network that meets another batch size.
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
@@ -170,6 +170,27 @@ def by_first(act: Callable[[], T]) -> T | None:
     if (refusal := agreed(refusal)) is not None:
         raise refusal
     return found
+
+
+def dealt(works: Sequence[Callable[[], T]]) -> list[T]:
+    """What each of the works gives, in their order. They are dealt out to the processes, and every process gets all of it.
+
+    A work may not ask for the other processes. A SteindiffError of one is everybody's. Every process must ask.
+    """
+    if not active():
+        return [work() for work in works]
+    mine, refusal = dict[int, T](), None
+    try:
+        mine = {i: works[i]() for i in range(rank(), len(works), world_size())}
+    except SteindiffError as error:
+        refusal = error
+    answers: list[tuple[dict[int, T], SteindiffError | None]] = [({}, None)] * world_size()
+    dist.all_gather_object(answers, (mine, refusal))
+    for _, failure in answers:
+        if failure is not None:
+            raise failure
+    found = {i: one for own, _ in answers for i, one in own.items()}
+    return [found[i] for i in range(len(works))]
 
 
 def leads() -> bool:
