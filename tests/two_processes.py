@@ -10,6 +10,7 @@ import torch
 import steindiff as sd
 from steindiff import models
 from steindiff.analytic import GaussianMixture
+from steindiff.calibration import calibrate
 from steindiff.corrections.bands import RandomBands
 from steindiff.errors import InputError, NonFiniteError
 from steindiff.io import processes
@@ -96,13 +97,37 @@ BATCHES = {"dealt": (8, 4), "divided": (6, 8), "dealt, then divided": (14, 4), "
 """Images, and images of a batch."""
 
 
+class Counted:
+    """A denoiser, and how many images it has seen."""
+
+    def __init__(self, denoiser):
+        self.denoiser, self.seen = denoiser, 0
+
+    def __call__(self, x, sigma):
+        self.seen += len(x)
+        return self.denoiser(x, sigma)
+
+
 def drawn(case, together):
     """A corrected run of a study, of the images of seeds 3, 4, …: the end states, γ of its first batch and what it cost."""
     count, batch = BATCHES[case]
-    bed = Testbed("law", law().to(torch.float32), (4,), "digest")
+    counted = Counted(law().to(torch.float32))
+    bed = Testbed("law", counted, (4,), "digest")
     solver = sd.Corrected(sd.solvers.make("dpmpp_2m"), sd.rules.CleanTarget(gamma_max=1.5))
     found = draw(solver, bed, sd.grids.karras(6), range(3, 3 + count), batch=batch, together=together)
-    return {"x": found.samples.tolist(), "gamma": [step["gamma"] for step in found.trace], "stats": found.stats}
+    return {
+        "x": found.samples.tolist(),
+        "gamma": [step["gamma"] for step in found.trace],
+        "stats": found.stats,
+        "seen": counted.seen,
+    }
+
+
+def fitted():
+    """The error at the gate of a table that is calibrated together, and how many images this process has evaluated for it."""
+    counted = Counted(law())
+    table = calibrate(counted, sd.initial_noise(range(64), (4,), dtype=torch.float64), 3)
+    return {"rmse": table.report["gate"]["rmse"], "seen": counted.seen}
 
 
 def dealt():
@@ -134,6 +159,7 @@ def main(folder):
         found["demo"] = shown(folder / "mixture.safetensors", folder / "demo")
         found["drawn"] = {case: drawn(case, together=True) for case in BATCHES}
         found["dealt"] = dealt()
+        found["fitted"] = fitted()
         found["threads"] = threads()
     found["left"] = threads()
     (folder / f"{rank}.json").write_text(json.dumps(found))

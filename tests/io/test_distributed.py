@@ -77,8 +77,16 @@ def test_a_run_of_a_study_is_that_of_one_process(both, script, case):
         # Each has the trace of the first batch that it had a part of; the report is made of the first process's.
         assert len(found["gamma"]) == len(alone["gamma"])
         assert all(found["stats"][name] == alone["stats"][name] for name in ("nfe", "jvps", "vjps"))
+        assert found["seen"] <= alone["seen"] * (-(-count // 2)) / count
     first = both[0]["drawn"][case]["gamma"]
     assert first == (alone["gamma"] if whole else pytest.approx(alone["gamma"], rel=1e-6))
+
+
+def test_each_of_two_processes_evaluates_half_of_a_calibrations_images(both, script):
+    alone = script.fitted()
+    for part in both:
+        assert part["fitted"]["rmse"] == pytest.approx(alone["rmse"], rel=1e-3)
+        assert part["fitted"]["seen"] < 0.52 * alone["seen"]
 
 
 def test_works_are_dealt_out_and_a_failure_is_everybodys(both):

@@ -33,9 +33,9 @@ def test_parallel_command_measures_one_process_and_two(tmp_path, monkeypatch):
     arguments = ["--commands", "sample", "--rounds", "1", "--outdir", str(tmp_path / "out"), "--page", str(shown)]
     assert parallel.main(arguments) == 0
     (row,) = read_json(tmp_path / "out" / "results.json")["found"]
-    ((one, two, apart),) = row["turns"]
-    assert [len(spent["processor"]) for spent in (one, two, apart)] == [1, 2, 2]
-    assert min(*one["processor"], *two["processor"], *apart["processor"]) > 0.5, "every process imports torch"
+    ((one, two, apart, start),) = row["turns"]
+    assert [len(spent["processor"]) for spent in (one, two, apart, start)] == [1, 2, 2, 1]
+    assert min(*one["processor"], *two["processor"], *apart["processor"], *start["processor"]) > 0.5, "each imports torch"
     text = shown.read_text(encoding="utf-8")
     assert "steindiff sample --model digits --nfe 2" in text
     assert "| sample | " in text
@@ -48,9 +48,10 @@ def test_a_command_that_fails_says_so():
 
 
 def test_ratios_are_of_the_clock_and_of_the_busier_process():
-    one, two = parallel.Spent(10.0, (9.0,)), parallel.Spent(6.0, (4.5, 3.0))
-    row = parallel.Row("command", ((one, two, parallel.Spent(12.0, (9.5, 10.0))),), (0.0,))
+    one, two, start = parallel.Spent(10.0, (9.0,)), parallel.Spent(6.0, (4.5, 3.0)), parallel.Spent(2.0, (1.5,))
+    row = parallel.Row("command", ((one, two, parallel.Spent(12.0, (9.5, 10.0)), start),), (0.0,))
     assert (row.wall.median, row.processor.median, row.limit.median) == (pytest.approx(10 / 6), 2.0, 1.8)
+    assert row.beyond.median == 2.5
 
 
 def test_calibration_command(tmp_path, monkeypatch):

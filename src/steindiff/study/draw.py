@@ -88,13 +88,12 @@ def draw(
 class _Turn:
     """Images that are drawn at a time, and those of them that are this process's: places of seeds.
 
-    `joins`: all processes have a part of these images; `divided`: they are one batch.
+    Where these are fewer, the processes have a batch each or, `divided`, parts of one.
     """
 
     images: range
     own: range
-    joins: bool
-    divided: bool
+    divided: bool = False
 
     def of(self, solver: Solver) -> Solver:
         """The solver, whose correction decides from the numbers of the whole batch."""
@@ -102,11 +101,11 @@ class _Turn:
 
     def ends(self, x: Tensor) -> Tensor:
         """The end states of all images from those of this process, (B, *event)."""
-        return processes.gather(x) if self.joins else x
+        return processes.gather(x) if len(self.own) < len(self.images) else x
 
     def costs(self, own: Tensor) -> Tensor:
         """The costs of all batches from those of this process's batch, (1, k); the processes that share a batch count alike."""
-        return processes.gather(own) if self.joins and not self.divided else own
+        return own if self.divided else self.ends(own)
 
 
 def _dealt(count: int, batch: int, together: bool) -> Iterator[_Turn]:
@@ -120,9 +119,9 @@ def _dealt(count: int, batch: int, together: bool) -> Iterator[_Turn]:
     whole = count // once * once
     for first in range(0, whole, once):
         own = first + rank * batch
-        yield _Turn(range(first, first + once), range(own, own + batch), world > 1, False)
+        yield _Turn(range(first, first + once), range(own, own + batch))
     for first in range(whole, count, batch):
         images = range(first, min(first + batch, count))
         divided = 1 < world <= len(images)
         block = processes.share(len(images)) if divided else range(len(images))
-        yield _Turn(images, images[block.start : block.stop], divided, divided)
+        yield _Turn(images, images[block.start : block.stop], divided)
