@@ -6,9 +6,8 @@ images is above two of its standard errors.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +15,6 @@ from torch import Tensor
 from steindiff import grids, solvers
 from steindiff.calibration.fit import Run
 from steindiff.calibration.teacher import Trajectories
-from steindiff.io import processes
 from steindiff.solvers import Setting, Tabulated, as_table
 from steindiff.solvers.universal import entries
 
@@ -77,23 +75,12 @@ def passed(table: Tabulated, others: Mapping[str, Tabulated], law: Trajectories)
     return (table if wins else others[best]), verdict
 
 
-def _errors(tables: Sequence[Tabulated], law: Trajectories) -> list[Tensor]:
-    """Each image's mean squared error at its end, (B,) float64, by table. Several processes share out the tables.
-
-    Two processes have a grid each, since `alternatives` takes its grids in turns.
-    """
-    world, own = processes.world_size(), replace(law, apart=True)
-    parts = processes.dealt([partial(_errors_of, tables[k::world], own) for k in range(world)])
-    return [parts[i % world][i // world] for i in range(len(tables))]
-
-
-def _errors_of(tables: Sequence[Tabulated], law: Trajectories) -> list[Tensor]:
-    """The errors of some tables, above 0; infinite where an end is not finite."""
-    known, found = dict[tuple[str, ...], Run](), list[Tensor]()
+def _errors(tables: Iterable[Tabulated], law: Trajectories) -> Iterator[Tensor]:
+    """Each image's mean squared error at its end, (B,) float64, above 0; infinite where it is not finite."""
+    known = dict[tuple[str, ...], Run]()
     for table in tables:
         gap = (_end(table, law, known) - law.ends).double().flatten(1).square().mean(1).cpu()
-        found.append(gap.nan_to_num(math.inf, math.inf).clamp(min=torch.finfo(torch.float64).tiny))
-    return found
+        yield gap.nan_to_num(math.inf, math.inf).clamp(min=torch.finfo(torch.float64).tiny)
 
 
 def _end(table: Tabulated, law: Trajectories, known: dict[tuple[str, ...], Run]) -> Tensor:
