@@ -6,6 +6,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from matplotlib.figure import Figure
 
 import steindiff as sd
 from steindiff import models
@@ -18,12 +19,15 @@ from steindiff.metrics import JudgeFiles
 from steindiff.metrics.fid.extractors import Inception
 from steindiff.models.datasets import ImageSet
 from steindiff.noise import generators
+from steindiff.report.study import write_report
 from steindiff.study import demo
 from steindiff.study.draw import draw
 from steindiff.study.evaluate import evaluate
 from steindiff.study.evaluation import Settings
+from steindiff.study.grid import Config
 from steindiff.study.judge import judge_images
 from steindiff.study.judging import Job
+from steindiff.study.run import run_study
 from steindiff.study.testbed import Testbed
 
 RULES = {
@@ -85,12 +89,28 @@ def small_mixture(file):
 
 
 def shown(file, folder):
-    """The errors of the end points of a small demo of one model; none on the second process."""
+    """The errors of the end points of a small demo of one model, which every process is told."""
     beds = {name: (str(file),) for name in ("MODELS", "LARGER", "PAPER_MODELS")}
     runs = {"STRONG": ("ddim",), "SOLVERS": ("ddim",), "GRIDS": ("karras",), "FEW": (3,)}
     with patch.multiple(demo, **beds, **runs):
         found = demo.run_demo(folder, nfe=2, samples=64, first_seed=0)
     return [result.values["endpoint"].value for study in (*found.few, found.paper) for result in study.results.values()]
+
+
+def reported(file, folder):
+    """How many pictures of a small study's report this process has saved."""
+    config = Config(
+        beds=(str(file),),
+        solvers=("ddim", "heun"),
+        nfe=(4,),
+        corrections=("none", "clamped"),
+        n=48,
+        batch=24,
+        metrics=("energy", "endpoint"),
+    )
+    with patch.object(Figure, "savefig", autospec=True, side_effect=Figure.savefig) as saved:
+        write_report(folder, run_study(config, folder, progress=False))
+    return saved.call_count
 
 
 BATCHES = {"dealt": (8, 4), "divided": (6, 8), "dealt, then divided": (14, 4), "an image left": (9, 4), "of one": (5, 1)}
@@ -157,6 +177,7 @@ def main(folder):
         found["score"] = scored(folder, folder / "reference.npz")
         found["quality"] = quality(folder / "quality", together=True)
         found["demo"] = shown(folder / "mixture.safetensors", folder / "demo")
+        found["pictures"] = reported(folder / "mixture.safetensors", folder / "study")
         found["drawn"] = {case: drawn(case, together=True) for case in BATCHES}
         found["dealt"] = dealt()
         found["fitted"] = fitted()

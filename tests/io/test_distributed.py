@@ -151,8 +151,19 @@ def test_a_demo_is_drawn_together_and_written_once(both, script, tmp_path):
     alone = script.shown(both[0]["folder"] / "mixture.safetensors", tmp_path / "demo")
     assert both[0]["demo"] == pytest.approx(alone, rel=1e-3)
     assert len(alone) > 3
-    assert both[1]["demo"] == []
+    assert both[1]["demo"] == both[0]["demo"]
     assert sorted(os.listdir(both[0]["folder"] / "demo")) == sorted(os.listdir(tmp_path / "demo"))
+
+
+def test_each_of_two_processes_draws_half_of_a_reports_pictures(both, script, tmp_path):
+    alone = script.reported(both[0]["folder"] / "mixture.safetensors", tmp_path)
+    drawn = [part["pictures"] for part in both]
+    assert sum(drawn) == alone > 8
+    assert max(drawn) <= 0.6 * alone
+    pictures = (
+        sorted(path.name for path in (folder / "figures").iterdir()) for folder in (both[0]["folder"] / "study", tmp_path)
+    )
+    assert len(set(map(tuple, pictures))) == 1
 
 
 LAUNCHED = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}

@@ -431,6 +431,9 @@ def test_two_processes_give_the_single_processs_numbers(study, tmp_path):
         for name in ("energy", "endpoint", "sliced"):
             assert other.values[name].value == pytest.approx(r.values[name].value, rel=1e-3, abs=1e-4)
         assert [t["gamma"] for t in other.trace] == [t["gamma"] for t in r.trace]  # each has had a batch
+    drawn = {path: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
+    write_report(tmp_path, run_study(SMALL, tmp_path, progress=False))  # nothing is run again
+    assert drawn == {path: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
 
 
 def test_a_model_by_any_path_and_cells_by_any_name_are_the_same_cells(tmp_path, monkeypatch):

@@ -55,10 +55,9 @@ def bench_command(
     named = judges(inception=(inception, inception_reference), dinov2=(dinov2, dinov2_reference))
     with processes.joined(device), folders.claimed(outdir, CLAIM):
         found = run_study(study, outdir, judges=named, device=device)
-        if processes.rank():
-            return
         about = manifest(device=device, rerun=shlex.join(["steindiff", *sys.argv[1:]]))
         write_report(outdir, found, about, paper_model)
+    if processes.leads():
         say(f"everything is in {outdir}: report.md, report.html, cells/")
 
 

@@ -159,6 +159,14 @@ def agreed(found: T | None) -> T | None:
     return next((answer for answer in answers if answer is not None), None)
 
 
+def told(found: T) -> T:
+    """What the first process says, on every process. All must ask; what the others say is not heard."""
+    said = [found]
+    if active():
+        dist.broadcast_object_list(said, src=0)
+    return said[0]
+
+
 def by_first(act: Callable[[], T]) -> T | None:
     """What the first process does for all, None on the others; a SteindiffError is everybody's. Every process must ask."""
     found, refusal = None, None

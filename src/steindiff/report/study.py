@@ -4,11 +4,13 @@ Every sentence is made from the results, whatever they are; results that are not
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from steindiff.io import processes
 from steindiff.io.folders import Claim, begins
 from steindiff.metrics import HIGHER, TITLES
 from steindiff.report import write
@@ -36,11 +38,15 @@ _KINDS = {
 def write_report(folder: Path, study: Study, about: Mapping[str, Any] | None = None, paper_model: str = "") -> None:
     """Write report.md, figures/, metrics/, paper/ and report.html; cells without a result are shown as missing.
 
+    Processes that have joined call this together: they share out the figures, and the first of them writes.
     `about` is a `files.manifest(…)`; its "rerun", where given, is the command that makes the study. `paper_model` is the model
     of the SteinDiff paper that the study is of (`paper.MODELS`), whose published numbers may then be subtracted. Raises as
     `report.write`.
     """
-    blocks = [*_facts(study), *contest_blocks(study), *_tables(study), *_best(study), *_figures(study), *_losses(study)]
+    figures = _figures(study)
+    if processes.rank():
+        return
+    blocks = [*_facts(study), *contest_blocks(study), *_tables(study), *_best(study), *figures, *_losses(study)]
     blocks += paper_blocks(study, paper_model)
     blocks += [Heading("As published, not ours"), *published_blocks(), *_how(study, about or {}), *_appendix(study)]
     write(folder, "steindiff bench", blocks)
@@ -161,19 +167,35 @@ def _best(study: Study) -> list[Block]:
 
 
 def _figures(study: Study) -> list[Block]:
-    blocks: list[Block] = [Heading("Figures"), *(overview(study, axis) for axis in AXES)]
-    for bed in (b for b in study.config.beds if any(cell.bed == b for cell in study.results)):
+    """All figures, testbed by testbed."""
+    beds = [bed for bed in study.config.beds if any(cell.bed == bed for cell in study.results)]
+    drawn = _drawn(study, beds)
+
+    def those(draw: Callable[..., Block | None], *bed: str) -> tuple[Block, ...]:
+        return tuple(block for (made_by, of), block in drawn.items() if made_by is draw and of[: len(bed)] == bed)
+
+    blocks: list[Block] = [Heading("Figures"), *those(overview)]
+    for bed in beds:
         blocks.append(Heading(f"{short(bed)}: figures", 3))
-        solver_by_solver = tuple(quality(study, bed, grid, axis) for grid in study.config.used_grids for axis in AXES)
-        blocks.append(Details(f"{short(bed)}: {TITLES[HEADLINE]}, solver by solver", solver_by_solver))
-        curves = tuple(every_metric(study, bed, solver) for solver in shown_solvers(study))
-        blocks.append(Details(f"{short(bed)}: every metric against NFE", curves))
-        blocks += filter(None, (traces(study, bed), spectra(study, bed)))
-        first, *others = [image_strips(study, bed, solver) for solver in shown_solvers(study)]
-        blocks += [first] if first else []
-        more = tuple(filter(None, others))
-        blocks += [Details(f"{short(bed)}: images of {len(more)} more solvers", more)] if more else []
+        blocks.append(Details(f"{short(bed)}: {TITLES[HEADLINE]}, solver by solver", those(quality, bed)))
+        blocks.append(Details(f"{short(bed)}: every metric against NFE", those(every_metric, bed)))
+        blocks += [*those(traces, bed), *those(spectra, bed)]
+        images = those(image_strips, bed)
+        blocks += images[:1]
+        blocks += [Details(f"{short(bed)}: images of {len(images) - 1} more solvers", images[1:])] if images[1:] else []
     return blocks
+
+
+def _drawn(study: Study, beds: Sequence[str]) -> dict[tuple[Callable[..., Block | None], tuple[str, ...]], Block]:
+    """Every figure that there is, by what draws it and what it is of; processes that have joined draw some each."""
+    solvers, grids = shown_solvers(study), study.config.used_grids
+    asked: list[tuple[Callable[..., Block | None], tuple[str, ...]]] = [(overview, (axis,)) for axis in AXES]
+    for bed in beds:
+        asked += [(quality, (bed, grid, axis)) for grid in grids for axis in AXES]
+        asked += [(draw, (bed, solver)) for draw in (every_metric, image_strips) for solver in solvers]
+        asked += [(traces, (bed,)), (spectra, (bed,))]
+    drawn = processes.dealt([partial(draw, study, *of) for draw, of in asked])
+    return {key: block for key, block in zip(asked, drawn, strict=True) if block}
 
 
 def _losses(study: Study) -> list[Block]:

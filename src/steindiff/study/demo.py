@@ -57,7 +57,7 @@ class Demo:
 def run_demo(outdir: str | Path, *, nfe: int, samples: int, first_seed: int) -> Demo:
     """Run everything in one batch of images, and write results.json and run.json to `outdir`, which keeps the runs too.
 
-    Under torchrun or accelerate every batch is shared out. The first process writes; the others get studies without results.
+    Under torchrun or accelerate every batch is shared out. The first process writes; the others get what it found.
 
     Args:
         outdir: where the runs are kept; a demo that was stopped goes on.

@@ -44,10 +44,10 @@ def run_study(
     progress: bool = True,
     clock: Clock | None = None,
 ) -> Study:
-    """Run what is missing of a study, and give what was found: on the first process; on the others a study without results.
+    """Run what is missing of a study, and give what was found.
 
     Under torchrun or accelerate, batches are dealt out to the processes, and one that is left over is divided among them;
-    statistics are those of the whole batch either way.
+    statistics are those of the whole batch either way. The first process measures and writes, and tells the others.
 
     Args:
         config: the study.
@@ -87,6 +87,7 @@ def run_study(
                     cells = list(group)
                     results.extend(part.results([cell for cell in cells if config.runs_on(cell, bed.setting)]))
                     bar.update(len(cells))
+        results, summaries = processes.told((results, summaries))
     return Study.of(config, results, summaries)
 
 
