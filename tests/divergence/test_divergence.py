@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -990,3 +992,29 @@ def test_a_sub_batch_wants_seeds_for_the_batch(x):
 def test_hutch_plus_plus_keeps_its_kind():
     assert HutchPlusPlus(4).seeded(3) == HutchPlusPlus(4, seed=3)
     assert isinstance(HutchPlusPlus(4).resolve(smooth, torch.randn(2, 4), torch.tensor(1.0)), HutchPlusPlus)
+
+
+def test_a_network_whose_channels_lie_side_by_side_has_every_derivative():
+    """As users lay their networks out for speed: torch differentiates such a group norm only backward, and one by one."""
+    torch.manual_seed(0)
+    layers = torch.nn.Conv2d(4, 8, 3, padding=1), torch.nn.GroupNorm(2, 8), torch.nn.SiLU(), torch.nn.Conv2d(8, 4, 3, padding=1)
+    network = torch.nn.Sequential(*layers).double().requires_grad_(False).to(memory_format=torch.channels_last)
+    images = torch.randn(3, 4, 5, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    assert not network[0](images).is_contiguous()
+    probe, h = torch.randn_like(images), 1e-5
+    quotient = (network(images + h * probe) - network(images - h * probe)) / (2 * h)
+    for method, batched in itertools.product(("vjp", "jvp"), (False, True)):
+        products = linearise(method, lambda z: (network(z), None), images, Options(batched=batched))
+        ((v, product),) = products.pairs([probe])
+        torch.testing.assert_close(dot(v, product), dot(probe, quotient), rtol=1e-6, atol=1e-8)
+
+
+def test_a_first_gradient_imports_no_algebra():
+    """torch imports sympy for a gradient with given outputs' gradients, which took seconds of a short run."""
+    code = """if True:
+        import sys, torch
+        from steindiff.divergence import Hutchinson
+        Hutchinson(2, method="vjp")(lambda z: (torch.tanh(z), None), torch.randn(3, 4), 0)
+        sys.exit("sympy" in sys.modules)
+    """
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

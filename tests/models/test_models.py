@@ -1,5 +1,6 @@
 """Embedded models load, denoise and say where they come from; anything else is refused without executing it."""
 
+import functools
 import json
 import pickle
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from steindiff import models, schedules
 from steindiff.analytic import FactorMixture
 from steindiff.denoisers import schedule_of
+from steindiff.divergence.products import Options, dot, linearise
 from steindiff.errors import InputError, ModelFileError
 from steindiff.models.networks import EDMPrecond, UNet, UNetConfig
 from steindiff.models.store import WEIGHTS
@@ -65,6 +67,27 @@ def test_kernels_have_their_channels_side_by_side_and_images_do_not(name):
     plain = model.denoiser.to(memory_format=torch.contiguous_format)
     assert not any(p.is_contiguous(memory_format=torch.channels_last) for p in kernels if p.shape[-1] > 1)
     torch.testing.assert_close(found, plain(x, torch.tensor(0.5)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
+def test_networks_as_loaded_have_every_derivative(name):
+    """Whatever the layout of their kernels: backward, forward, of several probes at once, of torch's own making, and by σ."""
+    model = models.load(name, dtype=torch.float64)
+    net, s = model.denoiser, torch.tensor(0.8, dtype=torch.float64)
+    x, *probes = torch.randn(3, 2, *model.event_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    near = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
+
+    def squares(method, batched):
+        products = linearise(method, lambda z: (net(z, s), None), x, Options(batched=batched))
+        return torch.stack([dot(v, product) for v, product in products.pairs(probes)])
+
+    backward = squares("vjp", False)
+    for method, batched in (("vjp", True), ("jvp", False), ("jvp", True)):
+        near(squares(method, batched), backward)
+    near(dot(probes[0], torch.func.jvp(lambda z: net(z, s), (x,), (probes[0],))[1]), backward[0])
+    h = 1e-5
+    slope = torch.func.jvp(lambda t: net(x, t), (s,), (torch.ones_like(s),))[1]
+    torch.testing.assert_close(slope, (net(x, s + h) - net(x, s - h)) / (2 * h), rtol=1e-5, atol=1e-6)
 
 
 def test_unknown_names_suggest(tmp_path):

@@ -21,7 +21,7 @@ from torch import Tensor
 from steindiff.analytic.checks import noise_level
 from steindiff.arguments import check_batch, check_callable, check_denoiser
 from steindiff.denoisers import Denoiser, expand
-from steindiff.divergence.products import Options, Vjp, dot, linearise
+from steindiff.divergence.products import Options, Vjp, dot, linearise, pulled
 from steindiff.errors import NonFiniteError, SteindiffError, require, require_numbers, require_whole
 from steindiff.noise import mix
 
@@ -74,8 +74,8 @@ def linearize(f: Map, x: Tensor, method: Push = "auto") -> Linearization:
 def _double(f: Map, z: Tensor, value: Tensor) -> Map:
     """Jv = ∂⟨Jᵀw, v⟩/∂w."""
     w = torch.zeros_like(value, requires_grad=True)
-    pulled = torch.autograd.grad(value, z, w, create_graph=True)[0]
-    return lambda v: torch.autograd.grad(pulled, w, v, retain_graph=True)[0].detach()
+    back = pulled(value, z, w, graph=True)
+    return lambda v: pulled(back, w, v).detach()
 
 
 def _central(f: Map, z: Tensor, value: Tensor) -> Map:

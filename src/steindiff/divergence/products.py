@@ -7,7 +7,7 @@ import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, Generic, TypeVar
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from steindiff.divergence.plain import PlainNorms
 from steindiff.errors import SteindiffError
 
 METHODS = ("vjp", "jvp", "fd")
@@ -74,7 +75,7 @@ class Vjp(Products[A]):
         super().__init__(g, x, options)
         if torch.is_inference_mode_enabled():
             raise SteindiffError("inside torch.inference_mode no gradient exists: use torch.no_grad (estimators have 'fd' too)")
-        with torch.enable_grad():
+        with torch.enable_grad(), PlainNorms() if options.batched else nullcontext():
             self.z = fresh(x).requires_grad_(True)
             self.value, aux = g(self.z)
         self.aux = mapped(Tensor.detach, aux)
@@ -83,7 +84,7 @@ class Vjp(Products[A]):
     def one(self, v: Tensor) -> Tensor:
         """Jᵀv."""
         self.vjps += 1
-        return torch.autograd.grad(self.value, self.z, v, retain_graph=True)[0]
+        return pulled(self.value, self.z, v)
 
     def block(self, block: Tensor) -> Tensor:
         """Jᵀv for every v, in one pass."""
@@ -164,16 +165,27 @@ def linearise(method: str, g: Map[A], x: Tensor, options: Options) -> Products[A
     return kinds[method](g, x, options)
 
 
+def pulled(value: Tensor, z: Tensor, v: Tensor, graph: bool = False) -> Tensor:
+    """(∂value/∂z)ᵀv, with a graph of its own or not.
+
+    It is the gradient of the number ⟨value, v⟩: where v is given as a gradient of the output, torch imports sympy.
+    """
+    with torch.enable_grad():
+        inner = (value * v).sum()
+    return torch.autograd.grad(inner, z, retain_graph=True, create_graph=graph)[0]
+
+
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """⟨a, b⟩ per sample, (B,), accumulated in float32 or better."""
     wide = torch.promote_types(a.dtype, torch.float32)
     return (a.to(wide) * b.to(wide)).flatten(1).sum(1)
 
 
-def _unfused() -> AbstractContextManager[None]:
-    """Attention by its formula: no fused kernel has a forward derivative."""
-    context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
-    return context
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Attention by its formula, and plain norms: no fused kernel has a forward derivative."""
+    with sdpa_kernel(SDPBackend.MATH), PlainNorms():
+        yield
 
 
 @cache

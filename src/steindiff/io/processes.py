@@ -39,9 +39,9 @@ def joined(device: str = "cpu") -> Iterator[None]:
     """
     begun = _started_together() and dist.is_available() and not dist.is_initialized()
     if begun:
-        # Its functions have the group of the time of its import as a default argument. The first derivative imports it (by way
-        # of torch._dynamo), and a group that it then holds is not destroyed: its threads run on into the interpreter's end,
-        # where now and then one aborts the process ("terminate called without an active exception").
+        # Its functions have the group of the time of its import as a default argument. The first forward derivative imports it
+        # (by way of torch._dynamo), and a group that it then holds is not destroyed: its threads run on into the interpreter's
+        # end, where now and then one aborts the process ("terminate called without an active exception").
         import_module("torch.distributed.nn.functional")
         _meet("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
     try:

@@ -8,19 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+
+from steindiff.divergence.plain import PlainNorms
 
 
-class _Plain(TorchFunctionMode):
-    """Attention from plain operations, and group norms of contiguous tensors: both then have forward derivatives."""
+class _Plain(PlainNorms):
+    """Attention from plain operations too: both then have forward derivatives."""
 
     def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        named = kwargs or {}
         if function is F.scaled_dot_product_attention:
-            return _attention(*args, **named)
-        if function is F.group_norm:
-            return function(args[0].contiguous(), *args[1:], **named)
-        return function(*args, **named)
+            return _attention(*args, **(kwargs or {}))
+        return super().__torch_function__(function, types, args, kwargs)
 
 
 @contextmanager

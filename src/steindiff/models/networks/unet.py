@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from steindiff.divergence.plain import pushed
 from steindiff.errors import InputError, require
 from steindiff.models.networks.layout import check_sizes, waves, whole
 
@@ -84,13 +85,20 @@ class UNetConfig:
         return tuple(self.channels * m for m in self.mults)
 
 
+class _GroupNorm(nn.GroupNorm):
+    """A group norm that has a forward derivative wherever its channels lie."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.contiguous() if pushed(x) else x)
+
+
 class _Attention(nn.Module):
     """Residual self-attention over pixels: x + W softmax(qᵀk / √d) v, on (B, C, H, W)."""
 
     def __init__(self, width: int, heads: int, groups: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = nn.GroupNorm(groups, width)
+        self.norm = _GroupNorm(groups, width)
         self.qkv = nn.Conv2d(width, 3 * width, 1)
         self.out = _zero(nn.Conv2d(width, width, 1))
 
@@ -108,10 +116,10 @@ class _Block(nn.Module):
 
     def __init__(self, n_in: int, n_out: int, config: UNetConfig, attend: bool) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(config.groups, n_in)
+        self.norm1 = _GroupNorm(config.groups, n_in)
         self.conv1 = nn.Conv2d(n_in, n_out, 3, padding=1)
         self.film = _zero(nn.Linear(4 * config.channels, 2 * n_out))
-        self.norm2 = nn.GroupNorm(config.groups, n_out)
+        self.norm2 = _GroupNorm(config.groups, n_out)
         self.dropout = nn.Dropout(config.dropout)
         self.conv2 = _zero(nn.Conv2d(n_out, n_out, 3, padding=1))
         self.skip = nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 1)
@@ -202,7 +210,7 @@ class UNet(nn.Module):
                 self.decoder.append(_Block(2 * widths[level], widths[level], config, level in config.attention))
             if level:
                 self.decoder.append(_Resize(widths[level], widths[level - 1], up=True))
-        self.norm = nn.GroupNorm(config.groups, widths[0])
+        self.norm = _GroupNorm(config.groups, widths[0])
         self.head = _zero(nn.Conv2d(widths[0], config.image_channels, 3, padding=1))
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
