@@ -27,6 +27,7 @@ from steindiff.study.evaluation import Settings
 from steindiff.study.grid import Config
 from steindiff.study.judge import judge_images
 from steindiff.study.judging import Job
+from steindiff.study.measure import Ruler
 from steindiff.study.run import run_study
 from steindiff.study.testbed import Testbed
 
@@ -98,7 +99,7 @@ def shown(file, folder):
 
 
 def reported(file, folder):
-    """How many pictures of a small study's report this process has saved."""
+    """How many pictures of a small study's report this process has saved, and how many sets of images it has measured."""
     config = Config(
         beds=(str(file),),
         solvers=("ddim", "heun"),
@@ -108,9 +109,12 @@ def reported(file, folder):
         batch=24,
         metrics=("energy", "endpoint"),
     )
-    with patch.object(Figure, "savefig", autospec=True, side_effect=Figure.savefig) as saved:
+    with (
+        patch.object(Figure, "savefig", autospec=True, side_effect=Figure.savefig) as saved,
+        patch.object(Ruler, "measure", autospec=True, side_effect=Ruler.measure) as measured,
+    ):
         write_report(folder, run_study(config, folder, progress=False))
-    return saved.call_count
+    return {"pictures": saved.call_count, "measured": measured.call_count}
 
 
 BATCHES = {"dealt": (8, 4), "divided": (6, 8), "dealt, then divided": (14, 4), "an image left": (9, 4), "of one": (5, 1)}
@@ -177,7 +181,7 @@ def main(folder):
         found["score"] = scored(folder, folder / "reference.npz")
         found["quality"] = quality(folder / "quality", together=True)
         found["demo"] = shown(folder / "mixture.safetensors", folder / "demo")
-        found["pictures"] = reported(folder / "mixture.safetensors", folder / "study")
+        found["study"] = reported(folder / "mixture.safetensors", folder / "study")
         found["drawn"] = {case: drawn(case, together=True) for case in BATCHES}
         found["dealt"] = dealt()
         found["fitted"] = fitted()

@@ -155,15 +155,16 @@ def test_a_demo_is_drawn_together_and_written_once(both, script, tmp_path):
     assert sorted(os.listdir(both[0]["folder"] / "demo")) == sorted(os.listdir(tmp_path / "demo"))
 
 
-def test_each_of_two_processes_draws_half_of_a_reports_pictures(both, script, tmp_path):
+def test_each_of_two_processes_measures_and_draws_half_of_a_study(both, script, tmp_path):
     alone = script.reported(both[0]["folder"] / "mixture.safetensors", tmp_path)
-    drawn = [part["pictures"] for part in both]
-    assert sum(drawn) == alone > 8
-    assert max(drawn) <= 0.6 * alone
-    pictures = (
-        sorted(path.name for path in (folder / "figures").iterdir()) for folder in (both[0]["folder"] / "study", tmp_path)
-    )
-    assert len(set(map(tuple, pictures))) == 1
+    assert alone["pictures"] > 8
+    assert alone["measured"] == 6  # four runs, other samples of the law, and the exact flow's
+    assert [part["study"]["measured"] for part in both] == [3, 3]
+    drawn = [part["study"]["pictures"] for part in both]
+    assert sum(drawn) == alone["pictures"]
+    assert max(drawn) <= 0.6 * alone["pictures"]
+    made, figures = both[0]["folder"] / "study" / "figures", tmp_path / "figures"
+    assert sorted(path.name for path in made.iterdir()) == sorted(path.name for path in figures.iterdir())
 
 
 LAUNCHED = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}

@@ -66,11 +66,11 @@ class References:
 
 def references(
     bed: Testbed, seeds: Sequence[int], folder: Path | None = None, checked: int = 0, law: bool = True
-) -> References | None:
+) -> References:
     """The references for consecutive seeds, made once in a study's folder; `law`: with samples of the law.
 
     So many (`checked`) of a network's fine runs are repeated with twice the steps, for `References.error`. Processes that have
-    joined call this together and share the work; where a file has it, it is the first process's only. Raises NonFiniteError
+    joined call this together and share the work. Raises NonFiniteError
     where a fine run diverged.
     """
 
@@ -185,11 +185,6 @@ class Ruler:
     metrics: Collection[str] = METRICS
     axes: int = AXES
     seeds: Sequence[int] = ()
-
-    @cached_property
-    def perfect(self) -> Measures:
-        """What the exact flow's end points measure."""
-        return self.measure(self.references.endpoints)
 
     def measure(self, x: Tensor, paired: bool = True) -> Measures:
         """Measure samples (n, *event); paired: they are a function of the noise of the study's seeds."""

@@ -1,9 +1,8 @@
 """The study: every cell once, each an atomic file, so that it stops and goes on at any moment without loss or repeat."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import groupby
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ def run_study(
     """Run what is missing of a study, and give what was found.
 
     Under torchrun or accelerate, batches are dealt out to the processes, and one that is left over is divided among them;
-    statistics are those of the whole batch either way. The first process measures and writes, and tells the others.
+    statistics are those of the whole batch either way. Each measures a cell at a time, and the first one writes.
 
     Args:
         config: the study.
@@ -69,24 +68,20 @@ def run_study(
         _check(config, judges)
         place = processes.local_device(device)
         processes.by_first(lambda: _check_files(config, judges, place))
-        total, quiet = len(list(config.cells())), not (progress and processes.rank() == 0)
-        with tqdm(total=total, unit="cell", disable=quiet, mininterval=1.0, smoothing=0.05) as bar:
+        cells, quiet = list(config.cells()), not (progress and processes.rank() == 0)
+        with tqdm(total=len(cells), unit="cell", disable=quiet, mininterval=1.0, smoothing=0.05) as bar:
             for name in config.beds:
                 bed = own[name] if name in own else make(name, place)
                 bar.set_postfix_str(f"{bed.name}: references")
                 with clock("references"):
                     refs = references(bed, config.seeds, folder, config.checked, _of_law(config, judges))
-                ruler = None
-                if refs is not None and processes.rank() == 0:
-                    named = judges_of(bed, judges, refs.target, config.n)
-                    ruler = Ruler(bed, refs, named, config.metrics, config.axes, config.seeds)
-                    with clock("measuring"):
-                        summaries.append(_summary(name, ruler))
-                part = _Part(bed, config, folder, ruler, bar.set_postfix_str, clock)
-                for _, group in groupby((c for c in config.cells() if c.bed == name), key=lambda c: c.plain):
-                    cells = list(group)
-                    results.extend(part.results([cell for cell in cells if config.runs_on(cell, bed.setting)]))
-                    bar.update(len(cells))
+                named = judges_of(bed, judges, refs.target, config.n)
+                ruler = Ruler(bed, refs, named, config.metrics, config.axes, config.seeds)
+                with clock("measuring"):
+                    floor, perfect = _bounds(ruler)
+                    summaries.append(_summary(name, ruler, floor, perfect))
+                part = _Part(bed, config, folder, ruler, perfect, bar, clock)
+                results += part.results([cell for cell in cells if cell.bed == name])
         results, summaries = processes.told((results, summaries))
     return Study.of(config, results, summaries)
 
@@ -131,55 +126,77 @@ def _of_law(config: Config, judges: Sequence[JudgeFiles]) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """A testbed's part of a study; only the first process has a ruler, measures and keeps."""
+    """A testbed's part of a study. Processes draw together, measure a cell each, and the first one keeps."""
 
     bed: Testbed
     config: Config
     folder: Path
-    ruler: Ruler | None
-    tell: Callable[[str], object]
+    ruler: Ruler
+    perfect: Measures
+    bar: "tqdm[Any]"
     clock: Clock
     common: Common = field(default_factory=Common)
 
-    def results(self, cells: list[Cell]) -> list[Result]:
-        """The results of a group of cells: a solver's plain run, then the runs that are compared with it."""
-        if not cells:
-            return []
-        judged_by = [judge.digest for judge in self.ruler.judges] if self.ruler else []
-        keys = {cell: key_of(cell, self.bed, self.config, judged_by) for cell in cells} if self.ruler else {}
-        held = {cell: store.read(self.folder, cell, key, self._known) for cell, key in keys.items()}
-        missing = processes.agreed([c for c, result in held.items() if result is None] if self.ruler else None) or []
-        for result in self._new(cells[0], missing, keys):
+    def results(self, cells: Sequence[Cell]) -> list[Result]:
+        """The results of the cells that this testbed has, on the first process."""
+        bed, config, judged_by = self.bed, self.config, [judge.digest for judge in self.ruler.judges]
+        keys = {cell: key_of(cell, bed, config, judged_by) for cell in cells if config.runs_on(cell, bed.setting)}
+        held = processes.by_first(lambda: {cell: self._held(cell, key) for cell, key in keys.items()}) or {}
+        missing = processes.told([cell for cell, result in held.items() if result is None])
+        self.bar.update(len(cells) - len(missing))
+        for result in self._new(missing, keys):
             store.write(self.folder, result)
             held[result.cell] = result
         return [result for result in held.values() if result is not None]
 
-    def _new(self, first: Cell, missing: list[Cell], keys: dict[Cell, str]) -> Iterator[Result]:
-        """The missing results; the plain run is made once more where a missing one is compared with it."""
-        plain: Measures | None = None
-        for cell in dict.fromkeys([first, *missing]) if missing else ():
-            self.tell(str(cell))
-            corrected = self.config.correction(cell.correction) is not None
-            given = (self._price, self._clean) if corrected else (None, None)
-            solver, sigmas = build(cell, self.config, self.bed.setting, *given)
-            how: dict[str, Any] = {"batch": self.config.batch, "together": True, "common": self.common}
-            with self.clock("runs"):
-                drawn = draw(solver, self.bed, sigmas, self.config.seeds, **how)
-            if self.ruler is not None:
-                with self.clock("measuring"):
-                    measured = None if drawn.x is None else self.ruler.measure(drawn.x, paired=not solver.stochastic)
-                plain = measured if cell == first else plain
-                if cell in missing:
-                    yield _result(cell, keys[cell], drawn, measured, plain, self.ruler)
+    def _held(self, cell: Cell, key: str) -> Result | None:
+        return store.read(self.folder, cell, key, self._known)
+
+    def _new(self, missing: Sequence[Cell], keys: Mapping[Cell, str]) -> Iterator[Result]:
+        """The missing results, on the first process; a plain run is made once more where a missing one is compared with it."""
+        wanted = set(missing)
+        todo = list(dict.fromkeys(run for cell in missing for run in (cell.plain, cell) if run in keys))
+        plain: dict[Cell, Measures | None] = {}
+        for first in range(0, len(todo), processes.world_size()):
+            some = todo[first : first + processes.world_size()]
+            drawn = [self._drawn(cell) for cell in some]
+            with self.clock("measuring"):
+                measured = processes.dealt([partial(self._measured, c, runs) for c, runs in zip(some, drawn, strict=True)])
+            for cell, runs, measures in zip(some, drawn, measured, strict=True):
+                plain = {cell: measures} if cell == cell.plain else plain
+                if cell not in wanted:
+                    continue
+                self.bar.update()
+                if processes.rank() == 0:
+                    yield self._result(cell, keys[cell], runs, measures, plain.get(cell.plain))
+
+    def _drawn(self, cell: Cell) -> Drawn:
+        self.bar.set_postfix_str(str(cell))
+        corrected = self.config.correction(cell.correction) is not None
+        given = (self._price, self.ruler.references.floor) if corrected else (None, None)
+        solver, sigmas = build(cell, self.config, self.bed.setting, *given)
+        with self.clock("runs"):
+            return draw(solver, self.bed, sigmas, self.config.seeds, batch=self.config.batch, together=True, common=self.common)
+
+    def _measured(self, cell: Cell, drawn: Drawn) -> Measures | None:
+        paired = not self.config.solver(cell.solver).stochastic
+        return None if drawn.x is None else self.ruler.measure(drawn.x, paired)
+
+    def _result(self, cell: Cell, key: str, drawn: Drawn, measured: Measures | None, plain: Measures | None) -> Result:
+        if measured is None or drawn.x is None:
+            return Result(cell, key, 0, failure=drawn.failure, seconds=drawn.seconds)
+        change = changes(measured, plain) if plain and cell.correction != PLAIN else {}
+        spread = measured.spread
+        return Result(
+            cell, key, len(drawn.x), measured.values, change, drawn.stats, drawn.trace, measured.spectrum,
+            seconds=drawn.seconds, shown=_shown(self.ruler, drawn.x), excess=changes(measured, self.perfect),
+            spread=torch.cat([torch.empty(0), *map(Tensor.float, spread.values())]),
+            lengths={name: len(numbers) for name, numbers in spread.items()},
+        )  # fmt: skip
 
     @cached_property
     def _known(self) -> dict[str, Path]:
         return store.places(self.folder)
-
-    @cached_property
-    def _clean(self) -> Tensor | None:
-        """Samples of the law that no run is measured against, for corrections that need constants of it."""
-        return processes.agreed(self.ruler.references.floor if self.ruler else None)
 
     @cached_property
     def _price(self) -> Choice:
@@ -189,25 +206,21 @@ class _Part:
             return price(self.bed, seeds, self.folder, method)
 
 
-def _summary(name: str, ruler: Ruler) -> BedSummary:
+def _bounds(ruler: Ruler) -> tuple[Measures, Measures]:
+    """What independent samples of the law measure, and the exact flow's end points."""
+    refs = ruler.references
+    works: list[Callable[[], Measures]] = [partial(ruler.measure, refs.floor, False), partial(ruler.measure, refs.endpoints)]
+    floor, perfect = processes.dealt(works)
+    return floor, perfect
+
+
+def _summary(name: str, ruler: Ruler, floor: Measures, perfect: Measures) -> BedSummary:
     bed, refs = ruler.bed, ruler.references
     how = "; ".join([refs.how, *(f"{', '.join(j.names)}: extractor {j.extractor.sha256[:16]}" for j in ruler.judges)])
-    floors, kind = ruler.measure(refs.floor, paired=False).values, "exact" if bed.law else bed.kind
-    shown, perfect = _shown(ruler, refs.endpoints), ruler.perfect.values
+    kind, shown = "exact" if bed.law else bed.kind, _shown(ruler, refs.endpoints)
     labels = tuple(bed.label(ruler.seeds[i]) for i in _places(ruler)) if bed.classes else ()
-    return BedSummary(name, kind, bed.event_shape, how, len(refs.target), floors, perfect, shown, refs.error, labels)
-
-
-def _result(cell: Cell, key: str, drawn: Drawn, measured: Measures | None, plain: Measures | None, ruler: Ruler) -> Result:
-    if measured is None or drawn.x is None:
-        return Result(cell, key, 0, failure=drawn.failure, seconds=drawn.seconds)
-    change = changes(measured, plain) if plain and cell.correction != PLAIN else {}
-    spread = measured.spread
-    return Result(
-        cell, key, len(drawn.x), measured.values, change, drawn.stats, drawn.trace, measured.spectrum, seconds=drawn.seconds,
-        shown=_shown(ruler, drawn.x), excess=changes(measured, ruler.perfect),
-        spread=torch.cat([torch.empty(0), *map(Tensor.float, spread.values())]), lengths={k: len(v) for k, v in spread.items()},
-    )  # fmt: skip
+    measured = floor.values, perfect.values
+    return BedSummary(name, kind, bed.event_shape, how, len(refs.target), *measured, shown, refs.error, labels)
 
 
 def _shown(ruler: Ruler, x: Tensor) -> Tensor:

@@ -49,17 +49,16 @@ def kept(folder: Path | None, name: str, parts: Mapping[str, Any], kind: type[T]
 
 def kept_together(
     folder: Path | None, name: str, parts: Mapping[str, Any], kind: type[T], remedy: str, make: Callable[[], T]
-) -> T | None:
+) -> T:
     """`kept` for several processes that work together, each of which calls it.
 
-    Only the first process reads and writes. Where there is no file, all processes make the object together, and each has it.
-    Where there is one, the first process has what it holds, and the others have None.
+    Only the first process reads and writes. Where there is no file, all processes make the object together.
     """
     if folder is None:
         return make()
     path, key = _named(folder, name, parts)
-    found = processes.by_first(lambda: held(path, key, kind, remedy))
-    if not processes.agreed(found is not None if processes.rank() == 0 else None):
+    found = processes.told(processes.by_first(lambda: held(path, key, kind, remedy)))
+    if found is None:
         found = make()
         if processes.rank() == 0:
             keep(path, key, found)

@@ -239,6 +239,4 @@ def price(bed: Testbed, seeds: Sequence[int], folder: Path | None = None, method
         return choose(bed.denoiser_for(seeds), x, x.new_tensor(1.0), methods=(method,), samples=len(x), repeats=REPEATS)
 
     parts = {"bed": bed.digest, "batch": len(seeds), "device": bed.device, "method": method}
-    found = processes.agreed(kept_together(folder and folder / "prices", bed.name, parts, Choice, "it is measured again", new))
-    assert found is not None
-    return found
+    return processes.told(kept_together(folder and folder / "prices", bed.name, parts, Choice, "it is measured again", new))
