@@ -158,8 +158,8 @@ def test_a_demo_is_drawn_together_and_written_once(both, script, tmp_path):
 def test_each_of_two_processes_measures_and_draws_half_of_a_study(both, script, tmp_path):
     alone = script.reported(both[0]["folder"] / "mixture.safetensors", tmp_path)
     assert alone["pictures"] > 8
-    assert alone["measured"] == 6  # four runs, other samples of the law, and the exact flow's
-    assert [part["study"]["measured"] for part in both] == [3, 3]
+    assert alone["measured"] == 10  # eight runs, other samples of the law, and the exact flow's
+    assert [part["study"]["measured"] for part in both] == [5, 5]
     drawn = [part["study"]["pictures"] for part in both]
     assert sum(drawn) == alone["pictures"]
     assert max(drawn) <= 0.6 * alone["pictures"]
