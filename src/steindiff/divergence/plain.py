@@ -19,7 +19,7 @@ class PlainNorms(TorchFunctionMode):
 
     def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The function, of its arguments."""
-        if function is F.group_norm:
+        if function in (F.group_norm, torch.group_norm):
             args = (args[0].contiguous(), *args[1:])
         return function(*args, **(kwargs or {}))
 
