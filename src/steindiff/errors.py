@@ -56,7 +56,18 @@ def require(holds: bool, need: str, **values: object) -> None:
         steindiff.errors.InputError: eta=2.0: need 0 < eta ≤ 1
     """
     if not holds:
-        raise InputError(f"{', '.join(f'{name}={value!r}' for name, value in values.items())}: {need}")
+        raise InputError(f"{', '.join(f'{name}={brief(repr(value))}' for name, value in values.items())}: {need}")
+
+
+def brief(text: str, most: int = 400) -> str:
+    """Text on one line; of a long one the beginning and the end, `most` characters.
+
+    Example:
+        >>> brief("a name of " + 1000 * "z", most=12)
+        'a name … zzzzzz'
+    """
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most // 2].rstrip()} … {line[-(most // 2) :].lstrip()}"
 
 
 def require_numbers(**values: object) -> None:
@@ -114,4 +125,4 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
     lower = {known.lower(): known for known in names}
     near = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)
     hint = f"did you mean {lower[near[0]]!r}? " if near else ""
-    return InputError(f"unknown {kind} {name!r}: {hint}Known: {', '.join(names)}")
+    return InputError(f"unknown {kind} {brief(repr(name))}: {hint}Known: {', '.join(names)}")

@@ -149,6 +149,11 @@ def test_foreign_and_inconsistent_files_are_refused(tmp_path):
     save_file(tensors, path, {"steindiff": json.dumps(info)})
     with pytest.raises(ModelFileError, match="does not hold what its description says"):
         models.load(path)
+    save_file({f"network.{name}": tensor for name, tensor in tensors.items()}, path, {"steindiff": json.dumps(info)})
+    with pytest.raises(ModelFileError, match=r"Missing key.* … .*; make or fetch it again") as refused:
+        models.load(path)
+    assert len(str(refused.value)) < 600 + len(str(path))  # and not the names of all tensors
+    assert "\n" not in str(refused.value)
 
 
 PARTS = {"kind": "edm_unet", "name": "big", "event_shape": [1, 8, 8], "sigma_data": 0.5, "unet": {"channels": 16, "heads": 1}}

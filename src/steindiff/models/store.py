@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steindiff.errors import InputError, ModelFileError, unknown_name
+from steindiff.errors import InputError, ModelFileError, brief, unknown_name
 from steindiff.io.files import NoDescription, read_all, read_tensors, write_tensors
 from steindiff.io.folders import refuse
 
@@ -51,7 +51,8 @@ def described(path: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelFileError(f"{path} does not hold what its description says: {error}; make or fetch it again") from error
+        said = brief(str(error))  # torch names every tensor that is missing
+        raise ModelFileError(f"{path} does not hold what its description says: {said}; make or fetch it again") from error
 
 
 def read(path: str | Path, kinds: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, Tensor]]:
